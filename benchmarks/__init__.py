@@ -1,0 +1,1 @@
+"""Commands that measure; nothing in nas_jax imports them."""

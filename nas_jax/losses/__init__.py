@@ -1,0 +1,1 @@
+"""Objectives: pure functions on arrays, one a file; no Flax, no config."""

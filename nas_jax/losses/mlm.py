@@ -1,0 +1,87 @@
+"""Masked language modelling on gathered positions, with soft labels of the teacher (ALBEF, eq. 4 and 7)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.typing import Array
+
+
+class SpecialTokens(NamedTuple):
+    """Ids of the tokenizer's special tokens."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+
+
+class MaskedText(NamedTuple):
+    """A corrupted batch of texts, and where the loss is taken: only M positions of a row reach the vocabulary."""
+
+    token_ids_BxL: Array
+    positions_BxM: Array
+    targets_BxM: Array  # original ids at the positions
+    weights_BxM: Array  # float32, 1 on real entries, 0 on filler
+
+
+def gather_positions(x_BxLxD: Array, positions_BxM: Array) -> Array:
+    """Rows of the middle axis: (B, L, D) at (B, M) -> (B, M, D); also (B, L) -> (B, M)."""
+    if x_BxLxD.ndim == 2:
+        return jnp.take_along_axis(x_BxLxD, positions_BxM, axis=1)
+    return jnp.take_along_axis(x_BxLxD, positions_BxM[..., None], axis=1)
+
+
+def scatter_positions(x_BxL: Array, positions_BxM: Array, values_BxM: Array, where_BxM: Array) -> Array:
+    """`x` with `values` written at distinct positions, where `where` is True."""
+    kept_BxM = jnp.where(where_BxM, values_BxM, gather_positions(x_BxL, positions_BxM))
+    return x_BxL.at[jnp.arange(x_BxL.shape[0])[:, None], positions_BxM].set(kept_BxM)
+
+
+def mask_tokens(
+    key: Array,
+    token_ids_BxL: Array,
+    token_mask_BxL: Array,
+    special: SpecialTokens,
+    vocab_size: int,
+    probability: float,
+    max_masked: int = 0,
+) -> MaskedText:
+    """BERT's corruption: each real token is picked with `probability`; of those 80 % [MASK], 10 % random, 10 % kept.
+
+    At most `max_masked` tokens a row are picked (0 = no limit); a row over the limit loses picks at random, so the
+    loss sees exactly the corrupted positions.
+    """
+    length = token_ids_BxL.shape[1]
+    pick_key, rank_key, kind_key, random_key = jax.random.split(key, 4)
+    special_BxL = (token_ids_BxL == special.cls) | (token_ids_BxL == special.sep) | (token_ids_BxL == special.pad)
+    picked_BxL = jax.random.bernoulli(pick_key, probability, token_ids_BxL.shape) & token_mask_BxL & ~special_BxL
+    score_BxL = jnp.where(picked_BxL, jax.random.uniform(rank_key, token_ids_BxL.shape), -1.0)
+    score_BxM, positions_BxM = jax.lax.top_k(score_BxL, min(max_masked or length, length))
+    real_BxM = score_BxM >= 0
+    targets_BxM = gather_positions(token_ids_BxL, positions_BxM)
+    kind_BxM = jax.random.uniform(kind_key, positions_BxM.shape)
+    random_BxM = jax.random.randint(random_key, positions_BxM.shape, 0, vocab_size, token_ids_BxL.dtype)
+    corrupted_BxM = jnp.where(kind_BxM < 0.8, special.mask, jnp.where(kind_BxM < 0.9, random_BxM, targets_BxM))
+    return MaskedText(
+        scatter_positions(token_ids_BxL, positions_BxM, corrupted_BxM, real_BxM),
+        positions_BxM,
+        targets_BxM,
+        real_BxM.astype(jnp.float32),
+    )
+
+
+def mlm_loss(
+    logits_BxMxV: Array, teacher_logits_BxMxV: Array | None, targets_BxM: Array, weights_BxM: Array, alpha: Array
+) -> Array:
+    """(1 - alpha) * CE(targets) + alpha * CE(softmax of the teacher), mean over masked positions; 0 without any."""
+    log_p_BxMxV = jax.nn.log_softmax(logits_BxMxV.astype(jnp.float32))
+    loss_BxM = -jnp.take_along_axis(log_p_BxMxV, targets_BxM[..., None], axis=-1)[..., 0]
+    if teacher_logits_BxMxV is not None:
+        teacher_BxMxV = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits_BxMxV.astype(jnp.float32)))
+        soft_BxM = -jnp.sum(teacher_BxMxV * log_p_BxMxV, axis=-1)
+        loss_BxM = (1 - alpha) * loss_BxM + alpha * soft_BxM
+    return jnp.sum(loss_BxM * weights_BxM) / jnp.maximum(weights_BxM.sum(), 1.0)

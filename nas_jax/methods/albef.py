@@ -1,0 +1,287 @@
+"""ALBEF: Align before Fuse (Li et al., NeurIPS 2021). Salesforce's public code settles what the paper leaves open.
+
+The loss is ITC + ITM + MLM with unit weights, all three with hard negatives or soft targets from a momentum teacher.
+The functions below are its sections in order; `loss` puts them together. NAS (`methods/nas.py`) changes only the
+middle one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from nas_jax.losses.itc import QueueState, enqueue, itc_loss, positives
+from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
+from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, mlm_loss
+from nas_jax.methods.config import MethodConfig
+from nas_jax.models.vision_language import TEACHER_GROUPS, VisionLanguageModel
+from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
+from nas_jax.negatives.nta import WordTables
+from nas_jax.typing import Array, Batch, Metrics, Params
+
+KEYS = (
+    "image_negative", "text_negative", "mask", "student", "teacher", "match", "mlm_student", "mlm_teacher",
+    "dictionary", "object", "neighbour", "words", "refill", "refilled",
+)  # fmt: skip
+"""Names of the random streams of a step. New ones go to the end, so that the others keep their numbers."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method knows besides params, state and batch; all of it static under jit."""
+
+    config: MethodConfig
+    model: VisionLanguageModel
+    special: SpecialTokens
+    tables: WordTables
+    total_steps: int
+    steps_per_epoch: int
+
+
+@flax.struct.dataclass
+class MethodState:
+    """What changes with every step besides parameters and optimizer."""
+
+    teacher: Params
+    queue: QueueState
+    dictionary: DictionaryState | None
+
+
+class Stage(NamedTuple):
+    """Which parts of the loss are on at a step; static, so that what is off costs nothing."""
+
+    nva: bool = False
+    nta: bool = False
+    dictionary_frozen: bool = False
+    mlm_on_dictionary: bool = False
+
+
+class Encoded(NamedTuple):
+    """Both towers of student and teacher on one batch."""
+
+    image_tokens_BxTxD: Array
+    image_BxE: Array
+    text_tokens_BxLxD: Array
+    text_BxE: Array
+    teacher_image_tokens_BxTxD: Array
+    teacher_image_BxE: Array
+    teacher_text_tokens_BxLxD: Array
+    teacher_text_BxE: Array
+
+
+class Pass(NamedTuple):
+    """Rows for the fusion encoder: texts beside pictures."""
+
+    text_tokens_BxLxD: Array
+    token_mask_BxL: Array
+    image_tokens_BxTxD: Array
+
+
+Replay = dict[str, Array]
+"""Recorded random draws by name; each replaces one sampling of the step (used for parity with other code)."""
+
+
+def drawn(replay: Replay | None, name: str, sample: Callable[[], Array]) -> Array:
+    """The recorded draw of that name, or a fresh one."""
+    return replay[name] if replay and name in replay else sample()
+
+
+def split_keys(rng: Array) -> dict[str, Array]:
+    """One key for each random stream of the step."""
+    return dict(zip(KEYS, jax.random.split(rng, len(KEYS)), strict=True))
+
+
+def apply(ctx: Context, params: Params, method: str, *inputs, key: Array | None = None):
+    """Runs one method of the network; with a key in training mode (dropout), without one in evaluation mode."""
+    rngs = {} if key is None else {"dropout": key}
+    return ctx.model.apply({"params": params}, *inputs, train=key is not None, method=method, rngs=rngs)
+
+
+def soft_weight(ctx: Context, step: Array) -> Array:
+    """alpha of the step: it rises linearly from 0 over the first epochs (ALBEF code, Pretrain.py)."""
+    ramp_steps = ctx.config.alpha_ramp_epochs * ctx.steps_per_epoch
+    if ramp_steps == 0:
+        return jnp.float32(ctx.config.alpha)
+    return ctx.config.alpha * jnp.minimum(1.0, step / ramp_steps)
+
+
+def update_teacher(ctx: Context, teacher: Params, params: Params) -> Params:
+    """theta_m <- m theta_m + (1 - m) theta (section 3.3), before the teacher is used in the step."""
+    momentum, student = ctx.config.momentum, jax.lax.stop_gradient({name: params[name] for name in teacher})
+    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, teacher, student)
+
+
+def teacher_groups(ctx: Context) -> tuple[str, ...]:
+    """Parameter groups of which the teacher keeps a copy."""
+    return TEACHER_GROUPS + (("generator_head",) if ctx.model.generator else ())
+
+
+def encode(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> Encoded:
+    """Unimodal tokens and ITC features (section 3.1). The teacher keeps its dropout, and gets no gradient."""
+    image, ids, mask = batch["image_BxHxWx3"], batch["token_ids_BxL"], batch["token_mask_BxL"]
+    student = (
+        *apply(ctx, params, "encode_image", image, key=keys["student"]),
+        *apply(ctx, params, "encode_text", ids, mask, key=keys["student"]),
+    )
+    taught = (
+        *apply(ctx, teacher, "encode_image", image, key=keys["teacher"]),
+        *apply(ctx, teacher, "encode_text", ids, mask, key=keys["teacher"]),
+    )
+    return Encoded(*student, *jax.lax.stop_gradient(taught))
+
+
+def contrast(
+    ctx: Context, params: Params, queue: QueueState, encoded: Encoded, image_id_B: Array, alpha: Array
+) -> tuple[Array, Array, Array, QueueState]:
+    """ITC (section 3.2, eq. 2 and 6): the loss, the in-batch similarities both ways (B, B), and the new queue."""
+    targets_BxP = positives(image_id_B, queue.image_id_Q, ctx.config.itc.positives_by_id)
+    loss, logits_i2t_BxP, logits_t2i_BxP = itc_loss(
+        encoded.image_BxE,
+        encoded.text_BxE,
+        encoded.teacher_image_BxE,
+        encoded.teacher_text_BxE,
+        queue,
+        targets_BxP,
+        params["temp"],
+        alpha,
+    )
+    if not ctx.config.itc.queue_frozen:
+        queue = enqueue(queue, encoded.teacher_image_BxE, encoded.teacher_text_BxE, image_id_B)
+    batch = image_id_B.shape[0]
+    return loss, logits_i2t_BxP[:, :batch], logits_t2i_BxP[:, :batch], queue
+
+
+def mine(
+    ctx: Context,
+    logits_i2t_BxB: Array,
+    logits_t2i_BxB: Array,
+    image_id_B: Array,
+    keys: dict[str, Array],
+    replay: Replay | None,
+) -> tuple[Array, Array, Array]:
+    """Hard negatives (section 3.2): an image for every text, a text for every image, and which rows have one."""
+    allowed_BxB = allowed_negatives(image_id_B, ctx.config.itm.exclude_same_id)
+    image_B, valid_B = draw_negative(keys["image_negative"], logits_t2i_BxB, allowed_BxB)
+    text_B, _ = draw_negative(keys["text_negative"], logits_i2t_BxB, allowed_BxB)
+    return drawn(replay, "negative_image_B", lambda: image_B), drawn(replay, "negative_text_B", lambda: text_B), valid_B
+
+
+def match(ctx: Context, params: Params, passes: dict[str, Pass], key: Array) -> dict[str, Array]:
+    """ITM logits (B, 2) of each kind of rows; all of them in one call of the fusion encoder."""
+    rows = Pass(*(jnp.concatenate(parts) for parts in zip(*passes.values(), strict=True)))
+    logits_Rx2 = apply(ctx, params, "match", *rows, key=key)
+    return dict(zip(passes, jnp.split(logits_Rx2, len(passes)), strict=True))
+
+
+def in_batch_passes(
+    encoded: Encoded, image_tokens_BxTxD: Array, mask_BxL: Array, negative_image_B: Array, negative_text_B: Array
+) -> dict[str, Pass]:
+    """The 3B rows of ITM: true pairs, texts beside hard images, hard texts beside images."""
+    text = encoded.text_tokens_BxLxD
+    return {
+        "positive": Pass(text, mask_BxL, image_tokens_BxTxD),
+        "hard_image": Pass(text, mask_BxL, image_tokens_BxTxD[negative_image_B]),
+        "hard_text": Pass(text[negative_text_B], mask_BxL[negative_text_B], image_tokens_BxTxD),
+    }
+
+
+def masked_language(
+    ctx: Context,
+    params: Params,
+    teacher: Params,
+    batch: Batch,
+    image_tokens_BxTxD: Array,
+    teacher_image_tokens_BxTxD: Array,
+    alpha: Array,
+    keys: dict[str, Array],
+    replay: Replay | None,
+) -> tuple[Array, MaskedText, Array]:
+    """MLM (section 3.2, eq. 4 and 7): the loss, the masked text, and its text tokens (B, L, D)."""
+    mask_BxL = batch["token_mask_BxL"]
+    masked = drawn(
+        replay,
+        "masked",
+        lambda: mask_tokens(
+            keys["mask"],
+            batch["token_ids_BxL"],
+            mask_BxL,
+            ctx.special,
+            ctx.model.config.vocab_size,
+            ctx.config.mlm.probability,
+            ctx.config.mlm.max_masked,
+        ),
+    )
+
+    def logits(params: Params, image_tokens_BxTxD: Array, key: Array) -> tuple[Array, Array]:
+        text_tokens_BxLxD, _ = apply(ctx, params, "encode_text", masked.token_ids_BxL, mask_BxL, key=key)
+        fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, key=key)
+        picked_BxMxD = gather_positions(fused_BxLxD, masked.positions_BxM)
+        return apply(ctx, params, "mlm_logits", picked_BxMxD), text_tokens_BxLxD
+
+    student_BxMxV, text_tokens_BxLxD = logits(params, image_tokens_BxTxD, keys["mlm_student"])
+    taught_BxMxV, _ = logits(teacher, teacher_image_tokens_BxTxD, keys["mlm_teacher"])
+    loss = mlm_loss(student_BxMxV, taught_BxMxV, masked.targets_BxM, masked.weights_BxM, alpha)
+    return loss, masked, text_tokens_BxLxD
+
+
+def itm_metrics(groups: dict[str, MatchRows]) -> Metrics:
+    """Accuracy of the matching head on each kind of rows."""
+    return {f"itm_accuracy/{kind}": accuracy(rows) for kind, rows in groups.items()}
+
+
+def loss(
+    ctx: Context,
+    params: Params,
+    state: MethodState,
+    batch: Batch,
+    rng: Array,
+    step: Array,
+    stage: Stage,
+    replay: Replay | None = None,
+) -> tuple[Array, tuple[MethodState, Metrics]]:
+    """L = L_itc + L_itm + L_mlm (eq. 5) of one batch; also the next method state and metrics."""
+    keys, alpha = split_keys(rng), soft_weight(ctx, step)
+    mask_BxL, image_id_B = batch["token_mask_BxL"], batch["image_id_B"]
+    teacher = update_teacher(ctx, state.teacher, params)
+    encoded = encode(ctx, params, teacher, batch, keys)
+
+    loss_itc, i2t_BxB, t2i_BxB, queue = contrast(ctx, params, state.queue, encoded, image_id_B, alpha)
+
+    negative_image_B, negative_text_B, valid_B = mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
+    passes = in_batch_passes(encoded, encoded.image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
+    logits = match(ctx, params, passes, keys["match"])
+    groups = {
+        "positive": MatchRows(logits["positive"], 1, jnp.ones_like(valid_B)),
+        "hard_image": MatchRows(logits["hard_image"], 0, valid_B),
+        "hard_text": MatchRows(logits["hard_text"], 0, valid_B),
+    }
+    loss_itm = itm_loss(groups)
+
+    loss_mlm, _, _ = masked_language(
+        ctx,
+        params,
+        teacher,
+        batch,
+        encoded.image_tokens_BxTxD,
+        encoded.teacher_image_tokens_BxTxD,
+        alpha,
+        keys,
+        replay,
+    )
+    total = loss_itc + loss_itm + loss_mlm
+    metrics = {
+        "loss": total,
+        "loss/itc": loss_itc,
+        "loss/itm": loss_itm,
+        "loss/mlm": loss_mlm,
+        "itc/temp": params["temp"],
+        "itc/alpha": alpha,
+        **itm_metrics(groups),
+    }
+    return total, (MethodState(teacher, queue, state.dictionary), metrics)

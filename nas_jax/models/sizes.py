@@ -1,0 +1,68 @@
+"""Model configuration and the table of sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nas_jax.utils.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the image encoder, the text and fusion encoder, and the projections."""
+
+    dim: int = 768  # width D of both encoders
+    heads: int = 12  # attention heads; must divide dim
+    image_layers: int = 12  # depth of the ViT
+    text_layers: int = 6  # BERT layers that read text alone
+    fusion_layers: int = 6  # BERT layers with cross-attention to the image
+    mlp_ratio: int = 4  # hidden width of the feed-forward nets / dim
+    image_size: int = 256  # pixels a side; must be a multiple of patch_size
+    patch_size: int = 16  # pixels a side
+    vocab_size: int = 0  # V; 0 takes it from the tokenizer
+    max_text_length: int = 512  # rows of the text position table
+    embed_dim: int = 256  # width E of the ITC features
+    dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
+    dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate(self) -> None:
+        """Raises ConfigError on shapes that cannot be built."""
+        if self.dim % self.heads:
+            raise ConfigError(
+                f"model.dim={self.dim}, model.heads={self.heads}", "heads that divide dim", "change one of the two"
+            )
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"model.image_size={self.image_size}, model.patch_size={self.patch_size}",
+                "an image size that is a multiple of the patch size",
+                f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}",
+            )
+        if self.dim % 4:
+            raise ConfigError(f"model.dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
+
+
+SIZES: dict[str, ModelConfig] = {
+    "nano": ModelConfig(96, 4, 3, 2, 2, image_size=48, patch_size=8, embed_dim=64, max_text_length=64),
+    "tiny": ModelConfig(192, 3, 4, 2, 2, image_size=96, embed_dim=128),
+    "small": ModelConfig(384, 6, 6, 3, 3, image_size=128, embed_dim=256),
+    "base": ModelConfig(),  # ViT-B/16 and BERT-base, ALBEF's own
+    "large": ModelConfig(1024, 16, 24, 12, 12),  # ViT-L/16 and BERT-large
+}
+
+
+def model_config(size: str, **overrides) -> ModelConfig:
+    """The row `size` of the table with some fields replaced."""
+    if size not in SIZES:
+        raise ConfigError(f"model size {size!r}", f"one of {', '.join(SIZES)}", "add a row to models/sizes.py")
+    return replace(SIZES[size], **overrides)

@@ -1,0 +1,26 @@
+"""Hard negatives of the same batch, drawn by contrastive similarity (ALBEF, section 3.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.typing import Array
+
+
+def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True) -> Array:
+    """(B, B), True where column j may stand as a negative of row i: never itself, nor a pair with its image id."""
+    batch = image_id_B.shape[0]
+    same_BxB = jnp.eye(batch, dtype=bool)
+    if exclude_same_id:
+        same_BxB |= image_id_B[:, None] == image_id_B[None]
+    return ~same_BxB
+
+
+def draw_negative(key: Array, logits_BxB: Array, allowed_BxB: Array) -> tuple[Array, Array]:
+    """One column for each row with probability softmax(logits) over the allowed ones.
+
+    Returns the columns (B,) and whether the row had any allowed column (B,); a batch of 1 has none.
+    """
+    logits_BxB = jnp.where(allowed_BxB, jax.lax.stop_gradient(logits_BxB), -jnp.inf)
+    return jax.random.categorical(key, logits_BxB), allowed_BxB.any(-1)

@@ -1,0 +1,46 @@
+"""The training step: one pure function of state and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nas_jax.methods import Method
+from nas_jax.methods.albef import Stage
+from nas_jax.train.schedules import Schedule
+from nas_jax.train.state import TrainState
+from nas_jax.typing import Batch, Metrics
+
+
+def make_train_step(
+    method: Method, optimizer: optax.GradientTransformation, schedule: Schedule
+) -> Callable[[TrainState, Batch, Stage], tuple[TrainState, Metrics]]:
+    """step(state, batch, stage) -> (state, metrics); `stage` is static under jit, the state may be donated."""
+
+    def step(state: TrainState, batch: Batch, stage: Stage) -> tuple[TrainState, Metrics]:
+        params = method.constrain(state.params)
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+        def loss(params):
+            return method.loss(params, state.method_state, batch, rng, state.step, stage)
+
+        grads, (method_state, metrics) = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        metrics = {
+            **metrics,
+            "optim/lr": schedule(state.step),
+            "optim/grad_norm": optax.global_norm(grads),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(params, updates),
+            opt_state=opt_state,
+            method_state=method_state,
+            rng=state.rng,
+        )
+        return new_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
+
+    return step
