@@ -23,12 +23,26 @@ from nas_jax.convert.albef_names import student_entries, to_ours, to_torch, towe
 from nas_jax.losses.itc import QueueState
 from nas_jax.losses.mlm import MaskedText, SpecialTokens
 from nas_jax.methods import Method, make_method, nas
-from nas_jax.methods.albef import MethodState, Stage, apply, encode, match, in_batch_passes, split_keys, update_teacher
-from nas_jax.methods.albef import Pass
+from nas_jax.methods.albef import (
+    MethodState,
+    Pass,
+    Stage,
+    apply,
+    encode,
+    in_batch_passes,
+    match,
+    split_keys,
+    update_teacher,
+)
 from nas_jax.methods.config import ItcConfig, MethodConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig, DictionaryState, ema_update, nearest_code
-from nas_jax.models.visual_dictionary import squared_distances
+from nas_jax.models.visual_dictionary import (
+    DictionaryConfig,
+    DictionaryState,
+    ema_update,
+    nearest_code,
+    squared_distances,
+)
 from nas_jax.negatives.nta import NtaConfig, WordTables
 from nas_jax.negatives.nva import NvaConfig, neighbour_codes
 from nas_jax.typing import Array, Batch, Params

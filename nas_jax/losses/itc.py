@@ -27,9 +27,7 @@ def init_queue(key: Array, size: int, embed_dim: int) -> QueueState:
         rows = jax.random.normal(key, (size, embed_dim), jnp.float32)
         return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
-    return QueueState(
-        noise(image_key), noise(text_key), jnp.full((size,), -1, jnp.int32), jnp.zeros((), jnp.int32)
-    )
+    return QueueState(noise(image_key), noise(text_key), jnp.full((size,), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def enqueue(queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Array) -> QueueState:

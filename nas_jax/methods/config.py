@@ -62,7 +62,9 @@ class MethodConfig:
             raise ConfigError(f"method.name={self.name!r}", "albef or nas", "set one of them")
         if not 0 <= self.momentum <= 1 or not 0 <= self.alpha <= 1:
             raise ConfigError(
-                f"method.momentum={self.momentum}, method.alpha={self.alpha}", "shares of 1", "0.995 and 0.4 are ALBEF's"
+                f"method.momentum={self.momentum}, method.alpha={self.alpha}",
+                "shares of 1",
+                "0.995 and 0.4 are ALBEF's",
             )
         if self.itc.queue_size < 0 or self.itc.temp_init <= 0:
             raise ConfigError(

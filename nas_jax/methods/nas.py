@@ -112,9 +112,7 @@ def negative_images(
         config.similarity,
     )
     candidates = similarity_BxN.shape[1] if config.similarity == "random" else config.object_candidates
-    object_patch_B = drawn(
-        replay, "object_patch_B", lambda: draw_object(keys["object"], similarity_BxN, candidates)
-    )
+    object_patch_B = drawn(replay, "object_patch_B", lambda: draw_object(keys["object"], similarity_BxN, candidates))
     object_BxD = jnp.take_along_axis(words.features_BxNxD, object_patch_B[:, None, None], axis=1)[:, 0]
     usable_K = jnp.ones_like(state.counts_K, bool)
     if not ctx.config.dictionary.literal:
@@ -126,9 +124,7 @@ def negative_images(
 
     replaced_BxN = patches_of_object(words.code_ids_BxN, object_patch_B)
     # The authors' straight-through form: the value is the new code, its gradient would go to the old feature.
-    new_BxNxD = words.features_BxNxD + jax.lax.stop_gradient(
-        state.codes_KxD[code_B][:, None] - words.features_BxNxD
-    )
+    new_BxNxD = words.features_BxNxD + jax.lax.stop_gradient(state.codes_KxD[code_B][:, None] - words.features_BxNxD)
     if config.gate_replaced:
         new_BxNxD = apply(ctx, params, "dictionary_mix", words.features_BxNxD, new_BxNxD)
     else:
@@ -138,14 +134,10 @@ def negative_images(
     return NvaImages(tokens_BxTxD, similarity_BxN, object_patch_B, code_B, replaced_BxN, valid_B)
 
 
-def negative_texts(
-    ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]
-) -> NtaTexts:
+def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
     """NTA: words masked and refilled by the teacher's text layers and generator head, then read by the student."""
     config, mask_BxL = ctx.config.nta, batch["token_mask_BxL"]
-    masked = choose_words(
-        keys["words"], batch["token_ids_BxL"], mask_BxL, ctx.tables, ctx.special.mask, config.share
-    )
+    masked = choose_words(keys["words"], batch["token_ids_BxL"], mask_BxL, ctx.tables, ctx.special.mask, config.share)
     tokens_BxLxD, _ = apply(ctx, teacher, "encode_text", masked.token_ids_BxL, mask_BxL)
     logits_BxMxV = apply(
         ctx,

@@ -13,7 +13,11 @@ from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-12
-KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+def kernel_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """Gaussian, for kernels and embeddings alike."""
+    return nn.initializers.normal(config.init_std)
 
 
 class BertLayer(nn.Module):
@@ -25,22 +29,20 @@ class BertLayer(nn.Module):
     def __call__(
         self, x_BxLxD: Array, mask_BxL: Array, image_tokens_BxTxD: Array | None = None, train: bool = False
     ) -> Array:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
 
         def add_and_norm(name: str, residual: Array, update: Array) -> Array:
             update = nn.Dropout(config.dropout, deterministic=not train)(update)
             return nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update)
 
-        attention = Attention(config.heads, config.dropout, dtype, KERNEL_INIT, name="attention")
-        x_BxLxD = add_and_norm(
-            "attention_norm", x_BxLxD, attention(x_BxLxD, key_mask_BxT=mask_BxL, train=train)
-        )
+        attention = Attention(config.heads, config.dropout, dtype, init, name="attention")
+        x_BxLxD = add_and_norm("attention_norm", x_BxLxD, attention(x_BxLxD, key_mask_BxT=mask_BxL, train=train))
         if image_tokens_BxTxD is not None:
-            cross = Attention(config.heads, config.dropout, dtype, KERNEL_INIT, name="cross_attention")
+            cross = Attention(config.heads, config.dropout, dtype, init, name="cross_attention")
             x_BxLxD = add_and_norm("cross_attention_norm", x_BxLxD, cross(x_BxLxD, image_tokens_BxTxD, train=train))
-        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="mlp_in")(x_BxLxD)
+        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_BxLxD)
         hidden = nn.gelu(hidden, approximate=False)
-        update = nn.Dense(config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="mlp_out")(hidden)
+        update = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
         return add_and_norm("mlp_norm", x_BxLxD, update)
 
 
@@ -50,10 +52,10 @@ class TextEncoder(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, config.dim, dtype=dtype, embedding_init=KERNEL_INIT)
+            return nn.Embed(rows, config.dim, dtype=dtype, embedding_init=init)
 
         self.word_embedding = table(config.vocab_size)
         self.position_embedding = table(config.max_text_length)
@@ -105,8 +107,8 @@ class MlmHead(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxMxD: Array, word_table_VxD: Array) -> Array:
         """Logits (B, M, V) in float32."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        hidden = nn.Dense(config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="transform")(tokens_BxMxD)
+        config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
+        hidden = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="transform")(tokens_BxMxD)
         hidden = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")(nn.gelu(hidden, approximate=False))
         bias_V = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
         logits_BxMxV = jnp.einsum("bmd,vd->bmv", hidden, word_table_VxD.astype(dtype))

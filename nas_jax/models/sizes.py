@@ -24,6 +24,7 @@ class ModelConfig:
     vocab_size: int = 0  # V; 0 takes it from the tokenizer
     max_text_length: int = 512  # rows of the text position table
     embed_dim: int = 256  # width E of the ITC features
+    init_std: float = 0.02  # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
     dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
 
@@ -53,9 +54,9 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    "nano": ModelConfig(96, 4, 3, 2, 2, image_size=48, patch_size=8, embed_dim=64, max_text_length=64),
-    "tiny": ModelConfig(192, 3, 4, 2, 2, image_size=96, embed_dim=128),
-    "small": ModelConfig(384, 6, 6, 3, 3, image_size=128, embed_dim=256),
+    "nano": ModelConfig(96, 4, 3, 2, 2, image_size=48, patch_size=8, embed_dim=64, max_text_length=64, init_std=0.06),
+    "tiny": ModelConfig(192, 3, 4, 2, 2, image_size=96, embed_dim=128, init_std=0.04),
+    "small": ModelConfig(384, 6, 6, 3, 3, image_size=128, embed_dim=256, init_std=0.028),
     "base": ModelConfig(),  # ViT-B/16 and BERT-base, ALBEF's own
     "large": ModelConfig(1024, 16, 24, 12, 12),  # ViT-L/16 and BERT-large
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nas_jax.models.bert import KERNEL_INIT, FusionEncoder, MlmHead, TextEncoder
+from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -48,9 +48,9 @@ class VisionLanguageModel(nn.Module):
         self.fusion_encoder = FusionEncoder(config)
         self.mlm_head = MlmHead(config)
         self.generator_head = MlmHead(config)
-        self.image_proj = nn.Dense(config.embed_dim, dtype=dtype, kernel_init=KERNEL_INIT)
-        self.text_proj = nn.Dense(config.embed_dim, dtype=dtype, kernel_init=KERNEL_INIT)
-        self.itm_head = nn.Dense(2, kernel_init=KERNEL_INIT)
+        self.image_proj = nn.Dense(config.embed_dim, dtype=dtype, kernel_init=kernel_init(config))
+        self.text_proj = nn.Dense(config.embed_dim, dtype=dtype, kernel_init=kernel_init(config))
+        self.itm_head = nn.Dense(2, kernel_init=kernel_init(config))
         self.neck = DictionaryNeck(config, self.literal_gate)
 
     def encode_image(self, image_BxHxWx3: Array, train: bool = False) -> tuple[Array, Array]:

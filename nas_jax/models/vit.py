@@ -10,7 +10,6 @@ from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-6
-KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Block(nn.Module):
@@ -21,12 +20,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: Array) -> Array:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        init = nn.initializers.truncated_normal(config.init_std)
         normed = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="attention_norm")(x_BxTxD)
-        x_BxTxD = x_BxTxD + Attention(config.heads, 0.0, dtype, KERNEL_INIT, name="attention")(normed)
+        x_BxTxD = x_BxTxD + Attention(config.heads, 0.0, dtype, init, name="attention")(normed)
         normed = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")(x_BxTxD)
-        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="mlp_in")(normed)
+        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(normed)
         hidden = nn.gelu(hidden, approximate=False)
-        return x_BxTxD + nn.Dense(config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="mlp_out")(hidden)
+        return x_BxTxD + nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
 
 
 def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
@@ -47,10 +47,11 @@ class VisionTransformer(nn.Module):
     def __call__(self, image_BxHxWx3: Array) -> Array:
         """Normalised float image -> tokens (B, N + 1, D), CLS first."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        init = nn.initializers.truncated_normal(config.init_std)
         patches_BxNxP = patchify(image_BxHxWx3, config.patch_size).astype(dtype)
-        x_BxNxD = nn.Dense(config.dim, dtype=dtype, kernel_init=KERNEL_INIT, name="patch_embed")(patches_BxNxP)
-        cls_1x1xD = self.param("cls_token", KERNEL_INIT, (1, 1, config.dim))
-        position_1xTxD = self.param("position_embedding", KERNEL_INIT, (1, config.num_patches + 1, config.dim))
+        x_BxNxD = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="patch_embed")(patches_BxNxP)
+        cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
+        position_1xTxD = self.param("position_embedding", init, (1, config.num_patches + 1, config.dim))
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
         x_BxTxD = jnp.concatenate([cls_Bx1xD, x_BxNxD], axis=1) + position_1xTxD.astype(dtype)
         for layer in range(config.image_layers):

@@ -73,8 +73,9 @@ def draw_object(key: Array, similarity_BxN: Array, candidates: int) -> Array:
 def neighbour_codes(distances_BxK: Array, usable_K: Array, neighbours: int) -> tuple[Array, Array]:
     """The nearest other codes (B, C) of a feature and the log-weights (B, C) they are drawn with.
 
-    Given are the squared distances of the object's feature to all codes. The nearest of all codes is the feature's own and is left out. Weights are softmax(1 / (d + 1e-4)) of the squared
-    distances d, L2-normalised over the candidates. Codes that are not usable (dead) get the weight -inf.
+    Given are the squared distances of the object's feature to all codes. The nearest of all codes is the feature's own
+    and is left out. Weights are softmax(1 / (d + 1e-4)) of the squared distances d, L2-normalised over the candidates.
+    Codes that are not usable (dead) get the weight -inf.
     """
     distances_BxK = jax.lax.stop_gradient(distances_BxK)
     own_B = jnp.argmin(distances_BxK, axis=-1)

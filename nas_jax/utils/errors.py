@@ -16,6 +16,10 @@ class UserError(ValueError):
         self.got, self.expected, self.remedy = got, expected, remedy
         super().__init__(f"{got}; expected {expected}. Remedy: {remedy}.")
 
+    def __reduce__(self):
+        """Errors cross process borders whole."""
+        return type(self), (self.got, self.expected, self.remedy)
+
 
 class ConfigError(UserError):
     """A config field with an unknown name or an unusable value."""

@@ -1,0 +1,33 @@
+# make demo: train the demo. make test: lint and tests. Both make the virtual environment on their first run.
+PYTHON := .venv/bin/python
+STAMP := .venv/.stamp
+
+.PHONY: demo test venv lint format
+
+demo: venv
+	$(PYTHON) main.py --config=configs/demo.py --workdir=runs/demo
+
+test: venv lint
+	$(PYTHON) -m pytest
+
+venv: $(STAMP)
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: venv
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# A name on the path may be a wrapper without a Python behind it, so each candidate is run. An environment without a
+# stamp is half made or not ours: it is completed, not deleted.
+$(STAMP): requirements.txt setup.py
+	@for name in python3.13 python3.12 python3.11 python3; do \
+	  if "$$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$name; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "error: no Python >= 3.11 found; install one, e.g. python3.12" >&2; exit 2; fi; \
+	if [ ! -x $(PYTHON) ]; then echo "making .venv with $$found"; "$$found" -m venv .venv; fi
+	@echo "installing the requirements (about 1 GB, minutes on a slow line)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@

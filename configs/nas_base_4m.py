@@ -1,0 +1,53 @@
+"""NAS as its authors train it: ViT-B/16 at 256 px, BERT-base, 4 M pictures (COCO, VG, CC3M, SBU), 30 + 1 epochs.
+
+    python main.py --config=configs/nas_base_4m.py:folder=DIR --workdir=gs://... --config.data.image_root=IMAGES
+
+DIR holds ALBEF's json lists ([{image, caption or captions}]): coco.json, vg.json, cc3m_train.json, cc3m_val.json and
+sbu.json. Batch 512 over all devices; the authors used 8 GPUs of 64 pairs. NVA comes in for the last epoch, with the
+dictionary frozen and the learning rate at its minimum (1e-5), as in their second stage. Expected numbers: unmeasured;
+the paper's tables were not available to this project, and nobody has yet run this config to the end.
+"""
+
+from __future__ import annotations
+
+from nas_jax.config import RunConfig, arguments, to_config_dict, with_variant
+from nas_jax.data.config import DataConfig
+from nas_jax.methods.config import MethodConfig, MlmConfig
+from nas_jax.models.sizes import model_config
+from nas_jax.negatives.nta import NtaConfig
+from nas_jax.negatives.nva import NvaConfig
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig
+
+LISTS = ("coco", "vg", "cc3m_train", "cc3m_val", "sbu")
+
+
+def get_config(argument: str = ""):
+    """folder: where the json lists are; variant: a row of the ablation."""
+    given = arguments(argument, folder="data/4m", variant="nas")
+    folder, variant = given["folder"].rstrip("/"), given["variant"]
+    method = MethodConfig(
+        mlm=MlmConfig(max_masked=8),  # 1 % of captions of 25 tokens would have more picks than that
+        nva=NvaConfig(start_epoch=30),
+        nta=NtaConfig(start_epoch=30),
+    )
+    return to_config_dict(
+        RunConfig(
+            name=f"nas-base-4m-{variant}",
+            seed=42,
+            data=DataConfig(
+                kind="albef_json",
+                train=tuple(f"{folder}/{name}.json" for name in LISTS),
+                image_size=256,
+                flip=True,  # ALBEF's; captions of the 4 M pictures rarely say left or right
+                text_length=25,
+                tokenizer="bert-base-uncased",
+                batch_size=512,
+                workers=12,
+            ),
+            model=model_config("base", dtype="bfloat16"),
+            method=with_variant(method, variant),
+            optimizer=OptimizerConfig(cosine_epochs=30),
+            train=TrainConfig(epochs=31, log_every=50, checkpoint_every=2000),
+        )
+    )

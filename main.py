@@ -1,0 +1,96 @@
+"""Trains or evaluates one config.
+
+python main.py --config=configs/demo.py --workdir=runs/demo
+python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from nas_jax.utils.errors import ConfigError, UserError
+
+MODES = ("train", "eval")
+CONFIG = re.compile(r"--?config(?:=(.*))?$")
+OVERRIDE = re.compile(r"--?config\.([^=]+)")
+HELP = re.compile(r"--?help")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, and its fields: --config.train.steps=100.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, checkpoints, metrics.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "train goes on where the work directory stands; eval measures it.")
+
+
+def parse(argv: list[str]) -> None:
+    """Reads the flags. Raises UserError on anything it does not know."""
+    _check_config_file(argv)
+    try:
+        app.define_help_flags()
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _raise_known(error)
+        for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
+            from nas_jax.config import check_field  # here: imports of seconds, to find the closest known name
+
+            check_field(name)
+        raise ConfigError(_one_line(error), "flags and values that exist", "see --helpfull") from error
+    if len(rest) > 1:
+        remedy = f"write --{rest[1]}" if rest[1].startswith("config") else "leave it out"
+        raise ConfigError(f"argument {rest[1]!r}", "only flags, which begin with --", remedy)
+    if not _WORKDIR.value:
+        raise ConfigError("no --workdir", "a directory for the run", "pass --workdir=runs/demo")
+
+
+def _check_config_file(argv: list[str]) -> None:
+    # By hand: ml_collections reports a missing flag or file only when a field is read, and not by its name.
+    if any(HELP.match(arg) for arg in argv):
+        return
+    given = [index for index, arg in enumerate(argv) if CONFIG.match(arg)]
+    if not given:
+        raise ConfigError("no --config", "a recipe", "pass --config=configs/demo.py")
+    value = " ".join(argv[given[-1] : given[-1] + 2]).replace("=", " ", 1).split(" ")[1:2]
+    path = Path(value[0].split(":")[0] if value else "")
+    if not path.is_file():
+        close = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1, 0.5)
+        remedy = f"did you mean {path.parent / close[0]}" if close else "see the files in configs/"
+        raise ConfigError(f"--config={path}", "a file that exists", remedy)
+
+
+def _raise_known(error: BaseException | None) -> None:
+    """Raises the UserError, if any, at the root of what the flag libraries made of it."""
+    while error is not None:
+        if isinstance(error, UserError):
+            raise error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # The message of a failing config file is a traceback, of which the last line says what happened.
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else " ".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code."""
+    try:
+        parse(argv)
+        from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
+
+        return runner.main(_CONFIG.value, _WORKDIR.value, _MODE.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,185 @@
+"""The config of a run: one section a room, checked when it is built.
+
+Outermost layer, beside `runner.py`: it knows every room's config, so no room imports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nas_jax.data.config import DataConfig
+from nas_jax.evals.config import EvalConfig
+from nas_jax.methods.config import VARIANTS, MethodConfig
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig
+from nas_jax.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the numbers of a run."""
+
+    name: str = "run"  # shown in logs and reports
+    seed: int = 0  # of parameters, data order, masks and augmentation
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def validate(run: RunConfig) -> None:
+    """Calls `validate()` of every section, then checks them against each other. Raises ConfigError."""
+    for section in dataclasses.fields(run):
+        value = getattr(run, section.name)
+        if dataclasses.is_dataclass(value):
+            value.validate()
+    if run.seed < 0:
+        raise ConfigError(f"seed={run.seed}", "0 or more", "use 0")
+    if run.data.image_size != run.model.image_size:
+        raise ConfigError(
+            f"data.image_size={run.data.image_size}, model.image_size={run.model.image_size}",
+            "one size of picture",
+            "set both to the same",
+        )
+    if run.data.text_length > run.model.max_text_length:
+        raise ConfigError(
+            f"data.text_length={run.data.text_length}, model.max_text_length={run.model.max_text_length}",
+            "captions no longer than the position table",
+            "lower the first or raise the second",
+        )
+    queue, batch = run.method.itc.queue_size, run.data.batch_size
+    if queue % batch:
+        raise ConfigError(
+            f"method.itc.queue_size={queue}, data.batch_size={batch}",
+            "a queue that holds whole batches",
+            f"use method.itc.queue_size={max(1, round(queue / batch)) * batch}",
+        )
+
+
+def to_dict(run: Any) -> dict[str, Any]:
+    """Nested plain dict of a config dataclass."""
+    return dataclasses.asdict(run)
+
+
+def to_config_dict(run: Any) -> ConfigDict:
+    """The same as an `ml_collections.ConfigDict`, whose fields the command line can override."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(to_dict(run))
+
+
+def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
+    """The checked RunConfig. Fields left out keep their defaults.
+
+    Raises ConfigError on an unknown field (with the closest known name), a value of the wrong type, or whatever
+    `validate` finds.
+    """
+    run = build(RunConfig, config)
+    validate(run)
+    return run
+
+
+def build(cls: type, values: Any, path: str = "") -> Any:
+    """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so far."""
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}={values!r}", "a section with named fields", f"set {path}.<field>")
+    known = typing.get_type_hints(cls)
+    for name in values:
+        _check_known(cls, str(name), path)
+    missing = [
+        item.name
+        for item in dataclasses.fields(cls)
+        if item.name not in values
+        and item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"no {_join(path, missing[0])}", "a value, it has no default", "set it in the config")
+    return cls(**{name: _convert(known[name], value, _join(path, name)) for name, value in values.items()})
+
+
+def check_field(name: str, cls: type = RunConfig) -> None:
+    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or section of `cls`."""
+    path = ""
+    for part in name.split("."):
+        if not dataclasses.is_dataclass(cls):
+            raise ConfigError(f"unknown config field {name}", f"{path} alone, which has no fields", f"use {path}")
+        cls, path = _check_known(cls, part, path), _join(path, part)
+
+
+def _check_known(cls: type, name: str, path: str) -> Any:
+    """The type of field `name` of the section at `path`."""
+    known = typing.get_type_hints(cls)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1, 0.6)
+        remedy = f"did you mean {_join(path, close[0])}" if close else f"use one of {', '.join(known)}"
+        raise ConfigError(f"unknown config field {_join(path, name)}", f"a field of {cls.__name__}", remedy)
+    return known[name]
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """`value` as `kind`: a plain type, a tuple of plain types, a union with None, or a config dataclass."""
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else build(kind, value, path)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return _convert(kind, value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(
+                _convert(item_kind, item, f"{path}[{index}]")
+                for index, (item_kind, item) in enumerate(zip(kinds, value, strict=True))
+            )
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:  # not isinstance: True would pass as an int
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise ConfigError(f"{path}={value!r}", f"a value of type {expected}", f"set {path} to one")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def arguments(text: str, **defaults: str) -> dict[str, str]:
+    """The `name=value,name=value` behind the colon of `--config=FILE:...`, over `defaults`.
+
+    Raises ConfigError on a name that is not among the defaults.
+    """
+    values = dict(defaults)
+    for part in filter(None, (text or "").split(",")):
+        name, found, value = part.partition("=")
+        if not found or name not in defaults:
+            raise ConfigError(
+                f"config argument {part!r}",
+                f"{', '.join(f'{known}=...' for known in defaults)}",
+                "mend the part after :",
+            )
+        values[name] = value
+    return values
+
+
+def with_variant(method: MethodConfig, variant: str) -> MethodConfig:
+    """The method with the parts that a row of the paper's ablation switches on, and no others. Raises ConfigError."""
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant={variant!r}", f"one of {', '.join(VARIANTS)}", "name one of them")
+    sections = {part: dataclasses.replace(getattr(method, part), enabled=on) for part, on in VARIANTS[variant].items()}
+    return dataclasses.replace(method, name="albef" if variant == "albef" else "nas", **sections)

@@ -1,0 +1,1 @@
+"""Bytes in, fixed-shape numpy batches and evaluation sets out; knows nothing of models."""

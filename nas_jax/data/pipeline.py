@@ -1,0 +1,308 @@
+"""From a config to batches and evaluation sets.
+
+Batch k is a pure function of (config, seed, k): not of the number of threads or workers, of where a run started or of
+how many processes share a batch. So a checkpoint needs to hold no more of the data than the step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.eval_sets import EvalSet
+from nas_jax.data.image_ops import ImageError, decode, flip, rand_augment, random_resized_crop, resize
+from nas_jax.data.pair_files import file_eval_sets
+from nas_jax.data.scenes import SceneSource, scene_eval_sets
+from nas_jax.data.sources import AlbefJsonSource, WebDatasetSource, open_files
+from nas_jax.data.text_ops import clean_words, prepare_caption
+from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
+from nas_jax.typing import Batch
+from nas_jax.utils.errors import ConfigError, DataError
+
+Source = SceneSource | AlbefJsonSource | WebDatasetSource
+
+SKIP_REASONS = ("missing file", "unreadable file", "not an image", "image too large", "damaged image")
+MAX_NEIGHBOURS = 100  # records tried in place of an unreadable one
+MIN_COUNTED = 200  # images before the share of unreadable ones is judged
+SCANNED = 200_000  # records whose captions are read for a vocabulary or a report, evenly spread
+SCANNED_SCENES = 2000  # scenes have few words, and drawing their captions takes longer than reading
+
+
+def open_source(config: DataConfig, split: str, seed: int) -> Source:
+    """The "train" or "val" pairs. Logs what was dropped on opening, in one line.
+
+    Raises:
+      ConfigError: an unusable config, or a split it does not have.
+      DataError: files that are missing, damaged or of another form.
+    """
+    config.validate()
+    if split not in ("train", "val"):
+        raise ConfigError(f"split {split!r}", "train or val", "name one of them")
+    if config.kind == "scenes":
+        return SceneSource(split, config.num_train, seed, config.image_size)
+    if split == "val" and not (config.holdout or config.val):
+        raise ConfigError("split 'val' without data.holdout or data.val", "one of them", "set data.holdout=0.1")
+    source = open_files(config, split)
+    if source.report:
+        logging.warning("%s split: dropped %s", split, source.report.line())
+    return source
+
+
+def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
+    """The evaluation sets: drawn scenes, or the validation pictures of the config's files. Errors: as open_source."""
+    config.validate()
+    if config.kind == "scenes":
+        return scene_eval_sets(seed, config.image_size)
+    return file_eval_sets(config)
+
+
+def build_tokenizer(config: DataConfig, source: Source) -> TextTokenizer:
+    """The tokenizer that data.tokenizer names, or one learned from the captions of `source`."""
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer, config.add_sep)
+    captions = (_prepare(text, config) for texts in _scan(source) for text in texts)
+    return learn_wordpiece(captions, config.vocab_size, config.add_sep)
+
+
+def steps_per_epoch(config: DataConfig, source: Source) -> int:
+    """Whole batches in the source. Raises DataError where there is none."""
+    if len(source) < config.batch_size:
+        raise DataError(
+            f"{len(source)} training pairs for data.batch_size={config.batch_size}",
+            "at least one batch",
+            "lower data.batch_size",
+        )
+    return len(source) // config.batch_size
+
+
+def caption_report(source: Source, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
+    """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any are cut."""
+    counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
+    longest = 0
+    for texts in _scan(source):
+        for text in texts:
+            counts["captions"] += 1
+            counts["cut_by_max_words"] += config.clean_captions and len(clean_words(text)) > config.max_words
+            tokens = tokenizer.token_count(_prepare(text, config))
+            counts["cut_by_text_length"] += tokens > config.text_length
+            longest = max(longest, tokens)
+    if counts["cut_by_max_words"] or counts["cut_by_text_length"]:
+        logging.warning(
+            "of %d captions %d are cut at data.max_words=%d and %d at data.text_length=%d; the longest has %d tokens. "
+            "Raise the two settings to keep the ends.",
+            counts["captions"],
+            counts["cut_by_max_words"],
+            config.max_words,
+            counts["cut_by_text_length"],
+            config.text_length,
+            longest,
+        )
+    return counts
+
+
+def _scan(source: Source) -> Iterator[tuple[str, ...]]:
+    """Captions of up to SCANNED records, evenly spread; no picture is read or drawn."""
+    step = -(-len(source) // (SCANNED_SCENES if isinstance(source, SceneSource) else SCANNED))
+    for index in range(0, len(source), step):
+        yield source.spec(index)[1] if isinstance(source, SceneSource) else source.captions(index)
+
+
+def _prepare(text: str, config: DataConfig) -> str:
+    return prepare_caption(text, config.clean_captions, config.max_words)
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def train_batches(
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    source: Source | None = None,
+) -> Batches:
+    """Endless training batches, from batch `start_step` on.
+
+    The pairs are shuffled anew each epoch; epochs follow each other without a gap, so a batch may hold the end of one
+    and the beginning of the next. Each pair: one caption drawn uniformly, crop, flip, RandAugment (ALBEF code,
+    dataset/__init__.py). A picture that cannot be read is replaced by the next record that can, and marked.
+
+    Args:
+      process_index, process_count: this process yields its rows of the global batch: row block `process_index` of
+        `process_count`.
+      source: what `open_source(config, "train", seed)` gave, if it is open already.
+
+    Returns:
+      An iterator of `Batch` with one more field for the host, `skipped_B` (bool: a replaced picture). Close it at the
+      end; it is also a context manager.
+
+    Raises:
+      ConfigError: a batch size that the processes cannot share, or an unusable config.
+      DataError: no whole batch; while iterating: more unreadable pictures than data.max_skipped_share.
+    """
+    config.validate()
+    if config.batch_size % process_count:
+        raise ConfigError(
+            f"data.batch_size={config.batch_size} for {process_count} processes",
+            "a multiple of them",
+            f"use {-(-config.batch_size // process_count) * process_count}",
+        )
+    source = open_source(config, "train", seed) if source is None else source
+    steps_per_epoch(config, source)
+    # From one seed two that have nothing in common: grain shuffles epoch e with its seed + e.
+    shuffle_seed, record_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    dataset = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat(None)
+    dataset = dataset.random_map(_Example(source, config), seed=record_seed)
+    # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block of the global batch.
+    dataset = dataset.batch(
+        config.batch_size // process_count, drop_remainder=True, batch_fn=_Stack(tokenizer, config.text_length)
+    )
+    dataset = dataset[process_index + start_step * process_count :: process_count]
+    dataset = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
+    )
+    if config.workers:
+        # grain reads absl flags when it starts workers; a program without absl's main never parses them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
+        )
+    return Batches(iter(dataset), source, config.max_skipped_share)
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Index -> one pair, before batching."""
+
+    source: Source
+    config: DataConfig
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        config, index = self.config, int(index)
+        record, image_HxWx3, reason = self._readable(index)
+        caption = record.captions[rng.integers(len(record.captions))]
+        if config.crop_scale:
+            image_HxWx3 = random_resized_crop(image_HxWx3, rng, config.image_size, config.crop_scale)
+        else:
+            image_HxWx3 = resize(image_HxWx3, config.image_size)
+        if config.flip and rng.random() < 0.5:
+            image_HxWx3 = flip(image_HxWx3)
+        image_HxWx3 = rand_augment(image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude)
+        return {
+            "image": image_HxWx3,
+            "caption": _prepare(caption, config),
+            "image_id": record.image_id,
+            "skip": (index, SKIP_REASONS.index(reason) if reason else -1),
+        }
+
+    def _readable(self, index: int):
+        """The record, its pixels and "", or those of the next readable record and why the first was not."""
+        first = ""
+        for step in range(min(len(self.source), MAX_NEIGHBOURS)):
+            try:
+                record = self.source[(index + step) % len(self.source)]
+                return record, decode(record.image), first
+            except (OSError, ImageError) as error:
+                first = first or _reason(error)
+        raise ImageError(first, f"and so are the {step} records after it")
+
+
+def _reason(error: OSError | ImageError) -> str:
+    if isinstance(error, ImageError):
+        return error.reason
+    return "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Pairs -> a batch."""
+
+    tokenizer: TextTokenizer
+    length: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
+        token_ids_BxL, token_mask_BxL = self.tokenizer.encode([example["caption"] for example in examples], self.length)
+        return {
+            "image_BxHxWx3": np.stack([example["image"] for example in examples]),
+            "token_ids_BxL": token_ids_BxL,
+            "token_mask_BxL": token_mask_BxL,
+            "image_id_B": np.asarray([example["image_id"] for example in examples], np.int32),
+            "skip_Bx2": np.asarray([example["skip"] for example in examples], np.int64),
+        }
+
+
+class Batches:
+    """Iterator of batches that watches over unreadable pictures."""
+
+    def __init__(self, iterator: Any, source: Source, max_skipped_share: float):
+        self._source, self._max_share = source, max_skipped_share
+        self._seen, self._skipped, self._told = 0, 0, set()
+        # Workers that nobody closes complain at the end of the program, and so does a closed iterator that is still
+        # referred to; hence the list, which closing empties.
+        self._open = [iterator]
+        self._finalizer = weakref.finalize(self, _close, self._open)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._open:
+            raise StopIteration
+        try:
+            # Copies: from workers come views of shared memory, which would have to be let go before the program ends.
+            batch = {name: np.array(value) for name, value in next(self._open[0]).items()}
+        except ImageError as error:
+            self.close()
+            raise DataError(f"an {error}", "readable pictures", "check the files of data.train") from error
+        skip_Bx2 = batch.pop("skip_Bx2")
+        batch["skipped_B"] = skip_Bx2[:, 1] >= 0
+        self._watch(skip_Bx2[batch["skipped_B"]], len(skip_Bx2))
+        return batch
+
+    def _watch(self, skips_Sx2: np.ndarray, count: int) -> None:
+        self._seen += count
+        self._skipped += len(skips_Sx2)
+        for index, code in skips_Sx2.tolist():
+            reason = SKIP_REASONS[code]
+            self._example = (index, reason)
+            if reason not in self._told:
+                self._told.add(reason)
+                logging.warning("%s: %s; the next readable one is used instead", reason, self._name(index))
+        if self._seen >= MIN_COUNTED and self._skipped > self._max_share * self._seen:
+            self.close()
+            index, reason = self._example
+            raise DataError(
+                f"{self._skipped} unreadable pictures of {self._seen}, like {self._name(index)} ({reason})",
+                f"at most a share of {self._max_share:g}",
+                "mend the files, or raise data.max_skipped_share",
+            )
+
+    def _name(self, index: int) -> str:
+        if isinstance(self._source, SceneSource):
+            return f"scene {index}"
+        return f"{self._source.key(index)} of {self._source.file(index)}"
+
+    def close(self) -> None:
+        """Ends threads and workers. May be called twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _close(iterators: list) -> None:
+    while iterators:
+        iterators.pop().close()

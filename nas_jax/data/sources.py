@@ -1,0 +1,411 @@
+"""Pictures with captions on disk, by index: ALBEF's json lists and WebDataset tars.
+
+Opening a source reads all captions once, drops what cannot be used and counts it by reason in `source.report`. After
+that it holds offsets and short strings in flat arrays, so it is cheap to send to a worker, and reads one file (or one
+slice of a tar) an item. Nothing stays open.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.records import Record
+from nas_jax.data.text_ops import clean_words
+from nas_jax.utils.errors import DataError
+
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+_BLOCK = 512  # bytes; a tar ends with a block of zeros
+
+
+def image_id_of(key: str) -> int:
+    """A stable 31-bit number of a key. Equal keys in two files mean the same content, on purpose."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF
+
+
+def held_out(key: str, share: float) -> bool:
+    """Whether a key belongs to the held-out share: decided by the key alone, so the same in every file and run."""
+    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"holdout").digest(), "big")
+    return number < share * 2**64
+
+
+class Report(dict[str, int]):
+    """What was dropped when a source was opened: reason -> how many; `examples` has one of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.examples: dict[str, str] = {}
+
+    def drop(self, reason: str, example: str) -> None:
+        """Counts one."""
+        self[reason] = self.get(reason, 0) + 1
+        self.examples.setdefault(reason, example)
+
+    def line(self) -> str:
+        """`3 no caption (like a.png), 1 no image (like b)`, or "" where nothing was dropped."""
+        return ", ".join(f"{count} {reason} (like {self.examples[reason]})" for reason, count in self.items())
+
+    def __reduce__(self):
+        return _report, (dict(self), self.examples)
+
+
+def _report(counts: dict[str, int], examples: dict[str, str]) -> Report:
+    report = Report()
+    report.update(counts)
+    report.examples = examples
+    return report
+
+
+class Strings:
+    """A list of strings in one block of bytes: millions of them pickle and copy in one piece."""
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+        self._ends = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
+
+
+class FileSource(Protocol):
+    """What the sources below offer; `index` runs from 0 to len - 1."""
+
+    report: Report
+    files: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+    def key(self, index: int) -> str: ...
+    def file(self, index: int) -> str: ...
+    def captions(self, index: int) -> tuple[str, ...]: ...
+
+
+class _Table:
+    """Keys, captions and origin of the kept entries; the part both sources share."""
+
+    def __init__(self, files: tuple[str, ...]):
+        self.files, self.report = files, Report()
+        self._keys: list[str] | Strings = []
+        self._captions: list[str] | Strings = []
+        self._file: list[int] | np.ndarray = []
+
+    def _add(self, key: str, file: int, captions: list[str]) -> None:
+        self._keys.append(key)
+        self._file.append(file)
+        self._captions.append(json.dumps(captions))
+
+    def _close(self, expected: str) -> None:
+        """Packs the lists. Raises DataError where nothing is left."""
+        if not len(self._keys):
+            raise DataError(
+                f"no usable pairs in {_some(self.files)}" + (f": {self.report.line()}" if self.report else ""),
+                expected,
+                "check data.train, data.val and data.holdout",
+            )
+        self._keys, self._captions = Strings(self._keys), Strings(self._captions)
+        self._file = np.asarray(self._file, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        """The name of the content: equal for the same picture in two files."""
+        return self._keys[index]
+
+    def file(self, index: int) -> str:
+        """The json or tar the entry came from."""
+        return self.files[self._file[index]]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions as written in the file, without those that cleaning leaves empty."""
+        return tuple(json.loads(self._captions[index]))
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"entry {index} of {len(self)}")
+        key = self.key(index)
+        return Record(key, self._image(index), self.captions(index), image_id_of(key))
+
+    def _image(self, index: int) -> bytes:
+        raise NotImplementedError
+
+
+def _some(files: tuple[str, ...]) -> str:
+    return files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
+    """Paths and globs to sorted paths. Raises DataError where one names no file; `setting` is for the message."""
+    paths: list[str] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(os.path.expanduser(pattern)))
+        if not found and os.path.exists(pattern):  # a name with brackets in it
+            found = [pattern]
+        if not found:
+            raise DataError(f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}")
+        paths += [path for path in found if path not in paths]
+    return tuple(paths)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which keys a source keeps: "train" what is not held out, "val" what is; without a holdout both take all.
+
+    together: key -> the key that decides for it, so that pictures which are compared stay on one side.
+    """
+
+    name: str = "train"
+    holdout: float = 0.0
+    together: Mapping[str, str] = field(default_factory=dict)
+
+    def keeps(self, key: str) -> bool:
+        """Whether the key is of this split."""
+        return not self.holdout or held_out(self.together.get(key, key), self.holdout) == (self.name == "val")
+
+
+ALL = Split()
+
+
+def _usable(captions: list, clean: bool) -> list[str]:
+    return [text for text in captions if isinstance(text, str) and (clean_words(text) if clean else text.strip())]
+
+
+class AlbefJsonSource(_Table):
+    """The json lists ALBEF trains on: [{"image": path, "caption": text or list of texts}, ...].
+
+    The key of an entry is its image path as written, so entries that share a picture share an image_id.
+    """
+
+    def __init__(
+        self,
+        files: tuple[str, ...],
+        image_root: str = "",
+        split: Split = ALL,
+        clean: bool = True,
+    ):
+        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
+
+        Raises:
+          DataError: a file is missing or no such list, an entry lacks a field, or the first picture of a file is not
+            where it should be.
+        """
+        super().__init__(files)
+        self.image_root = image_root
+        for number, path in enumerate(files):
+            entries = self._read(path)
+            self._check_first_image(path, entries[0]["image"])
+            for position, entry in enumerate(entries):
+                image, captions = self._fields(path, position, entry)
+                if not split.keeps(image):
+                    continue
+                if usable := _usable(captions, clean):
+                    self._add(image, number, usable)
+                else:
+                    self.report.drop("no caption", f"{image} in {path}")
+        self._close("entries with a picture and a caption")
+
+    @staticmethod
+    def _read(path: str) -> list:
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
+        except ValueError as error:
+            raise DataError(f"{path}: {error}", "a json list", "check the file; it may be cut short") from error
+        if not isinstance(entries, list) or not entries:
+            kind = "an empty list" if entries == [] else type(entries).__name__
+            raise DataError(f"{path} holds {kind}", "a list of {image, caption}", "convert the file to that form")
+        AlbefJsonSource._fields(path, 0, entries[0])
+        return entries
+
+    @staticmethod
+    def _fields(path: str, position: int, entry: object) -> tuple[str, list]:
+        image = entry.get("image") if isinstance(entry, dict) else None
+        captions = entry.get("caption") if isinstance(entry, dict) else None
+        if not isinstance(image, str) or not isinstance(captions, str | list):
+            has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+            raise DataError(
+                f"{path}, entry {position}, with {has or 'no field'}",
+                "image (a path) and caption (a text or a list)",
+                "rename the fields, or choose another data.kind",
+            )
+        return image, [captions] if isinstance(captions, str) else captions
+
+    def _check_first_image(self, path: str, image: str) -> None:
+        full = os.path.join(self.image_root, image)
+        if not os.path.isfile(full):
+            raise DataError(
+                f"no picture {full!r}, the first in {path}",
+                "image paths that start from data.image_root",
+                f"set data.image_root (now {self.image_root!r}) to the folder that holds {image.split('/')[0]!r}",
+            )
+
+    def _image(self, index: int) -> bytes:
+        return Path(self.image_root, self.key(index)).read_bytes()
+
+
+class WebDatasetSource(_Table):
+    """Tar shards as img2dataset writes them: KEY.png|jpg|jpeg|webp with KEY.json {caption, captions} or KEY.txt.
+
+    The key is the file name up to its first dot; the same key in two tars means the same content, whatever the folder
+    or tar. Tars are indexed once, from their headers; a record is one `pread`, nothing is unpacked.
+    """
+
+    def __init__(self, files: tuple[str, ...], split: Split = ALL, clean: bool = True):
+        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
+
+        Raises:
+          DataError: a tar is missing, cut short, compressed or no tar, or no member has a picture and a caption.
+        """
+        super().__init__(files)
+        slices: list[tuple[int, int]] = []
+        for number, path in enumerate(files):
+            for key, parts in _index_tar(path).items():
+                if not split.keeps(key):
+                    continue
+                image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+                if image is None:
+                    self.report.drop("no image", f"{key} in {path}")
+                    continue
+                captions, damaged = self._read_captions(path, parts)
+                if usable := _usable(captions, clean):
+                    self._add(key, number, usable)
+                    slices.append(image)
+                else:
+                    self.report.drop("damaged json" if damaged else "no caption", f"{key} in {path}")
+        self._close(f"members KEY.{'|'.join(IMAGE_SUFFIXES)} with KEY.json (field caption) or KEY.txt")
+        self._slices = np.asarray(slices, np.int64)
+
+    @staticmethod
+    def _read_captions(path: str, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
+        """All captions of a key, `caption` first, and whether its json cannot be read."""
+        captions: list = []
+        damaged = False
+        if "json" in parts:
+            try:
+                fields = json.loads(_read_slice(path, *parts["json"]))
+                more = fields.get("captions") or []
+                captions = [fields.get("caption"), *(more if isinstance(more, list) else [more])]
+            except (ValueError, AttributeError):
+                damaged = True
+        texts = [text for text in captions if isinstance(text, str)]
+        if "txt" in parts and not texts:
+            texts = [_read_slice(path, *parts["txt"]).decode("utf-8", "replace")]
+        return list(dict.fromkeys(texts)), damaged
+
+    def _image(self, index: int) -> bytes:
+        return _read_slice(self.file(index), *self._slices[index].tolist())
+
+
+def _index_tar(path: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """key -> suffix -> (offset, size) of the members of one tar, in their order."""
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        size = os.path.getsize(path)
+        with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed files, of which no slice can be read
+            end = 0
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                name = os.path.basename(member.name)
+                if end > size:
+                    raise tarfile.ReadError(f"member {member.name!r} is cut off")
+                if not member.isreg() or name.startswith("."):
+                    continue
+                key, _, suffix = name.partition(".")
+                parts = members.setdefault(key, {})
+                if suffix.lower() in parts:
+                    raise DataError(
+                        f"{path} with two members {name!r}", "one file of a name", "give the samples keys of their own"
+                    )
+                parts[suffix.lower()] = (member.offset_data, member.size)
+        if size < end + _BLOCK:
+            raise tarfile.ReadError("the end mark is missing")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"{path}: {error}", "a whole, uncompressed tar", "copy or unpack the file again; it may be cut short"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
+    return members
+
+
+def _read_slice(path: str, offset: int, size: int) -> bytes:
+    """Opened anew each time: costs microseconds, and nothing has to survive pickling, threads or a thousand shards."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------------ from the config
+
+
+def key_of(kind: str, image: str) -> str:
+    """The key of a picture that a jsonl file names: the path for albef_json, the name up to its first dot for tars."""
+    return image if kind == "albef_json" else os.path.basename(image).partition(".")[0]
+
+
+def open_files(config: DataConfig, split: str) -> AlbefJsonSource | WebDatasetSource:
+    """The "train" or "val" pairs of a config that reads files; `val` needs data.val or data.holdout.
+
+    The two pictures of a line in data.quads go to the same side of the holdout. Errors: those of the sources.
+    """
+    name = "data.val" if split == "val" and config.val else "data.train"
+    files = expand(config.val if name == "data.val" else config.train, name)
+    chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
+    if config.kind == "albef_json":
+        return AlbefJsonSource(files, config.image_root, chosen, config.clean_captions)
+    return WebDatasetSource(files, chosen, config.clean_captions)
+
+
+def linked_keys(config: DataConfig) -> dict[str, str]:
+    """Key -> the smallest key it is linked with by lines of data.quads."""
+    first: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while first.setdefault(key, key) != key:
+            key = first[key]
+        return key
+
+    for path in expand(config.quads, "data.quads"):
+        for entry in read_jsonl(path, ("image_0", "image_1")):
+            one, other = sorted(root(key_of(config.kind, entry[name])) for name in ("image_0", "image_1"))
+            first[other] = one
+    return {key: root(key) for key in first}
+
+
+def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
+    """The objects of a jsonl file. Raises DataError, with the line, where one is none or lacks a text field."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}", "one json object a line", "mend that line") from error
+        missing = [name for name in fields if not isinstance(entry, dict) or not isinstance(entry.get(name), str)]
+        if missing:
+            raise DataError(f"{path}, line {number}, without {missing[0]!r}", ", ".join(fields), "mend that line")
+        entries.append(entry)
+    return entries

@@ -1,0 +1,1 @@
+"""Where batches and state live on the devices."""

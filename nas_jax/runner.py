@@ -1,0 +1,168 @@
+"""Assembles a run from its config: data, tokenizer, method, optimizer, evaluators; then trains or evaluates.
+
+Outermost layer: the only place that knows every room. `main.py` calls `main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.config import RunConfig, from_config_dict, to_dict
+from nas_jax.data import pipeline
+from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
+from nas_jax.evals.metrics import Metric, format_table
+from nas_jax.evals.suite import Evaluator, make_evaluator, write_results
+from nas_jax.losses.mlm import SpecialTokens
+from nas_jax.methods import Method, make_method
+from nas_jax.negatives.nta import WordTables
+from nas_jax.parallel.mesh import check_divisible, make_mesh, replicated
+from nas_jax.train import loop
+from nas_jax.train.config import EVALUABLE
+from nas_jax.train.optimizer import make_optimizer
+from nas_jax.train.state import TrainState, init_state
+from nas_jax.train.step import make_train_step
+from nas_jax.train.workdir import CHECKPOINTS, EVALS, check_config, has_checkpoint, open_workdir
+from nas_jax.utils.logging import Console, set_up_logging
+from nas_jax.utils.trees import num_params
+
+if TYPE_CHECKING:
+    import optax
+    from ml_collections import ConfigDict
+
+    from nas_jax.train.schedules import Schedule
+
+TOKENIZER = "tokenizer"
+COMPILE_CACHE = "compile_cache"
+
+
+def main(config: ConfigDict | Mapping[str, Any], workdir: str, mode: str) -> int:
+    """Runs `mode` (`train` or `eval`) in `workdir`; returns the exit code. Raises UserError."""
+    set_up_logging()
+    # A restart finds the compiled step of the run it continues.
+    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
+    run = from_config_dict(config)
+    return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
+
+
+def train(run: RunConfig, workdir: Path) -> int:
+    """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
+    console = Console(enabled=jax.process_index() == 0)
+    open_workdir(workdir, to_dict(run))  # before the tokenizer, which must not come from another config's run
+    mesh = make_mesh(run.train.num_devices)
+    check_divisible(run.data.batch_size, mesh)
+    parts = assemble(run, workdir, learn=True)
+    pipeline.caption_report(parts.source, parts.tokenizer, run.data)  # warns of captions that are cut
+    console.say(parts.summary(run, mesh.size))
+    result = loop.run(
+        make_train_step(parts.method, parts.optimizer, parts.schedule),
+        parts.init_state,
+        lambda start: pipeline.train_batches(
+            run.data, parts.tokenizer, run.seed, start, jax.process_index(), jax.process_count(), parts.source
+        ),
+        [parts.evaluator],
+        run.train,
+        workdir,
+        to_dict(run),
+        total_steps=parts.total_steps,
+        mesh=mesh,
+        stage=parts.method.stage,
+        report=lambda step, metrics: _report(run, workdir, step, metrics),
+        console=console,
+    )
+    return result.exit_code
+
+
+def evaluate(run: RunConfig, workdir: Path) -> int:
+    """Measures the newest checkpoint in `workdir`, prints the table and writes evals/<step>.json."""
+    console = Console(enabled=jax.process_index() == 0)
+    check_config(workdir, to_dict(run), EVALUABLE)
+    mesh = make_mesh(run.train.num_devices)
+    with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
+        parts = assemble(run, workdir, learn=False)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+            jax.eval_shape(parts.init_state),
+        )
+        state, position = manager.restore(abstract)
+    step = position["next_step"]
+    console.say(_report(run, workdir, step, parts.evaluator(state.params, state.method_state, step)))
+    return 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config stands for."""
+
+    source: pipeline.Source  # of the training pairs
+    tokenizer: TextTokenizer
+    method: Method
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    evaluator: Evaluator
+    total_steps: int
+    steps_per_epoch: int
+    seed: int
+
+    def init_state(self) -> TrainState:
+        """The state before the first step."""
+        return init_state(self.method, self.optimizer, self.seed)
+
+    def summary(self, run: RunConfig, devices: int) -> str:
+        """What a reader wants to know before the first step."""
+        params = num_params(jax.eval_shape(self.init_state).params)
+        return (
+            f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary {self.tokenizer.vocab_size}\n"
+            f"{len(self.source)} training pictures; {self.total_steps} steps of {run.data.batch_size} pairs, "
+            f"{self.steps_per_epoch} an epoch, on {devices} "
+            f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
+        )
+
+
+def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
+    """Builds all parts of a run. learn: learn the tokenizer if the run has none yet; else it must be in `workdir`."""
+    source = pipeline.open_source(run.data, "train", run.seed)
+    tokenizer = _tokenizer(run, workdir, source, learn)
+    steps_per_epoch = pipeline.steps_per_epoch(run.data, source)
+    total_steps = run.train.total_steps(steps_per_epoch)
+    method = make_method(
+        run.method,
+        run.model,
+        WordTables(*token_tables(tokenizer)),
+        SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
+        total_steps,
+        steps_per_epoch,
+    )
+    optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
+    evaluator = make_evaluator(
+        run.eval,
+        pipeline.open_eval_sets(run.data, run.seed),
+        tokenizer,
+        method,
+        run.data.text_length,
+        run.model.image_size,
+    )
+    return Parts(source, tokenizer, method, optimizer, schedule, evaluator, total_steps, steps_per_epoch, run.seed)
+
+
+def _tokenizer(run: RunConfig, workdir: Path, source: pipeline.Source, learn: bool) -> TextTokenizer:
+    """The run's tokenizer: of the work directory once there is a checkpoint, else as the config says."""
+    saved = workdir / TOKENIZER
+    if not learn or has_checkpoint(workdir):
+        return load_tokenizer(str(saved))
+    tokenizer = pipeline.build_tokenizer(run.data, source)
+    if jax.process_index() == 0:
+        tokenizer.save(saved)
+    return tokenizer
+
+
+def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:
+    """Writes an evaluation to evals/<step>.json; returns its table."""
+    path = workdir / EVALS / f"{step}.json"
+    write_results(path, metrics, {"name": run.name, "step": step, "eval": to_dict(run.eval)})
+    return f"evaluation at step {step} ({path}), in percent\n{format_table(metrics)}"

@@ -1,0 +1,59 @@
+"""How long a run lasts and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nas_jax.utils.errors import ConfigError
+
+# What may change between two runs in the same work directory, as dotted names in a RunConfig.
+RESUMABLE = (
+    "train.epochs",
+    "train.steps",
+    "train.stop_after_seconds",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.num_devices",
+    "data.workers",
+    "data.threads",
+    "data.threads",
+)
+# What else an evaluation of a trained state may change: what it measures, and on what.
+EVALUABLE = (*RESUMABLE, "eval", "data.val", "data.foils", "data.quads")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, intervals and devices of a run."""
+
+    epochs: int = 30  # passes over the training split; not read if steps > 0
+    steps: int = 0  # optimizer steps of the whole run; 0 = from epochs
+    stop_after_seconds: float = 0.0  # wall-clock budget of one start: then save, evaluate, end; 0 = none
+    log_every: int = 50  # steps between two entries in metrics.jsonl
+    eval_every: int = 0  # steps between two evaluations; 0 = only at the end
+    checkpoint_every: int = 1000  # steps between two checkpoints; there is always one at the end
+    keep_checkpoints: int = 2  # the newest so many stay on disk
+    num_devices: int = 0  # devices of the data axis; 0 = all
+
+    def validate(self) -> None:
+        """Raises ConfigError on a length or interval that makes no sense."""
+        for name, least in (
+            ("epochs", 0),
+            ("steps", 0),
+            ("stop_after_seconds", 0),
+            ("log_every", 1),
+            ("eval_every", 0),
+            ("checkpoint_every", 1),
+            ("keep_checkpoints", 1),
+            ("num_devices", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it")
+        if not self.epochs and not self.steps:
+            raise ConfigError("train.epochs=0 and train.steps=0", "one of them above 0", "set train.epochs")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps or self.epochs * steps_per_epoch

@@ -1,0 +1,331 @@
+"""The one training loop.
+
+It knows steps, batches, checkpoints and clocks; what is learned is in `train_step`, what is measured in the evaluators.
+A start in the work directory of an interrupted run goes on where the newest checkpoint stands, and ends with the
+same numbers as a run that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.parallel.mesh import batch_sharding, put_batch, replicated
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.workdir import CHECKPOINTS, Records, open_workdir
+from nas_jax.typing import Batch, Metrics, PyTree
+from nas_jax.utils.errors import DataError, DivergedError
+from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
+from nas_jax.utils.signals import StopSignals
+from nas_jax.utils.trees import all_finite
+
+OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are positive
+
+
+class Metric(Protocol):
+    """What an evaluator returns a list of."""
+
+    key: str
+    value: float
+
+
+Evaluator = Callable[[PyTree, PyTree, int], Sequence[Metric]]
+"""(params, method_state, step) -> metrics."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    state: PyTree  # the TrainState after `step`
+    step: int  # steps done, over all starts
+    signal: int = 0  # the number of the signal that stopped it, 0 if none
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal's number, as a shell reports it."""
+        return 128 + self.signal if self.signal else 0
+
+
+def run(
+    train_step: Callable[[PyTree, Batch, Hashable], tuple[PyTree, Metrics]],
+    init_state: Callable[[], PyTree],
+    batches: Callable[[int], Iterator[Batch]],
+    evaluators: Sequence[Evaluator],
+    config: TrainConfig,
+    workdir: str | Path,
+    run_record: Mapping[str, Any],
+    *,
+    total_steps: int,
+    mesh: Mesh,
+    stage: Callable[[int], Hashable] = lambda step: None,
+    report: Callable[[int, Sequence[Metric]], str] | None = None,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunResult:
+    """Trains up to `total_steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      train_step: pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and include `loss`.
+      init_state: the state before step 1; must be traceable by `jax.jit`.
+      batches: `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first one). Each is a
+        dict of arrays with the batch as first axis; `skipped_B`, if there, stays on the host and is counted.
+      evaluators: called at intervals and at the end.
+      run_record: the nested config, written to config.json.
+      stage: which parts of the method are on after that many steps; `train_step` is compiled once for each value.
+      report: called on the first process with the step and the metrics of an evaluation; returns what is printed.
+
+    Raises:
+      CheckpointError: the work directory belongs to another config, or a checkpoint cannot be read or written.
+      DivergedError: a loss, gradient or parameter is not finite; that state is not saved.
+      DataError: the batches ended early.
+    """
+    return _Run(
+        train_step=train_step,
+        init_state=init_state,
+        batches=batches,
+        evaluators=evaluators,
+        config=config,
+        workdir=Path(workdir),
+        run_record=run_record,
+        total_steps=total_steps,
+        mesh=mesh,
+        stage=stage,
+        report=report,
+        console=console or Console(enabled=jax.process_index() == 0, clock=clock),
+        clock=clock,
+    ).start()
+
+
+@dataclass
+class _Run:
+    """One start of the loop: its arguments, and the host-side variables its parts share."""
+
+    train_step: Callable
+    init_state: Callable
+    batches: Callable
+    evaluators: Sequence[Evaluator]
+    config: TrainConfig
+    workdir: Path
+    run_record: Mapping[str, Any]
+    total_steps: int
+    mesh: Mesh
+    stage: Callable
+    report: Callable | None
+    console: Console
+    clock: Callable[[], float]
+
+    def start(self) -> RunResult:
+        primary = jax.process_index() == 0
+        open_workdir(self.workdir, self.run_record, write=primary)
+        self.began = self.clock()
+        with (
+            CheckpointManager(self.workdir / CHECKPOINTS, self.config.keep_checkpoints) as self.manager,
+            StopSignals() as self.signals,
+        ):
+            state, self.skipped = self._first_state()
+            start = int(state.step)
+            self.records = Records(self.workdir, start, enabled=primary)
+            iterator = iter(self.batches(start)) if start < self.total_steps else iter(())
+            try:
+                return self._steps(state, start, iterator)
+            finally:
+                self.console.close()
+                self.records.close()
+                if hasattr(iterator, "close"):  # ends the processes that prepare batches
+                    iterator.close()
+
+    def _first_state(self) -> tuple[PyTree, int]:
+        """The state to go on from, on the devices, and how many pairs were skipped until then."""
+        everywhere = replicated(self.mesh)
+        if self.manager.latest_step() is None:
+            return jax.jit(self.init_state, out_shardings=everywhere)(), 0
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            jax.eval_shape(self.init_state),
+        )
+        state, position = self.manager.restore(abstract)
+        self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
+        return state, position["skipped"]
+
+    def _steps(self, state: PyTree, start: int, iterator: Iterator[Batch]) -> RunResult:
+        step_fn = jax.jit(
+            self.train_step,
+            donate_argnums=0,
+            static_argnums=2,
+            in_shardings=(replicated(self.mesh), batch_sharding(self.mesh)),
+            out_shardings=replicated(self.mesh),
+        )
+        params_finite = jax.jit(all_finite)
+        self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
+        compiled = set()  # stages
+        stop, step = 0, start
+        if self._evaluation_due(start) and start and not _agreed(self.records.evaluated):
+            self._evaluate(state, start)  # killed between this checkpoint and its evaluation
+        pending = None  # the step whose metrics are still being computed
+        while step < self.total_steps and not stop:
+            step += 1
+            stage = self.stage(step - 1)
+            timed = stage in compiled  # a step that compiles tells nothing about the speed
+            with self.timer("input" if timed else "start"):
+                batch = self._next_batch(iterator, step)
+            self.batch_size = len(next(iter(batch.values()))) * jax.process_count()
+            if not timed:
+                self._settle(pending)
+                pending = None
+                state, metrics = self._compile_and_step(step_fn, state, batch, stage, step)
+                compiled.add(stage)
+            else:
+                with self.timer("step"):
+                    state, metrics = step_fn(state, put_batch(batch, self.mesh), stage)
+                    # Waiting for the step before, while this one runs, keeps the device busy.
+                    jax.block_until_ready(pending)
+                self._settle(pending)
+            pending = (step, metrics, self.skipped)
+            stop = self._stop_asked(step)
+            save = step % self.config.checkpoint_every == 0 or step == self.total_steps or stop
+            evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
+            if save or evaluate:
+                with self.timer("step"):
+                    jax.block_until_ready(pending)
+                self._settle(pending)
+                pending = None
+                if save and not params_finite(state.params):
+                    raise self._diverged(step, {"params": math.nan})
+            if save:
+                self._save(state, step)
+            if evaluate:
+                self._evaluate(state, step)
+        if step == self.total_steps:
+            stop = 0  # asked to stop, but done
+        self._finish(step, start, stop)
+        return RunResult(state, step, max(stop, 0))
+
+    def _compile_and_step(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int):
+        self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
+        began = self.clock()
+        state, metrics = jax.block_until_ready(step_fn(state, put_batch(batch, self.mesh), stage))
+        self.console.say(f"step {step}: compiled and done in {format_seconds(self.clock() - began)}")
+        self.window -= 1
+        return state, metrics
+
+    def _next_batch(self, iterator: Iterator[Batch], step: int) -> Batch:
+        batch = next(iterator, None)
+        if batch is None:
+            raise DataError(f"the data ended before step {step}", f"{self.total_steps} batches", "lower train.steps")
+        batch = dict(batch)
+        self.skipped += int(np.sum(batch.pop("skipped_B", 0)))
+        return batch
+
+    def _settle(self, pending: tuple[int, Metrics, int] | None) -> None:
+        """Checks, shows and records the metrics of a step that is done."""
+        if pending is None:
+            return
+        step, metrics, skipped = pending
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.window += 1
+        watched = {name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")}
+        if not all(math.isfinite(value) for value in watched.values()):
+            raise self._diverged(step, watched)
+        due = step % self.config.log_every == 0 or step == self.total_steps
+        self.console.progress(self._line(step, values), due)
+        if due:
+            self.records.add(step, "train", values | {"data/skipped": skipped})
+            self._close_window(step)
+
+    def _line(self, step: int, values: Mapping[str, float]) -> str:
+        seconds = self.timer.total("input", "step")
+        line = f"step {step}/{self.total_steps}  {format_losses(values)}"
+        steps, spent = self.timed_steps + max(self.window, 0), self.train_seconds + seconds
+        if self.window > 0 and seconds > 0:
+            share = self.timer.total("input") / seconds
+            line += f"  {self.window * self.batch_size / seconds:.0f} pairs/s  input {share:.0%}"
+        if steps > 0 and spent > 0:
+            left = (self.total_steps - step) * spent / steps
+            if self.config.stop_after_seconds:
+                left = min(left, self.began + self.config.stop_after_seconds - self.clock())
+            line += f"  left {format_seconds(left)}"
+        return line
+
+    def _close_window(self, step: int) -> None:
+        """Records the speed since the last entry."""
+        seconds = self.timer.total("input", "step")
+        if self.window > 0 and seconds > 0:
+            self.records.add_timing(
+                step,
+                {
+                    "seconds_per_step": seconds / self.window,
+                    "pairs_per_second": self.window * self.batch_size / seconds,
+                    "input_share": self.timer.total("input") / seconds,
+                    "elapsed": self.clock() - self.began,
+                },
+            )
+            self.timed_steps, self.train_seconds = self.timed_steps + self.window, self.train_seconds + seconds
+        self.window = 0
+        self.timer.reset()
+
+    def _stop_asked(self, step: int) -> int:
+        """0, a signal's number, or OVER_BUDGET; the same on every process."""
+        over = self.config.stop_after_seconds and self.clock() - self.began >= self.config.stop_after_seconds
+        asked = self.signals.received or (OVER_BUDGET if over else 0)
+        if jax.process_count() > 1 and step % self.config.log_every:  # asking the others waits for the device
+            return 0
+        return _agreed(asked)
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.config.eval_every
+        return step == self.total_steps or bool(every and step % every == 0)
+
+    def _save(self, state: PyTree, step: int) -> None:
+        position = {"next_step": step, "skipped": self.skipped}
+        self.manager.save(step, state, position, {"config": dict(self.run_record)})
+
+    def _evaluate(self, state: PyTree, step: int) -> None:
+        metrics = [
+            metric for evaluator in self.evaluators for metric in evaluator(state.params, state.method_state, step)
+        ]
+        if not metrics:
+            return
+        self.records.add(step, "eval", {metric.key: metric.value for metric in metrics})
+        if self.report and jax.process_index() == 0:
+            self.console.say(self.report(step, metrics))
+
+    def _finish(self, step: int, start: int, stop: int) -> None:
+        self.manager.wait()
+        at = f"step {step}/{self.total_steps}, saved in {self.workdir / CHECKPOINTS}"
+        if step == start:
+            self.console.say(f"nothing left to train: {at}")
+        elif stop > 0:
+            self.console.say(f"stopped by signal {stop} at {at}; the same command goes on from here")
+        else:
+            reason = "time budget used up after" if stop else "finished in"
+            self.console.say(f"{reason} {format_seconds(self.clock() - self.began)} at {at}")
+
+    def _diverged(self, step: int, values: Mapping[str, float]) -> DivergedError:
+        self.manager.wait()
+        good = self.manager.latest_step()
+        where = f"step {good} in {self.workdir / CHECKPOINTS}" if good is not None else "there is none yet"
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return DivergedError(
+            f"not finite at step {step} ({parts})",
+            "finite losses, gradients and parameters",
+            f"lower the learning rate or raise the warm-up, in another --workdir; last good checkpoint: {where}",
+        )
+
+
+def _agreed(value: int) -> int:
+    """The same on every process: a value other than 0 that some process has, else 0."""
+    if jax.process_count() == 1:
+        return int(value)
+    votes = multihost_utils.process_allgather(np.int32(value))
+    return int(votes.max() or votes.min())

@@ -1,0 +1,134 @@
+"""What a run leaves in its work directory, and what a second start in the same place may find there.
+
+config.json      the config of the run
+metrics.jsonl    one object a line, each with `step`; the same bytes whether or not the run was interrupted
+timings.jsonl    the same steps, with what depends on the machine and the hour
+evals/           one file an evaluation, with chance and blind values (written by the runner)
+checkpoints/     the state, by step
+tensorboard/     the metrics once more
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nas_jax.train.config import RESUMABLE
+from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.trees import diff
+
+CONFIG, METRICS, TIMINGS = "config.json", "metrics.jsonl", "timings.jsonl"
+CHECKPOINTS, EVALS, TENSORBOARD = "checkpoints", "evals", "tensorboard"
+
+
+def open_workdir(workdir: Path, run_record: Mapping[str, Any], write: bool = True) -> None:
+    """Creates `workdir` and, unless `write` is off, puts `run_record` (the nested config) into its config.json.
+
+    Raises CheckpointError if another config is there and has a checkpoint: only the fields in `RESUMABLE` may change
+    between two starts. Before the first checkpoint there is nothing to protect, and the new config takes over.
+    """
+    path = workdir / CONFIG
+    if has_checkpoint(workdir):
+        check_config(workdir, run_record, RESUMABLE)
+    if write:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, json.dumps(run_record, indent=2) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{workdir}: {error.strerror}", "a writable --workdir", "pass another") from error
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether the run in `workdir` has a complete checkpoint."""
+    return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+
+
+def check_config(workdir: Path, run_record: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
+    """Raises CheckpointError if the run in `workdir` differs in fields or sections that are not in `ignore`."""
+    changed = diff(read_config(workdir), run_record, ignore)
+    if changed:
+        raise CheckpointError(
+            f"{workdir} holds a run with another config, (there, here): {', '.join(changed)}",
+            "the config that run was started with",
+            "pass another --workdir, or set these fields back",
+        )
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The nested config of the run in `workdir`. Raises CheckpointError if there is none."""
+    path = workdir / CONFIG
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"no {CONFIG} in {workdir}", "the --workdir of a run", "pass another, or train") from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error})", "the file the run wrote", "pass another --workdir"
+        ) from error
+
+
+class Records:
+    """The growing files. `enabled=False` (all processes but the first) writes nothing."""
+
+    def __init__(self, workdir: Path, start: int, enabled: bool = True):
+        """start: the step of the restored state; what a former start wrote beyond it is cut off."""
+        self._enabled = enabled
+        self.evaluated = False  # an evaluation of the state at `start` is on file
+        if not enabled:
+            return
+        from tensorboardX import SummaryWriter  # here: an import of seconds that reading a config does not need
+
+        for name in (METRICS, TIMINGS):
+            kept = _truncate(workdir / name, start)
+            self.evaluated |= any(entry["step"] == start and entry.get("kind") == "eval" for entry in kept)
+        self._metrics = (workdir / METRICS).open("a")
+        self._timings = (workdir / TIMINGS).open("a")
+        self._board = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+
+    def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """kind: `train` or `eval`."""
+        if self._enabled:
+            _append(self._metrics, {"step": step, "kind": kind} | dict(metrics))
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def add_timing(self, step: int, timings: Mapping[str, float]) -> None:
+        if self._enabled:
+            _append(self._timings, {"step": step} | dict(timings))
+            for name, value in timings.items():
+                self._board.add_scalar(f"time/{name}", value, step)
+
+    def close(self) -> None:
+        if self._enabled:
+            for file in (self._metrics, self._timings, self._board):
+                file.close()
+
+
+def _append(file, entry: Mapping[str, Any]) -> None:
+    file.write(json.dumps(entry) + "\n")
+    file.flush()
+
+
+def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops the entries of later steps, and a last line cut short by a kill; returns the entries that stay."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        entries = [json.loads(line) for line in whole]
+        kept = [entry for entry in entries if entry["step"] <= last_step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})", "one JSON object a line", "repair or move it") from error
+    _write_atomically(
+        path, "".join(line for line, entry in zip(whole, entries, strict=True) if entry["step"] <= last_step)
+    )
+    return kept
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,38 @@
+"""Packaging. requirements.txt holds the versions that were tested; here are the ranges that should work."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nas_jax/__init__.py").read_text())[1]
+
+setup(
+    name="nas_jax",
+    version=VERSION,
+    description="Fine-grained vision-language pretraining in JAX: ALBEF, NAS and their family",
+    packages=find_packages(include=["nas_jax", "nas_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.3",
+        "flax>=0.12.6",
+        "grain>=0.2.16",
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.10",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11",
+        "tensorboardX>=2.6",
+        "tokenizers>=0.22",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "test": ["pytest>=8", "ruff>=0.9"],
+        "convert": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
+    },
+)

@@ -1,0 +1,143 @@
+"""Each objective against an independent formula."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
+from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
+from nas_jax.losses.mlm import gather_positions, mask_tokens, mlm_loss
+
+
+def unit_rows(count, dim, seed):
+    rows = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+    return jnp.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_itc_without_queue_and_teacher_is_plain_infonce():
+    image, text, temp = unit_rows(5, 8, 0), unit_rows(5, 8, 1), 0.1
+    queue = init_queue(jax.random.key(0), 0, 8)
+    targets = positives(jnp.arange(5), queue.image_id_Q, by_id=False)
+    loss, _, _ = itc_loss(image, text, image, text, queue, targets, jnp.float32(temp), jnp.float32(0.0))
+    logits = np.asarray(image) @ np.asarray(text).T / temp
+    expected = -(np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits.T)).mean()) / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_itc_soft_targets_and_queue_follow_the_definition():
+    image, text, taught_image, taught_text = (unit_rows(4, 8, seed) for seed in range(4))
+    queue = init_queue(jax.random.key(0), 6, 8)
+    targets = positives(jnp.arange(4), queue.image_id_Q, by_id=False)
+    alpha, temp = 0.4, 0.07
+    loss, i2t, _ = itc_loss(
+        image, text, taught_image, taught_text, queue, targets, jnp.float32(temp), jnp.float32(alpha)
+    )
+    expected = 0.0
+    for query, taught, keys in (
+        (image, taught_image, np.concatenate([taught_text, queue.text_QxE])),
+        (text, taught_text, np.concatenate([taught_image, queue.image_QxE])),
+    ):
+        soft = np.exp(log_softmax(np.asarray(taught) @ keys.T / temp))
+        target = alpha * soft + (1 - alpha) * np.eye(4, 10)
+        expected += -(target * log_softmax(np.asarray(query) @ keys.T / temp)).sum(-1).mean() / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert i2t.shape == (4, 10)
+
+
+def test_positives_by_id_share_the_target_and_the_queue_is_a_ring():
+    queue = init_queue(jax.random.key(0), 6, 8)
+    assert not (positives(jnp.array([0, 1]), queue.image_id_Q, by_id=True)[:, 2:] > 0).any()  # noise is nobody's
+    for ids in ([7, 8], [9, 7], [1, 2], [3, 4]):
+        queue = enqueue(queue, unit_rows(2, 8, ids[0]), unit_rows(2, 8, ids[1]), jnp.array(ids, jnp.int32))
+    np.testing.assert_array_equal(queue.image_id_Q, [3, 4, 9, 7, 1, 2])
+    assert int(queue.pointer) == 2
+    np.testing.assert_array_equal(queue.image_QxE[2:4], unit_rows(2, 8, 9))
+    targets = positives(jnp.array([7, 5]), queue.image_id_Q, by_id=True)
+    np.testing.assert_allclose(targets[0], [0.5, 0, 0, 0, 0, 0.5, 0, 0])
+    np.testing.assert_allclose(targets[1], np.eye(8)[1])
+    with pytest.raises(ValueError, match="must divide"):
+        enqueue(queue, unit_rows(4, 8, 0), unit_rows(4, 8, 0), jnp.arange(4))
+
+
+def rows(seed, label, valid):
+    return MatchRows(jnp.asarray(np.random.default_rng(seed).normal(size=(4, 2)), jnp.float32), label, valid)
+
+
+def test_matching_loss_is_the_mean_over_valid_rows_and_both_forms_agree_in_scale():
+    everything = jnp.ones(4, bool)
+    groups = {
+        "positive": rows(0, 1, everything), "hard_image": rows(1, 0, everything),
+        "hard_text": rows(2, 0, everything), "nva": rows(3, 0, everything), "nta": rows(4, 0, everything),
+    }  # fmt: skip
+    per_row = np.concatenate([-log_softmax(np.asarray(group.logits_Bx2))[:, group.label] for group in groups.values()])
+    mean = itm_loss(groups)
+    assert float(mean) == pytest.approx(per_row.mean(), rel=1e-5)
+    weighted = itm_loss(groups, {"nva": 1 / 3, "nta": 1 / 3})
+    assert float(weighted) == pytest.approx(float(mean) * 5 / 3, rel=1e-5)
+
+    unchanged = jnp.array([True, False, True, False])
+    groups["nta"] = rows(4, 0, unchanged)
+    kept = np.concatenate([per_row[:16], per_row[16:][np.asarray(unchanged)]])
+    assert float(itm_loss(groups)) == pytest.approx(kept.mean(), rel=1e-5)
+    gradient = jax.grad(lambda logits: itm_loss(groups | {"nta": MatchRows(logits, 0, unchanged)}))(
+        groups["nta"].logits_Bx2
+    )
+    assert (np.asarray(gradient)[~np.asarray(unchanged)] == 0).all()
+    nothing = {"positive": rows(0, 1, jnp.zeros(4, bool))}
+    assert float(itm_loss(nothing)) == 0 and float(accuracy(nothing["positive"])) == 0
+
+
+def test_masking_follows_bert_and_leaves_specials_and_padding_alone():
+    batch = tiny.batch(400, 12)
+    ids, mask = np.asarray(batch["token_ids_BxL"]), np.asarray(batch["token_mask_BxL"])
+    texts = (batch["token_ids_BxL"], batch["token_mask_BxL"])
+    masked = mask_tokens(jax.random.key(0), *texts, tiny.SPECIAL, tiny.VOCAB, 0.3)
+    picked = np.zeros_like(mask)
+    real = np.asarray(masked.weights_BxM) > 0
+    picked[np.nonzero(real)[0], np.asarray(masked.positions_BxM)[real]] = True
+    eligible = mask & (ids != tiny.SPECIAL.cls)
+    assert not (picked & ~eligible).any()
+    assert picked.sum() / eligible.sum() == pytest.approx(0.3, abs=0.03)
+    new = np.asarray(masked.token_ids_BxL)
+    np.testing.assert_array_equal(new[~picked], ids[~picked])
+    assert (new[picked] == tiny.SPECIAL.mask).mean() == pytest.approx(0.8 + 0.1 / tiny.VOCAB, abs=0.04)
+    assert (new[picked] == ids[picked]).mean() == pytest.approx(0.1 + 0.1 / tiny.VOCAB, abs=0.04)
+    rows, positions = np.nonzero(real)[0], np.asarray(masked.positions_BxM)[real]
+    np.testing.assert_array_equal(np.asarray(masked.targets_BxM)[real], ids[rows, positions])
+
+    capped = mask_tokens(jax.random.key(0), *texts, tiny.SPECIAL, tiny.VOCAB, 0.3, max_masked=2)
+    assert capped.positions_BxM.shape == (400, 2)
+    changed = (np.asarray(capped.token_ids_BxL) != ids).sum(-1)
+    assert (changed <= np.asarray(capped.weights_BxM).sum(-1)).all()  # nothing is corrupted that the loss does not see
+
+
+def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
+    batch = tiny.batch(6, 10)
+    masked = mask_tokens(jax.random.key(3), *(batch[k] for k in ("token_ids_BxL", "token_mask_BxL")), tiny.SPECIAL,
+                         tiny.VOCAB, 0.4)  # fmt: skip
+    rng = np.random.default_rng(0)
+    student, taught = (jnp.asarray(rng.normal(size=(6, 10, tiny.VOCAB)), jnp.float32) for _ in range(2))
+    loss = mlm_loss(
+        gather_positions(student, masked.positions_BxM), gather_positions(taught, masked.positions_BxM),
+        masked.targets_BxM, masked.weights_BxM, jnp.float32(0.4),
+    )  # fmt: skip
+    total, count = 0.0, 0
+    for row, position, target, weight in zip(
+        np.repeat(np.arange(6), 10), *(np.asarray(x).ravel() for x in masked[1:]), strict=True
+    ):
+        log_p = log_softmax(np.asarray(student)[row, position])
+        soft = np.exp(log_softmax(np.asarray(taught)[row, position]))
+        total += weight * (0.6 * -log_p[target] + 0.4 * -(soft * log_p).sum())
+        count += weight
+    assert count > 5
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+    empty = mlm_loss(student, taught, jnp.zeros((6, 10), jnp.int32), jnp.zeros((6, 10)), jnp.float32(0.4))
+    assert float(empty) == 0

@@ -1,0 +1,133 @@
+"""Properties of the whole loss that hold at any size."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from nas_jax.methods.albef import MethodState, Stage
+from nas_jax.methods.config import VARIANTS, ItcConfig, MlmConfig
+from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.negatives.nta import NtaConfig
+from nas_jax.negatives.nva import NvaConfig
+from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from nas_jax.train.state import init_state
+from nas_jax.train.step import make_train_step
+
+
+def one_loss(method, batch, seed=0):
+    params, state = method.init(jax.random.key(seed))
+    step = jnp.int32(3)
+
+    def loss(params):
+        return method.loss(params, state, batch, jax.random.key(9), step, method.stage(3))
+
+    grads, (state, metrics) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return grads, state, metrics
+
+
+def test_nas_with_everything_off_is_albef():
+    batch = tiny.batch()
+    nas, albef = (one_loss(tiny.method("albef", name=name), batch) for name in ("nas", "albef"))
+    for name in ("loss", "loss/itc", "loss/itm", "loss/mlm"):
+        assert float(nas[2][name]) == float(albef[2][name])
+    jax.tree.map(np.testing.assert_array_equal, nas[0], albef[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_has_the_parts_it_names_and_trains_them(variant):
+    method = tiny.method(variant)
+    grads, state, metrics = one_loss(method, tiny.batch())
+    on = VARIANTS[variant]
+    assert ("neck" in grads) == on["dictionary"] == (state.dictionary is not None)
+    assert ("generator_head" in grads) == on["nta"] == ("itm_accuracy/nta" in metrics)
+    assert ("itm_accuracy/nva" in metrics) == on["nva"]
+    for group, leaves in grads.items():
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(leaves)) > 0, group
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+
+
+def train(method, batch, steps):
+    optimizer, schedule = make_optimizer(OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10)
+    step = jax.jit(make_train_step(method, optimizer, schedule), static_argnums=2)
+    state, losses = init_state(method, optimizer, 0), []
+    for index in range(steps):
+        state, metrics = step(state, batch, method.stage(index))
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return state, losses
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_batches_of_one_and_two_train_without_nan(size):
+    state, losses = train(tiny.method("nas"), tiny.batch(size), 3)
+    assert all(np.isfinite(value) for metrics in losses for value in metrics.values())
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state) if leaf.dtype != jnp.uint32)
+
+
+def test_bfloat16_matmuls_train_like_float32_and_keep_the_state_in_float32():
+    runs = {
+        dtype: train(tiny.method("nas", model=tiny.model(dtype=dtype, dropout=0.0)), tiny.batch(), 12)
+        for dtype in ("float32", "bfloat16")
+    }
+    exact, rounded = (runs[dtype][1] for dtype in ("float32", "bfloat16"))
+    assert exact[0]["loss"] != rounded[0]["loss"]  # otherwise nothing was rounded
+    for key in ("loss/itc", "loss/mlm"):
+        assert rounded[0][key] == pytest.approx(exact[0][key], rel=0.02)
+        assert rounded[-1][key] == pytest.approx(exact[-1][key], rel=0.1)
+    assert exact[-1]["loss"] < exact[0]["loss"] and rounded[-1]["loss"] < rounded[0]["loss"]
+    leaves = jax.tree.leaves(runs["bfloat16"][0])
+    assert {leaf.dtype for leaf in leaves} <= {jnp.dtype(name) for name in ("float32", "int32", "uint32")}
+
+
+def test_stages_switch_by_epoch_and_freeze_the_dictionary():
+    method = tiny.method(
+        "nas", nva=NvaConfig(start_epoch=3), nta=NtaConfig(start_epoch=1.5), mlm=MlmConfig(dictionary_from_epoch=2)
+    )  # fmt: skip
+    assert method.stage(0) == method.stage(14) == Stage()
+    assert method.stage(15) == Stage(nta=True)
+    assert method.stage(20) == Stage(nta=True, mlm_on_dictionary=True)
+    assert method.stage(30) == Stage(nva=True, nta=True, dictionary_frozen=True, mlm_on_dictionary=True)
+    batch, key = tiny.batch(), jax.random.key(2)
+    params, state = method.init(jax.random.key(0))
+    _, (state, _) = method.loss(params, state, batch, key, jnp.int32(0), method.stage(0))
+    for stage, moves in ((0, True), (30, False)):
+        _, (after, _) = method.loss(params, state, batch, key, jnp.int32(stage), method.stage(stage))
+        assert bool((after.dictionary.codes_KxD != state.dictionary.codes_KxD).any()) == moves
+
+
+def test_teacher_moves_before_its_use_and_the_temperature_stays_inside_its_bounds():
+    method = tiny.method(
+        "albef", name="albef", itc=ItcConfig(queue_size=24, temp_min=0.05), model=tiny.model(dropout=0.0)
+    )
+    params, state = method.init(jax.random.key(0))
+    moved = jax.tree.map(lambda leaf: leaf + 1.0, params)
+    _, (after, _) = method.loss(moved, state, tiny.batch(), jax.random.key(1), jnp.int32(0), Stage())
+    expected = jax.tree.map(lambda old: 0.995 * old + 0.005 * (old + 1.0), state.teacher)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.teacher, expected)
+    assert float(method.constrain(params | {"temp": jnp.float32(0.01)})["temp"]) == pytest.approx(0.05)
+
+
+def test_queue_modes():
+    batch = tiny.batch()
+    frozen = one_loss(tiny.method("albef", itc=ItcConfig(queue_size=24, queue_frozen=True)), batch)[1]
+    full = one_loss(tiny.method("albef"), batch)[1]
+    none = one_loss(tiny.method("albef", itc=ItcConfig(queue_size=0)), batch)[1]
+    assert isinstance(full, MethodState)
+    assert int(frozen.queue.pointer) == 0 and int(full.queue.pointer) == 6
+    assert none.queue.image_QxE.shape == (0, 8)
+    np.testing.assert_array_equal(full.queue.image_QxE[6:], frozen.queue.image_QxE[6:])
+
+
+def test_the_literal_gate_has_two_values():
+    method = tiny.method("vd", dictionary=DictionaryConfig(codes=12, literal=True))
+    params, _ = method.init(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16)), jnp.float32)
+    apply = method.ctx.model.apply
+    align = apply({"params": params}, x, method="dictionary_align")
+    mixed = apply({"params": params}, x, x, method="dictionary_mix")
+    share = np.median((mixed - x) / (align - x), axis=-1)  # u = g a + (1 - g) x
+    near = np.minimum(np.abs(share - 0.731), np.abs(share - 0.269))
+    assert near.max() < 5e-3

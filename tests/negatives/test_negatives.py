@@ -1,0 +1,135 @@
+"""What every negative must be, and must not be."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from nas_jax.methods import albef, nas
+from nas_jax.methods.albef import apply, split_keys
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
+from nas_jax.negatives.nta import WordTables, choose_words, refill
+from nas_jax.negatives.nva import NvaConfig, neighbour_codes
+
+
+def test_hard_negatives_follow_the_softmax_and_never_share_the_id():
+    ids = jnp.array([0, 1, 1, 2])
+    logits = jnp.array([[9.0, 0.0, 1.0, 2.0]] * 4)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn, valid = jax.vmap(lambda key: draw_negative(key, logits, allowed_negatives(ids)))(keys)
+    drawn = np.asarray(drawn)
+    assert valid.all()
+    assert not (np.asarray(ids)[drawn] == np.asarray(ids)[None]).any()
+    share = np.bincount(drawn[:, 0], minlength=4) / len(drawn)
+    expected = np.exp([-np.inf, 0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
+    np.testing.assert_allclose(share, expected, atol=0.03)
+    lonely, valid = draw_negative(keys[0], jnp.zeros((1, 1)), allowed_negatives(jnp.array([5])))
+    assert lonely.shape == (1,) and not valid.any()  # a batch of one has no negative
+
+
+def make_nva(method, seed=0):
+    params, state = method.init(jax.random.key(seed))
+    batch, keys = tiny.batch(), split_keys(jax.random.key(seed + 1))
+    encoded = albef.encode(method.ctx, params, state.teacher, batch, keys)
+    words, dictionary, _ = nas.look_up(
+        method.ctx, params, state.dictionary, encoded.image_tokens_BxTxD, key=keys["dictionary"]
+    )
+    return params, encoded, words, dictionary, nas.negative_images(method.ctx, params, dictionary, encoded, words, keys)
+
+
+def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
+    _, encoded, words, dictionary, negative = make_nva(tiny.method("vd_nva"))
+    replaced, object_patch = np.asarray(negative.replaced_BxN), np.asarray(negative.object_patch_B)
+    rows = np.arange(len(object_patch))
+    assert negative.valid_B.all()
+    assert replaced[rows, object_patch].all() and replaced.any(-1).all()
+    codes = np.asarray(words.code_ids_BxN)
+    np.testing.assert_array_equal(replaced, codes == codes[rows, object_patch][:, None])
+    assert (np.asarray(negative.code_B) != codes[rows, object_patch]).all()
+    before, after = np.asarray(words.tokens_BxTxD), np.asarray(negative.tokens_BxTxD)
+    np.testing.assert_array_equal(before[:, 0], after[:, 0])
+    np.testing.assert_array_equal(before[:, 1:][~replaced], after[:, 1:][~replaced])
+    assert (np.abs(before - after)[:, 1:][replaced].max(-1) > 1e-3).all()
+    top = np.argsort(-np.asarray(negative.similarity_BxN), axis=-1)[:, :3]
+    assert all(patch in row for patch, row in zip(object_patch, top, strict=True))
+
+
+def test_neighbours_are_the_nearest_living_codes_without_the_own_one():
+    distances = jnp.array([[1.0, 5.0, 2.0, 3.0, 4.0]])
+    codes, log_weights = neighbour_codes(distances, jnp.ones(5, bool), 3)
+    np.testing.assert_array_equal(codes, [[2, 3, 4]])
+    scaled = np.array([2.0, 3.0, 4.0]) / np.linalg.norm([2.0, 3.0, 4.0])
+    weights = np.exp(1 / (scaled + 1e-4))
+    np.testing.assert_allclose(np.exp(log_weights[0]), weights / weights.sum(), rtol=1e-5)
+    codes, log_weights = neighbour_codes(distances, jnp.array([1, 0, 0, 1, 0], bool), 3)
+    assert int(codes[0, 0]) == 3 and np.isneginf(np.asarray(log_weights)[0, 1:]).all()
+    _, log_weights = neighbour_codes(distances, jnp.array([1, 0, 0, 0, 0], bool), 3)
+    assert np.isneginf(np.asarray(log_weights)).all()  # nothing to replace with: the row is masked out of the loss
+
+
+def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
+    def gradients(stop):
+        method = tiny.method("vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0))
+        params, encoded, words, dictionary, negative = make_nva(method)
+        batch, ctx, keys = tiny.batch(), method.ctx, split_keys(jax.random.key(1))
+
+        def loss(params):
+            encoded = albef.encode(ctx, params, params, batch, keys)
+            words, _, _ = nas.look_up(ctx, params, dictionary, encoded.image_tokens_BxTxD)
+            negative = nas.negative_images(ctx, params, dictionary, encoded, words, keys)
+            rows = (encoded.text_tokens_BxLxD, batch["token_mask_BxL"], negative.tokens_BxTxD)
+            rows = jax.lax.stop_gradient(rows) if ctx.config.nva.stop_gradient else rows
+            return apply(ctx, params, "match", *rows)[:, 0].sum()
+
+        grads = jax.grad(loss)(params)
+        return {name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads[name])) for name in grads}
+
+    stopped, flowing = gradients(True), gradients(False)
+    assert stopped["fusion_encoder"] > 0 and stopped["itm_head"] > 0
+    assert all(stopped[name] == 0 for name in ("image_encoder", "text_encoder", "neck"))
+    assert all(flowing[name] > 0 for name in ("image_encoder", "text_encoder", "neck"))
+
+
+def test_nta_replaces_content_words_by_other_content_words():
+    tables, mask_id = tiny.TABLES, tiny.SPECIAL.mask
+    batch = tiny.batch(64)
+    ids, mask = np.asarray(batch["token_ids_BxL"]).copy(), np.asarray(batch["token_mask_BxL"])
+    ids[0] = np.where(mask[0], 5, 0)  # a caption of function words only
+    ids[1, 1:4] = (9, 20, 21)  # a word of three pieces: not to be touched
+    masked = choose_words(jax.random.key(0), jnp.asarray(ids), jnp.asarray(mask), tables, mask_id, 0.3)
+    chosen = np.asarray(masked.token_ids_BxL) == mask_id
+    assert (tables.content_V[ids] & mask)[chosen].all() and not chosen[0].any() and not chosen[1, 1:4].any()
+    words = (mask[:, 1:] & ~tables.continuation_V[ids[:, 1:]]).sum(-1)
+    available = (tables.content_V[ids] & mask).sum(-1)
+    wanted = np.minimum(np.maximum(1, np.round(0.3 * words)), available)
+    np.testing.assert_array_equal(chosen[2:].sum(-1), wanted[2:])
+
+    logits = (
+        jnp.zeros((*masked.positions_BxM.shape, tiny.VOCAB)).at[..., 6].set(50.0)
+    )  # a function word is the favourite
+    original = jnp.take_along_axis(jnp.asarray(ids), masked.positions_BxM, axis=1)
+    logits = logits + 40.0 * jax.nn.one_hot(original, tiny.VOCAB)  # and the original word next
+    new, valid = refill(jax.random.key(1), jnp.asarray(ids), masked, logits, tables, 10)
+    new = np.asarray(new)
+    assert not bool(valid[0]) and valid[2:].all()
+    np.testing.assert_array_equal(new[~chosen], ids[~chosen])
+    assert (new[chosen] != ids[chosen]).all() and tables.fillable_V[new[chosen]].all()
+    only = WordTables(tables.content_V, np.arange(tiny.VOCAB) == 9, tables.continuation_V)
+    same, valid = refill(jax.random.key(1), jnp.full((1, 8), 9).at[0, 0].set(2), choose_words(
+        jax.random.key(0), jnp.full((1, 8), 9).at[0, 0].set(2), jnp.ones((1, 8), bool), tables, mask_id, 0.15
+    ), jnp.zeros((1, 1, tiny.VOCAB)), only, 10)  # fmt: skip
+    assert not valid.any() and (np.asarray(same)[0, 1:] == 9).all()  # no other word to put in: nothing changed
+
+
+def test_nta_never_sees_the_picture():
+    method = tiny.method("nas")
+    params, state = method.init(jax.random.key(0))
+    batch, keys = tiny.batch(), split_keys(jax.random.key(1))
+    texts = nas.negative_texts(method.ctx, params, state.teacher, batch, keys).token_ids_BxL
+    other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}
+    np.testing.assert_array_equal(
+        texts, nas.negative_texts(method.ctx, params, state.teacher, other, keys).token_ids_BxL
+    )
+    assert (texts != batch["token_ids_BxL"]).any(-1).all()

@@ -1,0 +1,150 @@
+"""The config as the command line sees it: unknown and ill-typed fields are one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas_jax.config import RunConfig, build, check_field, from_config_dict, to_config_dict
+from nas_jax.data.config import DataConfig
+from nas_jax.utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+VALID = RunConfig(data=DataConfig(flip=False))  # the default data are scenes, which must not be mirrored
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    names: tuple[str, ...] = ("a",)
+    size: tuple[int, int] = (1, 2)
+    rate: float = 0.5
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    flag: bool = False
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def test_round_trip_through_a_config_dict():
+    config = to_config_dict(VALID)
+    config.train.steps = 7
+    assert from_config_dict(config) == dataclasses.replace(VALID, train=dataclasses.replace(VALID.train, steps=7))
+    values = {"name": "x", "inner": {"names": ["b", "c"], "size": [3, 4], "rate": 1, "limit": 5}}  # as JSON has it
+    assert build(Outer, values) == Outer("x", inner=Inner(("b", "c"), (3, 4), 1.0, 5))
+    assert isinstance(build(Outer, values).inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "x", "inner": {"rat": 1.0}}, r"unknown config field inner.rat; .* Remedy: did you mean inner.rate\."),
+        ({"name": "x", "zzz": 1}, r"unknown config field zzz; .* use one of name, flag, inner"),
+        ({"flag": True}, "no name; expected a value"),
+        ({"name": 3}, "name=3; expected a value of type str"),
+        ({"name": "x", "flag": 1}, "flag=1; expected a value of type bool"),
+        ({"name": "x", "inner": {"rate": True}}, "inner.rate=True; expected a value of type float"),
+        ({"name": "x", "inner": {"names": "abc"}}, r"inner.names='abc'; expected a value of type tuple\[str, ...\]"),
+        ({"name": "x", "inner": {"names": [1]}}, r"inner.names\[0\]=1; expected a value of type str"),
+        ({"name": "x", "inner": {"size": [1, 2, 3]}}, r"inner.size=\[1, 2, 3\]; expected"),
+        ({"name": "x", "inner": 3}, "inner=3; expected a section"),
+    ],
+)
+def test_a_bad_value_is_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(Outer, values)
+
+
+def test_check_field():
+    check_field("inner.rate", Outer)
+    with pytest.raises(ConfigError, match="did you mean inner.size"):
+        check_field("inner.sizes", Outer)
+    with pytest.raises(ConfigError, match="name alone, which has no fields"):
+        check_field("name.first", Outer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"method.itc.queue_size": 100, "data.batch_size": 48},
+            "data.batch_size=48; .* Remedy: use method.itc.queue_size=96",
+        ),
+        ({"data.image_size": 128}, "data.image_size=128, model.image_size=256; expected one size"),
+        ({"data.text_length": 600}, "data.text_length=600, model.max_text_length=512"),
+        ({"train.log_every": 0}, "train.log_every=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_sections_are_checked_each_and_together(fields, message):
+    config = to_config_dict(VALID)
+    from_config_dict(config)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(config)
+
+
+RECIPE = """
+from nas_jax.config import RunConfig, to_config_dict
+from nas_jax.data.config import DataConfig
+from nas_jax.utils.errors import ConfigError
+def get_config(argument=""):
+    if argument:
+        raise ConfigError(f"argument {argument!r}", "none", "leave it out")
+    return to_config_dict(RunConfig(data=DataConfig(flip=False)))
+"""
+
+
+# One process imports once and forks for each command, as flags are global and the imports take seconds.
+DRIVER = """
+import json, os, sys, warnings
+import main, nas_jax.config
+warnings.simplefilter("ignore")
+for line in sys.stdin:
+    sys.argv = ["main.py", *line.split()]
+    pid = os.fork()
+    if not pid:
+        code = main.main(sys.argv)
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=sys.stderr, flush=True)
+"""
+
+COMMANDS = {
+    "--config=r.py --workdir=w --config.train.step=3": "unknown config field train.step; .*did you mean train.steps",
+    "--config=r.py --workdir=w --config.trian.steps=3": "unknown config field trian; .*did you mean train",
+    "--config=r.py --workdir=w --config.train.steps=many": "config.train.steps=many.*invalid literal",
+    "--config=r.py:x --workdir=w": "argument 'x'; expected none",
+    "--config=rr.py --workdir=w": "--config=rr.py; expected a file that exists. Remedy: did you mean r.py",
+    "--config=r.py --workdir=w config.seed=1": "argument 'config.seed=1'; .* Remedy: write --config.seed=1",
+    "--config r.py": "no --workdir",
+    "--workdir=w --config.seed=1": "no --config",
+    "--config=r.py --workdir=w --mode=fly": "value should be one of <train.eval>",
+    "--config=r.py --workdri=w": "Unknown command line flag 'workdri'. Did you mean: workdir",
+    "--config=r.py --workdir=w --config.seed=-1": "seed=-1; expected 0 or more",
+}
+
+
+def test_a_wrong_command_is_one_line(tmp_path):
+    (tmp_path / "r.py").write_text(RECIPE)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input="\n".join(COMMANDS),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["2"] * len(COMMANDS), done.stderr
+    for line, (command, message) in zip(lines[::2], COMMANDS.items(), strict=True):
+        assert re.search("^error: .*" + message, line), (command, line)

@@ -1,0 +1,100 @@
+"""The real method through the whole stack: scenes, tokenizer, loop, checkpoint, evaluation."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from nas_jax import runner
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.config import RunConfig, to_dict
+from nas_jax.data.config import DataConfig
+from nas_jax.evals.config import EvalConfig
+from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig
+from nas_jax.utils.errors import CheckpointError, DivergedError
+
+RUN = RunConfig(
+    data=DataConfig(
+        num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=16, vocab_size=64, batch_size=4,
+        threads=1,
+    ),
+    model=tiny.model(vocab_size=0),
+    method=MethodConfig(itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)),
+    optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
+    train=TrainConfig(steps=20, log_every=5, checkpoint_every=8),
+    eval=EvalConfig(rerank_k=4, batch_size=64, max_images=8, max_pairs=12),
+)  # fmt: skip
+
+
+def final_state(workdir, run=RUN):
+    """Every leaf of the newest checkpoint by name."""
+    parts = runner.assemble(run, workdir, learn=False)
+    with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
+        state, position = manager.restore(jax.eval_shape(parts.init_state))
+    leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return leaves, position
+
+
+def signal_at(monkeypatch, step, number=signal.SIGTERM):
+    """Sends this process a signal while it waits for batch `step`."""
+    original = runner.pipeline.train_batches
+
+    def batches(config, tokenizer, seed, start, *rest):
+        for index, batch in enumerate(original(config, tokenizer, seed, start, *rest), start + 1):
+            if index == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    monkeypatch.setattr(runner.pipeline, "train_batches", batches)
+
+
+def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
+    """20 steps against 10, a restart and 10 more: every leaf of the state and the metrics, bit by bit."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert runner.train(RUN, straight) == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, 10)
+        assert runner.train(RUN, resumed) == 128 + signal.SIGTERM
+    assert final_state(resumed)[1]["next_step"] == 10
+    assert runner.train(RUN, resumed) == 0
+    one, other = final_state(straight), final_state(resumed)
+    assert one[1] == other[1] and one[0].keys() == other[0].keys()
+    names = " ".join(one[0])
+    assert all(part in names for part in (".params", "teacher", "queue", "dictionary", ".opt_state", ".rng"))
+    for name, leaf in one[0].items():
+        np.testing.assert_array_equal(leaf, other[0][name], err_msg=name)
+    assert (straight / "metrics.jsonl").read_bytes() == (resumed / "metrics.jsonl").read_bytes()
+    halfway, _ = final_state(straight)  # negative control: the state does change from step to step
+    shorter = replace(RUN, train=replace(RUN.train, steps=19))
+    assert runner.train(shorter, tmp_path / "shorter") == 0
+    assert any((leaf != halfway[name]).any() for name, leaf in final_state(tmp_path / "shorter", shorter)[0].items())
+
+    # The same checkpoint through --mode=eval gives the numbers of the end of the run.
+    before = (straight / "evals" / "20.json").read_text()
+    (straight / "evals" / "20.json").unlink()
+    assert runner.evaluate(RUN, straight) == 0
+    assert (straight / "evals" / "20.json").read_text() == before
+    # Another config in the same place is refused, by name and with both values.
+    other_rate = replace(RUN, optimizer=replace(RUN.optimizer, lr=2e-3))
+    with pytest.raises(CheckpointError, match=r"optimizer.lr.*0\.001.*0\.002"):
+        runner.train(other_rate, straight)
+    assert to_dict(RUN) != to_dict(other_rate)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    wild = replace(RUN, optimizer=replace(RUN.optimizer, lr=1e30, warmup_lr=0.0, warmup_steps=12))
+    wild = replace(wild, train=replace(wild.train, checkpoint_every=1))
+    with pytest.raises(DivergedError, match="last good checkpoint: step"):
+        runner.train(wild, tmp_path)
+    leaves, position = final_state(tmp_path, wild)
+    assert 1 <= position["next_step"] < 20
+    assert all(np.isfinite(leaf).all() for name, leaf in leaves.items() if ".params" in name)
