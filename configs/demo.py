@@ -26,9 +26,9 @@ def get_config(argument: str = ""):
         momentum=0.98,  # a teacher that keeps up with a run of a thousand steps
         alpha=0.2,
         itc=ItcConfig(queue_size=512, temp_min=0.05),
-        mlm=MlmConfig(max_masked=4),
+        mlm=MlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=128, revive_every=20),
-        nta=NtaConfig(top_words=5),
+        nta=NtaConfig(top_words=5, stop_gradient=False),  # from scratch, the encoders learn from the negatives too
     )
     return to_config_dict(
         RunConfig(
@@ -39,16 +39,16 @@ def get_config(argument: str = ""):
                 image_size=48,
                 crop_scale=(),  # places, colours and numbers are the message: nothing may change them
                 rand_augment_ops=0,
-                text_length=16,
-                vocab_size=64,
-                batch_size=64,
+                text_length=17,
+                vocab_size=256,
+                batch_size=32,
                 workers=0,
                 threads=1,
             ),
             model=model_config("nano", dim=64, dropout=0.0, init_std=0.07),
             method=with_variant(method, variant),
-            optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0),
-            train=TrainConfig(steps=1200, log_every=20, eval_every=400, checkpoint_every=400),
+            optimizer=OptimizerConfig(schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0),
+            train=TrainConfig(steps=1800, log_every=25, eval_every=600, checkpoint_every=600, cpu_devices=2),
             eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
         )
     )

@@ -16,6 +16,7 @@ from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
 from nas_jax.models.sizes import model_config
 from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.negatives.nta import NtaConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 
@@ -27,10 +28,12 @@ def get_config(argument: str = ""):
     given = arguments(argument, folder="data/emoji", variant="nas")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = MethodConfig(
-        momentum=0.99,
-        itc=ItcConfig(queue_size=1024, temp_min=0.03, positives_by_id=True),  # two artists draw the same emoji
-        mlm=MlmConfig(max_masked=4),
+        momentum=0.99,  # a teacher that keeps up with a run of an hour
+        alpha=0.2,
+        itc=ItcConfig(queue_size=1024, temp_min=0.05, positives_by_id=True),  # two artists draw the same emoji
+        mlm=MlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=512, revive_every=50),
+        nta=NtaConfig(stop_gradient=False),  # from scratch, the encoders learn from the negatives too
     )
     return to_config_dict(
         RunConfig(
@@ -42,21 +45,22 @@ def get_config(argument: str = ""):
                 foils=tuple(f"{folder}/{artist}-foils.jsonl" for artist in ARTISTS),
                 quads=tuple(f"{folder}/{artist}-quads.jsonl" for artist in ARTISTS),
                 image_size=64,
-                crop_scale=(0.6, 1.0),
+                crop_scale=(0.7, 1.0),
                 flip=False,  # arrows, clocks and the order of persons are in the captions
-                rand_augment_ops=2,
+                rand_augment_ops=1,
                 rand_augment_magnitude=5,
                 text_length=20,
                 vocab_size=2048,
-                batch_size=64,
-                workers=1,
+                batch_size=32,
+                workers=0,
+                threads=1,
             ),
-            model=model_config("nano", dim=128, image_size=64, image_layers=4, embed_dim=128, init_std=0.05),
+            model=model_config("nano", dim=64, image_size=64, dropout=0.0, init_std=0.07),
             method=with_variant(method, variant),
             optimizer=OptimizerConfig(
-                schedule="smooth", lr=1e-3, lr_min=1e-5, warmup_steps=300, clip_norm=1.0, weight_decay=0.05
+                schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=300, clip_norm=1.0, weight_decay=0.05
             ),
-            train=TrainConfig(epochs=30, log_every=50, eval_every=1000, checkpoint_every=500),
+            train=TrainConfig(epochs=30, log_every=50, eval_every=2000, checkpoint_every=500),
             eval=EvalConfig(rerank_k=32, batch_size=128),
         )
     )

@@ -15,9 +15,11 @@ import jax
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.config import RunConfig, from_config_dict, to_dict
 from nas_jax.data import pipeline
+from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
 from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.suite import Evaluator, make_evaluator, write_results
+from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.negatives.nta import WordTables
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer"
 COMPILE_CACHE = "compile_cache"
+NVA_PICTURE = "nva.png"
 
 
 def main(config: ConfigDict | Mapping[str, Any], workdir: str, mode: str) -> int:
@@ -47,6 +50,8 @@ def main(config: ConfigDict | Mapping[str, Any], workdir: str, mode: str) -> int
     # A restart finds the compiled step of the run it continues.
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
     run = from_config_dict(config)
+    if run.train.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", run.train.cpu_devices)
     return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
 
 
@@ -75,7 +80,21 @@ def train(run: RunConfig, workdir: Path) -> int:
         report=lambda step, metrics: _report(run, workdir, step, metrics),
         console=console,
     )
+    if not result.signal and jax.process_index() == 0:
+        _show(run, workdir, parts, result.state, console)
     return result.exit_code
+
+
+def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, console: Console) -> None:
+    """What a person wants to see at the end: a picture of the negatives, and where the checkpoint is."""
+    if run.method.nva.enabled and parts.eval_sets:
+        path = workdir / NVA_PICTURE
+        draw_nva_examples(
+            path, parts.method, state.params, state.method_state, parts.eval_sets[0], parts.tokenizer,
+            run.data.text_length,
+        )  # fmt: skip
+        console.say(f"what NVA makes of four pictures: {path}")
+    console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
 
 def evaluate(run: RunConfig, workdir: Path) -> int:
@@ -105,6 +124,7 @@ class Parts:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     evaluator: Evaluator
+    eval_sets: tuple[EvalSet, ...]
     total_steps: int
     steps_per_epoch: int
     seed: int
@@ -139,15 +159,18 @@ def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
         steps_per_epoch,
     )
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
+    eval_sets = pipeline.open_eval_sets(run.data, run.seed)
     evaluator = make_evaluator(
         run.eval,
-        pipeline.open_eval_sets(run.data, run.seed),
+        eval_sets,
         tokenizer,
         method,
         run.data.text_length,
         run.model.image_size,
     )
-    return Parts(source, tokenizer, method, optimizer, schedule, evaluator, total_steps, steps_per_epoch, run.seed)
+    return Parts(
+        source, tokenizer, method, optimizer, schedule, evaluator, eval_sets, total_steps, steps_per_epoch, run.seed
+    )
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: pipeline.Source, learn: bool) -> TextTokenizer:

@@ -4,7 +4,7 @@ Three kinds of scenes, each a test of something a bag of words cannot tell:
 
     relation   two shapes side by side     "a big red circle to the left of a small blue square"
     count      two groups of shapes        "three green stars and one red cross"
-    existence  three shapes, two named     "a big red circle and a small blue square and no star"
+    existence  three shapes, two named     "a big red circle and a small blue square and no green star"
 
 Every caption names two colour-shape pairs, so a caption drawn for one picture is rarely true of another in the batch,
 as the contrastive losses presume. Pictures must not be mirrored: left and right are part of the truth.
@@ -42,7 +42,7 @@ COLOURS = {
     "purple": (150, 50, 180),
     "black": (30, 30, 34),
 }
-SIZES = {"small": 0.1, "big": 0.165}  # radius as a share of the image side
+SIZES = {"small": 0.11, "big": 0.175}  # radius as a share of the image side
 NUMBERS = ("no", "one", "two", "three", "four")  # the index is the number
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}  # the keys are the relations
 KINDS = ("relation", "count", "existence")
@@ -178,7 +178,7 @@ class Statement:
         return tuple(noun.pair for noun in self.nouns if noun.colour)
 
     def text(self) -> str:
-        """The caption: lower case, at most 15 words."""
+        """The caption: lower case, at most 16 words."""
         nouns = [noun.text("the" if self.style == 2 else "a") for noun in self.nouns]
         if self.relation is None:
             body = " and ".join(nouns)
@@ -257,7 +257,8 @@ def draw_statement(kind: str, rng: np.random.Generator, held_out: bool = False) 
     if kind == "relation":
         return Statement(nouns, _choose(rng, tuple(INVERSE)))
     others = [shape for shape in SHAPES if shape not in (first[1], second[1])]
-    return Statement((*nouns, Noun(_choose(rng, others), number=int(rng.integers(2)))))
+    third = _choose(rng, [pair for pair in (PAIRS if held_out else SEEN) if pair[1] in others])
+    return Statement((*nouns, Noun(third[1], third[0], number=int(rng.integers(2)))))
 
 
 def draw_wording(statement: Statement, rng: np.random.Generator) -> Statement:
@@ -279,7 +280,7 @@ def _positions(statement: Statement, count: int, rng: np.random.Generator) -> np
     """(count, 2) centres as shares of the side, such that shapes do not touch and a stated relation is plain to see."""
     if statement.relation is not None:
         # Only the difference tells the relation: the pair as a whole moves about.
-        along = 0.5 + rng.uniform(-0.06, 0.06) + np.array([-1, 1]) * rng.uniform(0.2, 0.24)
+        along = 0.5 + rng.uniform(-0.045, 0.045) + np.array([-1, 1]) * rng.uniform(0.2, 0.24)
         across = 0.5 + rng.uniform(-0.2, 0.2) + rng.uniform(-0.08, 0.08, 2)
         if statement.relation in ("right", "below"):
             along = along[::-1]
@@ -287,7 +288,7 @@ def _positions(statement: Statement, count: int, rng: np.random.Generator) -> np
     cells = 2 if statement.nouns[0].number is None else 3
     chosen = rng.permutation(cells * cells)[:count]
     centres = (np.stack((chosen % cells, chosen // cells), axis=1) + 0.5) / cells
-    return centres + rng.uniform(-0.045, 0.045, centres.shape)
+    return centres + rng.uniform(-0.03, 0.03, centres.shape)
 
 
 def draw_scene(statement: Statement, rng: np.random.Generator, held_out: bool = False) -> SceneSpec:

@@ -32,7 +32,7 @@ def make_train_step(
         metrics = {
             **metrics,
             "optim/lr": schedule(state.step),
-            "optim/grad_norm": optax.global_norm(grads),
+            "optim/grad_norm": optax.tree.norm(grads),
         }
         new_state = TrainState(
             step=state.step + 1,

@@ -1,0 +1,64 @@
+"""Pictures of a trained model on an evaluation set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.data.eval_sets import EvalSet
+from nas_jax.data.tokenizer import TextTokenizer
+from nas_jax.inspect.nva import draw_nva
+from nas_jax.methods import Method
+from nas_jax.methods.albef import MethodState
+from nas_jax.models.vit import patchify
+from nas_jax.typing import Params
+
+SHOWN = 4  # images drawn
+READ = 128  # images whose patches show what a code looks like
+
+
+def mean_patches(images_BxHxWx3: np.ndarray, code_ids_BxN: np.ndarray, patch_size: int) -> Mapping[int, np.ndarray]:
+    """Code -> uint8 (p, p, 3): the mean of the patches that chose it."""
+    patches_MxP = np.asarray(patchify(images_BxHxWx3, patch_size)).reshape(code_ids_BxN.size, -1)
+    ids_M = code_ids_BxN.reshape(-1)
+    return {
+        int(code): patches_MxP[ids_M == code].mean(0).round().astype(np.uint8).reshape(patch_size, patch_size, 3)
+        for code in np.unique(ids_M)
+    }
+
+
+def draw_nva_examples(
+    path: Path,
+    method: Method,
+    params: Params,
+    state: MethodState,
+    eval_set: EvalSet,
+    tokenizer: TextTokenizer,
+    text_length: int,
+    seed: int = 0,
+) -> None:
+    """Draws what NVA makes of the first images with captions: which patches it replaces, and what by."""
+    captioned = [index for index, captions in enumerate(eval_set.captions) if captions][:READ]
+    captions = [eval_set.captions[index][0] for index in captioned]
+    images_BxHxWx3 = np.stack([eval_set.images[index] for index in captioned])
+    token_ids_BxL, token_mask_BxL = tokenizer.encode(captions, text_length)
+    batch = {
+        "image_BxHxWx3": jnp.asarray(images_BxHxWx3),
+        "token_ids_BxL": jnp.asarray(token_ids_BxL),
+        "token_mask_BxL": jnp.asarray(token_mask_BxL),
+    }
+    negative, code_ids_BxN = jax.device_get(jax.jit(method.explain_nva)(params, state, batch, jax.random.key(seed)))
+    draw_nva(
+        path,
+        images_BxHxWx3[:SHOWN],
+        captions[:SHOWN],
+        negative.object_patch_B[:SHOWN],
+        negative.replaced_BxN[:SHOWN],
+        negative.similarity_BxN[:SHOWN],
+        code_patches=mean_patches(images_BxHxWx3, code_ids_BxN, method.ctx.model.config.patch_size),
+        new_code_B=negative.code_B[:SHOWN],
+    )
