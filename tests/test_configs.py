@@ -9,6 +9,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -17,8 +18,11 @@ from PIL import Image
 from nas_jax import runner
 from nas_jax.config import from_config_dict
 from nas_jax.data.tokenizer import learn_wordpiece
+from nas_jax.methods import make_method
 from nas_jax.methods.config import VARIANTS
+from nas_jax.negatives.nta import WordTables
 from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.trees import num_params
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WORDS = ("red", "blue", "cat", "dog", "runs", "sleeps", "left", "right")
@@ -125,4 +129,9 @@ def test_the_paper_config_is_the_authors_recipe():
     assert (run.model.dim, run.model.image_layers, run.model.text_layers, run.model.fusion_layers) == (768, 12, 6, 6)
     assert (run.method.dictionary.codes, run.method.itc.queue_size, run.data.batch_size) == (2048, 65536, 512)
     assert (run.optimizer.lr, run.optimizer.lr_min, run.optimizer.weight_decay) == (1e-4, 1e-5, 0.02)
+    # As many parameters as the authors' model has (211.1 M), the codebook aside; NTA's generator head is ours.
+    tables = WordTables(*(np.zeros(30522, bool) for _ in range(3)))
+    method = make_method(run.method, run.model, tables, tiny.SPECIAL, 1, 1)
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    assert round((num_params(params) - num_params(params["generator_head"])) / 1e6, 1) == 211.1
     assert (run.train.epochs, run.method.nva.start_epoch, run.optimizer.cosine_epochs) == (31, 30.0, 30)

@@ -66,6 +66,7 @@ def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
         assert runner.train(RUN, resumed) == 128 + signal.SIGTERM
     assert final_state(resumed)[1]["next_step"] == 10
     assert runner.train(RUN, resumed) == 0
+    assert (straight / "nva.png").stat().st_size > 10_000
     one, other = final_state(straight), final_state(resumed)
     assert one[1] == other[1] and one[0].keys() == other[0].keys()
     names = " ".join(one[0])

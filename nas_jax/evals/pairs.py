@@ -78,6 +78,7 @@ def _mean(key: str, wins: np.ndarray, blind: np.ndarray, chance: float) -> Metri
 
 def _categories(set_name: str, categories: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     """Rows of each category, sorted by name."""
+    categories = [category.replace("/", "-") for category in categories]  # keys have slashes of their own
     for name in RESERVED:
         if name in categories:
             got = f"a category named {name!r} in evaluation set {set_name!r}"
