@@ -27,9 +27,7 @@ def get_config(argument: str = ""):
     given = arguments(argument, folder="data/4m", variant="nas")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = MethodConfig(
-        mlm=MlmConfig(
-            max_masked=8
-        ),  # 0.6 % of captions of 25 tokens, and none to speak of at 13, would have more picks
+        mlm=MlmConfig(max_masked=8),  # captions of 25 tokens have more picks in 0.6 % of cases
         nva=NvaConfig(start_epoch=30),
         nta=NtaConfig(start_epoch=30),
     )
