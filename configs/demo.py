@@ -48,7 +48,7 @@ def get_config(argument: str = ""):
             model=model_config("nano", dim=64, dropout=0.0, init_std=0.07),
             method=with_variant(method, variant),
             optimizer=OptimizerConfig(schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0),
-            train=TrainConfig(steps=1500, log_every=25, eval_every=750, checkpoint_every=500, cpu_devices=2),
+            train=TrainConfig(steps=1500, log_every=25, eval_every=750, checkpoint_every=500),
             eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
         )
     )

@@ -50,8 +50,6 @@ def main(config: ConfigDict | Mapping[str, Any], workdir: str, mode: str) -> int
     # A restart finds the compiled step of the run it continues.
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
     run = from_config_dict(config)
-    if run.train.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", run.train.cpu_devices)
     return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
 
 

@@ -16,7 +16,6 @@ RESUMABLE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.num_devices",
-    "train.cpu_devices",
     "data.workers",
     "data.threads",
     "data.threads",
@@ -37,7 +36,6 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between two checkpoints; there is always one at the end
     keep_checkpoints: int = 2  # the newest so many stay on disk
     num_devices: int = 0  # devices of the data axis; 0 = all
-    cpu_devices: int = 0  # on a CPU: devices it is split into; small models use cores better so than by threads; 0 = 1
 
     def validate(self) -> None:
         """Raises ConfigError on a length or interval that makes no sense."""
@@ -50,7 +48,6 @@ class TrainConfig:
             ("checkpoint_every", 1),
             ("keep_checkpoints", 1),
             ("num_devices", 0),
-            ("cpu_devices", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it")
