@@ -1,8 +1,10 @@
-"""Trains or evaluates one config.
+"""Trains or evaluates one config, or says beforehand whether it will run.
 
 python main.py --config=configs/demo.py --workdir=runs/demo
 python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=check
+python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
 """
 
 from __future__ import annotations
@@ -17,14 +19,25 @@ from ml_collections import config_flags
 
 from nas_jax.utils.errors import ConfigError, UserError
 
-MODES = ("train", "eval")
+MODES = ("train", "eval", "compile", "check")
 CONFIG = re.compile(r"--?config(?:=(.*))?$")
 OVERRIDE = re.compile(r"--?config\.([^=]+)")
 HELP = re.compile(r"--?help")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, and its fields: --config.train.steps=100.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, checkpoints, metrics.")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "train goes on where the work directory stands; eval measures it.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train goes on where the work directory stands; eval measures it; check looks for what would stop it, in seconds; "
+    "compile compiles the step for --topology and reports memory, operations and collectives.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of the first, or auto.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Several processes: how many.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Several processes: which one this is, from 0.")
+_START_TIMEOUT = flags.DEFINE_float("start_timeout", 300.0, "Several processes: seconds until all must be there.")
+_TOPOLOGY = flags.DEFINE_string("topology", "local", "For --mode=compile: local, or chips like v5e:16x16, v5p:4x4x4.")
 
 
 def parse(argv: list[str]) -> None:
@@ -43,7 +56,7 @@ def parse(argv: list[str]) -> None:
     if len(rest) > 1:
         remedy = f"write --{rest[1]}" if rest[1].startswith("config") else "leave it out"
         raise ConfigError(f"argument {rest[1]!r}", "only flags, which begin with --", remedy)
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and _MODE.value != "compile":
         raise ConfigError("no --workdir", "a directory for the run", "pass --workdir=runs/demo")
 
 
@@ -82,8 +95,10 @@ def main(argv: list[str]) -> int:
     try:
         parse(argv)
         from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
+        from nas_jax.parallel.processes import Processes
 
-        return runner.main(_CONFIG.value, _WORKDIR.value, _MODE.value)
+        processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _START_TIMEOUT.value)
+        return runner.main(_CONFIG.value, _WORKDIR.value, _MODE.value, _TOPOLOGY.value, processes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

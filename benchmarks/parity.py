@@ -164,10 +164,10 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     nva = nas.negative_images(ctx, params, state.dictionary, encoded, words, keys, replay)
     batch_size, patches, dim = words.features_BxNxD.shape
     distances = squared_distances(words.features_BxNxD.reshape(-1, dim), state.dictionary.codes_KxD)
-    every_code = jnp.ones(ctx.config.dictionary.codes, bool)
+    every_code = jnp.ones((1, ctx.config.dictionary.codes), bool)
     codes, log_weights = neighbour_codes(distances, every_code, ctx.config.nva.neighbours)
     passes = in_batch_passes(
-        encoded, words.tokens_BxTxD, mask_BxL, replay["negative_image_B"], replay["negative_text_B"]
+        ctx, encoded, words.tokens_BxTxD, mask_BxL, replay["negative_image_B"], replay["negative_text_B"]
     )
     passes["nva"] = Pass(encoded.text_tokens_BxLxD, mask_BxL, nva.tokens_BxTxD)
     itm = match(ctx, params, passes, keys["match"])

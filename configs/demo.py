@@ -34,7 +34,6 @@ def get_config(argument: str = ""):
         RunConfig(
             name=f"demo-{variant}",
             data=DataConfig(
-                kind="scenes",
                 num_train=12_000,
                 image_size=48,
                 crop_scale=(),  # places, colours and numbers are the message: nothing may change them

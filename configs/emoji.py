@@ -39,7 +39,6 @@ def get_config(argument: str = ""):
         RunConfig(
             name=f"emoji-{variant}",
             data=DataConfig(
-                kind="webdataset",
                 train=tuple(f"{folder}/{artist}.tar" for artist in ARTISTS),
                 holdout=0.1,
                 foils=tuple(f"{folder}/{artist}-foils.jsonl" for artist in ARTISTS),

@@ -36,7 +36,6 @@ def get_config(argument: str = ""):
             name=f"nas-base-4m-{variant}",
             seed=42,
             data=DataConfig(
-                kind="albef_json",
                 train=tuple(f"{folder}/{name}.json" for name in LISTS),
                 image_size=256,
                 flip=True,  # ALBEF's; captions of the 4 M pictures rarely say left or right

@@ -17,6 +17,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import VARIANTS, MethodConfig
 from nas_jax.models.sizes import ModelConfig
+from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
@@ -36,6 +37,7 @@ class RunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
@@ -60,6 +62,14 @@ def validate(run: RunConfig) -> None:
             "lower the first or raise the second",
         )
     queue, batch = run.method.itc.queue_size, run.data.batch_size
+    for field_name, parts in (
+        ("method.itm.mining_shards", run.method.itm.mining_shards),
+        ("train.accumulate", run.train.accumulate),
+    ):
+        if batch % parts:
+            raise ConfigError(
+                f"{field_name}={parts}, data.batch_size={batch}", "a divisor of the batch size", "change one of the two"
+            )
     if queue % batch:
         raise ConfigError(
             f"method.itc.queue_size={queue}, data.batch_size={batch}",

@@ -15,6 +15,7 @@ import jax
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.config import RunConfig, from_config_dict, to_dict
 from nas_jax.data import pipeline
+from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
 from nas_jax.evals.metrics import Metric, format_table
@@ -23,13 +24,17 @@ from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.negatives.nta import WordTables
-from nas_jax.parallel.mesh import check_divisible, make_mesh, replicated
+from nas_jax.parallel.mesh import check_divisible, make_mesh
+from nas_jax.parallel.processes import Processes, start
+from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
+from nas_jax.preflight import preflight
+from nas_jax.rehearsal import compile_step
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step
-from nas_jax.train.workdir import CHECKPOINTS, EVALS, check_config, has_checkpoint, open_workdir
+from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir
 from nas_jax.utils.logging import Console, set_up_logging
 from nas_jax.utils.trees import num_params
 
@@ -39,17 +44,27 @@ if TYPE_CHECKING:
 
     from nas_jax.train.schedules import Schedule
 
-TOKENIZER = "tokenizer"
 COMPILE_CACHE = "compile_cache"
 NVA_PICTURE = "nva.png"
 
 
-def main(config: ConfigDict | Mapping[str, Any], workdir: str, mode: str) -> int:
-    """Runs `mode` (`train` or `eval`) in `workdir`; returns the exit code. Raises UserError."""
+def main(
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str | None,
+    mode: str,
+    topology: str = "local",
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
+) -> int:
+    """Runs `mode` in `workdir`; returns the exit code. Raises UserError. topology: for the mode `compile`."""
     set_up_logging()
+    run = from_config_dict(config)
+    if mode == "compile":
+        return compile_step(run, topology, Path(workdir) if workdir else None)
+    start(processes)
+    if mode == "check":
+        return preflight(run, Path(workdir))
     # A restart finds the compiled step of the run it continues.
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
-    run = from_config_dict(config)
     return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
 
 
@@ -57,11 +72,13 @@ def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
     open_workdir(workdir, to_dict(run))  # before the tokenizer, which must not come from another config's run
-    mesh = make_mesh(run.train.num_devices)
-    check_divisible(run.data.batch_size, mesh)
+    mesh = make_mesh(run.mesh)
+    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
     parts = assemble(run, workdir, learn=True)
     pipeline.caption_report(parts.source, parts.tokenizer, run.data)  # warns of captions that are cut
     console.say(parts.summary(run, mesh.size))
+    if mesh.size > 1:
+        console.say(format_placements(placements(jax.eval_shape(parts.init_state), mesh), mesh))
     result = loop.run(
         make_train_step(parts.method, parts.optimizer, parts.schedule),
         parts.init_state,
@@ -75,6 +92,8 @@ def train(run: RunConfig, workdir: Path) -> int:
         total_steps=parts.total_steps,
         mesh=mesh,
         stage=parts.method.stage,
+        shardings=state_shardings,
+        data_id=parts.source.identity(),
         report=lambda step, metrics: _report(run, workdir, step, metrics),
         console=console,
     )
@@ -99,14 +118,11 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
     """Measures the newest checkpoint in `workdir`, prints the table and writes evals/<step>.json."""
     console = Console(enabled=jax.process_index() == 0)
     check_config(workdir, to_dict(run), EVALUABLE)
-    mesh = make_mesh(run.train.num_devices)
-    with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
+    mesh = make_mesh(run.mesh)
+    with CheckpointManager(workdir / CHECKPOINTS, read_only=True, say=console.say) as manager:
         parts = assemble(run, workdir, learn=False)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-            jax.eval_shape(parts.init_state),
-        )
-        state, position = manager.restore(abstract)
+        abstract = jax.eval_shape(parts.init_state)
+        state, position = manager.restore(with_shardings(abstract, state_shardings(abstract, mesh)))
     step = position["next_step"]
     console.say(_report(run, workdir, step, parts.evaluator(state.params, state.method_state, step)))
     return 0
@@ -116,7 +132,7 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
 class Parts:
     """What a config stands for."""
 
-    source: pipeline.Source  # of the training pairs
+    source: Corpus  # of the training pairs
     tokenizer: TextTokenizer
     method: Method
     optimizer: optax.GradientTransformation
@@ -136,8 +152,8 @@ class Parts:
         params = num_params(jax.eval_shape(self.init_state).params)
         return (
             f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary {self.tokenizer.vocab_size}\n"
-            f"{len(self.source)} training pictures; {self.total_steps} steps of {run.data.batch_size} pairs, "
-            f"{self.steps_per_epoch} an epoch, on {devices} "
+            f"{len(self.source)} training pictures (digest {self.source.identity()}); "
+            f"{self.total_steps} steps of {run.data.batch_size} pairs, {self.steps_per_epoch} an epoch, on {devices} "
             f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
         )
 
@@ -155,6 +171,7 @@ def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
         SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
         total_steps,
         steps_per_epoch,
+        run.train.accumulate,
     )
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
     eval_sets = pipeline.open_eval_sets(run.data, run.seed)
@@ -171,12 +188,16 @@ def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
     )
 
 
-def _tokenizer(run: RunConfig, workdir: Path, source: pipeline.Source, learn: bool) -> TextTokenizer:
+def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:
     """The run's tokenizer: of the work directory once there is a checkpoint, else as the config says."""
     saved = workdir / TOKENIZER
     if not learn or has_checkpoint(workdir):
         return load_tokenizer(str(saved))
-    tokenizer = pipeline.build_tokenizer(run.data, source)
+    parent = run.train.continue_from or run.train.weights
+    if parent and not run.data.tokenizer:  # the rows of its embedding table are the words of its tokenizer
+        tokenizer = load_tokenizer(str(Path(parent) / TOKENIZER))
+    else:
+        tokenizer = pipeline.build_tokenizer(run.data, source)
     if jax.process_index() == 0:
         tokenizer.save(saved)
     return tokenizer

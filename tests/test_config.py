@@ -127,7 +127,7 @@ COMMANDS = {
     "--config=r.py --workdir=w config.seed=1": "argument 'config.seed=1'; .* Remedy: write --config.seed=1",
     "--config r.py": "no --workdir",
     "--workdir=w --config.seed=1": "no --config",
-    "--config=r.py --workdir=w --mode=fly": "value should be one of <train.eval>",
+    "--config=r.py --workdir=w --mode=fly": "value should be one of <train.eval.compile.check>",
     "--config=r.py --workdri=w": "Unknown command line flag 'workdri'. Did you mean: workdir",
     "--config=r.py --workdir=w --config.seed=-1": "seed=-1; expected 0 or more",
 }

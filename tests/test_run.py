@@ -30,7 +30,7 @@ RUN = RunConfig(
     model=tiny.model(vocab_size=0, max_text_length=40),
     method=MethodConfig(itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)),
     optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
-    train=TrainConfig(steps=20, log_every=5, checkpoint_every=8, num_devices=1),
+    train=TrainConfig(steps=20, log_every=5, checkpoint_every=8),
     eval=EvalConfig(rerank_k=4, batch_size=64, max_images=8, max_pairs=12),
 )  # fmt: skip
 
@@ -45,16 +45,15 @@ def final_state(workdir, run=RUN, step=None):
 
 
 def signal_at(monkeypatch, step, number=signal.SIGTERM):
-    """Sends this process a signal while it waits for batch `step`."""
-    original = runner.pipeline.train_batches
+    """Sends this process a signal before the given step."""
+    original = runner.Method.stage
 
-    def batches(config, tokenizer, seed, start, *rest):
-        for index, batch in enumerate(original(config, tokenizer, seed, start, *rest), start + 1):
-            if index == step:
-                os.kill(os.getpid(), number)
-            yield batch
+    def stage(self, done):
+        if done == step - 1:
+            os.kill(os.getpid(), number)
+        return original(self, done)
 
-    monkeypatch.setattr(runner.pipeline, "train_batches", batches)
+    monkeypatch.setattr(runner.Method, "stage", stage)
 
 
 def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "evals": _BASE | _LEAVES | {"methods", "convert", "checkpoint", "train"},
     "inspect": _BASE | _LEAVES | {"methods", "convert", "checkpoint", "train", "evals"},
 }
-OUTERMOST = {"config", "runner"}  # assemble a run out of all rooms
+OUTERMOST = {"config", "runner", "rehearsal", "preflight"}  # assemble a run out of all rooms
 OUTSIDE = {"configs", "launch", "benchmarks", "tests", "main"}
 HEAVY = {"grain", "tensorflow_datasets", "ml_collections", "transformers"}  # machines that only train may lack them
 MAY_BE_HEAVY = {"data"}

@@ -31,12 +31,13 @@ def method(variant: str = "nas", *, name: str = "nas", total_steps: int = 100, s
     switches = VARIANTS[variant]
     model_config = sections.pop("model", model())
     sections.setdefault("itc", ItcConfig(queue_size=24))
+    pieces = sections.pop("pieces", 1)
     sections.setdefault("dictionary", DictionaryConfig(enabled=switches["dictionary"], codes=12, revive_every=2))
     sections.setdefault("nva", NvaConfig(enabled=switches["nva"]))
     sections.setdefault("nta", NtaConfig(enabled=switches["nta"]))
     config = MethodConfig(name=name, **sections)
     config.validate()
-    built: Method = make_method(config, model_config, TABLES, SPECIAL, total_steps, steps_per_epoch)
+    built: Method = make_method(config, model_config, TABLES, SPECIAL, total_steps, steps_per_epoch, pieces)
     return built
 
 

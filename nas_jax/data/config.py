@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 from nas_jax.utils.errors import ConfigError
 
-KINDS = ("scenes", "albef_json", "webdataset")
-
 
 @dataclass(frozen=True)
 class DataConfig:
     """Sources, cleaning, augmentation and batching. Defaults are ALBEF's where it has the setting."""
 
-    # What is read.
-    kind: str = "scenes"  # scenes (made from a seed) | albef_json ([{image, caption}]) | webdataset (tar shards)
-    train: tuple[str, ...] = ()  # files or globs: json lists or tars
-    image_root: str = ""  # albef_json: the folder that relative image paths start from
-    holdout: float = 0.0  # share of the keys in `train` kept out of training, as the validation split
+    # What is read. An entry is "scenes" (drawn from the seed), a folder made by nas_jax.data.prepare, a path or glob of
+    # WebDataset *.tar or of ALBEF's *.json lists, or tfds:NAME[:SPLIT].
+    train: tuple[str, ...] = ("scenes",)
+    weights: tuple[float, ...] = ()  # share of each entry in a batch, in any unit; () = every record equally often
+    shared_keys: bool = False  # the same key in two entries names the same picture; False: another
+    image_root: str = ""  # *.json: the folder that relative image paths start from
+    tfds_captions: str = ""  # tfds: the text feature with the captions, as a/b/c; "" = known or the only one
+    holdout: float = 0.0  # share of the keys in `train`, scenes apart, kept out of training, as the validation split
     val: tuple[str, ...] = ()  # validation files instead of a holdout
     foils: tuple[str, ...] = ()  # jsonl files: {image, caption, foil, category}
     quads: tuple[str, ...] = ()  # jsonl files: {image_0, image_1, caption_0, caption_1}
@@ -35,6 +36,8 @@ class DataConfig:
     tokenizer: str = ""  # folder or Hugging Face name; "" = learn WordPiece from the training captions
     vocab_size: int = 2000  # entries at most, where the vocabulary is learned
     add_sep: bool = False  # end captions with [SEP]; ALBEF does not
+    text_buckets: tuple[int, ...] = ()  # lengths below text_length: batches of captions of like length, padded to these
+    bucket_window: int = 16  # batches among which the captions are sorted by length
     # Batches.
     batch_size: int = 512  # pairs in the global batch
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
@@ -43,8 +46,14 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
-        if self.kind not in KINDS:
-            raise ConfigError(f"data.kind={self.kind!r}", " | ".join(KINDS), "set data.kind to one of them")
+        if not self.train:
+            raise ConfigError("an empty data.train", "files to read, or scenes", "list them in data.train")
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+            raise ConfigError(
+                f"data.weights={self.weights}",
+                f"a number above 0 for each of the {len(self.train)} entries of data.train",
+                "use () for every record equally often",
+            )
         for name, least in (
             ("num_train", 1),
             ("image_size", 16),
@@ -55,6 +64,7 @@ class DataConfig:
             ("workers", 0),
             ("threads", 1),
             ("rand_augment_ops", 0),
+            ("bucket_window", 1),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}")
@@ -71,27 +81,23 @@ class DataConfig:
             raise ConfigError(f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual")
         if not 0 <= self.max_skipped_share <= 1:
             raise ConfigError(f"data.max_skipped_share={self.max_skipped_share}", "a share in [0, 1]", "0.05 is usual")
-        if self.kind == "scenes":
-            self._validate_scenes()
-        else:
-            self._validate_files()
-
-    def _validate_scenes(self) -> None:
-        for name in ("train", "val", "foils", "quads", "image_root", "holdout"):
-            if getattr(self, name):
-                raise ConfigError(
-                    f"data.{name} with data.kind='scenes'",
-                    "no files: scenes are drawn",
-                    f"unset data.{name} or set kind",
-                )
-        if self.flip:
+        buckets = (*self.text_buckets, self.text_length)
+        if list(buckets) != sorted(set(buckets)) or buckets[0] < 3:
             raise ConfigError(
-                "data.flip=True with data.kind='scenes'", "no mirroring: captions say left and right", "set flip=False"
+                f"data.text_buckets={self.text_buckets} with data.text_length={self.text_length}",
+                "rising lengths from 3 to below data.text_length",
+                "drop those that are not",
             )
-
-    def _validate_files(self) -> None:
-        if not self.train:
-            raise ConfigError(f"data.kind={self.kind!r} without data.train", "files to read", "list them in data.train")
+        if self.flip and "scenes" in self.train:
+            raise ConfigError(
+                "data.flip=True with scenes in data.train",
+                "no mirroring: captions say left and right",
+                "set flip=False",
+            )
+        if self.holdout and all(entry == "scenes" for entry in self.train):
+            raise ConfigError(
+                f"data.holdout={self.holdout} with scenes alone", "0: scenes have validation sets", "set data.holdout=0"
+            )
         if self.holdout and self.val:
             raise ConfigError("both data.holdout and data.val", "one way to validate", "set data.holdout=0")
         if (self.foils or self.quads) and not (self.holdout or self.val):

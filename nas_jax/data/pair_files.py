@@ -11,9 +11,10 @@ import numpy as np
 from absl import logging
 
 from nas_jax.data.config import DataConfig
+from nas_jax.data.corpus import Corpus, expand, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_ops import ImageError, decode, resize
-from nas_jax.data.sources import FileSource, expand, image_id_of, key_of, open_files, read_jsonl
+from nas_jax.data.sources import image_id_of, read_jsonl
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.utils.errors import DataError
 
@@ -23,7 +24,7 @@ CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memo
 class ImageList(Sequence):
     """Pictures of a source by index, decoded and resized (no crop): uint8 (size, size, 3)."""
 
-    def __init__(self, source: FileSource, size: int):
+    def __init__(self, source: Corpus, size: int):
         """Decodes every picture once. `kept` has the source indices of the readable ones; the rest is in `dropped`."""
         self._source, self._size = source, size
         self._cache: list[np.ndarray] | None = [] if len(source) * size * size * 3 <= CACHE_BYTES else None
@@ -65,16 +66,14 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
     """
     if not (config.holdout or config.val):
         return ()
-    source = open_files(config, "val")
+    source = open_corpus(config, "val", seed=0)  # of files only, so nothing is drawn
     images = ImageList(source, config.image_size)
     if images.dropped:
         logging.warning("validation: %d unreadable pictures left out, like %s", len(images.dropped), images.dropped[0])
     if not images.kept:
         raise DataError(f"no readable validation picture, like {images.dropped[0]}", "pictures", "check the files")
-    captions = [source.captions(index) for index in images.kept]
-    if config.kind == "webdataset":
-        captions = [texts[:1] for texts in captions]
-    finder = _Finder(config.kind, source, images.kept)
+    captions = [source.retrieval_captions(index) for index in images.kept]
+    finder = _Finder(source, images.kept)
     foils, quads = [], []
     for path in expand(config.foils, "data.foils"):
         foils += _foils(path, finder, config)
@@ -95,20 +94,20 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
 class _Finder:
     """Index of a picture in the set, by its name in a jsonl file."""
 
-    def __init__(self, kind: str, source: FileSource, kept: list[int]):
-        self._kind = kind
+    def __init__(self, source: Corpus, kept: list[int]):
+        self._keys_of = source.keys_of
         self._by_word: dict[str, dict[str, int]] = {}
         self._all: dict[str, int] = {}
         for position, index in enumerate(kept):
             key = source.key(index)
-            self._by_word.setdefault(_first_word(source.file(index)), {}).setdefault(key, position)
+            self._by_word.setdefault(_first_word(source.origin(index)), {}).setdefault(key, position)
             self._all.setdefault(key, position)
-        self._words = {_first_word(file) for file in source.files}
+        self._words = {_first_word(file) for file in source.origins}
 
     def find(self, jsonl: str, image: str) -> int | None:
         word = _first_word(jsonl)
         table = self._by_word.get(word, {}) if word in self._words else self._all
-        return table.get(key_of(self._kind, image))
+        return next((table[key] for key in self._keys_of(image) if key in table), None)
 
 
 def _first_word(path: str) -> str:

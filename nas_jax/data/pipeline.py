@@ -15,27 +15,27 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from nas_jax.data.buckets import ByLength, Draw, Grouping
 from nas_jax.data.config import DataConfig
+from nas_jax.data.corpus import SCENES, Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.data.image_ops import ImageError, decode, flip, rand_augment, random_resized_crop, resize
+from nas_jax.data.image_ops import REASONS, ImageError, decode, decode_crop, flip, rand_augment
 from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.scenes import SceneSource, scene_eval_sets
-from nas_jax.data.sources import AlbefJsonSource, WebDatasetSource, open_files
+from nas_jax.data.sources import Source
 from nas_jax.data.text_ops import clean_words, prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
-Source = SceneSource | AlbefJsonSource | WebDatasetSource
-
-SKIP_REASONS = ("missing file", "unreadable file", "not an image", "image too large", "damaged image")
+SKIP_REASONS = ("missing file", "unreadable file", *REASONS)
 MAX_NEIGHBOURS = 100  # records tried in place of an unreadable one
 MIN_COUNTED = 200  # images before the share of unreadable ones is judged
 SCANNED = 200_000  # records whose captions are read for a vocabulary or a report, evenly spread
 SCANNED_SCENES = 2000  # scenes have few words, and drawing their captions takes longer than reading
 
 
-def open_source(config: DataConfig, split: str, seed: int) -> Source:
+def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
     """The "train" or "val" pairs. Logs what was dropped on opening, in one line.
 
     Raises:
@@ -45,25 +45,23 @@ def open_source(config: DataConfig, split: str, seed: int) -> Source:
     config.validate()
     if split not in ("train", "val"):
         raise ConfigError(f"split {split!r}", "train or val", "name one of them")
-    if config.kind == "scenes":
-        return SceneSource(split, config.num_train, seed, config.image_size)
     if split == "val" and not (config.holdout or config.val):
         raise ConfigError("split 'val' without data.holdout or data.val", "one of them", "set data.holdout=0.1")
-    source = open_files(config, split)
+    source = open_corpus(config, split, seed)
     if source.report:
         logging.warning("%s split: dropped %s", split, source.report.line())
     return source
 
 
 def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
-    """The evaluation sets: drawn scenes, or the validation pictures of the config's files. Errors: as open_source."""
+    """The evaluation sets: the validation pictures of the config's files, or drawn scenes. Errors: as open_source."""
     config.validate()
-    if config.kind == "scenes":
+    if SCENES in config.train and not (config.holdout or config.val):
         return scene_eval_sets(seed, config.image_size)
     return file_eval_sets(config)
 
 
-def build_tokenizer(config: DataConfig, source: Source) -> TextTokenizer:
+def build_tokenizer(config: DataConfig, source: Corpus) -> TextTokenizer:
     """The tokenizer that data.tokenizer names, or one learned from the captions of `source`."""
     if config.tokenizer:
         return load_tokenizer(config.tokenizer, config.add_sep)
@@ -71,7 +69,7 @@ def build_tokenizer(config: DataConfig, source: Source) -> TextTokenizer:
     return learn_wordpiece(captions, config.vocab_size, config.add_sep)
 
 
-def steps_per_epoch(config: DataConfig, source: Source) -> int:
+def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
     """Whole batches in the source. Raises DataError where there is none."""
     if len(source) < config.batch_size:
         raise DataError(
@@ -82,7 +80,7 @@ def steps_per_epoch(config: DataConfig, source: Source) -> int:
     return len(source) // config.batch_size
 
 
-def caption_report(source: Source, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
+def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
     """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any are cut."""
     counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
     longest = 0
@@ -107,11 +105,37 @@ def caption_report(source: Source, tokenizer: TextTokenizer, config: DataConfig)
     return counts
 
 
-def _scan(source: Source) -> Iterator[tuple[str, ...]]:
-    """Captions of up to SCANNED records, evenly spread; no picture is read or drawn."""
-    step = -(-len(source) // (SCANNED_SCENES if isinstance(source, SceneSource) else SCANNED))
-    for index in range(0, len(source), step):
-        yield source.spec(index)[1] if isinstance(source, SceneSource) else source.captions(index)
+def first_unreadable(source: Source) -> str:
+    """Reads the first record of a source and decodes its picture: "", or what is wrong with it."""
+    try:
+        decode(source[0].image)
+    except (OSError, ImageError) as error:
+        return f"{_named(source, 0)} ({error})"
+    return ""
+
+
+def _named(source: Source | Corpus, index: int) -> str:
+    """How a message calls a record; its key may be unreadable too."""
+    try:
+        return f"{source.key(index)} of {source.file(index)}"
+    except OSError:
+        return f"record {index} of {source.file(index)}"
+
+
+def _scan(source: Corpus) -> Iterator[tuple[str, ...]]:
+    """Captions of up to SCANNED records of each part, evenly spread; no picture is read or drawn.
+
+    Records whose captions cannot be read are passed over, with one warning.
+    """
+    for part in source.parts:
+        step = -(-len(part) // (SCANNED_SCENES if isinstance(part, SceneSource) else SCANNED))
+        for index in range(0, len(part), step):
+            try:
+                texts = part.captions(index)
+            except OSError as error:
+                logging.log_first_n(logging.WARNING, "captions are passed over that cannot be read: %s", 1, error)
+                continue
+            yield texts
 
 
 def _prepare(text: str, config: DataConfig) -> str:
@@ -128,13 +152,14 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    source: Source | None = None,
+    source: Corpus | None = None,
 ) -> Batches:
     """Endless training batches, from batch `start_step` on.
 
     The pairs are shuffled anew each epoch; epochs follow each other without a gap, so a batch may hold the end of one
-    and the beginning of the next. Each pair: one caption drawn uniformly, crop, flip, RandAugment (ALBEF code,
-    dataset/__init__.py). A picture that cannot be read is replaced by the next record that can, and marked.
+    and the beginning of the next. With data.weights each entry has epochs of its own, and a batch has the given shares
+    of them. Each pair: one caption drawn uniformly, crop, flip, RandAugment (ALBEF code, dataset/__init__.py). A
+    picture that cannot be read is replaced by the next record that can, and marked.
 
     Args:
       process_index, process_count: this process yields its rows of the global batch: row block `process_index` of
@@ -142,8 +167,8 @@ def train_batches(
       source: what `open_source(config, "train", seed)` gave, if it is open already.
 
     Returns:
-      An iterator of `Batch` with one more field for the host, `skipped_B` (bool: a replaced picture). Close it at the
-      end; it is also a context manager.
+      An iterator of `Batch` with two more fields for the host, `skipped_B` (bool: a replaced picture) and `record_B`
+      (int64: the index drawn, in the source). Close it at the end; it is also a context manager.
 
     Raises:
       ConfigError: a batch size that the processes cannot share, or an unusable config.
@@ -158,14 +183,16 @@ def train_batches(
         )
     source = open_source(config, "train", seed) if source is None else source
     steps_per_epoch(config, source)
-    # From one seed two that have nothing in common: grain shuffles epoch e with its seed + e.
-    shuffle_seed, record_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    dataset = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat(None)
-    dataset = dataset.random_map(_Example(source, config), seed=record_seed)
+    # From one seed three that have nothing in common: grain shuffles epoch e with its seed + e.
+    shuffle_seed, draw_seed, group_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
+    dataset = _shuffled(source, config, shuffle_seed).random_map(_Drawn(config.text_length), seed=draw_seed)
+    if config.text_buckets:
+        lengths = (*config.text_buckets, config.text_length)
+        count = _CountTokens(source, tokenizer, config)
+        dataset = ByLength(dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count))
+    dataset = dataset.map(_Example(source, config))
     # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block of the global batch.
-    dataset = dataset.batch(
-        config.batch_size // process_count, drop_remainder=True, batch_fn=_Stack(tokenizer, config.text_length)
-    )
+    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_Stack(tokenizer))
     dataset = dataset[process_index + start_step * process_count :: process_count]
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
@@ -180,38 +207,79 @@ def train_batches(
     return Batches(iter(dataset), source, config.max_skipped_share)
 
 
-@dataclass(frozen=True)
-class _Example:
-    """Index -> one pair, before batching."""
+def _shuffled(source: Corpus, config: DataConfig, seed: int) -> grain.MapDataset:
+    """Endless record indices."""
+    if not config.weights:
+        return grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(None)
+    ranges = [
+        grain.MapDataset.range(start, stop).shuffle(seed=(seed + number) % 2**32).repeat(None)
+        for number, (start, stop) in enumerate(zip(source.starts, source.starts[1:], strict=False))
+    ]
+    return grain.MapDataset.mix(ranges, config.weights)
 
-    source: Source
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Index -> Draw."""
+
+    length: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Draw:
+        return Draw(int(index), rng.random(), int(rng.integers(2**63)), self.length)
+
+
+@dataclass(frozen=True)
+class _CountTokens:
+    """Draws -> the number of tokens of their captions; 1 where there is none, or none that can be read.
+
+    Those go with the shortest. Whether another record takes their place shows when the picture is read.
+    """
+
+    source: Corpus
+    tokenizer: TextTokenizer
     config: DataConfig
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        config, index = self.config, int(index)
-        record, image_HxWx3, reason = self._readable(index)
-        caption = record.captions[rng.integers(len(record.captions))]
-        if config.crop_scale:
-            image_HxWx3 = random_resized_crop(image_HxWx3, rng, config.image_size, config.crop_scale)
-        else:
-            image_HxWx3 = resize(image_HxWx3, config.image_size)
+    def __call__(self, draws: list[Draw]) -> list[int]:
+        return [self._count(draw) for draw in draws]
+
+    def _count(self, draw: Draw) -> int:
+        try:
+            texts = self.source.captions(draw.index)
+        except OSError as error:
+            logging.log_first_n(logging.WARNING, "captions count as short that cannot be read: %s", 1, error)
+            return 1
+        return self.tokenizer.token_count(_prepare(draw.caption(texts), self.config)) if texts else 1
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Draw -> one pair, before batching."""
+
+    source: Corpus
+    config: DataConfig
+
+    def __call__(self, draw: Draw) -> dict[str, Any]:
+        config, rng = self.config, np.random.default_rng(draw.seed)
+        captions, image_id, image_HxWx3, reason = self._readable(draw.index, rng)
         if config.flip and rng.random() < 0.5:
             image_HxWx3 = flip(image_HxWx3)
         image_HxWx3 = rand_augment(image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude)
         return {
             "image": image_HxWx3,
-            "caption": _prepare(caption, config),
-            "image_id": record.image_id,
-            "skip": (index, SKIP_REASONS.index(reason) if reason else -1),
+            "caption": _prepare(draw.caption(captions), config),
+            "length": draw.length,
+            "image_id": image_id,
+            "skip": (draw.index, SKIP_REASONS.index(reason) if reason else -1),
         }
 
-    def _readable(self, index: int):
-        """The record, its pixels and "", or those of the next readable record and why the first was not."""
+    def _readable(self, index: int, rng: np.random.Generator):
+        """Captions, id and crop of the record and "", or of the next readable one and why the first was not."""
         first = ""
         for step in range(min(len(self.source), MAX_NEIGHBOURS)):
             try:
                 record = self.source[(index + step) % len(self.source)]
-                return record, decode(record.image), first
+                crop = decode_crop(record.image, rng, self.config.image_size, self.config.crop_scale)
+                return record.captions, record.image_id, crop, first
             except (OSError, ImageError) as error:
                 first = first or _reason(error)
         raise ImageError(first, f"and so are the {step} records after it")
@@ -228,10 +296,10 @@ class _Stack:
     """Pairs -> a batch."""
 
     tokenizer: TextTokenizer
-    length: int
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        token_ids_BxL, token_mask_BxL = self.tokenizer.encode([example["caption"] for example in examples], self.length)
+        texts, length = [example["caption"] for example in examples], examples[0]["length"]
+        token_ids_BxL, token_mask_BxL = self.tokenizer.encode(texts, length)
         return {
             "image_BxHxWx3": np.stack([example["image"] for example in examples]),
             "token_ids_BxL": token_ids_BxL,
@@ -244,7 +312,7 @@ class _Stack:
 class Batches:
     """Iterator of batches that watches over unreadable pictures."""
 
-    def __init__(self, iterator: Any, source: Source, max_skipped_share: float):
+    def __init__(self, iterator: Any, source: Corpus, max_skipped_share: float):
         self._source, self._max_share = source, max_skipped_share
         self._seen, self._skipped, self._told = 0, 0, set()
         # Workers that nobody closes complain at the end of the program, and so does a closed iterator that is still
@@ -265,7 +333,7 @@ class Batches:
             self.close()
             raise DataError(f"an {error}", "readable pictures", "check the files of data.train") from error
         skip_Bx2 = batch.pop("skip_Bx2")
-        batch["skipped_B"] = skip_Bx2[:, 1] >= 0
+        batch["record_B"], batch["skipped_B"] = skip_Bx2[:, 0], skip_Bx2[:, 1] >= 0
         self._watch(skip_Bx2[batch["skipped_B"]], len(skip_Bx2))
         return batch
 
@@ -288,9 +356,7 @@ class Batches:
             )
 
     def _name(self, index: int) -> str:
-        if isinstance(self._source, SceneSource):
-            return f"scene {index}"
-        return f"{self._source.key(index)} of {self._source.file(index)}"
+        return _named(self._source, index)
 
     def close(self) -> None:
         """Ends threads and workers. May be called twice."""

@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw
 
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.records import Record
+from nas_jax.data.sources import Report
 from nas_jax.utils.errors import ConfigError, DataError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -333,6 +334,9 @@ def draw_example(rng: np.random.Generator, held_out: bool = False) -> tuple[Scen
 class SceneSource:
     """Scenes by index. A record depends on (split, seed, index) alone, so any worker makes the same one."""
 
+    files = origins = ("scenes",)
+    name_first = False
+
     def __init__(self, split: str, size: int, seed: int, image_size: int):
         """split: "train", "val" (pairs of SEEN) or "heldout"; size: number of records; image_size: pixels a side.
 
@@ -345,6 +349,7 @@ class SceneSource:
             raise ConfigError(f"scenes size={size}", "1 <= size < 2**31", "set the number of scenes")
         _check(seed, image_size)
         self.split, self.size, self.seed, self.image_size = split, size, seed, image_size
+        self.report = Report()
 
     def __len__(self) -> int:
         return self.size
@@ -359,7 +364,30 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Record:
         scene, captions = self.spec(index)
-        return Record(f"{self.split}-{self.seed}-{index}", render(scene, self.image_size), captions, int(index))
+        return Record(self.key(index), render(scene, self.image_size), captions, int(index))
+
+    def key(self, index: int) -> str:
+        """Split, seed and index."""
+        return f"{self.split}-{self.seed}-{index}"
+
+    def file(self, index: int) -> str:
+        """Scenes come from no file."""
+        return self.files[0]
+
+    origin = file
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of the scene; nothing is drawn."""
+        return self.spec(index)[1]
+
+    @staticmethod
+    def key_of(name: str) -> str:
+        """As it is."""
+        return name
+
+    def identity(self) -> str:
+        """Of what decides the scenes."""
+        return f"scenes-{self.split}-{self.seed}-{self.size}"
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation sets

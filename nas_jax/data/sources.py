@@ -19,7 +19,6 @@ from typing import Protocol
 
 import numpy as np
 
-from nas_jax.data.config import DataConfig
 from nas_jax.data.records import Record
 from nas_jax.data.text_ops import clean_words
 from nas_jax.utils.errors import DataError
@@ -51,6 +50,12 @@ class Report(dict[str, int]):
         self[reason] = self.get(reason, 0) + 1
         self.examples.setdefault(reason, example)
 
+    def merge(self, other: Report) -> None:
+        """Adds the counts of another."""
+        for reason, count in other.items():
+            self[reason] = self.get(reason, 0) + count
+            self.examples.setdefault(reason, other.examples[reason])
+
     def line(self) -> str:
         """`3 no caption (like a.png), 1 no image (like b)`, or "" where nothing was dropped."""
         return ", ".join(f"{count} {reason} (like {self.examples[reason]})" for reason, count in self.items())
@@ -81,25 +86,50 @@ class Strings:
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
 
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any string and with their order."""
+        return hashlib.blake2b(
+            self._bytes, digest_size=8, salt=hashlib.blake2b(self._ends, digest_size=8).digest()
+        ).hexdigest()
 
-class FileSource(Protocol):
-    """What the sources below offer; `index` runs from 0 to len - 1."""
 
-    report: Report
-    files: tuple[str, ...]
+class Source(Protocol):
+    """Pictures with captions by index, from 0 to len - 1. Picklable, and cheap to open in a worker."""
+
+    report: Report  # what opening dropped
+    files: tuple[str, ...]  # what is read
+    origins: tuple[str, ...]  # what the pictures came in first; the same but for prepared folders
+    name_first: bool  # the first caption names the picture, the others may fit other pictures too
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
-    def key(self, index: int) -> str: ...
-    def file(self, index: int) -> str: ...
-    def captions(self, index: int) -> tuple[str, ...]: ...
+    def key(self, index: int) -> str:
+        """The name of the content: equal for the same picture in two files."""
+
+    def file(self, index: int) -> str:
+        """The one of `files` it came from."""
+
+    def origin(self, index: int) -> str:
+        """The one of `origins` it came in."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions, without reading the picture."""
+
+    def key_of(self, name: str) -> str:
+        """The key of the picture that an annotation file calls `name`."""
+
+    def identity(self) -> str:
+        """A digest of which records there are, in which order; of the names, not of the pixels."""
 
 
 class _Table:
     """Keys, captions and origin of the kept entries; the part both sources share."""
 
+    name_first = False
+
     def __init__(self, files: tuple[str, ...]):
-        self.files, self.report = files, Report()
+        self.files = self.origins = files
+        self.report = Report()
         self._keys: list[str] | Strings = []
         self._captions: list[str] | Strings = []
         self._file: list[int] | np.ndarray = []
@@ -130,6 +160,12 @@ class _Table:
     def file(self, index: int) -> str:
         """The json or tar the entry came from."""
         return self.files[self._file[index]]
+
+    origin = file
+
+    def identity(self) -> str:
+        """Of the keys in their order."""
+        return self._keys.digest()
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions as written in the file, without those that cleaning leaves empty."""
@@ -181,7 +217,8 @@ class Split:
 ALL = Split()
 
 
-def _usable(captions: list, clean: bool) -> list[str]:
+def usable_captions(captions: list, clean: bool) -> list[str]:
+    """The texts among them of which something is left: after cleaning, or without white space."""
     return [text for text in captions if isinstance(text, str) and (clean_words(text) if clean else text.strip())]
 
 
@@ -213,7 +250,7 @@ class AlbefJsonSource(_Table):
                 image, captions = self._fields(path, position, entry)
                 if not split.keeps(image):
                     continue
-                if usable := _usable(captions, clean):
+                if usable := usable_captions(captions, clean):
                     self._add(image, number, usable)
                 else:
                     self.report.drop("no caption", f"{image} in {path}")
@@ -242,7 +279,7 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"{path}, entry {position}, with {has or 'no field'}",
                 "image (a path) and caption (a text or a list)",
-                "rename the fields, or choose another data.kind",
+                "rename the fields, or run python -m nas_jax.data.prepare on the file",
             )
         return image, [captions] if isinstance(captions, str) else captions
 
@@ -255,6 +292,11 @@ class AlbefJsonSource(_Table):
                 f"set data.image_root (now {self.image_root!r}) to the folder that holds {image.split('/')[0]!r}",
             )
 
+    @staticmethod
+    def key_of(name: str) -> str:
+        """The path, as the list has it."""
+        return name
+
     def _image(self, index: int) -> bytes:
         return Path(self.image_root, self.key(index)).read_bytes()
 
@@ -265,6 +307,8 @@ class WebDatasetSource(_Table):
     The key is the file name up to its first dot; the same key in two tars means the same content, whatever the folder
     or tar. Tars are indexed once, from their headers; a record is one `pread`, nothing is unpacked.
     """
+
+    name_first = True
 
     def __init__(self, files: tuple[str, ...], split: Split = ALL, clean: bool = True):
         """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
@@ -283,7 +327,7 @@ class WebDatasetSource(_Table):
                     self.report.drop("no image", f"{key} in {path}")
                     continue
                 captions, damaged = self._read_captions(path, parts)
-                if usable := _usable(captions, clean):
+                if usable := usable_captions(captions, clean):
                     self._add(key, number, usable)
                     slices.append(image)
                 else:
@@ -307,6 +351,11 @@ class WebDatasetSource(_Table):
         if "txt" in parts and not texts:
             texts = [_read_slice(path, *parts["txt"]).decode("utf-8", "replace")]
         return list(dict.fromkeys(texts)), damaged
+
+    @staticmethod
+    def key_of(name: str) -> str:
+        """The file name up to its first dot."""
+        return os.path.basename(name).partition(".")[0]
 
     def _image(self, index: int) -> bytes:
         return _read_slice(self.file(index), *self._slices[index].tolist())
@@ -337,7 +386,9 @@ def _index_tar(path: str) -> dict[str, dict[str, tuple[int, int]]]:
             raise tarfile.ReadError("the end mark is missing")
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{path}: {error}", "a whole, uncompressed tar", "copy or unpack the file again; it may be cut short"
+            f"{path}: {error}",
+            "a whole, uncompressed tar",
+            "copy or unpack the file again, or save what is whole with python -m nas_jax.data.prepare",
         ) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
@@ -351,43 +402,6 @@ def _read_slice(path: str, offset: int, size: int) -> bytes:
         return os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
-
-
-# ------------------------------------------------------------------------------------------------------ from the config
-
-
-def key_of(kind: str, image: str) -> str:
-    """The key of a picture that a jsonl file names: the path for albef_json, the name up to its first dot for tars."""
-    return image if kind == "albef_json" else os.path.basename(image).partition(".")[0]
-
-
-def open_files(config: DataConfig, split: str) -> AlbefJsonSource | WebDatasetSource:
-    """The "train" or "val" pairs of a config that reads files; `val` needs data.val or data.holdout.
-
-    The two pictures of a line in data.quads go to the same side of the holdout. Errors: those of the sources.
-    """
-    name = "data.val" if split == "val" and config.val else "data.train"
-    files = expand(config.val if name == "data.val" else config.train, name)
-    chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
-    if config.kind == "albef_json":
-        return AlbefJsonSource(files, config.image_root, chosen, config.clean_captions)
-    return WebDatasetSource(files, chosen, config.clean_captions)
-
-
-def linked_keys(config: DataConfig) -> dict[str, str]:
-    """Key -> the smallest key it is linked with by lines of data.quads."""
-    first: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        while first.setdefault(key, key) != key:
-            key = first[key]
-        return key
-
-    for path in expand(config.quads, "data.quads"):
-        for entry in read_jsonl(path, ("image_0", "image_1")):
-            one, other = sorted(root(key_of(config.kind, entry[name])) for name in ("image_0", "image_1"))
-            first[other] = one
-    return {key: root(key) for key in first}
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:

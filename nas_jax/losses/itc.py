@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from nas_jax.parallel.mesh import pin, pin_rows
 from nas_jax.typing import Array
 
 
@@ -83,13 +84,21 @@ def itc_loss(
     The target is alpha * softmax(teacher similarities) + (1 - alpha) * hard targets. All features are unit vectors in
     float32. Returns the loss and the student's similarities / temp (B, P) image-to-text and text-to-image.
     """
-    image_keys_PxE = jax.lax.stop_gradient(jnp.concatenate([teacher_image_BxE, queue.image_QxE]))
-    text_keys_PxE = jax.lax.stop_gradient(jnp.concatenate([teacher_text_BxE, queue.text_QxE]))
-    logits_i2t_BxP = image_BxE @ text_keys_PxE.T / temp
-    logits_t2i_BxP = text_BxE @ image_keys_PxE.T / temp
-    teacher_temp = jax.lax.stop_gradient(temp)
-    teacher_i2t_BxP = jax.nn.softmax(jax.lax.stop_gradient(teacher_image_BxE) @ text_keys_PxE.T / teacher_temp)
-    teacher_t2i_BxP = jax.nn.softmax(jax.lax.stop_gradient(teacher_text_BxE) @ image_keys_PxE.T / teacher_temp)
+
+    def keys(teacher_BxE: Array, queue_QxE: Array) -> Array:
+        # Only the features of the batch travel: all keys are on every device, the similarities stay with their rows.
+        whole_BxE = pin(jax.lax.stop_gradient(teacher_BxE), None, None)
+        return pin(jnp.concatenate([whole_BxE, queue_QxE]), None, None)
+
+    def similarities(rows_BxE: Array, keys_PxE: Array, temp: Array) -> Array:
+        return pin_rows(pin_rows(rows_BxE) @ keys_PxE.T / temp)
+
+    image_keys_PxE, text_keys_PxE = keys(teacher_image_BxE, queue.image_QxE), keys(teacher_text_BxE, queue.text_QxE)
+    logits_i2t_BxP = similarities(image_BxE, text_keys_PxE, temp)
+    logits_t2i_BxP = similarities(text_BxE, image_keys_PxE, temp)
+    taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE, temp))
+    teacher_i2t_BxP = jax.nn.softmax(similarities(taught[0], text_keys_PxE, taught[2]))
+    teacher_t2i_BxP = jax.nn.softmax(similarities(taught[1], image_keys_PxE, taught[2]))
     loss_i2t = soft_cross_entropy(logits_i2t_BxP, alpha * teacher_i2t_BxP + (1 - alpha) * targets_BxP).mean()
     loss_t2i = soft_cross_entropy(logits_t2i_BxP, alpha * teacher_t2i_BxP + (1 - alpha) * targets_BxP).mean()
     return (loss_i2t + loss_t2i) / 2, logits_i2t_BxP, logits_t2i_BxP

@@ -74,14 +74,19 @@ def mask_tokens(
     )
 
 
-def mlm_loss(
-    logits_BxMxV: Array, teacher_logits_BxMxV: Array | None, targets_BxM: Array, weights_BxM: Array, alpha: Array
+def mlm_rows(
+    logits_BxMxV: Array, teacher_logits_BxMxV: Array | None, masked: MaskedText, alpha: Array | float
 ) -> Array:
-    """(1 - alpha) * CE(targets) + alpha * CE(softmax of the teacher), mean over masked positions; 0 without any."""
+    """(1 - alpha) * CE(targets) + alpha * CE(softmax of the teacher), summed over the masked positions of each row."""
     log_p_BxMxV = jax.nn.log_softmax(logits_BxMxV.astype(jnp.float32))
-    loss_BxM = -jnp.take_along_axis(log_p_BxMxV, targets_BxM[..., None], axis=-1)[..., 0]
+    loss_BxM = -jnp.take_along_axis(log_p_BxMxV, masked.targets_BxM[..., None], axis=-1)[..., 0]
     if teacher_logits_BxMxV is not None:
         teacher_BxMxV = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits_BxMxV.astype(jnp.float32)))
         soft_BxM = -jnp.sum(teacher_BxMxV * log_p_BxMxV, axis=-1)
         loss_BxM = (1 - alpha) * loss_BxM + alpha * soft_BxM
-    return jnp.sum(loss_BxM * weights_BxM) / jnp.maximum(weights_BxM.sum(), 1.0)
+    return jnp.sum(loss_BxM * masked.weights_BxM, axis=-1)
+
+
+def masked_mean(loss_B: Array, masked: MaskedText) -> Array:
+    """Mean over the masked positions of the whole batch of what `mlm_rows` summed; 0 without any."""
+    return jnp.sum(loss_B) / jnp.maximum(masked.weights_BxM.sum(), 1.0)

@@ -116,8 +116,12 @@ def make_method(
     special: SpecialTokens,
     total_steps: int,
     steps_per_epoch: int,
+    pieces: int = 1,
 ) -> Method:
-    """Builds a method for a vocabulary of `len(tables.content_V)` ids and a run of `total_steps`."""
+    """Builds a method for a vocabulary of `len(tables.content_V)` ids and a run of `total_steps`.
+
+    pieces: in which each batch is computed (`parallel/chunks.py`).
+    """
     model = replace(model, vocab_size=model.vocab_size or len(tables.content_V))
     network = VisionLanguageModel(
         model,
@@ -125,4 +129,4 @@ def make_method(
         generator=config.nta.enabled,
         literal_gate=config.dictionary.literal,
     )
-    return Method(Context(config, network, special, tables, total_steps, steps_per_epoch))
+    return Method(Context(config, network, special, tables, total_steps, steps_per_epoch, pieces))

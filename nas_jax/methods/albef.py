@@ -17,13 +17,15 @@ import jax.numpy as jnp
 
 from nas_jax.losses.itc import QueueState, enqueue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, mlm_loss
+from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, masked_mean, mlm_rows
 from nas_jax.methods.config import MethodConfig
 from nas_jax.models.vision_language import TEACHER_GROUPS, VisionLanguageModel
 from nas_jax.models.visual_dictionary import DictionaryState
-from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative, take_rows
 from nas_jax.negatives.nta import WordTables
-from nas_jax.typing import Array, Batch, Metrics, Params
+from nas_jax.parallel.chunks import in_pieces
+from nas_jax.parallel.mesh import pin_rows
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 KEYS = (
     "image_negative", "text_negative", "mask", "student", "teacher", "match", "mlm_student", "mlm_teacher",
@@ -42,6 +44,7 @@ class Context:
     tables: WordTables
     total_steps: int
     steps_per_epoch: int
+    pieces: int = 1  # in which row-wise parts of a batch are computed, one after the other
 
 
 @flax.struct.dataclass
@@ -97,10 +100,14 @@ def split_keys(rng: Array) -> dict[str, Array]:
     return dict(zip(KEYS, jax.random.split(rng, len(KEYS)), strict=True))
 
 
-def apply(ctx: Context, params: Params, method: str, *inputs, key: Array | None = None):
-    """Runs one method of the network; with a key in training mode (dropout), without one in evaluation mode."""
-    rngs = {} if key is None else {"dropout": key}
-    return ctx.model.apply({"params": params}, *inputs, train=key is not None, method=method, rngs=rngs)
+def apply(ctx: Context, params: Params, method: str, *inputs):
+    """Runs one method of the network. Its last input may be dropout seeds, one a row; without them it evaluates."""
+    return ctx.model.apply({"params": params}, *inputs, method=method)
+
+
+def row_seeds(key: Array, batch: int, *shape: int) -> Array:
+    """Dropout seeds (B, ...) for the rows of the global batch."""
+    return jax.random.bits(key, (batch, *shape), jnp.uint32)
 
 
 def soft_weight(ctx: Context, step: Array) -> Array:
@@ -124,16 +131,21 @@ def teacher_groups(ctx: Context) -> tuple[str, ...]:
 
 def encode(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> Encoded:
     """Unimodal tokens and ITC features (section 3.1). The teacher keeps its dropout, and gets no gradient."""
-    image, ids, mask = batch["image_BxHxWx3"], batch["token_ids_BxL"], batch["token_mask_BxL"]
-    student = (
-        *apply(ctx, params, "encode_image", image, key=keys["student"]),
-        *apply(ctx, params, "encode_text", ids, mask, key=keys["student"]),
-    )
-    taught = (
-        *apply(ctx, teacher, "encode_image", image, key=keys["teacher"]),
-        *apply(ctx, teacher, "encode_text", ids, mask, key=keys["teacher"]),
-    )
-    return Encoded(*student, *jax.lax.stop_gradient(taught))
+    inputs = {name: batch[name] for name in ("image_BxHxWx3", "token_ids_BxL", "token_mask_BxL")}
+    size = batch["token_ids_BxL"].shape[0]
+
+    def towers(params: Params, key: Array) -> tuple[Array, ...]:
+        def piece(rows: dict[str, Array]) -> tuple[Array, ...]:
+            text = (rows["token_ids_BxL"], rows["token_mask_BxL"], rows["seeds_B"])
+            return (
+                *apply(ctx, params, "encode_image", rows["image_BxHxWx3"]),
+                *apply(ctx, params, "encode_text", *text),
+            )
+
+        return in_pieces(piece, ctx.pieces, inputs | {"seeds_B": row_seeds(key, size)})
+
+    taught = jax.lax.stop_gradient(towers(jax.lax.stop_gradient(teacher), keys["teacher"]))
+    return Encoded(*towers(params, keys["student"]), *taught)
 
 
 def contrast(
@@ -166,28 +178,45 @@ def mine(
     replay: Replay | None,
 ) -> tuple[Array, Array, Array]:
     """Hard negatives (section 3.2): an image for every text, a text for every image, and which rows have one."""
-    allowed_BxB = allowed_negatives(image_id_B, ctx.config.itm.exclude_same_id)
+    allowed_BxB = allowed_negatives(image_id_B, ctx.config.itm.exclude_same_id, ctx.config.itm.mining_shards)
     image_B, valid_B = draw_negative(keys["image_negative"], logits_t2i_BxB, allowed_BxB)
     text_B, _ = draw_negative(keys["text_negative"], logits_i2t_BxB, allowed_BxB)
     return drawn(replay, "negative_image_B", lambda: image_B), drawn(replay, "negative_text_B", lambda: text_B), valid_B
 
 
 def match(ctx: Context, params: Params, passes: dict[str, Pass], key: Array) -> dict[str, Array]:
-    """ITM logits (B, 2) of each kind of rows; all of them in one call of the fusion encoder."""
-    rows = Pass(*(jnp.concatenate(parts) for parts in zip(*passes.values(), strict=True)))
-    logits_Rx2 = apply(ctx, params, "match", *rows, key=key)
-    return dict(zip(passes, jnp.split(logits_Rx2, len(passes)), strict=True))
+    """ITM logits (B, 2) of each kind of rows; all of them in one call of the fusion encoder.
+
+    The rows of a pair stand together, so that they stay on the device that has the pair.
+    """
+    # Letter P here: the kinds of rows.
+    stacked = Pass(*(jnp.stack(parts, axis=1) for parts in zip(*passes.values(), strict=True)))
+    seeds_BxP = row_seeds(key, stacked.token_mask_BxL.shape[0], len(passes))
+
+    def piece(rows: tuple[Pass, Array]) -> Array:
+        flat = jax.tree.map(lambda x: pin_rows(x.reshape(-1, *x.shape[2:])), rows)
+        return apply(ctx, params, "match", *flat[0], flat[1]).reshape(-1, len(passes), 2)
+
+    logits_BxPx2 = in_pieces(piece, ctx.pieces, (stacked, seeds_BxP))
+    return {kind: logits_BxPx2[:, number] for number, kind in enumerate(passes)}
 
 
 def in_batch_passes(
-    encoded: Encoded, image_tokens_BxTxD: Array, mask_BxL: Array, negative_image_B: Array, negative_text_B: Array
+    ctx: Context,
+    encoded: Encoded,
+    image_tokens_BxTxD: Array,
+    mask_BxL: Array,
+    negative_image_B: Array,
+    negative_text_B: Array,
 ) -> dict[str, Pass]:
     """The 3B rows of ITM: true pairs, texts beside hard images, hard texts beside images."""
-    text = encoded.text_tokens_BxLxD
+    text, shards = encoded.text_tokens_BxLxD, ctx.config.itm.mining_shards
     return {
         "positive": Pass(text, mask_BxL, image_tokens_BxTxD),
-        "hard_image": Pass(text, mask_BxL, image_tokens_BxTxD[negative_image_B]),
-        "hard_text": Pass(text[negative_text_B], mask_BxL[negative_text_B], image_tokens_BxTxD),
+        "hard_image": Pass(text, mask_BxL, take_rows(image_tokens_BxTxD, negative_image_B, shards)),
+        "hard_text": Pass(
+            take_rows(text, negative_text_B, shards), take_rows(mask_BxL, negative_text_B, shards), image_tokens_BxTxD
+        ),
     }
 
 
@@ -218,16 +247,35 @@ def masked_language(
         ),
     )
 
-    def logits(params: Params, image_tokens_BxTxD: Array, key: Array) -> tuple[Array, Array]:
-        text_tokens_BxLxD, _ = apply(ctx, params, "encode_text", masked.token_ids_BxL, mask_BxL, key=key)
-        fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, key=key)
-        picked_BxMxD = gather_positions(fused_BxLxD, masked.positions_BxM)
-        return apply(ctx, params, "mlm_logits", picked_BxMxD), text_tokens_BxLxD
+    size = mask_BxL.shape[0]
+    rows = {
+        "masked": masked,
+        "mask_BxL": mask_BxL,
+        "image_BxTxD": image_tokens_BxTxD,
+        "teacher_image_BxTxD": jax.lax.stop_gradient(teacher_image_tokens_BxTxD),
+        "seeds_Bx2": row_seeds(keys["mlm_student"], size, 2),
+        "teacher_seeds_Bx2": row_seeds(keys["mlm_teacher"], size, 2),
+    }
 
-    student_BxMxV, text_tokens_BxLxD = logits(params, image_tokens_BxTxD, keys["mlm_student"])
-    taught_BxMxV, _ = logits(teacher, teacher_image_tokens_BxTxD, keys["mlm_teacher"])
-    loss = mlm_loss(student_BxMxV, taught_BxMxV, masked.targets_BxM, masked.weights_BxM, alpha)
-    return loss, masked, text_tokens_BxLxD
+    def piece(rows: dict[str, PyTree]) -> tuple[Array, Array]:
+        masked, mask_BxL = rows["masked"], rows["mask_BxL"]
+
+        def logits(params: Params, image_tokens_BxTxD: Array, seeds_Bx2: Array) -> tuple[Array, Array]:
+            text_tokens_BxLxD, _ = apply(
+                ctx, params, "encode_text", masked.token_ids_BxL, mask_BxL, seeds_Bx2[:, 0]
+            )  # fmt: skip
+            fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, seeds_Bx2[:, 1])
+            picked_BxMxD = gather_positions(fused_BxLxD, masked.positions_BxM)
+            return apply(ctx, params, "mlm_logits", picked_BxMxD), text_tokens_BxLxD
+
+        student_BxMxV, text_tokens_BxLxD = logits(params, rows["image_BxTxD"], rows["seeds_Bx2"])
+        taught_BxMxV, _ = logits(
+            jax.lax.stop_gradient(teacher), rows["teacher_image_BxTxD"], rows["teacher_seeds_Bx2"]
+        )  # fmt: skip
+        return mlm_rows(student_BxMxV, taught_BxMxV, masked, alpha), text_tokens_BxLxD
+
+    loss_B, text_tokens_BxLxD = in_pieces(piece, ctx.pieces, rows)
+    return masked_mean(loss_B, masked), masked, text_tokens_BxLxD
 
 
 def itm_metrics(groups: dict[str, MatchRows]) -> Metrics:
@@ -254,7 +302,7 @@ def loss(
     loss_itc, i2t_BxB, t2i_BxB, queue = contrast(ctx, params, state.queue, encoded, image_id_B, alpha)
 
     negative_image_B, negative_text_B, valid_B = mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
-    passes = in_batch_passes(encoded, encoded.image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
+    passes = in_batch_passes(ctx, encoded, encoded.image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
     logits = match(ctx, params, passes, keys["match"])
     groups = {
         "positive": MatchRows(logits["positive"], 1, jnp.ones_like(valid_B)),

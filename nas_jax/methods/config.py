@@ -27,6 +27,8 @@ class ItmConfig:
     """Matching loss over positives and all kinds of negatives (FGITM)."""
 
     exclude_same_id: bool = True  # pairs with the row's own image id are no negatives
+    mining_shards: int = 1  # blocks of the batch inside which hard negatives are drawn; 1 = the whole batch. As many as
+    # devices with rows (or a multiple), and no image tokens cross from device to device
     form: str = "mean"  # "mean": one mean over all rows, as in the code; "weighted": ITM + weights * (NVA, NTA)
     nva_weight: float = 1 / 3  # used by "weighted"
     nta_weight: float = 1 / 3
@@ -74,6 +76,10 @@ class MethodConfig:
             )
         if self.itm.form not in ("mean", "weighted"):
             raise ConfigError(f"method.itm.form={self.itm.form!r}", "mean or weighted", "set one of them")
+        if self.itm.mining_shards < 1:
+            raise ConfigError(
+                f"method.itm.mining_shards={self.itm.mining_shards}", "at least 1", "1 draws from the whole batch"
+            )
         if not 0 < self.mlm.probability < 1:
             raise ConfigError(f"method.mlm.probability={self.mlm.probability}", "0 < p < 1", "0.15 is BERT's")
         if self.name == "albef" and (self.dictionary.enabled or self.nva.enabled or self.nta.enabled):

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.itm import MatchRows, itm_loss
-from nas_jax.losses.mlm import MaskedText, gather_positions, mlm_loss
+from nas_jax.losses.mlm import MaskedText, gather_positions, masked_mean, mlm_rows
 from nas_jax.methods import albef
 from nas_jax.methods.albef import Context, Encoded, MethodState, Pass, Replay, Stage, apply, drawn
 from nas_jax.models.visual_dictionary import DictionaryState, alive, quantize, squared_distances
-from nas_jax.negatives.nta import choose_words, refill
+from nas_jax.negatives.nta import MaskedWords, candidates, choose_words, refill
 from nas_jax.negatives.nva import (
     draw_neighbour,
     draw_object,
@@ -29,6 +29,7 @@ from nas_jax.negatives.nva import (
     object_similarity,
     patches_of_object,
 )
+from nas_jax.parallel.chunks import in_pieces
 from nas_jax.typing import Array, Batch, Metrics, Params
 
 
@@ -114,11 +115,14 @@ def negative_images(
     candidates = similarity_BxN.shape[1] if config.similarity == "random" else config.object_candidates
     object_patch_B = drawn(replay, "object_patch_B", lambda: draw_object(keys["object"], similarity_BxN, candidates))
     object_BxD = jnp.take_along_axis(words.features_BxNxD, object_patch_B[:, None, None], axis=1)[:, 0]
-    usable_K = jnp.ones_like(state.counts_K, bool)
+    usable_BxK = jnp.ones_like(state.counts_K, bool)[None]
     if not ctx.config.dictionary.literal:
-        usable_K = alive(state, ctx.config.dictionary.dead_below)
+        # The code was assigned before the dictionary moved, so it need not be the nearest any more, and would come back.
+        assigned_Bx1 = jnp.take_along_axis(words.code_ids_BxN, object_patch_B[:, None], axis=1)
+        usable_BxK = alive(state, ctx.config.dictionary.dead_below)[None]
+        usable_BxK &= jnp.arange(usable_BxK.shape[1])[None] != assigned_Bx1
     distances_BxK = squared_distances(jax.lax.stop_gradient(object_BxD), state.codes_KxD)
-    neighbour_BxC, log_weight_BxC = neighbour_codes(distances_BxK, usable_K, config.neighbours)
+    neighbour_BxC, log_weight_BxC = neighbour_codes(distances_BxK, usable_BxK, config.neighbours)
     code_B, valid_B = draw_neighbour(keys["neighbour"], neighbour_BxC, log_weight_BxC)
     code_B = drawn(replay, "code_B", lambda: code_B)
 
@@ -136,21 +140,26 @@ def negative_images(
 
 def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
     """NTA: words masked and refilled by the teacher's text layers and generator head, then read by the student."""
-    config, mask_BxL = ctx.config.nta, batch["token_mask_BxL"]
-    masked = choose_words(keys["words"], batch["token_ids_BxL"], mask_BxL, ctx.tables, ctx.special.mask, config.share)
-    tokens_BxLxD, _ = apply(ctx, teacher, "encode_text", masked.token_ids_BxL, mask_BxL)
-    logits_BxMxV = apply(
-        ctx,
-        teacher,
-        "generator_logits",
-        gather_positions(tokens_BxLxD, masked.positions_BxM),
-        teacher["text_encoder"]["word_embedding"]["embedding"],
-    )
-    new_ids_BxL, valid_B = refill(
-        keys["refill"], batch["token_ids_BxL"], masked, logits_BxMxV, ctx.tables, config.top_words
-    )
-    text_tokens_BxLxD, _ = apply(ctx, params, "encode_text", new_ids_BxL, mask_BxL, key=keys["refilled"])
-    return NtaTexts(new_ids_BxL, text_tokens_BxLxD, valid_B)
+    config, ids_BxL, mask_BxL = ctx.config.nta, batch["token_ids_BxL"], batch["token_mask_BxL"]
+    masked = choose_words(keys["words"], ids_BxL, mask_BxL, ctx.tables, ctx.special.mask, config.share)
+    teacher = jax.lax.stop_gradient(teacher)
+
+    def best_words(rows: tuple[MaskedWords, Array, Array]) -> tuple[Array, Array]:
+        masked, ids_BxL, mask_BxL = rows
+        tokens_BxLxD, _ = apply(ctx, teacher, "encode_text", masked.token_ids_BxL, mask_BxL)
+        picked_BxMxD = gather_positions(tokens_BxLxD, masked.positions_BxM)
+        word_table_VxD = teacher["text_encoder"]["word_embedding"]["embedding"]
+        logits_BxMxV = apply(ctx, teacher, "generator_logits", picked_BxMxD, word_table_VxD)
+        return candidates(ids_BxL, masked, logits_BxMxV, ctx.tables, config.top_words)
+
+    scores_BxMxC, words_BxMxC = in_pieces(best_words, ctx.pieces, (masked, ids_BxL, mask_BxL))
+    new_ids_BxL, valid_B = refill(keys["refill"], ids_BxL, masked, scores_BxMxC, words_BxMxC)
+
+    def read(rows: tuple[Array, Array, Array]) -> Array:
+        return apply(ctx, params, "encode_text", *rows)[0]
+
+    seeds_B = albef.row_seeds(keys["refilled"], ids_BxL.shape[0])
+    return NtaTexts(new_ids_BxL, in_pieces(read, ctx.pieces, (new_ids_BxL, mask_BxL, seeds_B)), valid_B)
 
 
 def generator_loss(ctx: Context, params: Params, masked: MaskedText, text_tokens_BxLxD: Array) -> Array:
@@ -158,9 +167,13 @@ def generator_loss(ctx: Context, params: Params, masked: MaskedText, text_tokens
     word_table_VxD = params["text_encoder"]["word_embedding"]["embedding"]
     if not ctx.config.nta.generator_gradient:
         text_tokens_BxLxD, word_table_VxD = jax.lax.stop_gradient((text_tokens_BxLxD, word_table_VxD))
-    picked_BxMxD = gather_positions(text_tokens_BxLxD, masked.positions_BxM)
-    logits_BxMxV = apply(ctx, params, "generator_logits", picked_BxMxD, word_table_VxD)
-    return mlm_loss(logits_BxMxV, None, masked.targets_BxM, masked.weights_BxM, jnp.float32(0))
+
+    def piece(rows: tuple[MaskedText, Array]) -> Array:
+        masked, text_tokens_BxLxD = rows
+        picked_BxMxD = gather_positions(text_tokens_BxLxD, masked.positions_BxM)
+        return mlm_rows(apply(ctx, params, "generator_logits", picked_BxMxD, word_table_VxD), None, masked, 0.0)
+
+    return masked_mean(in_pieces(piece, ctx.pieces, (masked, text_tokens_BxLxD)), masked)
 
 
 def loss(
@@ -199,7 +212,7 @@ def loss(
 
     # FGITM: true pairs against the hard negatives of the batch, NVA's pictures and NTA's texts.
     negative_image_B, negative_text_B, mined_B = albef.mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
-    passes = albef.in_batch_passes(encoded, image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
+    passes = albef.in_batch_passes(ctx, encoded, image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
     labels = {
         "positive": (1, jnp.ones_like(mined_B)),
         "hard_image": (0, mined_B),

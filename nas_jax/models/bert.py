@@ -9,7 +9,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import Attention
+from nas_jax.models.dropout import Dropout
+from nas_jax.models.remat import rematerialised
 from nas_jax.models.sizes import ModelConfig
+from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-12
@@ -27,21 +30,25 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, mask_BxL: Array, image_tokens_BxTxD: Array | None = None, train: bool = False
+        self,
+        x_BxLxD: Array,
+        mask_BxL: Array,
+        image_tokens_BxTxD: Array | None = None,
+        seeds_B: Array | None = None,
     ) -> Array:
         config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
 
         def add_and_norm(name: str, residual: Array, update: Array) -> Array:
-            update = nn.Dropout(config.dropout, deterministic=not train)(update)
-            return nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update)
+            update = Dropout(config.dropout)(update, seeds_B)
+            return pin_rows(nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update))
 
         attention = Attention(config.heads, config.dropout, dtype, init, name="attention")
-        x_BxLxD = add_and_norm("attention_norm", x_BxLxD, attention(x_BxLxD, key_mask_BxT=mask_BxL, train=train))
+        x_BxLxD = add_and_norm("attention_norm", x_BxLxD, attention(x_BxLxD, key_mask_BxT=mask_BxL, seeds_B=seeds_B))
         if image_tokens_BxTxD is not None:
             cross = Attention(config.heads, config.dropout, dtype, init, name="cross_attention")
-            x_BxLxD = add_and_norm("cross_attention_norm", x_BxLxD, cross(x_BxLxD, image_tokens_BxTxD, train=train))
+            x_BxLxD = add_and_norm("cross_attention_norm", x_BxLxD, cross(x_BxLxD, image_tokens_BxTxD, seeds_B=seeds_B))
         hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_BxLxD)
-        hidden = nn.gelu(hidden, approximate=False)
+        hidden = pin(nn.gelu(hidden, approximate=False), BATCH, None, "tensor")
         update = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
         return add_and_norm("mlp_norm", x_BxLxD, update)
 
@@ -61,20 +68,21 @@ class TextEncoder(nn.Module):
         self.position_embedding = table(config.max_text_length)
         self.type_embedding = table(2)
         self.embedding_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype)
-        self.embedding_dropout = nn.Dropout(config.dropout)
-        self.layer = [BertLayer(config) for _ in range(config.text_layers)]
+        self.embedding_dropout = Dropout(config.dropout)
+        self.layer = [rematerialised(BertLayer, config.remat)(config) for _ in range(config.text_layers)]
 
-    def __call__(self, token_ids_BxL: Array, token_mask_BxL: Array, train: bool = False) -> Array:
+    def __call__(self, token_ids_BxL: Array, token_mask_BxL: Array, seeds_B: Array | None = None) -> Array:
         """Token ids -> text tokens (B, L, D), CLS first."""
-        positions_L = jnp.arange(token_ids_BxL.shape[1])
+        # Whole on every device: rows looked up in a table split by width would have to be put together again.
+        words_VxD = pin(self.word_embedding.embedding.astype(self.word_embedding.dtype), None, None)
         x_BxLxD = (
-            self.word_embedding(token_ids_BxL)
-            + self.position_embedding(positions_L)[None]
+            pin_rows(jnp.take(words_VxD, token_ids_BxL, axis=0))
+            + self.position_embedding(jnp.arange(token_ids_BxL.shape[1]))[None]
             + self.type_embedding(jnp.zeros((1, 1), jnp.int32))
         )
-        x_BxLxD = self.embedding_dropout(self.embedding_norm(x_BxLxD), deterministic=not train)
+        x_BxLxD = pin_rows(self.embedding_dropout(self.embedding_norm(x_BxLxD), seeds_B))
         for layer in self.layer:
-            x_BxLxD = layer(x_BxLxD, token_mask_BxL, train=train)
+            x_BxLxD = layer(x_BxLxD, token_mask_BxL, None, seeds_B)
         return x_BxLxD
 
     def word_table(self) -> Array:
@@ -89,12 +97,17 @@ class FusionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, train: bool = False
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        image_tokens_RxTxD: Array,
+        seeds_R: Array | None = None,
     ) -> Array:
         """Fused tokens (R, L, D); position 0 is what the ITM head reads."""
+        layer_class = rematerialised(BertLayer, self.config.remat)
         for layer in range(self.config.fusion_layers):
-            text_tokens_RxLxD = BertLayer(self.config, name=f"layer_{layer}")(
-                text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, train
+            text_tokens_RxLxD = layer_class(self.config, name=f"layer_{layer}")(
+                text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R
             )
         return text_tokens_RxLxD
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nas_jax.models.remat import POLICIES
 from nas_jax.utils.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
@@ -26,6 +27,7 @@ class ModelConfig:
     embed_dim: int = 256  # width E of the ITC features
     init_std: float = 0.02  # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
+    remat: str = "none"  # none | dots | full: what each layer computes again in the backward pass, to save memory
     dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
 
     @property
@@ -49,6 +51,8 @@ class ModelConfig:
             raise ConfigError(f"model.dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
         if self.dtype not in DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them")
+        if self.remat not in POLICIES:
+            raise ConfigError(f"model.remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
 

@@ -53,50 +53,52 @@ class VisionLanguageModel(nn.Module):
         self.itm_head = nn.Dense(2, kernel_init=kernel_init(config))
         self.neck = DictionaryNeck(config, self.literal_gate)
 
-    def encode_image(self, image_BxHxWx3: Array, train: bool = False) -> tuple[Array, Array]:
+    def encode_image(self, image_BxHxWx3: Array) -> tuple[Array, Array]:
         """uint8 or normalised float image -> image tokens (B, T, D) and unit ITC features (B, E)."""
         tokens_BxTxD = self.image_encoder(normalise_image(image_BxHxWx3))
         return tokens_BxTxD, unit(self.image_proj(tokens_BxTxD[:, 0]))
 
-    def encode_text(self, token_ids_BxL: Array, token_mask_BxL: Array, train: bool = False) -> tuple[Array, Array]:
+    def encode_text(
+        self, token_ids_BxL: Array, token_mask_BxL: Array, seeds_B: Array | None = None
+    ) -> tuple[Array, Array]:
         """Token ids -> text tokens (B, L, D) and unit ITC features (B, E)."""
-        tokens_BxLxD = self.text_encoder(token_ids_BxL, token_mask_BxL, train)
+        tokens_BxLxD = self.text_encoder(token_ids_BxL, token_mask_BxL, seeds_B)
         return tokens_BxLxD, unit(self.text_proj(tokens_BxLxD[:, 0]))
 
     def fuse(
-        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, train: bool = False
+        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, seeds_R: Array | None = None
     ) -> Array:
         """Fused tokens (R, L, D)."""
-        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, train)
+        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
 
     def match(
-        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, train: bool = False
+        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, seeds_R: Array | None = None
     ) -> Array:
         """ITM logits (R, 2) in float32; class 1 = the picture and the text match."""
-        fused_RxLxD = self.fuse(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, train)
+        fused_RxLxD = self.fuse(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
         return self.itm_head(fused_RxLxD[:, 0].astype(jnp.float32))
 
-    def mlm_logits(self, tokens_BxMxD: Array, train: bool = False) -> Array:
+    def mlm_logits(self, tokens_BxMxD: Array) -> Array:
         """Logits (B, M, V) of BERT's MLM head on fused tokens."""
         return self.mlm_head(tokens_BxMxD, self.text_encoder.word_table())
 
-    def generator_logits(self, tokens_BxMxD: Array, word_table_VxD: Array, train: bool = False) -> Array:
+    def generator_logits(self, tokens_BxMxD: Array, word_table_VxD: Array) -> Array:
         """Logits (B, M, V) of NTA's language model, which reads text tokens and never sees a picture."""
         return self.generator_head(tokens_BxMxD, word_table_VxD)
 
-    def dictionary_features(self, patches_BxNxD: Array, train: bool = False) -> Array:
+    def dictionary_features(self, patches_BxNxD: Array) -> Array:
         """Non-negative features (B, N, D), float32, that the dictionary quantizes."""
         return self.neck.features(patches_BxNxD)
 
-    def dictionary_mix(self, features_BxNxD: Array, quantized_BxNxD: Array, train: bool = False) -> Array:
+    def dictionary_mix(self, features_BxNxD: Array, quantized_BxNxD: Array) -> Array:
         """Gated mix (B, N, D) of quantized and continuous features."""
         return self.neck.mix(features_BxNxD, quantized_BxNxD)
 
-    def dictionary_align(self, quantized: Array, train: bool = False) -> Array:
+    def dictionary_align(self, quantized: Array) -> Array:
         """The linear map (..., D) that a replaced token goes through instead of the gate."""
         return self.neck.align(quantized)
 
-    def dictionary_finish(self, mixed_BxNxD: Array, train: bool = False) -> Array:
+    def dictionary_finish(self, mixed_BxNxD: Array) -> Array:
         """Adds the position code and normalises: dictionary tokens (B, N, D)."""
         return self.neck.finish(mixed_BxNxD)
 

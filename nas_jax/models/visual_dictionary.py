@@ -144,11 +144,16 @@ def ema_update(
 
 
 def start_from_data(state: DictionaryState, features_BxNxD: Array, key: Array) -> DictionaryState:
-    """Replaces all codes by features drawn from the batch, each counted once."""
+    """Replaces all codes by features drawn from the batch, each counted once.
+
+    Each code gets a stretch of the batch of its own and draws from that: no two codes are the same feature where there
+    are enough, and nothing has to be sorted.
+    """
     num_codes, dim = state.codes_KxD.shape
     features_MxD = jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim).astype(jnp.float32)
-    rows_K = jax.random.permutation(key, features_MxD.shape[0])[jnp.arange(num_codes) % features_MxD.shape[0]]
-    codes_KxD = features_MxD[rows_K]
+    stretch = max(1, features_MxD.shape[0] // num_codes)
+    rows_K = jnp.arange(num_codes) * stretch + jax.random.randint(key, (num_codes,), 0, stretch)
+    codes_KxD = features_MxD[rows_K % features_MxD.shape[0]]
     return state.replace(codes_KxD=codes_KxD, counts_K=jnp.ones(num_codes), sums_KxD=codes_KxD)
 
 
@@ -164,17 +169,22 @@ def revive_dead(
     """Moves dead codes onto features that the dictionary represents badly.
 
     Features are drawn without replacement with probability proportional to their squared distance to their code,
-    as in k-means++ (Arthur and Vassilvitskii 2007); a revived code gets the mean count.
+    as in k-means++ (Arthur and Vassilvitskii 2007), but at most one from each of as many stretches of the batch as
+    there are codes: sorting all features of a large batch would cost more. A revived code gets the mean count.
     """
     num_codes, dim = state.codes_KxD.shape
     features_MxD = jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim).astype(jnp.float32)
     log_weight_M = jnp.log(jnp.maximum(distance_BxN.reshape(-1), 1e-12))
     score_M = log_weight_M + jax.random.gumbel(key, log_weight_M.shape)
-    _, drawn = jax.lax.top_k(score_M, min(num_codes, score_M.shape[0]))
+    stretches = min(num_codes, score_M.shape[0])
+    stretch = score_M.shape[0] // stretches
+    score_SxM = score_M[: stretches * stretch].reshape(stretches, stretch)
+    best_S = jnp.argmax(score_SxM, axis=1) + jnp.arange(stretches) * stretch
+    drawn_S = best_S[jnp.argsort(-jnp.max(score_SxM, axis=1))]
     dead_K = ~alive(state, dead_below)
     rank_K = jnp.cumsum(dead_K) - 1  # the n-th dead code takes the n-th drawn feature
-    revived_K = dead_K & (rank_K < drawn.shape[0])
-    fresh_KxD = features_MxD[drawn[jnp.clip(rank_K, 0, drawn.shape[0] - 1)]]
+    revived_K = dead_K & (rank_K < stretches)
+    fresh_KxD = features_MxD[drawn_S[jnp.clip(rank_K, 0, stretches - 1)]]
     count = state.counts_K.mean()
     return state.replace(
         codes_KxD=jnp.where(revived_K[:, None], fresh_KxD, state.codes_KxD),

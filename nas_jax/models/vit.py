@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import Attention
+from nas_jax.models.remat import rematerialised
 from nas_jax.models.sizes import ModelConfig
+from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-6
@@ -25,8 +27,8 @@ class Block(nn.Module):
         x_BxTxD = x_BxTxD + Attention(config.heads, 0.0, dtype, init, name="attention")(normed)
         normed = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")(x_BxTxD)
         hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(normed)
-        hidden = nn.gelu(hidden, approximate=False)
-        return x_BxTxD + nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
+        hidden = pin(nn.gelu(hidden, approximate=False), BATCH, None, "tensor")
+        return pin_rows(x_BxTxD + nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden))
 
 
 def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
@@ -53,7 +55,8 @@ class VisionTransformer(nn.Module):
         cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
         position_1xTxD = self.param("position_embedding", init, (1, config.num_patches + 1, config.dim))
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
-        x_BxTxD = jnp.concatenate([cls_Bx1xD, x_BxNxD], axis=1) + position_1xTxD.astype(dtype)
+        x_BxTxD = pin_rows(jnp.concatenate([cls_Bx1xD, x_BxNxD], axis=1) + position_1xTxD.astype(dtype))
+        block = rematerialised(Block, config.remat)
         for layer in range(config.image_layers):
-            x_BxTxD = Block(config, name=f"block_{layer}")(x_BxTxD)
+            x_BxTxD = block(config, name=f"block_{layer}")(x_BxTxD)
         return nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")(x_BxTxD)

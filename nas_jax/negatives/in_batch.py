@@ -5,16 +5,33 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
 
-def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True) -> Array:
-    """(B, B), True where column j may stand as a negative of row i: never itself, nor a pair with its image id."""
+def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True, shards: int = 1) -> Array:
+    """(B, B), True where column j may stand as a negative of row i: never itself, nor a pair with its image id.
+
+    shards: with more than 1, only rows of the same block of B / shards rows are allowed.
+    """
     batch = image_id_B.shape[0]
-    same_BxB = jnp.eye(batch, dtype=bool)
+    forbidden_BxB = jnp.eye(batch, dtype=bool)
     if exclude_same_id:
-        same_BxB |= image_id_B[:, None] == image_id_B[None]
-    return ~same_BxB
+        forbidden_BxB |= image_id_B[:, None] == image_id_B[None]
+    if shards > 1:
+        block_B = jnp.arange(batch) // (batch // shards)
+        forbidden_BxB |= block_B[:, None] != block_B[None]
+    return ~forbidden_BxB
+
+
+def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
+    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row leaves its device."""
+    if shards == 1:
+        return pin_rows(x[index_B])
+    block = x.shape[0] // shards
+    blocks = pin_rows(x.reshape(shards, block, *x.shape[1:]))
+    local = pin_rows(index_B.reshape(shards, block) % block)
+    return pin_rows(pin_rows(jax.vmap(lambda rows, index: rows[index])(blocks, local)).reshape(x.shape))
 
 
 def draw_negative(key: Array, logits_BxB: Array, allowed_BxB: Array) -> tuple[Array, Array]:

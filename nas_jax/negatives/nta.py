@@ -77,19 +77,25 @@ def choose_words(
     )
 
 
-def refill(
-    key: Array, token_ids_BxL: Array, masked: MaskedWords, logits_BxMxV: Array, tables: WordTables, top_words: int
+def candidates(
+    token_ids_BxL: Array, masked: MaskedWords, logits_BxMxV: Array, tables: WordTables, top_words: int
 ) -> tuple[Array, Array]:
-    """Draws a new word for each masked one from the generator's best, never the original word.
-
-    Returns the new token ids (B, L) and which rows changed (B,).
-    """
+    """The generator's best new words for each masked one, never the original: logits and token ids, (B, M, C)."""
     original_BxM = gather_positions(token_ids_BxL, masked.positions_BxM)
     vocab = jnp.arange(logits_BxMxV.shape[-1])
     allowed_BxMxV = jnp.asarray(tables.fillable_V) & (vocab != original_BxM[..., None])
     logits_BxMxV = jnp.where(allowed_BxMxV, jax.lax.stop_gradient(logits_BxMxV), -jnp.inf)
-    best_BxMxC, word_BxMxC = jax.lax.top_k(logits_BxMxV, min(top_words, logits_BxMxV.shape[-1]))
-    choice_BxM = jax.random.categorical(key, best_BxMxC)
-    new_BxM = jnp.take_along_axis(word_BxMxC, choice_BxM[..., None], axis=-1)[..., 0].astype(token_ids_BxL.dtype)
-    usable_BxM = masked.chosen_BxM & jnp.isfinite(best_BxMxC[..., 0])
+    return jax.lax.top_k(logits_BxMxV, min(top_words, logits_BxMxV.shape[-1]))
+
+
+def refill(
+    key: Array, token_ids_BxL: Array, masked: MaskedWords, scores_BxMxC: Array, words_BxMxC: Array
+) -> tuple[Array, Array]:
+    """Draws a new word for each masked one from its candidates.
+
+    Returns the new token ids (B, L) and which rows changed (B,).
+    """
+    choice_BxM = jax.random.categorical(key, scores_BxMxC)
+    new_BxM = jnp.take_along_axis(words_BxMxC, choice_BxM[..., None], axis=-1)[..., 0].astype(token_ids_BxL.dtype)
+    usable_BxM = masked.chosen_BxM & jnp.isfinite(scores_BxMxC[..., 0])
     return scatter_positions(token_ids_BxL, masked.positions_BxM, new_BxM, usable_BxM), usable_BxM.any(-1)

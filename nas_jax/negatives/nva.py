@@ -70,16 +70,16 @@ def draw_object(key: Array, similarity_BxN: Array, candidates: int) -> Array:
     return jnp.take_along_axis(patch_BxC, choice_B[:, None], axis=1)[:, 0]
 
 
-def neighbour_codes(distances_BxK: Array, usable_K: Array, neighbours: int) -> tuple[Array, Array]:
+def neighbour_codes(distances_BxK: Array, usable_BxK: Array, neighbours: int) -> tuple[Array, Array]:
     """The nearest other codes (B, C) of a feature and the log-weights (B, C) they are drawn with.
 
     Given are the squared distances of the object's feature to all codes. The nearest of all codes is the feature's own
     and is left out. Weights are softmax(1 / (d + 1e-4)) of the squared distances d, L2-normalised over the candidates.
-    Codes that are not usable (dead) get the weight -inf.
+    Codes that are not usable (dead) get the weight -inf; `usable` is (B, K), or (1, K) for all alike.
     """
     distances_BxK = jax.lax.stop_gradient(distances_BxK)
     own_B = jnp.argmin(distances_BxK, axis=-1)
-    usable_BxK = usable_K[None] & (jnp.arange(usable_K.shape[0])[None] != own_B[:, None])
+    usable_BxK &= jnp.arange(distances_BxK.shape[1])[None] != own_B[:, None]
     negative_BxC, code_BxC = jax.lax.top_k(jnp.where(usable_BxK, -distances_BxK, -jnp.inf), neighbours)
     valid_BxC = jnp.isfinite(negative_BxC)
     distance_BxC = jnp.where(valid_BxC, -negative_BxC, 0.0)

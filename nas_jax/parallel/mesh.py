@@ -1,34 +1,74 @@
-"""The device mesh, with one axis, `data`: batches are split over it, the state is on every device."""
+"""The device mesh and what lives where on it.
+
+Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters, teacher and optimizer state; `tensor` splits
+heads and the hidden layers of the feed-forward nets. The numbers of a step are the same on any mesh.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nas_jax.typing import Batch, PyTree
+from nas_jax.typing import Array, Batch, PyTree
 from nas_jax.utils.errors import ConfigError
 
-DATA = "data"
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""The axes over which rows are split."""
 
 
-def make_mesh(num_devices: int = 0) -> Mesh:
-    """Mesh over the first `num_devices` devices; 0 takes all. Raises ConfigError if there are not that many."""
-    devices = jax.devices()
-    if not 0 <= num_devices <= len(devices):
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis."""
+
+    data: int = 0  # copies of the model; 0 = as many as the devices allow
+    fsdp: int = 1  # devices that share one copy of the state, and split the batch too
+    tensor: int = 1  # devices that share the heads and hidden units of each layer
+
+    def validate(self) -> None:
+        """Raises ConfigError on sizes that make no mesh."""
+        if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
+            raise ConfigError(
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}",
+                "at least 1 device an axis (0 for mesh.data: the rest)",
+                "raise it",
+            )
+
+
+def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> Mesh:
+    """Mesh (data, fsdp, tensor) over the first devices, or those given. Raises ConfigError if they do not suffice."""
+    config = config or MeshConfig()
+    config.validate()
+    devices = jax.devices() if devices is None else devices
+    inner = config.fsdp * config.tensor
+    shape = (config.data or max(1, len(devices) // inner), config.fsdp, config.tensor)
+    used = math.prod(shape)
+    if used > len(devices) or (not config.data and used != len(devices)):
         raise ConfigError(
-            f"train.num_devices={num_devices}", f"0 (all) to {len(devices)}, the devices there are", "lower it"
+            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}",
+            f"sizes whose product {'divides' if not config.data else 'is at most'} the {len(devices)} devices",
+            "change mesh.data, mesh.fsdp or mesh.tensor",
         )
-    if num_devices and jax.process_count() > 1:
-        raise ConfigError(f"train.num_devices={num_devices}", "0 where several processes run", "leave it at 0")
-    devices = devices[: num_devices or len(devices)]
+    if used < len(devices) and jax.process_count() > 1:
+        raise ConfigError(
+            f"a mesh of {used} of {len(devices)} devices", "all where several processes run", "leave mesh.data at 0"
+        )
     # The axis name of the first argument changed between releases, so it is positional. Auto: Linen modules do not run
     # under explicit sharding, which is the default of make_mesh.
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Parts into which the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """First axis split over the devices that take rows."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -36,14 +76,35 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_divisible(batch_size: int, mesh: Mesh, field: str = "data.batch_size") -> None:
-    """Raises ConfigError unless the batch of the config field splits evenly over the mesh."""
-    if batch_size % mesh.size:
-        nearest = max(mesh.size, batch_size // mesh.size * mesh.size)
-        raise ConfigError(f"{field}={batch_size}", f"a multiple of the {mesh.size} devices", f"use {nearest}")
+def check_divisible(batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "data.batch_size") -> None:
+    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into `pieces`."""
+    parts = num_row_shards(mesh) * pieces
+    if batch_size % parts:
+        nearest = max(parts, batch_size // parts * parts)
+        pieced = f", {pieces} pieces each" if pieces > 1 else ""
+        raise ConfigError(
+            f"{field}={batch_size}", f"a multiple of {parts} ({num_row_shards(mesh)} devices with rows{pieced})",
+            f"use {nearest}",
+        )  # fmt: skip
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
     """Moves the rows this process loaded to its devices; the result is the global batch."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+    """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading dimensions.
+
+    Does nothing unless a mesh is set (`jax.set_mesh`), so that models also run alone. Without it the partitioner may
+    choose to gather a whole batch in the middle of a layer.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def pin_rows(x: Array) -> Array:
+    """An activation with rows first, whole in all other dimensions."""
+    return pin(x, BATCH, *(None,) * (x.ndim - 1))

@@ -15,9 +15,16 @@ RESUMABLE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
-    "train.num_devices",
+    "train.keep_every",
+    "train.keep_best",
+    "train.best_metric",
+    "train.best_mode",
+    "train.continue_from",
+    "train.weights",
+    "train.accumulate",
+    "mesh",
+    "model.remat",
     "data.workers",
-    "data.threads",
     "data.threads",
 )
 # What else an evaluation of a trained state may change: what it measures, and on what.
@@ -26,7 +33,7 @@ EVALUABLE = (*RESUMABLE, "eval", "data.val", "data.foils", "data.quads")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, intervals and devices of a run."""
+    """Length and intervals of a run."""
 
     epochs: int = 30  # passes over the training split; not read if steps > 0
     steps: int = 0  # optimizer steps of the whole run; 0 = from epochs
@@ -35,7 +42,13 @@ class TrainConfig:
     eval_every: int = 0  # steps between two evaluations; 0 = only at the end
     checkpoint_every: int = 1000  # steps between two checkpoints; there is always one at the end
     keep_checkpoints: int = 2  # the newest so many stay on disk
-    num_devices: int = 0  # devices of the data axis; 0 = all
+    keep_every: int = 0  # and those at multiples of so many steps; 0 = none
+    keep_best: int = 1  # and so many of the best by best_metric
+    best_metric: str = ""  # key of an evaluation, like val/retrieval/itm/text_to_image_r@1; "" = none is best
+    best_mode: str = "max"  # max | min
+    continue_from: str = ""  # work directory of another run that this one goes on from (train/start.py, case 2)
+    weights: str = ""  # work directory of a run whose weights this one starts from (case 3)
+    accumulate: int = 1  # pieces a batch is computed in, one after the other, to save memory; the result is the same
 
     def validate(self) -> None:
         """Raises ConfigError on a length or interval that makes no sense."""
@@ -47,10 +60,16 @@ class TrainConfig:
             ("eval_every", 0),
             ("checkpoint_every", 1),
             ("keep_checkpoints", 1),
-            ("num_devices", 0),
+            ("accumulate", 1),
+            ("keep_every", 0),
+            ("keep_best", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it")
+        if self.best_mode not in ("max", "min"):
+            raise ConfigError(f"train.best_mode={self.best_mode!r}", "max or min", "set one of them")
+        if self.continue_from and self.weights:
+            raise ConfigError("both train.continue_from and train.weights", "one beginning", "unset one of them")
         if not self.epochs and not self.steps:
             raise ConfigError("train.epochs=0 and train.steps=0", "one of them above 0", "set train.epochs")
 

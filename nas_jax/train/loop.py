@@ -8,6 +8,7 @@ same numbers as a run that never stopped.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.parallel.mesh import batch_sharding, put_batch, replicated
+from nas_jax.parallel.mesh import replicated
+from nas_jax.parallel.prefetch import DevicePrefetch
+from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.start import begin
+from nas_jax.train.step import sharded_step
 from nas_jax.train.workdir import CHECKPOINTS, Records, open_workdir
 from nas_jax.typing import Batch, Metrics, PyTree
-from nas_jax.utils.errors import DataError, DivergedError
+from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
-from nas_jax.utils.signals import StopSignals
+from nas_jax.utils.signals import SIGNALS, StopSignals
 from nas_jax.utils.trees import all_finite
 
+HOST_FIELDS = ("skipped_B", "record_B")  # of a batch: not for the devices
 OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are positive
 
 
@@ -69,6 +75,8 @@ def run(
     total_steps: int,
     mesh: Mesh,
     stage: Callable[[int], Hashable] = lambda step: None,
+    shardings: Callable[[PyTree, Mesh], PyTree] | None = None,
+    data_id: str = "",
     report: Callable[[int, Sequence[Metric]], str] | None = None,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -79,10 +87,14 @@ def run(
       train_step: pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and include `loss`.
       init_state: the state before step 1; must be traceable by `jax.jit`.
       batches: `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first one). Each is a
-        dict of arrays with the batch as first axis; `skipped_B`, if there, stays on the host and is counted.
+        dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if there, stay on the host, and the
+        former is counted. It is read in a thread, a few batches ahead of the step.
       evaluators: called at intervals and at the end.
       run_record: the nested config, written to config.json.
       stage: which parts of the method are on after that many steps; `train_step` is compiled once for each value.
+      shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of NamedSharding`; None: all of it
+        on every device.
+      data_id: a digest of the records that are read; a checkpoint of a run on others is refused.
       report: called on the first process with the step and the metrics of an evaluation; returns what is printed.
 
     Raises:
@@ -101,6 +113,8 @@ def run(
         total_steps=total_steps,
         mesh=mesh,
         stage=stage,
+        shardings=shardings,
+        data_id=data_id,
         report=report,
         console=console or Console(enabled=jax.process_index() == 0, clock=clock),
         clock=clock,
@@ -121,6 +135,8 @@ class _Run:
     total_steps: int
     mesh: Mesh
     stage: Callable
+    shardings: Callable | None
+    data_id: str
     report: Callable | None
     console: Console
     clock: Callable[[], float]
@@ -130,45 +146,54 @@ class _Run:
         open_workdir(self.workdir, self.run_record, write=primary)
         self.began = self.clock()
         with (
-            CheckpointManager(self.workdir / CHECKPOINTS, self.config.keep_checkpoints) as self.manager,
-            StopSignals() as self.signals,
+            CheckpointManager(
+                self.workdir / CHECKPOINTS,
+                self.config.keep_checkpoints,
+                keep_every=self.config.keep_every,
+                keep_best=self.config.keep_best,
+                best_metric=self.config.best_metric,
+                best_mode=self.config.best_mode,
+                say=self.console.say,
+            ) as self.manager,
+            # With several processes SIGTERM is jax's: its service tells all of them of a preemption of one.
+            StopSignals((signal.SIGINT,) if jax.process_count() > 1 else SIGNALS) as self.signals,
         ):
             state, self.skipped = self._first_state()
             start = int(state.step)
             self.records = Records(self.workdir, start, enabled=primary)
             iterator = iter(self.batches(start)) if start < self.total_steps else iter(())
+            iterator = DevicePrefetch(iterator, self.mesh, HOST_FIELDS)
             try:
                 return self._steps(state, start, iterator)
             finally:
                 self.console.close()
                 self.records.close()
-                if hasattr(iterator, "close"):  # ends the processes that prepare batches
-                    iterator.close()
+                iterator.close()
 
     def _first_state(self) -> tuple[PyTree, int]:
         """The state to go on from, on the devices, and how many pairs were skipped until then."""
-        everywhere = replicated(self.mesh)
-        if self.manager.latest_step() is None:
-            return jax.jit(self.init_state, out_shardings=everywhere)(), 0
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-            jax.eval_shape(self.init_state),
-        )
-        state, position = self.manager.restore(abstract)
-        self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
+        abstract = jax.eval_shape(self.init_state)
+        everywhere = jax.tree.map(lambda leaf: replicated(self.mesh), abstract)
+        shardings = self.shardings(abstract, self.mesh) if self.shardings else everywhere
+        if self.manager.latest_step() is not None:  # case 1 of train/start.py
+            state, position = self.manager.restore(with_shardings(abstract, shardings))
+            self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
+        else:
+            state, position = begin(self.config, self.init_state, shardings, self.console.say)
+        trained_on = position.get("data", self.data_id)
+        if trained_on != self.data_id:
+            raise CheckpointError(
+                f"{self.workdir} was trained on other records (digest {trained_on}, here {self.data_id})",
+                "the same files in the same order, so that no sample is repeated or left out",
+                "restore them, or start in another --workdir",
+            )
         return state, position["skipped"]
 
-    def _steps(self, state: PyTree, start: int, iterator: Iterator[Batch]) -> RunResult:
-        step_fn = jax.jit(
-            self.train_step,
-            donate_argnums=0,
-            static_argnums=2,
-            in_shardings=(replicated(self.mesh), batch_sharding(self.mesh)),
-            out_shardings=replicated(self.mesh),
-        )
+    def _steps(self, state: PyTree, start: int, iterator: DevicePrefetch) -> RunResult:
+        step_fn = sharded_step(self.train_step, self.mesh, jax.tree.map(lambda leaf: leaf.sharding, state))
         params_finite = jax.jit(all_finite)
         self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
-        compiled = set()  # stages
+        compiled = set()  # stages, and lengths of texts
         stop, step = 0, start
         if self._evaluation_due(start) and start and not _agreed(self.records.evaluated):
             self._evaluate(state, start)  # killed between this checkpoint and its evaluation
@@ -176,18 +201,20 @@ class _Run:
         while step < self.total_steps and not stop:
             step += 1
             stage = self.stage(step - 1)
-            timed = stage in compiled  # a step that compiles tells nothing about the speed
-            with self.timer("input" if timed else "start"):
+            with self.timer("next"):
                 batch = self._next_batch(iterator, step)
-            self.batch_size = len(next(iter(batch.values()))) * jax.process_count()
-            if not timed:
+            program = (stage, *(value.shape for value in batch.values()))
+            self.batch_size = len(next(iter(batch.values())))
+            # A step that compiles tells nothing about the speed.
+            self.timer.rename("next", "input" if program in compiled else "start")
+            if program not in compiled:
                 self._settle(pending)
                 pending = None
                 state, metrics = self._compile_and_step(step_fn, state, batch, stage, step)
-                compiled.add(stage)
+                compiled.add(program)
             else:
                 with self.timer("step"):
-                    state, metrics = step_fn(state, put_batch(batch, self.mesh), stage)
+                    state, metrics = step_fn(state, batch, stage)
                     # Waiting for the step before, while this one runs, keeps the device busy.
                     jax.block_until_ready(pending)
                 self._settle(pending)
@@ -214,17 +241,17 @@ class _Run:
     def _compile_and_step(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int):
         self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
         began = self.clock()
-        state, metrics = jax.block_until_ready(step_fn(state, put_batch(batch, self.mesh), stage))
+        state, metrics = jax.block_until_ready(step_fn(state, batch, stage))
         self.console.say(f"step {step}: compiled and done in {format_seconds(self.clock() - began)}")
         self.window -= 1
         return state, metrics
 
-    def _next_batch(self, iterator: Iterator[Batch], step: int) -> Batch:
-        batch = next(iterator, None)
-        if batch is None:
+    def _next_batch(self, iterator: DevicePrefetch, step: int) -> Batch:
+        item = next(iterator, None)
+        if item is None:
             raise DataError(f"the data ended before step {step}", f"{self.total_steps} batches", "lower train.steps")
-        batch = dict(batch)
-        self.skipped += int(np.sum(batch.pop("skipped_B", 0)))
+        batch, host = item
+        self.skipped += int(np.sum(host.get("skipped_B", 0)))
         return batch
 
     def _settle(self, pending: tuple[int, Metrics, int] | None) -> None:
@@ -278,8 +305,11 @@ class _Run:
         """0, a signal's number, or OVER_BUDGET; the same on every process."""
         over = self.config.stop_after_seconds and self.clock() - self.began >= self.config.stop_after_seconds
         asked = self.signals.received or (OVER_BUDGET if over else 0)
-        if jax.process_count() > 1 and step % self.config.log_every:  # asking the others waits for the device
-            return 0
+        if jax.process_count() > 1:
+            if multihost_utils.reached_preemption_sync_point(step):  # the same step on every process
+                return signal.SIGTERM
+            if step % self.config.log_every:  # asking the others waits for the device
+                return 0
         return _agreed(asked)
 
     def _evaluation_due(self, step: int) -> bool:
@@ -287,7 +317,7 @@ class _Run:
         return step == self.total_steps or bool(every and step % every == 0)
 
     def _save(self, state: PyTree, step: int) -> None:
-        position = {"next_step": step, "skipped": self.skipped}
+        position = {"next_step": step, "skipped": self.skipped, "data": self.data_id}
         self.manager.save(step, state, position, {"config": dict(self.run_record)})
 
     def _evaluate(self, state: PyTree, step: int) -> None:
@@ -296,7 +326,9 @@ class _Run:
         ]
         if not metrics:
             return
-        self.records.add(step, "eval", {metric.key: metric.value for metric in metrics})
+        values = {metric.key: metric.value for metric in metrics}
+        self.records.add(step, "eval", values)
+        self.manager.record_metrics(step, values)
         if self.report and jax.process_index() == 0:
             self.console.say(self.report(step, metrics))
 

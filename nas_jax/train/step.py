@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from nas_jax.methods import Method
 from nas_jax.methods.albef import Stage
+from nas_jax.parallel.mesh import batch_sharding, replicated
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
-from nas_jax.typing import Batch, Metrics
+from nas_jax.typing import Batch, Metrics, PyTree
 
 
 def make_train_step(
@@ -43,4 +45,22 @@ def make_train_step(
         )
         return new_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
 
+    return step
+
+
+def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:
+    """The jitted step on a mesh: the state keeps its places and is overwritten, the batch comes split by rows."""
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        static_argnums=2,
+        in_shardings=(state_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+    )
+
+    def step(state: PyTree, batch: Batch, stage: Hashable) -> tuple[PyTree, Metrics]:
+        with jax.set_mesh(mesh):  # for the activations that models pin
+            return jitted(state, batch, stage)
+
+    step.jitted = jitted
     return step

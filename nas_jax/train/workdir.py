@@ -5,6 +5,7 @@ metrics.jsonl    one object a line, each with `step`; the same bytes whether or 
 timings.jsonl    the same steps, with what depends on the machine and the hour
 evals/           one file an evaluation, with chance and blind values (written by the runner)
 checkpoints/     the state, by step
+tokenizer/       of the first start; later ones read it
 tensorboard/     the metrics once more
 """
 
@@ -20,7 +21,7 @@ from nas_jax.train.config import RESUMABLE
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import diff
 
-CONFIG, METRICS, TIMINGS = "config.json", "metrics.jsonl", "timings.jsonl"
+CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"
 CHECKPOINTS, EVALS, TENSORBOARD = "checkpoints", "evals", "tensorboard"
 
 

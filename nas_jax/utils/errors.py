@@ -41,3 +41,9 @@ class DivergedError(UserError):
     """Training produced a non-finite loss; the last good checkpoint is kept."""
 
     exit_code = 5
+
+
+class HostError(UserError):
+    """Another process of the run is missing."""
+
+    exit_code = 6

@@ -54,6 +54,10 @@ class Timer:
         finally:
             self.seconds[section] = self.seconds.get(section, 0.0) + self._clock() - start
 
+    def rename(self, section: str, name: str) -> None:
+        """Counts the seconds of `section` under `name` from now on."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.seconds.pop(section, 0.0)
+
     def total(self, *sections: str) -> float:
         """Sum over the named sections."""
         return sum(self.seconds.get(section, 0.0) for section in sections)

@@ -14,12 +14,13 @@ class StopSignals:
     Must be entered from the main thread: Python delivers signals nowhere else. The former handlers return at the end.
     """
 
-    def __init__(self):
+    def __init__(self, numbers: tuple[signal.Signals, ...] = SIGNALS):
+        """numbers: those to watch; the others keep their handlers."""
         self.received = 0  # number of the first signal, 0 while there is none
-        self._former = {}
+        self._numbers, self._former = numbers, {}
 
     def __enter__(self) -> StopSignals:
-        self._former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._former = {number: signal.signal(number, self._handle) for number in self._numbers}
         return self
 
     def __exit__(self, *exc_info) -> None:

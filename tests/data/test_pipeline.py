@@ -44,7 +44,7 @@ def write_tar(path, count, broken=(), value=0):
 @pytest.fixture
 def config(tmp_path):
     path = write_tar(tmp_path / "one.tar", 24)
-    return DataConfig(kind="webdataset", train=(path,), image_size=16, batch_size=4, flip=True, vocab_size=200)
+    return DataConfig(train=(path,), image_size=16, batch_size=4, flip=True, vocab_size=200)
 
 
 def take(config, tokenizer, steps, seed=3, **options):
@@ -73,6 +73,7 @@ def test_batches_have_the_contract_of_the_loop(config, tokenizer):
         "token_mask_BxL": ((4, 25), "bool"),
         "image_id_B": ((4,), "int32"),
         "skipped_B": ((4,), "bool"),
+        "record_B": ((4,), "int64"),
     }
     assert not batch["skipped_B"].any() and (batch["token_ids_BxL"][:, 0] == tokenizer.cls_id).all()
 
@@ -155,9 +156,7 @@ def test_a_missing_file_is_replaced_too(tmp_path, tokenizer):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
     entries = [{"image": f"{index}.png", "caption": f"number {index}"} for index in range(6)]
     (tmp_path / "list.json").write_text(json.dumps(entries))
-    config = DataConfig(
-        kind="albef_json", train=(str(tmp_path / "list.json"),), image_root=str(tmp_path), image_size=16, batch_size=6
-    )
+    config = DataConfig(train=(str(tmp_path / "list.json"),), image_root=str(tmp_path), image_size=16, batch_size=6)
     (tmp_path / "2.png").unlink()
     batch = take(config, tokenizer, 1)[0]
     assert batch["skipped_B"].sum() == 1 and len(set(batch["image_id_B"])) == 5
@@ -207,7 +206,6 @@ def pair_config(tmp_path):
     ]
     (tmp_path / "noto-quads.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return DataConfig(
-        kind="webdataset",
         train=(str(tmp_path / "*.tar"),),
         holdout=0.5,
         foils=(str(tmp_path / "*-foils.jsonl"),),
@@ -286,7 +284,7 @@ def test_the_draws_of_a_record_depend_on_the_seed(config, tokenizer):
 
 
 def test_scenes_need_no_files():
-    config = DataConfig(kind="scenes", num_train=40, image_size=32, batch_size=4, crop_scale=(), vocab_size=300)
+    config = DataConfig(num_train=40, image_size=32, batch_size=4, crop_scale=(), vocab_size=300)
     source = open_source(config, "train", 5)
     tokenizer = build_tokenizer(config, source)
     assert caption_report(source, tokenizer, config)["cut_by_text_length"] == 0
@@ -303,8 +301,7 @@ def test_scenes_need_no_files():
 def test_bad_settings_are_named(config, tokenizer):
     DataConfig().validate()
     for change, match in (
-        ({"kind": "csv"}, "data.kind='csv'"),
-        ({"train": ()}, "without data.train"),
+        ({"train": ()}, "an empty data.train"),
         ({"image_size": 8}, "data.image_size=8; expected at least 16"),
         ({"crop_scale": (0.5,)}, "data.crop_scale"),
         ({"crop_scale": (0.9, 0.5)}, "data.crop_scale"),
@@ -314,8 +311,8 @@ def test_bad_settings_are_named(config, tokenizer):
         ({"max_skipped_share": 2.0}, "data.max_skipped_share"),
         ({"rand_augment_magnitude": 11}, "data.rand_augment_magnitude=11"),
         ({"threads": 0}, "data.threads=0"),
-        ({"kind": "scenes"}, "data.train with data.kind='scenes'"),
-        ({"kind": "scenes", "train": ()}, "data.flip=True with data.kind='scenes'"),
+        ({"train": ("scenes",)}, "data.flip=True with scenes"),
+        ({"train": ("scenes",), "flip": False, "holdout": 0.1}, "data.holdout=0.1 with scenes alone"),
     ):
         with pytest.raises(ConfigError, match=match):
             replace(config, **change).validate()

@@ -11,17 +11,15 @@ import pytest
 from PIL import Image
 
 from nas_jax.data.config import DataConfig
+from nas_jax.data.corpus import expand, linked_keys, open_corpus
 from nas_jax.data.image_ops import decode
 from nas_jax.data.sources import (
     AlbefJsonSource,
     Split,
     Strings,
     WebDatasetSource,
-    expand,
     held_out,
     image_id_of,
-    linked_keys,
-    open_files,
 )
 from nas_jax.utils.errors import DataError
 
@@ -113,8 +111,8 @@ def test_holdout_parts_the_keys_alike_in_every_file(tmp_path):
     quads = tmp_path / "pairs.jsonl"
     lines = [{"image_0": f"key{i}.png", "image_1": f"key{i + 1}.png"} for i in (*range(0, 100, 2), 1)]
     quads.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    config = DataConfig(kind="webdataset", train=(str(tmp_path / "*.tar"),), holdout=0.25, quads=(str(quads),))
-    train, val = (open_files(config, split) for split in ("train", "val"))
+    config = DataConfig(train=(str(tmp_path / "*.tar"),), holdout=0.25, quads=(str(quads),))
+    train, val = (open_corpus(config, split, 0) for split in ("train", "val"))
     sides = [[source.key(i) for i in range(len(source))] for source in (train, val)]
     assert sorted(sides[0] + sides[1]) == sorted(2 * keys) and not set(sides[0]) & set(sides[1])
     assert 0.15 < len(sides[1]) / 800 < 0.35

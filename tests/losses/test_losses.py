@@ -10,7 +10,7 @@ import tiny
 
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import gather_positions, mask_tokens, mlm_loss
+from nas_jax.losses.mlm import gather_positions, mask_tokens, masked_mean, mlm_rows
 
 
 def unit_rows(count, dim, seed):
@@ -125,10 +125,8 @@ def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
                          tiny.VOCAB, 0.4)  # fmt: skip
     rng = np.random.default_rng(0)
     student, taught = (jnp.asarray(rng.normal(size=(6, 10, tiny.VOCAB)), jnp.float32) for _ in range(2))
-    loss = mlm_loss(
-        gather_positions(student, masked.positions_BxM), gather_positions(taught, masked.positions_BxM),
-        masked.targets_BxM, masked.weights_BxM, jnp.float32(0.4),
-    )  # fmt: skip
+    gathered = (gather_positions(logits, masked.positions_BxM) for logits in (student, taught))
+    loss = masked_mean(mlm_rows(*gathered, masked, jnp.float32(0.4)), masked)
     total, count = 0.0, 0
     for row, position, target, weight in zip(
         np.repeat(np.arange(6), 10), *(np.asarray(x).ravel() for x in masked[1:]), strict=True
@@ -139,5 +137,5 @@ def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
         count += weight
     assert count > 5
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
-    empty = mlm_loss(student, taught, jnp.zeros((6, 10), jnp.int32), jnp.zeros((6, 10)), jnp.float32(0.4))
-    assert float(empty) == 0
+    empty = masked._replace(weights_BxM=jnp.zeros((6, 10)))
+    assert float(masked_mean(mlm_rows(student, taught, empty, jnp.float32(0.4)), empty)) == 0

@@ -10,7 +10,7 @@ import tiny
 from nas_jax.methods import albef, nas
 from nas_jax.methods.albef import apply, split_keys
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
-from nas_jax.negatives.nta import WordTables, choose_words, refill
+from nas_jax.negatives.nta import WordTables, candidates, choose_words, refill
 from nas_jax.negatives.nva import NvaConfig, neighbour_codes
 
 
@@ -58,14 +58,14 @@ def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
 
 def test_neighbours_are_the_nearest_living_codes_without_the_own_one():
     distances = jnp.array([[1.0, 5.0, 2.0, 3.0, 4.0]])
-    codes, log_weights = neighbour_codes(distances, jnp.ones(5, bool), 3)
+    codes, log_weights = neighbour_codes(distances, jnp.ones((1, 5), bool), 3)
     np.testing.assert_array_equal(codes, [[2, 3, 4]])
     scaled = np.array([2.0, 3.0, 4.0]) / np.linalg.norm([2.0, 3.0, 4.0])
     weights = np.exp(1 / (scaled + 1e-4))
     np.testing.assert_allclose(np.exp(log_weights[0]), weights / weights.sum(), rtol=1e-5)
-    codes, log_weights = neighbour_codes(distances, jnp.array([1, 0, 0, 1, 0], bool), 3)
+    codes, log_weights = neighbour_codes(distances, jnp.array([[1, 0, 0, 1, 0]], bool), 3)
     assert int(codes[0, 0]) == 3 and np.isneginf(np.asarray(log_weights)[0, 1:]).all()
-    _, log_weights = neighbour_codes(distances, jnp.array([1, 0, 0, 0, 0], bool), 3)
+    _, log_weights = neighbour_codes(distances, jnp.array([[1, 0, 0, 0, 0]], bool), 3)
     assert np.isneginf(np.asarray(log_weights)).all()  # nothing to replace with: the row is masked out of the loss
 
 
@@ -111,15 +111,17 @@ def test_nta_replaces_content_words_by_other_content_words():
     )  # a function word is the favourite
     original = jnp.take_along_axis(jnp.asarray(ids), masked.positions_BxM, axis=1)
     logits = logits + 40.0 * jax.nn.one_hot(original, tiny.VOCAB)  # and the original word next
-    new, valid = refill(jax.random.key(1), jnp.asarray(ids), masked, logits, tables, 10)
+    best = candidates(jnp.asarray(ids), masked, logits, tables, 10)
+    new, valid = refill(jax.random.key(1), jnp.asarray(ids), masked, *best)
     new = np.asarray(new)
     assert not bool(valid[0]) and valid[2:].all()
     np.testing.assert_array_equal(new[~chosen], ids[~chosen])
     assert (new[chosen] != ids[chosen]).all() and tables.fillable_V[new[chosen]].all()
     only = WordTables(tables.content_V, np.arange(tiny.VOCAB) == 9, tables.continuation_V)
-    same, valid = refill(jax.random.key(1), jnp.full((1, 8), 9).at[0, 0].set(2), choose_words(
-        jax.random.key(0), jnp.full((1, 8), 9).at[0, 0].set(2), jnp.ones((1, 8), bool), tables, mask_id, 0.15
-    ), jnp.zeros((1, 1, tiny.VOCAB)), only, 10)  # fmt: skip
+    nines = jnp.full((1, 8), 9).at[0, 0].set(2)
+    masked = choose_words(jax.random.key(0), nines, jnp.ones((1, 8), bool), tables, mask_id, 0.15)
+    best = candidates(nines, masked, jnp.zeros((1, 1, tiny.VOCAB)), only, 10)
+    same, valid = refill(jax.random.key(1), nines, masked, *best)
     assert not valid.any() and (np.asarray(same)[0, 1:] == 9).all()  # no other word to put in: nothing changed
 
 

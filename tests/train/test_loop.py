@@ -64,10 +64,8 @@ def make_step(nan_loss_at=-1, nan_params_at=-1):
     return train_step
 
 
-def batches(start, hook=None, end=10**9):
+def batches(start, end=10**9):
     for step in range(start, end):
-        if hook:
-            hook(step + 1)
         rng = np.random.default_rng(step)
         yield {"x_BxD": rng.normal(size=(8, 16)).astype(np.float32), "skipped_B": rng.random(8) < 0.2}
 
@@ -77,17 +75,24 @@ def evaluator(params, method_state, step):
 
 
 def train(workdir, config=CONFIG, step=None, hook=None, record=RECORD, **kwargs):
+    """hook: called with each step before it."""
+
+    def stage(step):
+        if hook:
+            hook(step + 1)
+        return "early" if step < 12 else "late"
+
     return run(
         step or make_step(),
         init_state,
-        kwargs.pop("batches", lambda start: batches(start, hook)),
+        kwargs.pop("batches", batches),
         [evaluator],
         config,
         workdir,
         record,
         total_steps=kwargs.pop("total_steps", config.steps),
         mesh=make_mesh(),
-        stage=lambda step: "early" if step < 12 else "late",
+        stage=stage,
         **kwargs,
     )
 
@@ -136,6 +141,14 @@ def test_interrupted_and_continued_equals_never_interrupted(tmp_path, uninterrup
     assert_same(train(tmp_path).state, uninterrupted[0].state)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[1] / "metrics.jsonl").read_bytes()
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)  # handlers are given back
+
+
+def test_other_records_are_refused(tmp_path):
+    """A data position means nothing on other data."""
+    train(tmp_path, total_steps=5, data_id="ab12")
+    with pytest.raises(CheckpointError, match="on other records .digest ab12, here cd34."):
+        train(tmp_path, data_id="cd34")
+    assert train(tmp_path, total_steps=6, data_id="ab12").step == 6
 
 
 def test_killed_between_checkpoints_repeats_the_lost_steps(tmp_path, uninterrupted):

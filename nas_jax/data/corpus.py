@@ -1,0 +1,205 @@
+"""From the entries of data.train or data.val to one source.
+
+An entry says by its form what it is:
+
+    scenes                    pictures drawn from the seed
+    DIR                       a folder made by `python -m nas_jax.data.prepare`
+    *.tar                     WebDataset shards (path or glob)
+    *.json                    ALBEF's lists (path or glob)
+    tfds:NAME[:SPLIT]         a TensorFlow Datasets data set, by name or folder
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.prepared import PreparedSource, is_prepared
+from nas_jax.data.records import Record
+from nas_jax.data.scenes import SceneSource
+from nas_jax.data.sources import AlbefJsonSource, Report, Source, Split, WebDatasetSource, read_jsonl
+from nas_jax.data.tfds_source import TfdsSource
+from nas_jax.utils.errors import DataError
+
+SCENES = "scenes"
+
+
+class Corpus:
+    """Several sources one after the other, as one.
+
+    The same key in two sources is two pictures, unless `shared_keys`: shards of different collections are often
+    numbered alike.
+    """
+
+    def __init__(self, parts: Sequence[Source], shared_keys: bool = False):
+        self.parts, self.shared_keys = tuple(parts), shared_keys
+        self.starts = (0, *accumulate(len(part) for part in parts))  # of each part, and the length at the end
+        self.files = tuple(file for part in parts for file in part.files)
+        self.origins = tuple(file for part in parts for file in part.origins)
+        self.report = Report()
+        for part in parts:
+            self.report.merge(part.report)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def part(self, index: int) -> int:
+        """Which source a record is of."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return bisect_right(self.starts, index) - 1
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = self.part(index)
+        return self.parts[number], index - self.starts[number]
+
+    def __getitem__(self, index: int) -> Record:
+        number = self.part(index)
+        record = self.parts[number][index - self.starts[number]]
+        if number and not self.shared_keys:
+            record = replace(record, image_id=record.image_id ^ _salt(number))
+        return record
+
+    def key(self, index: int) -> str:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.key(local)
+
+    def file(self, index: int) -> str:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.file(local)
+
+    def origin(self, index: int) -> str:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.origin(local)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.captions(local)
+
+    def retrieval_captions(self, index: int) -> tuple[str, ...]:
+        """Those that belong to this picture and not to others: where the first is the picture's name, that alone."""
+        source, local = self._locate(index)
+        texts = source.captions(local)
+        return texts[:1] if source.name_first else texts
+
+    def keys_of(self, name: str) -> set[str]:
+        """The keys that a picture called `name` in an annotation file may have."""
+        return {part.key_of(name) for part in self.parts}
+
+    def identity(self) -> str:
+        """Of the parts in their order."""
+        return hashlib.blake2b(" ".join(part.identity() for part in self.parts).encode(), digest_size=8).hexdigest()
+
+
+def _salt(number: int) -> int:
+    return int.from_bytes(hashlib.blake2b(str(number).encode(), digest_size=4, person=b"part").digest(), "big") >> 1
+
+
+# ------------------------------------------------------------------------------------------------------ from the config
+
+
+def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
+    """The "train" or "val" records of a config; `val` needs data.val or data.holdout. Scenes are never held out.
+
+    With weights each entry is a source of its own; without, neighbouring tars (or lists) are one source, in which the
+    same key means the same picture. The two pictures of a line in data.quads go to the same side of the holdout.
+
+    Raises:
+      DataError: those of the sources; an entry that names nothing.
+    """
+    name = "data.val" if split == "val" and config.val else "data.train"
+    entries = config.val if name == "data.val" else config.train
+    chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
+    groups: list[tuple[Callable, list[str]]] = []
+    for entry in entries:
+        opener = _opener(entry)
+        if split == "val" and opener is _open_scenes:
+            continue
+        paths = expand((entry,), name) if opener in JOINED else (entry,)
+        if opener in JOINED and not config.weights and groups and groups[-1][0] is opener:
+            groups[-1][1].extend(path for path in paths if path not in groups[-1][1])
+        else:
+            groups.append((opener, list(paths)))
+    return Corpus([opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys)
+
+
+def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
+    return SceneSource(split.name, config.num_train, seed, config.image_size)
+
+
+def _open_tfds(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
+    return TfdsSource(entries[0], split, config.clean_captions, config.tfds_captions)
+
+
+def _open_tars(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
+    return WebDatasetSource(paths, split, config.clean_captions)
+
+
+def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
+    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions)
+
+
+def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
+    return PreparedSource(os.path.expanduser(folders[0]), split, config.clean_captions)
+
+
+JOINED = (_open_tars, _open_lists)  # neighbouring files of these make one source
+
+
+def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], Source]:
+    if entry == SCENES:
+        return _open_scenes
+    if entry.startswith("tfds:"):
+        return _open_tfds
+    if entry.endswith(".tar"):
+        return _open_tars
+    if entry.endswith(".json"):
+        return _open_lists
+    if is_prepared(os.path.expanduser(entry)) or os.path.isdir(os.path.expanduser(entry)):
+        return _open_prepared  # which says what is missing in a folder that is not prepared
+    raise DataError(
+        f"the entry {entry!r} of data.train or data.val",
+        "scenes, tfds:NAME, *.tar, *.json or a folder that exists",
+        "correct the path, or run python -m nas_jax.data.prepare on the files",
+    )
+
+
+def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
+    """Paths and globs to sorted paths. Raises DataError where one names no file; `setting` is for the message."""
+    paths: list[str] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(os.path.expanduser(pattern)))
+        if not found and os.path.exists(pattern):  # a name with brackets in it
+            found = [pattern]
+        if not found:
+            raise DataError(f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}")
+        paths += [path for path in found if path not in paths]
+    return tuple(paths)
+
+
+def linked_keys(config: DataConfig) -> dict[str, str]:
+    """Key -> the smallest key it is linked with by lines of data.quads."""
+    first: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while first.setdefault(key, key) != key:
+            key = first[key]
+        return key
+
+    for path in expand(config.quads, "data.quads"):
+        for entry in read_jsonl(path, ("image_0", "image_1")):
+            # A name may be the key itself (lists) or a file name with the key in it (tars).
+            for key_of in (AlbefJsonSource.key_of, WebDatasetSource.key_of):
+                one, other = sorted(root(key_of(entry[name])) for name in ("image_0", "image_1"))
+                first[other] = one
+    return {key: root(key) for key in first}

@@ -1,0 +1,88 @@
+"""The command line of nas_jax.data.prepare."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nas_jax.data.overlap import MAX_DISTANCE
+from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
+from nas_jax.utils.errors import ConfigError, UserError
+from nas_jax.utils.logging import Console
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.data.prepare --help")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m nas_jax.data.prepare",
+        description="Turns pictures with captions into a prepared folder, and says what was lost.",
+        epilog="Exit codes: 0 done, 2 wrong flags, 3 unusable data or too many losses, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    forms = "*.tar, *.json, *.jsonl, *.tsv, a folder with one of the last two, tfds:NAME[:SPLIT]; globs are expanded"
+    add("inputs", nargs="*", metavar="INPUT", help=forms)
+    add("--out", required=True, help="the prepared folder")
+    add("--name", default="", help="name of the data set (default: that of the folder)")
+    add("--licence", default="", help="noted in the manifest")
+    add("--url", default="", help="noted in the manifest")
+    add("--image-root", default="", help="where the picture paths of lists start (default: the list's folder)")
+    add("--split", default="", help="Karpathy's json: which splits, like train,restval")
+    add("--tfds-captions", default="", metavar="NAME", help="tfds: the text feature with the captions, like a/b")
+    add("--short-side", type=int, default=0, metavar="N", help="store larger pictures shrunk (default: as they are)")
+    add("--quality", type=int, default=95, help="of the JPEGs that --short-side makes (default 95)")
+    add("--workers", type=int, default=None, metavar="W", help="processes (default: one a core; 0: only this one)")
+    add("--max-lost", type=float, default=0.05, metavar="SHARE", help="a larger share lost ends it (default 0.05)")
+    against = "look for the pictures of these evaluation sets: prepared folders, or files as INPUT"
+    add("--against", nargs="+", default=[], metavar="OTHER", help=against)
+    distance = "bits of 256 in which copies may differ (default {}; fewer for drawings; -1: equal files only)"
+    add("--max-distance", type=int, default=None, metavar="N", help=distance.format(MAX_DISTANCE))
+    add("--leave-out", action="store_true", help="with --against: leave these pictures out")
+    add("--verify", action="store_true", help="compare the shards with the hashes of the manifest")
+    args = parser.parse_args(argv)
+    for flag, given in (("--leave-out", args.leave_out), ("--max-distance", args.max_distance is not None)):
+        if given and not args.against:
+            raise ConfigError(f"{flag} without --against", "an evaluation set", "pass --against OTHER")
+    if args.workers is not None and args.workers < 0:
+        raise ConfigError(f"--workers {args.workers}", "at least 0", "leave it out to use all cores")
+    if not (args.inputs or args.against or args.verify):
+        raise ConfigError("no INPUT", "files to prepare, or --against or --verify", "name the files before --out")
+    return args
+
+
+def run(argv: Sequence[str], console: Console | None = None) -> None:
+    """What the command line does. Raises UserError."""
+    args = _parse(argv)
+    console = console or Console()
+    if args.inputs:
+        splits = tuple(name for name in args.split.split(",") if name)
+        options = Options(args.image_root, splits, args.tfds_captions, args.short_side, args.quality)
+        labels = Labels(args.name, args.licence, args.url)
+        prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)
+    for other in args.against:
+        distance = MAX_DISTANCE if args.max_distance is None else args.max_distance
+        check_overlap(args.out, other, args.leave_out, args.workers, distance, console)
+    if args.verify:
+        verify(args.out, console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""--against: pictures of evaluation sets in a prepared folder, found by their hashes and, if asked, left out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas_jax.data.overlap import MAX_DISTANCE, Match, find_overlap
+from nas_jax.data.prepare.build import finish_units
+from nas_jax.data.prepare.folder import (
+    OVERLAPS,
+    RUN,
+    finished_units,
+    locked,
+    read_overlaps,
+    read_unit_file,
+    write_whole,
+)
+from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
+from nas_jax.data.prepare.items import Loss, overlap_reason
+from nas_jax.data.prepare.manifest import Labels, merge
+from nas_jax.data.prepare.units import NewShard, Options, Tally
+from nas_jax.data.prepared import (
+    MANIFEST,
+    UNITS,
+    About,
+    about_name,
+    damaged,
+    is_prepared,
+    iter_about,
+    iter_records,
+    read_about,
+    read_manifest,
+)
+from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.logging import Console
+
+OVERLAP_LINES = "overlap.jsonl"  # one line a pair of copies
+_MOST = 64  # bits; pictures that have nothing in common come nearer than that
+
+
+def check_overlap(
+    out: str | os.PathLike,
+    other: str,
+    leave_out: bool = False,
+    workers: int | None = None,
+    max_distance: int = MAX_DISTANCE,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compares a prepared folder with an evaluation set; returns the manifest, which then says what was found.
+
+    Args:
+      other: a prepared folder, or an input as `prepare` takes it, of which only the hashes are made.
+      leave_out: writes the shards that hold such pictures anew, without these.
+      max_distance: bits in which two perceptual hashes may differ; -1 finds equal files only.
+
+    Raises:
+      ConfigError: max_distance out of range, or `other` is the folder itself.
+      DataError: `out` is not prepared or damaged, or `other` cannot be read.
+    """
+    console, out = console or Console(), Path(out)
+    if not -1 <= max_distance <= _MOST:
+        raise ConfigError(
+            f"--max-distance {max_distance}",
+            f"-1 to {_MOST} bits",
+            f"{MAX_DISTANCE} for photographs, fewer for drawings",
+        )
+    read_manifest(out)
+    if os.path.realpath(other) == os.path.realpath(out):
+        raise ConfigError(f"--against {other}, the folder itself", "another data set", "name the evaluation set")
+    with _locked_prepared(out):
+        manifest = read_manifest(out)
+        name, id_, rows = _open_other(other, out, workers, console)
+        before = read_overlaps(out).get(name)
+        same = before and before["id"] == id_ and before["max_distance"] == max_distance
+        if same and (not leave_out or before["left_out"] == before["records"]):
+            console.say(f"{out} was compared with {name} already: {_overlap_text(before)}")
+            return manifest
+        matches = find_overlap(rows(), iter_about(out), max_distance)
+        count = len(manifest["shards"])
+        _write_lines(out, name, matches, {loss.name for loss in _left_out(out, count, name)})
+        console.say(_matches_text(matches, name))
+        standing = _standing(out, manifest, {match.train_key for match in matches})
+        if leave_out and standing:
+            Path(out, MANIFEST).unlink()
+            for number, keys in standing.items():
+                _leave_out(out, number, keys, name)
+        # An interrupted call may have left out some, which stand in no shard any more.
+        left = len(_left_out(out, count, name))
+        kinds = Counter(match.kind for match in matches)
+        entry = {
+            "name": name,
+            "id": id_,
+            "max_distance": max_distance,
+            "exact": kinds["exact"],
+            "perceptual": kinds["perceptual"],
+            "records": left if leave_out else left + sum(keys.total() for keys in standing.values()),
+            "left_out": left,
+        }
+        write_whole(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
+        options = Options(**(manifest["options"] | {"splits": tuple(manifest["options"]["splits"])}))
+        source = manifest["source"]
+        described = {key: source[key] for key in ("inputs", "files")}
+        manifest = merge(out, count, described, options, Labels(manifest["name"], source["licence"], source["url"]))
+        console.say(f"{out}: {_overlap_text(entry)}; id {manifest['id']}")
+        return manifest
+
+
+@contextlib.contextmanager
+def _locked_prepared(out: Path) -> Iterator[None]:
+    if not Path(out, UNITS, RUN).is_file():
+        raise DataError(
+            f"{out} without its folder {UNITS}",
+            "a folder as prepare made it",
+            f"copy {UNITS} as well, or prepare again",
+        )
+    with locked(out):
+        yield
+
+
+# --------------------------------------------------------------------------------------------------- the evaluation set
+
+
+def _open_other(
+    other: str, out: Path, workers: int | None, console: Console
+) -> tuple[str, str, Callable[[], Iterator[About]]]:
+    """Name and id of a data set, and what gives its rows."""
+    if is_prepared(other):
+        manifest = read_manifest(other)
+        return manifest["name"], manifest["id"], lambda: iter_about(other)
+    listed = list_inputs((other,))
+    if other.startswith("tfds:"):
+        source = open_tfds(other, "")
+        name = source.key_of("") + (other.removeprefix("tfds:").partition(":")[2] or "train")  # NAME/SPLIT
+        id_ = source.identity()
+    else:
+        name = os.path.splitext(os.path.basename(other.rstrip("/")))[0] or other
+        id_ = hashlib.sha256(json.dumps(stat_inputs(listed)).encode()).hexdigest()[:16]
+    return name, id_, lambda: _about_of(listed, out, workers, console)
+
+
+def _about_of(listed: Sequence[tuple[str, str]], out: Path, workers: int | None, console: Console) -> Iterator[About]:
+    """The rows of inputs that are not prepared; their shards are not kept."""
+    console.say(f"reading {', '.join(path for _, path in listed)[:100]}")
+    folder = Path(out, UNITS, "against")
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(folder, UNITS).mkdir(parents=True)
+    try:
+        units = list(plan(listed))
+        finish_units(units, folder, Options(), workers, 1.0, console, store=False)
+        for number in range(len(units)):
+            yield from read_about(folder / about_name(number))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --------------------------------------------------------------------------------------------------- what is left out
+
+
+def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, Counter[str]]:
+    """Shard -> which of the keys it holds, and how often; shards with none of them are not in it."""
+    found = {
+        number: Counter(row.key for row in read_about(out / shard["about"]) if row.key in keys)
+        for number, shard in enumerate(manifest["shards"] if keys else ())
+    }
+    return {number: counts for number, counts in found.items() if counts}
+
+
+def _left_out(out: Path, count: int, name: str) -> list[Loss]:
+    """What was left out as pictures of `name`, now or before."""
+    reason = overlap_reason(name)
+    return [loss for unit in finished_units(out, count) for loss in unit["losses"] if loss.reason == reason]
+
+
+def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
+    """Writes a shard anew without the records of these keys, and counts them as losses."""
+    unit = read_unit_file(out, number)
+    tally, losses = Tally(), list(unit["losses"])
+    with NewShard(out, number) as shard:
+        try:
+            records = iter_records(out / unit["file"])
+            for row, record in zip(read_about(out / unit["about"]), records, strict=True):
+                if row.key in keys:
+                    where = unit["fingerprint"]["path"]
+                    losses.append(Loss(overlap_reason(name), row.key, where, "", len(row.captions)))
+                else:
+                    shard.write(row, record["image"])
+                    tally.add(row, record["image"])
+        except (OSError, ValueError) as error:
+            raise damaged(out / unit["file"], str(error)) from error
+        counts = {name: unit[name] for name in ("images_in", "captions_in", "mended")}
+        shard.finish(unit["fingerprint"], counts | {"losses": losses}, tally)
+
+
+# -------------------------------------------------------------------------------------------------------------- printed
+
+
+def _write_lines(out: Path, name: str, matches: Sequence[Match], gone: set[str]) -> None:
+    """One line a pair of copies. Lines of an earlier comparison stay for other data sets, and for records `gone`."""
+    path = out / OVERLAP_LINES
+    before = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    kept = [line for line, pair in ((line, json.loads(line)) for line in before) if _stays(pair, name, gone)]
+    lines = [json.dumps({"against": name} | match._asdict(), ensure_ascii=False) for match in matches]
+    write_whole(path, "".join(f"{line}\n" for line in dict.fromkeys((*kept, *lines))))
+
+
+def _stays(pair: dict[str, Any], name: str, gone: set[str]) -> bool:
+    return pair["against"] != name or pair["train_key"] in gone
+
+
+def _matches_text(matches: Sequence[Match], name: str) -> str:
+    lines = [
+        f"  {match.train_key} is {match.eval_key} of {name} ({match.kind}, {match.distance} bits apart)"
+        for match in matches[:5]
+    ]
+    more = [f"  and {len(matches) - 5:,} more in {OVERLAP_LINES}"] if len(matches) > 5 else []
+    return "\n".join([f"{len(matches):,} pairs of copies", *lines, *more])
+
+
+def _overlap_text(entry: dict[str, Any]) -> str:
+    return (
+        f"{entry['records']:,} records are pictures of {entry['name']} ({entry['exact']:,} exact and "
+        f"{entry['perceptual']:,} perceptual pairs), {entry['left_out']:,} left out"
+    )

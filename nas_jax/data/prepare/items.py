@@ -1,0 +1,89 @@
+"""What passes from the readers of inputs to the writers of shards: units of work, pictures and losses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from nas_jax.data.sources import usable_captions
+
+KINDS = ("webdataset", "albef", "coco", "karpathy", "jsonl", "tsv", "tfds")
+
+# Control characters but for tab, line feed and carriage return. Those that part words become blanks.
+_SPACING = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+class Loss(NamedTuple):
+    """A picture that was not kept."""
+
+    reason: str
+    name: str  # key, path or member
+    file: str  # the input it is named in
+    detail: str = ""
+    captions: int = 0  # captions that were lost with it
+
+
+def overlap_reason(name: str) -> str:
+    """The reason of a picture that was left out because the evaluation set `name` holds it."""
+    return f"overlap with {name}"
+
+
+class Pair(NamedTuple):
+    """A picture as the input holds it, with its usable captions."""
+
+    key: str
+    image: bytes
+    captions: list[str]
+    captions_in: int  # captions before those were dropped of which cleaning leaves nothing
+    mended: int  # captions with control characters or bytes that are no UTF-8
+    file: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work, and one shard of the result."""
+
+    kind: str  # one of KINDS
+    path: str  # the file, or the tfds entry
+    size: int  # of the file, bytes
+    mtime_ns: int
+    start: int = 0  # where it begins and ends: bytes of the file (lists), or entries (coco, karpathy, tfds)
+    end: int = 0
+    count: int = 0  # entries in it, 0 where that is not known yet
+    root: str = ""  # the folder that picture paths start from
+    columns: tuple[str, ...] = ()  # tsv: names of the columns; tfds: the feature with the captions, if it was named
+    entries: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), repr=False)  # coco, karpathy: path, captions
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the unit is made from; equal only where reading it again would give the same."""
+        names = ("kind", "path", "size", "mtime_ns", "start", "end", "root")
+        values = {name: getattr(self, name) for name in names}
+        return values | {name: os.path.abspath(values[name]) for name in ("path", "root") if self.kind != "tfds"}
+
+
+def mend(text: str) -> str:
+    """A caption without control characters (but tab and line ends), and with what is no UTF-8 as U+FFFD.
+
+    Control characters that are white space become blanks. Unreadable bytes come as lone surrogates.
+    """
+    if not text.isascii():
+        text = _LONE_SURROGATE.sub("\ufffd", text)
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return _CONTROL.sub("", _SPACING.sub(" ", text))
+
+
+def mended_captions(texts: Sequence[Any]) -> tuple[list[str], int]:
+    """The usable ones, mended, and how many needed it."""
+    texts = [text for text in texts if isinstance(text, str)]
+    whole = [mend(text) for text in texts]
+    return usable_captions(whole, clean=True), sum(a != b for a, b in zip(whole, texts, strict=True))
+
+
+def printable(text: str) -> str:
+    """A key or path that can be written down: what is no UTF-8 becomes U+FFFD."""
+    return text if text.isascii() else mend(text)

@@ -1,0 +1,238 @@
+"""One unit becomes one shard: pictures are decoded, hashed and perhaps shrunk; what fails is a loss with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nas_jax.data.image_ops import ImageError, decode
+from nas_jax.data.overlap import exact_hash, perceptual_hash
+from nas_jax.data.prepare.folder import sha256_of, sync_folder, unit_path, write_whole
+from nas_jax.data.prepare.inputs import read_unit
+from nas_jax.data.prepare.items import Loss, Pair, Unit
+from nas_jax.data.prepared import About, ShardWriter, about_name, count_records, pairs_name
+from nas_jax.data.sources import image_id_of
+from nas_jax.data.text_ops import clean_words
+from nas_jax.utils.errors import ConfigError
+
+PNG_COLOURS = 256  # pictures from lossless files with no more colours stay lossless when they are shrunk
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the content of the shards, besides the inputs."""
+
+    image_root: str = ""  # folder that picture paths of lists start from; "" = that of the list
+    splits: tuple[str, ...] = ()  # Karpathy: which splits
+    tfds_captions: str = ""  # tfds: the text feature with the captions, where the data set leaves that open
+    short_side: int = 0  # pictures with a longer short side are stored shrunk to it; 0 = all as they are
+    quality: int = 95  # of the JPEGs among these
+
+    def validate(self) -> None:
+        """Raises ConfigError on values that are out of range."""
+        if self.short_side and self.short_side < 16:
+            raise ConfigError(f"--short-side {self.short_side}", "at least 16 pixels, or 0", "256 or 384 are usual")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality {self.quality}", "1 to 100", "95 hardly changes a picture")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Equal only for options that give the same records."""
+        fields = asdict(self) | {"splits": list(self.splits)}
+        fields["image_root"] = os.path.abspath(self.image_root) if self.image_root else ""
+        return fields | {"quality": self.quality if self.short_side else 0}
+
+
+def prepare_unit(
+    unit: Unit,
+    number: int,
+    out: Path,
+    options: Options,
+    store: bool = True,
+    tick: Callable[[int, int], None] = lambda seen, lost: None,
+) -> tuple[int, int]:
+    """Reads a unit and writes shard `number` of the folder `out`, under its name only when it is whole.
+
+    Args:
+      store: False writes the about file without the pictures.
+      tick: called after each picture with the number of pictures and of losses so far.
+
+    Returns:
+      The number of pictures and of losses.
+    """
+    tally, losses = Tally(), []
+    images_in = captions_in = mended = 0
+    with NewShard(out, number, store) as shard:
+        for item in read_unit(unit):
+            images_in += 1
+            if isinstance(item, Pair):
+                captions_in, mended = captions_in + item.captions_in, mended + item.mended
+                item = _row(item, options)
+            else:
+                captions_in += item.captions
+            if isinstance(item, Loss):
+                losses.append(item)
+            else:
+                shard.write(*item)
+                tally.add(*item)
+            tick(images_in, len(losses))
+        counts = {"images_in": images_in, "captions_in": captions_in, "mended": mended, "losses": losses}
+        shard.finish(unit_fingerprint(unit, options), counts, tally)
+    return images_in, len(losses)
+
+
+def unit_fingerprint(unit: Unit, options: Options) -> dict[str, Any]:
+    """Equal only where preparing the unit again would give the same shard."""
+    return unit.fingerprint() | {"options": options.fingerprint()}
+
+
+def _row(pair: Pair, options: Options) -> tuple[About, bytes] | Loss:
+    """The record of a picture, or why there is none."""
+    try:
+        if not pair.image:
+            raise ImageError("empty file", "0 bytes")
+        image_HxWx3, data = decode(pair.image), pair.image
+    except ImageError as error:
+        return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in)
+    phash = perceptual_hash(image_HxWx3)
+    if options.short_side:
+        image_HxWx3, data = shrink(image_HxWx3, data, options.short_side, options.quality)
+    height, width = image_HxWx3.shape[:2]
+    captions = tuple(pair.captions)
+    return About(pair.key, image_id_of(pair.key), captions, width, height, exact_hash(pair.image), phash), data
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+
+
+class NewShard:
+    """A shard under temporary names; `finish` gives it its own, and without it nothing is left at the end."""
+
+    def __init__(self, out: Path, number: int, store: bool = True):
+        self._out, self._number = out, number
+        self._names = ([pairs_name(number)] if store else []) + [about_name(number)]
+        self._temporary = [self._out / f"{name}.tmp-{os.getpid()}" for name in self._names]
+        self._writer = ShardWriter(str(self._temporary[0]) if store else None, str(self._temporary[-1]))
+
+    def __enter__(self) -> NewShard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(OSError):  # of a full disk, for one, which has been reported by then
+            self._writer.close()
+        for path in self._temporary:
+            path.unlink(missing_ok=True)
+
+    def write(self, row: About, image: bytes) -> None:
+        """Adds a record."""
+        self._writer.write(row, image)
+
+    def finish(self, fingerprint: dict[str, Any], counts: dict[str, Any], tally: Tally) -> None:
+        """Puts the files in place, and beside them what they add to the manifest. Raises OSError."""
+        self._writer.close()
+        files: dict[str, Any] = {}
+        for name, path in zip(self._names, self._temporary, strict=True):
+            if count_records(path) != tally.records:
+                raise OSError(errno.EIO, "the file was not written whole", str(path))
+            prefix = "about_" if name == about_name(self._number) else ""
+            files["about" if prefix else "file"] = name
+            files |= {f"{prefix}bytes": path.stat().st_size, f"{prefix}sha256": sha256_of(path)}
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        # While the files change there is no unit: it would be done again.
+        unit_path(self._out, self._number).unlink(missing_ok=True)
+        for name, path in zip(self._names, self._temporary, strict=True):
+            os.replace(path, self._out / name)
+        sync_folder(self._out)
+        unit = {"fingerprint": fingerprint} | files | counts | tally.fields()
+        write_whole(unit_path(self._out, self._number), json.dumps(unit))
+
+
+class Tally:
+    """Statistics of the records of one unit, as counts that can be added up."""
+
+    def __init__(self):
+        self.records = self.captions = self.bytes = 0
+        self.words, self.widths, self.heights, self.formats = Counter(), Counter(), Counter(), Counter()
+        self.longest: tuple[int, str, str] = (0, "", "")
+
+    def add(self, row: About, image: bytes) -> None:
+        """Counts a record."""
+        self.records += 1
+        self.captions += len(row.captions)
+        self.bytes += len(image)
+        self.widths[row.width] += 1
+        self.heights[row.height] += 1
+        self.formats[format_of(image)] += 1
+        for caption in row.captions:
+            count = len(clean_words(caption))
+            self.words[count] += 1
+            if count > self.longest[0]:
+                self.longest = count, row.key, caption[:300]
+
+    def fields(self) -> dict[str, Any]:
+        """What the unit's file says of them."""
+        return {
+            "records": self.records,
+            "captions_out": self.captions,
+            "image_bytes": self.bytes,
+            "longest": self.longest,
+        } | {
+            name: sorted(getattr(self, name).items())  # pairs: json would turn the numbers into texts
+            for name in ("words", "widths", "heights", "formats")
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def format_of(data: bytes) -> str:
+    """JPEG, PNG, WEBP, GIF, BMP, TIFF or other, by the first bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), "other")
+
+
+def shrink(image_HxWx3: np.ndarray, data: bytes, short_side: int, quality: int) -> tuple[np.ndarray, bytes]:
+    """The picture with a short side of at most short_side pixels, and its file; unchanged where it is small enough.
+
+    Larger ones are shrunk with antialiasing (bicubic) and stored upright: as PNG where the file was lossless (PNG, GIF,
+    BMP, TIFF) and shows at most PNG_COLOURS colours, so that drawings keep clean edges, else as JPEG without chroma
+    subsampling.
+    """
+    height, width = image_HxWx3.shape[:2]
+    if min(height, width) <= short_side:
+        return image_HxWx3, data
+    scale = short_side / min(height, width)
+    size = max(short_side, round(width * scale)), max(short_side, round(height * scale))
+    small = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    if format_of(data) in ("PNG", "GIF", "BMP", "TIFF") and _few_colours(image_HxWx3):
+        small.save(buffer, "PNG")
+    else:
+        small.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return np.asarray(small), buffer.getvalue()
+
+
+def _few_colours(image_HxWx3: np.ndarray) -> bool:
+    red, green, blue = (image_HxWx3[..., channel].astype(np.uint32) for channel in range(3))
+    return len(np.unique(red << 16 | green << 8 | blue)) <= PNG_COLOURS

@@ -1,0 +1,362 @@
+"""Pictures with captions from TensorFlow Datasets (TFDS), by index and without TensorFlow.
+
+TFDS reads ArrayRecord files with NumPy alone; pictures come as the bytes that were stored. Some of its builders cannot
+even be constructed without TensorFlow, coco_captions among them; `nas_jax.data.tfds_coco` takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nas_jax.data.records import Record
+from nas_jax.data.sources import ALL, Report, Split, image_id_of, usable_captions
+from nas_jax.utils.errors import DataError
+
+CAPTION_FEATURES = {
+    "coco_captions": "captions/text",
+    "coco_captions_from_json": "captions/text",
+    "ref_coco": "objects/refexp/raw",
+    "laion400m": "caption",
+}
+"""Data set -> where its captions are. Others may have one text feature, or data.tfds_captions says which."""
+
+KEY_FEATURES = ("image/id", "image/filename")
+_NO_CAPTION = re.compile(r"(^|[/_])(id|file_?name|url|path|license|split)$")  # text features that name things
+_SPLIT = r"[\w-]+(?:\[[^\]/]*\])?"
+_ENTRY = re.compile(rf"tfds:(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))?")
+
+
+class NoCaption(OSError):
+    """A record without a usable caption. An OSError, so that training takes the next record and counts this one."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An opened data set; stays in its process."""
+
+    data: Any  # index -> nested dict of NumPy values
+    version: str  # name, config, version and size of the data set
+    folder: str  # where it lies
+    name: str
+    image: str  # names of the features, as they are nested
+    captions: tuple[str, ...]
+    key: str  # "" = keys are positions
+
+
+@dataclass
+class TfdsSource:
+    """A split of a TFDS data set. Opening reads no records unless something is held out; each access reads one.
+
+    entry: `tfds:NAME`, `tfds:NAME/CONFIG:SPLIT` or `tfds:DIR:SPLIT`; DIR holds dataset_info.json, NAME lies where TFDS
+      looks for it (~/tensorflow_datasets, or $TFDS_DATA_DIR). SPLIT is "train" if left out; `train[:10%]`,
+      `train+validation` and so on work.
+    split: which keys are kept. With a holdout all records are read once, and those without a caption are dropped.
+    clean: drop captions of which cleaning leaves nothing.
+    captions_field: the text feature with the captions, as a/b/c; "" = CAPTION_FEATURES, or the only one there is.
+
+    A key is NAME/ and the value of image/id or image/filename where there is one, else NAME/SPLIT/index.
+
+    Raises:
+      DataError: no such data set, not prepared or not as ArrayRecord, no such split, TensorFlow needed, or no telling
+        which features hold picture and captions.
+    """
+
+    entry: str
+    split: Split = ALL
+    clean: bool = True
+    captions_field: str = ""
+    report: Report = field(default_factory=Report, init=False)
+    name_first: ClassVar[bool] = False
+
+    def __post_init__(self):
+        self._opened: _Parts | None = None
+        parts = self._parts
+        self.files = self.origins = (parts.folder,)
+        self._kept: np.ndarray | None = None
+        self._length = len(parts.data)
+        if self.split.holdout:
+            self._kept = np.fromiter(self._keep(), np.int32)
+            self._length = len(self._kept)
+        if not self._length:
+            raise DataError(
+                f"no usable pairs in {self.entry}" + (f": {self.report.line()}" if self.report else ""),
+                "records with a picture and a caption",
+                "check data.train, data.val and data.holdout",
+            )
+
+    def _keep(self) -> Iterator[int]:
+        for position in range(self._length):
+            example = self._parts.data[position]
+            key = self._key(position, example)
+            if not self.split.keeps(key):
+                continue
+            if self._texts(example):
+                yield position
+            else:
+                self.report.drop("no caption", f"{key} in {self.entry}")
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._opened is None:
+            self._opened = _open(self.entry, self.captions_field)
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}  # readers stay in the process that opened them
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _position(self, index: int) -> int:
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        return int(index if self._kept is None else self._kept[index])
+
+    def _read(self, position: int) -> dict:
+        try:
+            return self._parts.data[position]
+        except (RuntimeError, ValueError, IndexError) as error:  # ArrayRecord, on damaged bytes
+            raise OSError(f"record {position} of {self.entry}: {error}") from error
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises OSError on damaged bytes, NoCaption where no caption is usable."""
+        position = self._position(index)
+        example = self._read(position)
+        key = self._key(position, example)
+        if not (captions := self._texts(example)):
+            raise NoCaption(f"no usable caption: {key} in {self.entry}")
+        image = example[self._parts.image]
+        return Record(key, image if isinstance(image, np.ndarray) else bytes(image), captions, image_id_of(key))
+
+    def key(self, index: int) -> str:
+        """The name of the content."""
+        position = self._position(index)
+        return self._key(position, self._read(position) if self._parts.key else {})
+
+    def file(self, index: int) -> str:
+        """The folder of the data set."""
+        return self._parts.folder
+
+    origin = file
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All usable captions, without decoding the picture; () where there is none."""
+        return self._texts(self._read(self._position(index)))
+
+    def key_of(self, name: str) -> str:
+        """The key of what an annotation file calls `name`: the value of its key feature, or the whole key."""
+        prefix = f"{self._parts.name}/"
+        return name if name.startswith(prefix) else prefix + name
+
+    def identity(self) -> str:
+        """Of the data set's name, version and size, the split and the kept records."""
+        kept = b"" if self._kept is None else self._kept.tobytes()
+        text = f"{self._parts.version} {self._split_name} {self._length} "
+        return hashlib.blake2b(text.encode() + kept, digest_size=8).hexdigest()
+
+    @property
+    def _split_name(self) -> str:
+        return _ENTRY.fullmatch(self.entry)["split"] or "train"
+
+    def _key(self, position: int, example: dict) -> str:
+        if not self._parts.key:
+            return f"{self._parts.name}/{self._split_name}/{position}"
+        value = example[self._parts.key]
+        return f"{self._parts.name}/{value.decode('utf-8', 'replace') if isinstance(value, bytes) else value}"
+
+    def _texts(self, example: dict) -> tuple[str, ...]:
+        values: Any = example
+        for name in self._parts.captions:
+            values = values[name]
+        return tuple(usable_captions(list(dict.fromkeys(_strings(values))), self.clean))
+
+
+def _strings(values: Any) -> Iterator[str]:
+    """All texts in a text, an array or (ragged) lists of them."""
+    if isinstance(values, bytes):
+        yield values.decode("utf-8", "replace")
+    elif isinstance(values, str):
+        yield values
+    else:
+        for value in values:
+            yield from _strings(value)
+
+
+def _open(entry: str, captions_field: str) -> _Parts:
+    match = _ENTRY.fullmatch(entry)
+    if not match:
+        raise DataError(repr(entry), "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT", "correct data.train or data.val")
+    name, split = os.path.expanduser(match["name"]), match["split"] or "train"
+    builder = _builder(name)
+    features = builder.info.features
+    image, skipped = _images(features, entry)
+    try:
+        data = builder.as_data_source(split, decoders=skipped)
+    except NotImplementedError as error:
+        raise _not_prepared(builder, name) from error
+    except (ValueError, KeyError) as error:
+        known = ", ".join(map(str, builder.info.splits)) or "none"
+        raise DataError(
+            f"{entry}, split {split!r}: {_first_line(error)}", f"a split of it ({known})", f"write tfds:{name}:SPLIT"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{entry}: {_first_line(error)}", "its ArrayRecord files", "copy or prepare the data set again"
+        ) from error
+    captions = captions_field or CAPTION_FEATURES.get(builder.name, "")
+    captions = _caption_feature(features, entry, captions, asked=bool(captions_field))
+    key = next((feature for feature in KEY_FEATURES if feature in features), "")
+    version = f"{builder.info.full_name} {int(builder.info.dataset_size)}"
+    return _Parts(data, version, str(builder.data_dir), builder.name, image, captions, key)
+
+
+def _builder(name: str) -> Any:
+    tfds = _tfds()
+    if os.path.isfile(os.path.join(name, "dataset_info.json")):
+        try:
+            return tfds.builder_from_directory(name)
+        except Exception as error:  # on a damaged dataset_info.json TFDS and protobuf raise about anything
+            raise DataError(
+                f"{name}: {_first_line(error)}", "a folder that TFDS wrote", "prepare the data set again"
+            ) from error
+    if os.path.isdir(name) or name.startswith((".", "/", "~")) or "://" in name:
+        inside = [str(path.parent) for path in sorted(Path(name).glob("*/dataset_info.json"))[:1]]
+        inside = inside or [str(path.parent) for path in sorted(Path(name).glob("*/*/dataset_info.json"))[:1]]
+        raise DataError(
+            f"no dataset_info.json in {name}",
+            "the folder of one version of a data set, as NAME/1.0.0",
+            f"write tfds:{inside[0]}" if inside else "check the path",
+        )
+    try:
+        return tfds.builder(name)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise DataError(
+            f"tfds:{name}, a name that TFDS does not know",
+            "a data set of tfds.list_builders(), or a folder with dataset_info.json",
+            "correct the name",
+        ) from error
+    except ImportError as error:
+        own = name.partition("/")[0] == "coco_captions"
+        raise DataError(
+            f"tfds:{name}, which needs {_module(error)} to be opened by name",
+            "a data set that does without, or the folder of a prepared one",
+            "prepare it with python -m nas_jax.data.tfds_coco (its help says how), then use tfds:DIR:SPLIT"
+            if own
+            else "prepare it elsewhere with file_format='array_record', then use tfds:DIR:SPLIT",
+        ) from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # an unknown config or version
+        raise DataError(f"tfds:{name}: {_first_line(error)}", "NAME or NAME/CONFIG of TFDS", "correct it") from error
+
+
+def _tfds() -> Any:
+    """The package, imported when it is first needed: it takes a second."""
+    try:
+        return importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise DataError(
+            "a tfds: entry without the package tensorflow-datasets", "it installed", "pip install tensorflow-datasets"
+        ) from error
+
+
+def _not_prepared(builder: Any, name: str) -> DataError:
+    command = f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()"
+    if not os.path.exists(os.path.join(str(builder.data_dir), "dataset_info.json")):
+        return DataError(
+            f"tfds:{name}, not prepared in {builder.data_dir}",
+            "a prepared data set",
+            f"run {command} in Python, or set TFDS_DATA_DIR to where it is",
+        )
+    return DataError(
+        f"tfds:{name}, prepared as {builder.info.file_format.value}",
+        "array_record, which can be read at random",
+        f"run {command} with another data_dir",
+    )
+
+
+def _module(error: BaseException) -> str:
+    """What could not be imported, also where TFDS has wrapped the error."""
+    missing = re.search(r"No module named '([\w.]+)'", str(error))
+    return {"tensorflow": "TensorFlow"}.get(missing[1], missing[1]) if missing else "a package that is not installed"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+def _images(features: Any, entry: str) -> tuple[str, dict]:
+    """The picture's feature, and the decoders that leave it and all others encoded."""
+    tfds = _tfds()
+    top = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if "image" not in top and len(top) != 1:
+        raise DataError(
+            f"{entry} with the picture features {', '.join(top) or 'none'}",
+            "one, or one named image",
+            "use another set",
+        )
+
+    class Encoded(tfds.decode.SkipDecoding):
+        """Also for pictures in sequences, like masks of objects."""
+
+        def decode_batch_example_np(self, example: Any) -> Any:
+            return example
+
+        decode_ragged_example_np = decode_batch_example_np
+
+    def skipping(feature: Any) -> Any:
+        if isinstance(feature, tfds.features.Image):
+            return Encoded()
+        parts = {name: skipping(part) for name, part in _children(feature)}
+        return {name: part for name, part in parts.items() if part} or None
+
+    return "image" if "image" in top else top[0], skipping(features)
+
+
+def _children(feature: Any) -> list[tuple[str, Any]]:
+    """(name, feature) of what is nested in a feature; sequences of dicts count as the dict."""
+    tfds = _tfds()
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return list(feature.items())
+    if isinstance(feature, tfds.features.Sequence):
+        return _children(feature.feature)
+    return []
+
+
+def _text_features(features: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    tfds = _tfds()
+    for name, feature in _children(features):
+        leaf = feature
+        while isinstance(leaf, tfds.features.Sequence) and not _children(leaf):
+            leaf = leaf.feature
+        if _children(leaf):
+            yield from _text_features(leaf, (*path, name))
+        elif isinstance(leaf, tfds.features.Text) or (
+            type(leaf) is tfds.features.Tensor and np.dtype(leaf.np_dtype).kind in "OSU"
+        ):
+            yield (*path, name)
+
+
+def _caption_feature(features: Any, entry: str, wanted: str, asked: bool) -> tuple[str, ...]:
+    """The path of the captions: the one wanted, or the only text that is no name, path or licence."""
+    texts = {"/".join(path): path for path in _text_features(features)}
+    if wanted in texts:
+        return texts[wanted]
+    likely = [name for name in texts if not _NO_CAPTION.search(name)]
+    if len(likely) == 1 and not asked:
+        return texts[likely[0]]
+    raise DataError(
+        f"{entry} with the text features {', '.join(sorted(texts)) or 'none'}",
+        f"{wanted!r} among them" if asked else "one that is the caption",
+        "set data.tfds_captions to the right one" if texts else "use a data set with captions",
+    )

@@ -1,0 +1,91 @@
+"""What a run begins with. There are four cases, tried in this order:
+
+1. continue this run: the work directory has a checkpoint;
+2. continue another run: `train.continue_from` names its work directory, whose newest checkpoint is taken over whole,
+   with optimizer, queues and the position in the data;
+3. start from weights: `train.weights` names a work directory, of whose newest checkpoint the parameters are taken, and
+   the dictionary if both have one; the rest is new, and training begins at step 1;
+4. start from nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.checkpoint.surgery import adapt, adapt_dictionary
+from nas_jax.parallel.rules import with_shardings
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.state import TrainState
+from nas_jax.train.workdir import CHECKPOINTS
+from nas_jax.typing import PyTree
+from nas_jax.utils.errors import CheckpointError
+
+Position = dict[str, Any]
+NOTHING_READ: Position = {"next_step": 0, "skipped": 0}
+
+
+def begin(
+    config: TrainConfig, init_state: Callable[[], TrainState], shardings: PyTree, say: Callable[[str], None]
+) -> tuple[TrainState, Position]:
+    """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the data goes on.
+
+    Raises CheckpointError where the other run has no checkpoint that is whole, or another state.
+    """
+    if config.continue_from:
+        with _open(config.continue_from, say) as manager:
+            abstract = with_shardings(jax.eval_shape(init_state), shardings)
+            state, position = manager.restore(abstract)
+        say(f"case 2: going on from step {position['next_step']} of {config.continue_from}")
+        return state, position
+    state = jax.jit(init_state, out_shardings=shardings)()
+    if config.weights:
+        with _open(config.weights, say) as manager:
+            state = with_weights(state, shardings, manager, say)
+        say(f"case 3: weights of {config.weights}, all else new")
+    return state, NOTHING_READ
+
+
+def with_weights(
+    state: TrainState, shardings: TrainState, manager: CheckpointManager, say: Callable[[str], None]
+) -> TrainState:
+    """A fresh state with the parameters of a checkpoint, a teacher equal to them, and its dictionary if it has one."""
+    params, report = adapt(manager.restore_params(), state.params)
+    say(str(report))
+    params = _place(params, shardings.params)
+    groups = state.method_state.teacher
+    teacher = _place({name: params[name] for name in groups}, shardings.method_state.teacher)
+    method_state = state.method_state.replace(teacher=jax.tree.map(jax.numpy.copy, teacher))
+    if state.method_state.dictionary is not None:
+        try:
+            saved = manager.restore_params(which="dictionary")
+        except CheckpointError:
+            say("these weights have no dictionary: it starts anew")
+        else:
+            codes = len(state.method_state.dictionary.counts_K)
+            dictionary = adapt_dictionary(saved, codes).replace(step=np.int32(1))  # past its start from data
+            method_state = method_state.replace(
+                dictionary=_place(dictionary, shardings.method_state.dictionary),
+            )
+    return state.replace(params=params, method_state=method_state)
+
+
+def _open(workdir: str, say: Callable[[str], None]) -> CheckpointManager:
+    return CheckpointManager(Path(workdir) / CHECKPOINTS, read_only=True, say=say)
+
+
+def _place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays that every process has whole, as arrays on the mesh."""
+
+    def place(leaf: Any, sharding: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place, tree, shardings)

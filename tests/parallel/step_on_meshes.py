@@ -1,0 +1,112 @@
+"""Five steps of the smallest NAS on several meshes of 8 simulated devices; prints what differs as JSON.
+
+A program of its own because the number of devices is fixed when jax starts:
+python tests/parallel/step_on_meshes.py [CASE ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import tiny  # noqa: E402
+
+from nas_jax.methods.config import ItcConfig  # noqa: E402
+from nas_jax.models import visual_dictionary  # noqa: E402
+from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch  # noqa: E402
+from nas_jax.parallel.rules import state_shardings  # noqa: E402
+from nas_jax.train.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from nas_jax.train.state import init_state  # noqa: E402
+from nas_jax.train.step import make_train_step, sharded_step  # noqa: E402
+from nas_jax.utils.trees import named_leaves  # noqa: E402
+
+BATCH, STEPS = 32, 5
+CASES = {  # (data, fsdp, tensor), pieces
+    "one": ((1, 1, 1), 1),
+    "data8": ((8, 1, 1), 1),
+    "fsdp8": ((1, 8, 1), 1),
+    "mixed": ((2, 2, 2), 1),
+    "one in 4 pieces": ((1, 1, 1), 4),
+    "mixed in 4 pieces": ((2, 2, 2), 4),
+    "without the sum": ((1, 1, 1), 1),  # negative control
+}
+
+
+def run(case: str) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses of the steps, and the state after them."""
+    sizes, pieces = CASES[case]
+    whole = visual_dictionary.ema_update
+    if case == "without the sum":  # as if each device kept the statistics of its own eighth of the batch
+        visual_dictionary.ema_update = lambda state, features, ids, *rest: whole(
+            state, features[: BATCH // 8], ids[: BATCH // 8], *rest
+        )
+    try:
+        mesh = make_mesh(MeshConfig(*sizes))
+        method = tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
+        optimizer, schedule = make_optimizer(OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10)
+        shardings = state_shardings(jax.eval_shape(lambda: init_state(method, optimizer, 0)), mesh)
+        state = jax.jit(lambda: init_state(method, optimizer, 0), out_shardings=shardings)()
+        step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
+        losses = []
+        for number in range(STEPS):
+            batch = {name: np.asarray(value) for name, value in tiny.batch(BATCH, seed=number).items()}
+            state, metrics = step(state, put_batch(batch, mesh), method.stage(number))
+            losses.append(float(metrics["loss"]))
+    finally:
+        visual_dictionary.ema_update = whole
+    return losses, {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+
+
+def told(name: str, leaf: np.ndarray) -> np.ndarray:
+    """The part of an array that the loss depends on.
+
+    A softmax does not feel the bias of its keys: their exact gradient is 0, and Adam makes steps of full length out of
+    what rounding leaves of it.
+    """
+    keys = {"qkv/bias": 1, "key_value/bias": 0}
+    return next((np.delete(leaf, part, 0) for end, part in keys.items() if name.endswith(end)), leaf)
+
+
+def difference(state: dict[str, np.ndarray], expected: dict[str, np.ndarray], part: str) -> tuple[float, str]:
+    """Largest difference of an array of a part of the state as a share of its largest value, and its name."""
+    errors = []
+    for name, leaf in expected.items():
+        if name.startswith(part) and np.issubdtype(leaf.dtype, np.floating):
+            wanted = told(name, leaf)
+            errors.append(
+                (float(np.abs(told(name, state[name]) - wanted).max() / max(np.abs(wanted).max(), 1e-30)), name)
+            )
+    return max(errors)
+
+
+def main(cases: list[str]) -> None:
+    """Prints one JSON object: case -> differences to the first."""
+    losses, expected = run("one")
+    report = {}
+    for case in cases or list(CASES)[1:]:
+        found, state = run(case)
+        report[case] = {
+            "loss": max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True)),
+            "params": difference(state, expected, "params/"),
+            "teacher": difference(state, expected, "method_state/teacher/"),
+            "queue": difference(state, expected, "method_state/queue/"),
+            "dictionary": difference(state, expected, "method_state/dictionary/"),
+        }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

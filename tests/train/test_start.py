@@ -1,0 +1,88 @@
+"""The four ways a run begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.methods.config import ItcConfig
+from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.parallel.mesh import MeshConfig, make_mesh
+from nas_jax.parallel.rules import state_shardings
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from nas_jax.train.start import begin
+from nas_jax.train.state import init_state
+from nas_jax.utils.errors import CheckpointError
+
+OPTIMIZER, _ = make_optimizer(OptimizerConfig(schedule="smooth"), 100, 10)
+CONFIG = TrainConfig(steps=5)
+
+
+def starter(method, seed):
+    return lambda: init_state(method, OPTIMIZER, seed)
+
+
+def shardings(init):
+    return state_shardings(jax.eval_shape(init), make_mesh(MeshConfig(fsdp=2)))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The work directory of another run, saved after step 7."""
+    workdir = tmp_path_factory.mktemp("other")
+    state = jax.jit(starter(tiny.method("nas"), 1))()
+    dictionary = state.method_state.dictionary.replace(step=np.int32(7))
+    state = state.replace(step=np.int32(7), method_state=state.method_state.replace(dictionary=dictionary))
+    with CheckpointManager(workdir / "checkpoints") as manager:
+        manager.save(7, state, {"next_step": 7, "skipped": 2, "data": "ab"}, {})
+    return workdir, state
+
+
+def equal(one, two):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+
+
+def test_another_run_is_taken_over_whole(other):
+    workdir, saved = other
+    init, said = starter(tiny.method("nas"), 2), []
+    state, position = begin(replace(CONFIG, continue_from=str(workdir)), init, shardings(init), said.append)
+    assert equal(state, saved) and position == {"next_step": 7, "skipped": 2, "data": "ab"}
+    assert state.params["temp"].sharding.mesh.shape["fsdp"] == 2 and "case 2" in said[0]
+
+
+def test_weights_alone_also_into_another_shape(other):
+    """Larger pictures and more codes: positions are resized, the dictionary split, the rest of the state is new."""
+    workdir, saved = other
+    method = tiny.method(
+        "nas", model=tiny.model(image_size=24), itc=ItcConfig(queue_size=48), dictionary=DictionaryConfig(codes=20)
+    )
+    init, said = starter(method, 2), []
+    state, position = begin(replace(CONFIG, weights=str(workdir)), init, shardings(init), said.append)
+    assert position["next_step"] == 0 and int(state.step) == 0
+    assert equal(state.params["text_encoder"], saved.params["text_encoder"])
+    resized = state.params["image_encoder"].pop("position_embedding")
+    assert resized.shape == (1, 37, 16) and np.array_equal(
+        resized[:, 0], saved.params["image_encoder"].pop("position_embedding")[:, 0]
+    )
+    assert equal(state.params["image_encoder"], saved.params["image_encoder"])
+    teacher = state.method_state.teacher["image_encoder"]
+    assert np.array_equal(teacher["position_embedding"], resized)
+    dictionary = state.method_state.dictionary
+    assert dictionary.codes_KxD.shape == (20, 16) and int(dictionary.step) > 0  # never starts from data
+    np.testing.assert_array_equal(dictionary.codes_KxD[:12], saved.method_state.dictionary.codes_KxD)
+    assert any("position_embedding" in line for line in said) and "case 3" in said[-1]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_nothing_and_a_place_without_a_run(other, tmp_path):
+    init, said = starter(tiny.method("nas"), 2), []
+    state, position = begin(CONFIG, init, shardings(init), said.append)
+    assert equal(state, jax.jit(init)()) and position["next_step"] == 0 and not said
+    with pytest.raises(CheckpointError, match="no checkpoints in .*pass its --workdir"):
+        begin(replace(CONFIG, weights=str(tmp_path)), init, shardings(init), said.append)
