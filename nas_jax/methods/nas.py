@@ -117,7 +117,7 @@ def negative_images(
     object_BxD = jnp.take_along_axis(words.features_BxNxD, object_patch_B[:, None, None], axis=1)[:, 0]
     usable_BxK = jnp.ones_like(state.counts_K, bool)[None]
     if not ctx.config.dictionary.literal:
-        # The code was assigned before the dictionary moved, so it need not be the nearest any more, and would come back.
+        # The code was assigned before the dictionary moved: it need not be the nearest now, and could be drawn again.
         assigned_Bx1 = jnp.take_along_axis(words.code_ids_BxN, object_patch_B[:, None], axis=1)
         usable_BxK = alive(state, ctx.config.dictionary.dead_below)[None]
         usable_BxK &= jnp.arange(usable_BxK.shape[1])[None] != assigned_Bx1

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.mlm import gather_positions, scatter_positions
+from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 from nas_jax.utils.errors import ConfigError
 
@@ -85,7 +86,10 @@ def candidates(
     vocab = jnp.arange(logits_BxMxV.shape[-1])
     allowed_BxMxV = jnp.asarray(tables.fillable_V) & (vocab != original_BxM[..., None])
     logits_BxMxV = jnp.where(allowed_BxMxV, jax.lax.stop_gradient(logits_BxMxV), -jnp.inf)
-    return jax.lax.top_k(logits_BxMxV, min(top_words, logits_BxMxV.shape[-1]))
+    # In two dimensions: with three, TPUs sort the whole vocabulary, and compile that for minutes.
+    batch, picks, vocabulary = logits_BxMxV.shape
+    best = jax.lax.top_k(logits_BxMxV.reshape(batch * picks, vocabulary), min(top_words, vocabulary))
+    return tuple(pin_rows(x.reshape(batch, picks, -1)) for x in best)
 
 
 def refill(
