@@ -193,7 +193,9 @@ def report(run: RunConfig, result: Rehearsal) -> str:
             f"{head}\ndoes not fit: the compiler needs {_gigabytes(result.peak_bytes)}{capacity}, "
             f"{_gigabytes(result.state_bytes)} of it for the state\nwhat helps:\n{remedies}"
         )
-    verdict = "fits" if result.fits else "DOES NOT FIT"
+    verdict = (
+        ("fits" if result.fits else "DOES NOT FIT") if result.capacity_bytes else "this device does not say its size"
+    )
     lines = [
         head,
         f"memory a device    peak {_gigabytes(result.peak_bytes)}{capacity}: {verdict}",
@@ -205,7 +207,7 @@ def report(run: RunConfig, result: Rehearsal) -> str:
     pairs = result.batch / result.devices
     if run.train.accumulate == 1:
         lines.append(
-            f"operations         {result.flops / pairs / 1e9:.1f} GFLOP a pair, counted in the compiled program"
+            f"operations         {result.flops / pairs / 1e9:.4g} GFLOP a pair, counted in the compiled program"
         )
     else:
         lines.append("operations         not counted: the compiler counts the body of a loop once")
@@ -293,4 +295,4 @@ def part_of(source: str) -> str:
 
 
 def _gigabytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.2f} MiB"
