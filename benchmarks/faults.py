@@ -146,7 +146,7 @@ def torment(folder: Path, count: int, name: str, seed: int) -> int:
         trainer = Trainer(recipe, steps, folder / "killed")
         if rng.random() < 0.85:
             trainer.stepping.wait()  # most kills hit a run at work, some its start
-            time.sleep(rng.uniform(0, 1.5))
+            time.sleep(rng.uniform(0, 3))
         else:
             time.sleep(rng.uniform(0, 8))
         if trainer.process.poll() is not None:

@@ -65,6 +65,7 @@ def main(
         return preflight(run, Path(workdir))
     # A restart finds the compiled step of the run it continues.
     jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small ones add up to seconds
     return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
 
 
