@@ -21,6 +21,7 @@ from nas_jax.data.tokenizer import learn_wordpiece
 from nas_jax.methods import make_method
 from nas_jax.methods.config import VARIANTS
 from nas_jax.negatives.nta import WordTables
+from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.trees import num_params
 
@@ -90,6 +91,7 @@ def reduced(run, **data):
         data=replace(run.data, image_size=16, batch_size=2, workers=0, **data),
         model=replace(tiny.model(vocab_size=0, max_text_length=32), dtype=run.model.dtype, dropout=run.model.dropout),
         method=method,
+        mesh=MeshConfig(data=1),
         train=replace(run.train, steps=2, eval_every=0, checkpoint_every=2, log_every=1),
         eval=replace(run.eval, batch_size=16, max_images=4, max_pairs=4, rerank_k=2),
     )
