@@ -11,7 +11,6 @@ An entry says by its form what it is:
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from bisect import bisect_right
@@ -23,7 +22,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.prepared import PreparedSource, is_prepared
 from nas_jax.data.records import Record
 from nas_jax.data.scenes import SceneSource
-from nas_jax.data.sources import AlbefJsonSource, Report, Source, Split, WebDatasetSource, read_jsonl
+from nas_jax.data.sources import AlbefJsonSource, Report, Source, Split, WebDatasetSource, expand, read_jsonl
 from nas_jax.data.tfds_source import TfdsSource
 from nas_jax.utils.errors import DataError
 
@@ -172,19 +171,6 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
         "scenes, tfds:NAME, *.tar, *.json or a folder that exists",
         "correct the path, or run python -m nas_jax.data.prepare on the files",
     )
-
-
-def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
-    """Paths and globs to sorted paths. Raises DataError where one names no file; `setting` is for the message."""
-    paths: list[str] = []
-    for pattern in patterns:
-        found = sorted(glob.glob(os.path.expanduser(pattern)))
-        if not found and os.path.exists(pattern):  # a name with brackets in it
-            found = [pattern]
-        if not found:
-            raise DataError(f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}")
-        paths += [path for path in found if path not in paths]
-    return tuple(paths)
 
 
 def linked_keys(config: DataConfig) -> dict[str, str]:

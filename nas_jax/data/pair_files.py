@@ -11,10 +11,10 @@ import numpy as np
 from absl import logging
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.corpus import Corpus, expand, open_corpus
+from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_ops import ImageError, decode, resize
-from nas_jax.data.sources import image_id_of, read_jsonl
+from nas_jax.data.sources import expand, image_id_of, read_jsonl
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.utils.errors import DataError
 

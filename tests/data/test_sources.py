@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.corpus import expand, linked_keys, open_corpus
+from nas_jax.data.corpus import linked_keys, open_corpus
 from nas_jax.data.image_ops import decode
 from nas_jax.data.sources import (
     AlbefJsonSource,
     Split,
     Strings,
     WebDatasetSource,
+    expand,
     held_out,
     image_id_of,
 )
