@@ -72,7 +72,7 @@ WORDS = ("a", "the", "small", "large", "red", "old", "two", "man", "woman", "dog
 def make_tar(path: Path, count: int) -> float:
     """Writes COPIES times `count` pairs as WebDataset does; returns the mean size of a JPEG in bytes."""
     rng, sizes = np.random.default_rng(0), []
-    pictures = _pictures(rng)
+    pictures = textures(rng)
     with tarfile.open(path, "w") as tar:
         for number, picture in enumerate(itertools.islice(pictures, count)):
             buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def make_tar(path: Path, count: int) -> float:
     return float(np.mean(sizes))
 
 
-def _pictures(rng: np.random.Generator) -> Iterator[np.ndarray]:
+def textures(rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless uint8 (HEIGHT, WIDTH, 3): spectra that fall as those of photographs do, and hard edges."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1

@@ -24,7 +24,7 @@ from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.negatives.nta import WordTables
-from nas_jax.parallel.mesh import check_divisible, make_mesh
+from nas_jax.parallel.mesh import check_divisible, everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
@@ -40,6 +40,7 @@ from nas_jax.utils.trees import num_params
 
 if TYPE_CHECKING:
     import optax
+    from jax.sharding import Mesh
     from ml_collections import ConfigDict
 
     from nas_jax.train.schedules import Schedule
@@ -72,7 +73,8 @@ def main(
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
-    open_workdir(workdir, to_dict(run))  # before the tokenizer, which must not come from another config's run
+    # Before the tokenizer, which must not come from another config's run.
+    open_workdir(workdir, to_dict(run), write=jax.process_index() == 0)
     mesh = make_mesh(run.mesh)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
     parts = assemble(run, workdir, learn=True)
@@ -98,19 +100,20 @@ def train(run: RunConfig, workdir: Path) -> int:
         report=lambda step, metrics: _report(run, workdir, step, metrics),
         console=console,
     )
-    if not result.signal and jax.process_index() == 0:
-        _show(run, workdir, parts, result.state, console)
+    if not result.signal:
+        _show(run, workdir, parts, result.state, mesh, console)
     return result.exit_code
 
 
-def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, console: Console) -> None:
+def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: Mesh, console: Console) -> None:
     """What a person wants to see at the end: a picture of the negatives, and where the checkpoint is."""
     if run.method.nva.enabled and parts.eval_sets:
         path = workdir / NVA_PICTURE
-        draw_nva_examples(
-            path, parts.method, state.params, state.method_state, parts.eval_sets[0], parts.tokenizer,
-            run.data.text_length,
-        )  # fmt: skip
+        params, method_state = everywhere((state.params, state.method_state), mesh)
+        if jax.process_index() == 0:
+            draw_nva_examples(
+                path, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
+            )
         console.say(f"what NVA makes of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
@@ -125,7 +128,9 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
         abstract = jax.eval_shape(parts.init_state)
         state, position = manager.restore(with_shardings(abstract, state_shardings(abstract, mesh)))
     step = position["next_step"]
-    console.say(_report(run, workdir, step, parts.evaluator(state.params, state.method_state, step)))
+    metrics = parts.evaluator(*everywhere((state.params, state.method_state), mesh), step)
+    if jax.process_index() == 0:
+        console.say(_report(run, workdir, step, metrics))
     return 0
 
 
@@ -153,7 +158,8 @@ class Parts:
         params = num_params(jax.eval_shape(self.init_state).params)
         return (
             f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary {self.tokenizer.vocab_size}\n"
-            f"{len(self.source)} training pictures (digest {self.source.identity()}); "
+            f"{self.source.summary()}\n"
+            f"{len(self.source)} training pictures in all, digest {self.source.identity()}\n"
             f"{self.total_steps} steps of {run.data.batch_size} pairs, {self.steps_per_epoch} an epoch, on {devices} "
             f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
         )

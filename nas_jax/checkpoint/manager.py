@@ -31,7 +31,7 @@ from nas_jax.checkpoint.stored import (
     shapes_of,
 )
 from nas_jax.typing import Params, PyTree
-from nas_jax.utils.errors import CheckpointError, ConfigError
+from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint
@@ -234,7 +234,7 @@ class CheckpointManager:
             record = read_record(checkpoint)
             saved = {name: kind for name, kind in saved_shapes(checkpoint, record).items() if name.startswith(prefix)}
             if not saved:
-                raise CheckpointError(f"checkpoint {checkpoint} has no {part}", "a method with one", "take another")
+                raise MissingPart(f"checkpoint {checkpoint} has no {part}", "a method with one", "take another")
             if abstract is not None:
                 _check_shapes(checkpoint, saved, shapes_of(abstract, prefix))
             return read_arrays(checkpoint, part, abstract, saved), record

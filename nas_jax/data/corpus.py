@@ -95,6 +95,17 @@ class Corpus:
         """The keys that a picture called `name` in an annotation file may have."""
         return {part.key_of(name) for part in self.parts}
 
+    def summary(self) -> str:
+        """A line for each part: how many records of what; of a prepared folder, with the id of its manifest."""
+        lines = []
+        for part in self.parts:
+            if isinstance(part, PreparedSource):
+                name = f"{part.folder}, manifest {part.id}"
+            else:
+                name = part.files[0] + (f" and {len(part.files) - 1} more" if len(part.files) > 1 else "")
+            lines.append(f"{len(part)} pictures of {name}")
+        return "\n".join(lines)
+
     def identity(self) -> str:
         """Of the parts in their order."""
         return hashlib.blake2b(" ".join(part.identity() for part in self.parts).encode(), digest_size=8).hexdigest()

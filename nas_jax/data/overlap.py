@@ -3,16 +3,13 @@
 The exact hash finds equal files. The perceptual hash finds copies that were encoded anew, resized or slightly blurred;
 it does not find crops, mirrored or turned copies, frames or overlaid text.
 
-Measured by `python -m nas_jax.data.overlap --measure TAR ...` at MAX_DISTANCE: of 1,000 noise textures with the
-spectrum of photographs no copy was further than 9 bits, and no two pictures were nearer than 33. Of 64-pixel emoji at
-most 0.4 % of the copies with at least half the side were missed, and 8,613 of 28 M pairs match, which differ in skin
-tone and the like. docs/data_4m.md has the table. On photographs the rates are not measured.
+`python -m benchmarks.overlap` measures how many copies it misses and how many other pairs it takes for copies;
+docs/data_4m.md has the table. On photographs the rates are not measured.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -87,15 +84,15 @@ def find_overlap(
         if row.phash != NO_HASH:
             hashed.append(number)
             words.append(row.phash)
-    eval_words_Ex4 = _words(words)
+    eval_words_Ex4 = hash_words(words)
     matches: list[Match] = []
     for block in _blocks(train_rows):
         found = {(t, e): 0 for t, row in enumerate(block) for e in by_sha.get(row.sha, ())}
         exact = set(found)
         usable = [number for number, row in enumerate(block) if row.phash != NO_HASH]
         if hashed and usable and max_distance >= 0:
-            train_words_Tx4 = _words([block[number].phash for number in usable])
-            for e, t, distance in _near(eval_words_Ex4, train_words_Tx4, max_distance):
+            train_words_Tx4 = hash_words([block[number].phash for number in usable])
+            for e, t, distance in near_pairs(eval_words_Ex4, train_words_Tx4, max_distance):
                 found.setdefault((usable[t], hashed[e]), distance)
         for t, e in sorted(found):
             kind = "exact" if (t, e) in exact else "perceptual"
@@ -103,7 +100,8 @@ def find_overlap(
     return matches
 
 
-def _words(hashes: list[bytes]) -> np.ndarray:
+def hash_words(hashes: list[bytes]) -> np.ndarray:
+    """Hashes as (N, 4) uint64."""
     return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
 
 
@@ -113,7 +111,7 @@ def _blocks(rows: Iterable[Hashed]) -> Iterator[list[Hashed]]:
         yield block
 
 
-def _near(eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int) -> Iterator[tuple[int, int, int]]:
+def near_pairs(eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int) -> Iterator[tuple[int, int, int]]:
     """(row of eval, row of train, distance) of the pairs that differ in at most max_distance bits."""
     first_T = np.ascontiguousarray(train_Tx4[:, 0])
     xor_ExT = np.empty((_EVAL_BLOCK, len(first_T)), np.uint64)
@@ -131,60 +129,6 @@ def _near(eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int) -> Ite
         yield from zip((rows[kept] + start).tolist(), columns[kept].tolist(), distances[kept].tolist(), strict=True)
 
 
-def measure(files: list[str], count: int = 1000) -> None:
-    """Prints how far `count` pictures of tars are from changed copies, and how many pairs of all pictures are near."""
-    from nas_jax.data.image_ops import decode
-    from nas_jax.data.sources import WebDatasetSource
-
-    source = WebDatasetSource(tuple(files))
-    images = (decode(source[index].image) for index in range(len(source)))
-    hashes, copies = [], defaultdict(list)
-    step = max(1, len(source) // count)
-    for number, image_HxWx3 in enumerate(images):
-        hashes.append(perceptual_hash(image_HxWx3))
-        if number % step == 0 and hashes[-1] != NO_HASH:
-            for name, copy_HxWx3 in changed_copies(image_HxWx3).items():
-                copies[name].append(hamming(hashes[-1], perceptual_hash(copy_HxWx3)))
-    print(f"{len(hashes)} pictures, {hashes.count(NO_HASH)} without a perceptual hash")
-    for name, distances in copies.items():
-        missed = np.mean(np.asarray(distances) > MAX_DISTANCE)
-        print(f"{name:>28}: median {np.median(distances):3.0f}, 99 % {np.percentile(distances, 99):3.0f}, ", end="")
-        print(f"max {max(distances):3d}, missed at {MAX_DISTANCE}: {missed:.2%} of {len(distances)}")
-    words_Nx4 = _words([phash for phash in hashes if phash != NO_HASH])
-    limits = (0, 4, 8, 12, 16, 20, 24, 32)
-    distances = [d for e, t, d in _near(words_Nx4, words_Nx4, limits[-1]) if e < t]
-    counts = ", ".join(f"{limit}: {sum(d <= limit for d in distances)}" for limit in limits)
-    print(f"pairs of different pictures at most so many bits apart: {counts}; of {len(words_Nx4) ** 2 // 2} pairs")
-
-
 def hamming(one: bytes, other: bytes) -> int:
     """Bits in which two hashes differ."""
     return int(np.bitwise_count(np.frombuffer(one, np.uint8) ^ np.frombuffer(other, np.uint8)).sum())
-
-
-def changed_copies(image_HxWx3: np.ndarray) -> dict[str, np.ndarray]:
-    """Copies as they occur in the wild: encoded at JPEG quality 50, shrunk and encoded again, enlarged, blurred."""
-    height, width = image_HxWx3.shape[:2]
-
-    def jpeg(picture_HxWx3: np.ndarray, quality: int) -> np.ndarray:
-        _, encoded = cv2.imencode(".jpg", picture_HxWx3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
-
-    def scaled(factor: float) -> np.ndarray:
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        return cv2.resize(image_HxWx3, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-
-    return {
-        "JPEG, quality 50": jpeg(image_HxWx3, 50),
-        "half the side, JPEG 90": jpeg(scaled(1 / 2), 90),
-        "a quarter of it, JPEG 90": jpeg(scaled(1 / 4), 90),
-        "a quarter of it, JPEG 75": jpeg(scaled(1 / 4), 75),
-        "1.25 times the side, JPEG 90": jpeg(scaled(1.25), 90),
-        "mild blur": cv2.GaussianBlur(image_HxWx3, (0, 0), max(1.0, min(height, width) / 256)),
-    }
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] != "--measure":
-        sys.exit("usage: python -m nas_jax.data.overlap --measure TAR [TAR ...]")
-    measure(sys.argv[2:])

@@ -94,6 +94,17 @@ def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
+def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The arrays of a tree whole, and of this process alone, for what is not computed together. All must call it.
+
+    With one process the arrays stay as they are.
+    """
+    if jax.process_count() == 1:
+        return tree
+    copied = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), copied)
+
+
 def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading dimensions.
 

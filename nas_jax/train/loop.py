@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.parallel.mesh import replicated
+from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
 from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
@@ -173,8 +173,8 @@ class _Run:
     def _first_state(self) -> tuple[PyTree, int]:
         """The state to go on from, on the devices, and how many pairs were skipped until then."""
         abstract = jax.eval_shape(self.init_state)
-        everywhere = jax.tree.map(lambda leaf: replicated(self.mesh), abstract)
-        shardings = self.shardings(abstract, self.mesh) if self.shardings else everywhere
+        whole = jax.tree.map(lambda leaf: replicated(self.mesh), abstract)
+        shardings = self.shardings(abstract, self.mesh) if self.shardings else whole
         if self.manager.latest_step() is not None:  # case 1 of train/start.py
             state, position = self.manager.restore(with_shardings(abstract, shardings))
             self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
@@ -321,9 +321,10 @@ class _Run:
         self.manager.save(step, state, position, {"config": dict(self.run_record)})
 
     def _evaluate(self, state: PyTree, step: int) -> None:
-        metrics = [
-            metric for evaluator in self.evaluators for metric in evaluator(state.params, state.method_state, step)
-        ]
+        if not self.evaluators:
+            return
+        params, method_state = everywhere((state.params, state.method_state), self.mesh)
+        metrics = [metric for evaluator in self.evaluators for metric in evaluator(params, method_state, step)]
         if not metrics:
             return
         values = {metric.key: metric.value for metric in metrics}

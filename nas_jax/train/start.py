@@ -24,7 +24,7 @@ from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.typing import PyTree
-from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.errors import MissingPart
 
 Position = dict[str, Any]
 NOTHING_READ: Position = {"next_step": 0, "skipped": 0}
@@ -64,7 +64,7 @@ def with_weights(
     if state.method_state.dictionary is not None:
         try:
             saved = manager.restore_params(which="dictionary")
-        except CheckpointError:
+        except MissingPart:
             say("these weights have no dictionary: it starts anew")
         else:
             codes = len(state.method_state.dictionary.counts_K)

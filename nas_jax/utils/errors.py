@@ -37,6 +37,10 @@ class CheckpointError(UserError):
     exit_code = 4
 
 
+class MissingPart(CheckpointError):
+    """A checkpoint that is whole, of a method without the part that was asked for."""
+
+
 class DivergedError(UserError):
     """Training produced a non-finite loss; the last good checkpoint is kept."""
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.overlap import changed_copies
 from nas_jax.data import overlap
 from nas_jax.data.overlap import (
     MAX_DISTANCE,
     MIN_BITS,
     NO_HASH,
     Match,
-    changed_copies,
     exact_hash,
     find_overlap,
     hamming,

@@ -9,15 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
+from nas_jax.data import tfds_coco
 from nas_jax.data.config import DataConfig
 from nas_jax.data.sources import Split, held_out, image_id_of
 from nas_jax.data.tfds_source import NoCaption, TfdsSource
 from nas_jax.utils.errors import DataError
-
-tfds = pytest.importorskip("tensorflow_datasets")
-from nas_jax.data import tfds_coco  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

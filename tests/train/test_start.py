@@ -16,7 +16,7 @@ from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from nas_jax.train.start import begin
+from nas_jax.train.start import begin, with_weights
 from nas_jax.train.state import init_state
 from nas_jax.utils.errors import CheckpointError
 
@@ -78,6 +78,26 @@ def test_weights_alone_also_into_another_shape(other):
     np.testing.assert_array_equal(dictionary.codes_KxD[:12], saved.method_state.dictionary.codes_KxD)
     assert any("position_embedding" in line for line in said) and "case 3" in said[-1]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_weights_without_a_dictionary_say_so(tmp_path):
+    """As against a dictionary that cannot be read, which is an error."""
+    saved = jax.jit(starter(tiny.method("albef"), 1))()
+    with CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(7, saved, {"next_step": 7}, {})
+    init, said = starter(tiny.method("nas"), 2), []
+    state, _ = begin(replace(CONFIG, weights=str(tmp_path)), init, shardings(init), said.append)
+    assert "no dictionary" in " ".join(said) and int(state.method_state.dictionary.step) == 0
+    assert any("neck" in line for line in said)  # listed as new
+
+    class Broken(CheckpointManager):
+        def restore_params(self, *args, which="params", **options):
+            if which == "dictionary":
+                raise CheckpointError("damaged", "bits as saved", "none")
+            return super().restore_params(*args, which=which, **options)
+
+    with Broken(tmp_path / "checkpoints", read_only=True) as manager, pytest.raises(CheckpointError, match="damaged"):
+        with_weights(jax.jit(init)(), shardings(init), manager, said.append)
 
 
 def test_nothing_and_a_place_without_a_run(other, tmp_path):
