@@ -1,11 +1,12 @@
 """Kills a training run again and again, and compares its end with that of a run that was never killed.
 
-    python -m benchmarks.faults --count=50                 SIGKILL at 50 random moments
+    python -m benchmarks.faults --count=50                 SIGKILL at 50 moments
     python -m benchmarks.faults --count=10 --signal=TERM
 
-The run is the smallest NAS on drawn scenes with every part on: it saves every 3 steps and evaluates every 7, so that
-kills fall into steps, saves and evaluations. Each start goes on from what the last one left. Exit code 1 if any number
-of the final state or of metrics.jsonl differs.
+The run is the smallest NAS on drawn scenes with every part on: it saves every 3 steps and evaluates every 7. Each kill
+is aimed at a start, a step, a save or an evaluation a few steps further on, with a random delay; the process is frozen
+first, so that what it was doing is looked at and not guessed. Each start goes on from what the last one left. Exit code
+1 if any number of the final state or of metrics.jsonl differs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-RECIPE = """
+SAVE_EVERY, EVAL_EVERY = 3, 7  # steps
+RECIPE = f"""
 from nas_jax.config import RunConfig, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
@@ -45,133 +49,243 @@ def get_config(argument=""):
                           max_text_length=40, embed_dim=8),
         method=MethodConfig(itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)),
         optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
-        train=TrainConfig(steps=int(argument), log_every=1, checkpoint_every=3, eval_every=7),
+        train=TrainConfig(steps=int(argument), log_every=1, checkpoint_every={SAVE_EVERY}, eval_every={EVAL_EVERY}),
         eval=EvalConfig(rerank_k=4, batch_size=64, max_images=8, max_pairs=12),
     ))
 """
 ROOT = Path(__file__).resolve().parents[1]
-STEP = re.compile(r"step (\d+)/")
+STEP = re.compile(r"step (\d+)/\d+  loss")
+AIMS = {"start": 1, "step": 3, "save": 3, "evaluation": 3}  # what a kill is aimed at -> how often
+EXIT_CODES = {"KILL": (-signal.SIGKILL,), "TERM": (128 + signal.SIGTERM, -signal.SIGTERM, 0)}
+POLL_SECONDS = 0.001
+
+Program = Callable[[Path], list[str]]
+"""A work directory -> the command that starts or continues the run in it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the kills."""
+
+    moments: Counter[str]  # what the run was doing -> kills
+    steps: tuple[int, ...]  # the last step that was reported before each kill; 0 while starting
+    wrong: tuple[str, ...]  # what differs from the run that was never killed, or went wrong before; () = nothing
 
 
 class Trainer:
-    """One start of main.py; reads what it prints."""
+    """One start of a run; reads what it prints. Ends with the context."""
 
-    def __init__(self, recipe: Path, steps: int, workdir: Path):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, str(ROOT / "main.py"), f"--config={recipe}:{steps}", f"--workdir={workdir}"]
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+    def __init__(self, program: Program, workdir: Path):
+        self.checkpoints = workdir / "checkpoints"
         self.lines: list[str] = []
-        self.stepping = threading.Event()  # a step of this start is done
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
+        self._began, self._start_seconds = time.monotonic(), float("inf")
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            program(workdir), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.process.kill()  # nothing, if it has ended
+        self.end()
 
     def _read(self) -> None:
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
-            if STEP.search(line) and "loss" in line:
-                self.stepping.set()
-        self.stepping.set()  # ended
+            if self._start_seconds == float("inf") and STEP.search(line):
+                self._start_seconds = time.monotonic() - self._began
 
     def end(self) -> int:
         """Waits for the end; returns the exit code."""
         code = self.process.wait()
-        self.reader.join()
+        self._reader.join()
         return code
+
+    def wait_for(self, condition: Callable[[], object]) -> bool:
+        """Whether the condition came true before the end."""
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    @property
+    def start_seconds(self) -> float:
+        """From the start to the first step; infinite before that."""
+        return self._start_seconds
 
     @property
     def step(self) -> int:
-        """The last step that it reported."""
-        found = [int(match[1]) for match in map(STEP.search, self.lines) if match]
-        return max(found, default=0)
+        """The last step that this start reported; 0 before the first one."""
+        return next((int(match[1]) for match in map(STEP.search, reversed(self.lines)) if match), 0)
+
+    @property
+    def saving(self) -> int:
+        """The step of a checkpoint that is not complete yet, 0 if there is none."""
+        # What a former start left is gone by the first step of this one.
+        names = [path.name for path in self.checkpoints.glob("*.orbax-checkpoint-tmp*")] if self.step else []
+        return max((int(name.split(".")[0]) for name in names), default=0)
+
+    @property
+    def saved(self) -> bool:
+        """There is a complete checkpoint."""
+        return any(path.name.isdecimal() for path in self.checkpoints.glob("*"))
 
     def moment(self) -> str:
-        """What it was doing, from its last line."""
-        last = self.lines[-1] if self.lines else ""
-        if not any("loss" in line for line in self.lines):
+        """What it is doing."""
+        if not self.step:
             return "starting"
-        if "evaluation" in last or "%" in last and "loss" not in last:
-            return "after an evaluation"
-        step = self.step
-        if step % 7 == 0:
-            return "evaluating"
-        return "stepping and saving" if step % 3 == 0 else "stepping"
+        doing = "stepping"
+        for line in self.lines:
+            if match := STEP.search(line):
+                doing = "evaluating" if int(match[1]) % EVAL_EVERY == 0 else "stepping"
+            elif line.startswith("evaluation at step"):
+                doing = "stepping"
+            elif line.startswith(("finished in", "stopped by")):
+                doing = "ending"
+        return f"{doing}, a save in progress" if self.saving else doing
+
+    def freeze_at(self, aim: str, rng: random.Random, start_seconds: float) -> bool:
+        """Stops the process at a moment of that kind, if it comes to one; False: it came to its end first.
+
+        start_seconds: how long a start takes, about.
+        """
+        if aim == "start":
+            return self._freeze(rng.uniform(0, start_seconds))
+        if not self.wait_for(lambda: self.step):
+            return False
+        first = self.step
+        if aim == "step":
+            goal = first + rng.randint(0, 11)
+            return self.wait_for(lambda: self.step >= goal) and self._freeze(rng.uniform(0, 0.02))
+        if aim == "evaluation":
+            goal = (-(-first // EVAL_EVERY) + rng.randint(0, 1)) * EVAL_EVERY
+            return self.wait_for(lambda: self.step >= goal) and self._freeze(rng.uniform(0, 1))
+        goal = first + rng.randint(0, 4 * SAVE_EVERY)
+        while self.wait_for(lambda: self.saving >= goal and self.saved):  # so that there is one to lose
+            if not self._freeze(rng.uniform(0, 0.05)) or self.saving:
+                return self.process.poll() is None
+            self.process.send_signal(signal.SIGCONT)  # it was complete before the delay was over: the next one
+        return False
+
+    def _freeze(self, delay: float) -> bool:
+        time.sleep(delay)
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)  # for the signal to arrive, and for the last lines to be read
+        return self.process.poll() is None
+
+    def send(self, name: str) -> int:
+        """Ends a frozen process with SIG + name; returns the exit code."""
+        self.process.send_signal(getattr(signal, f"SIG{name}"))
+        self.process.send_signal(signal.SIGCONT)
+        return self.end()
 
 
-def final_state(recipe: Path, steps: int, workdir: Path) -> dict[str, np.ndarray]:
+def run_whole(program: Program, workdir: Path) -> float:
+    """The run that is never killed; returns the seconds until its first step. Raises RuntimeError if it fails."""
+    with Trainer(program, workdir) as trainer:
+        if trainer.end():
+            raise RuntimeError("\n".join(trainer.lines[-20:]))
+        print(f"a run that is never killed: {trainer.step} steps", flush=True)
+        return trainer.start_seconds
+
+
+def torment(
+    program: Program, whole: Path, killed: Path, aims: Sequence[str], name: str, rng: random.Random, seconds: float
+) -> Outcome:
+    """Kills the run in `killed` once for each of `aims`, lets it end, and compares it with the one in `whole`.
+
+    Prints a line for each kill. seconds: how long a start takes, about. Fewer kills if the run ends before.
+    """
+    moments: Counter[str] = Counter()
+    steps: list[int] = []
+    for aim in aims:
+        with Trainer(program, killed) as trainer:
+            if not trainer.freeze_at(aim, rng, seconds):
+                if code := trainer.end():
+                    return _failed(moments, steps, trainer, code)
+                break
+            moment, step = trainer.moment(), trainer.step
+            moments[moment] += 1
+            steps.append(step)
+            code = trainer.send(name)
+            seconds = min(seconds, trainer.start_seconds)
+            print(f"kill {len(steps)}/{len(aims)}: {moment}, step {step}, exit code {code}", flush=True)
+            if code not in EXIT_CODES[name]:
+                return _failed(moments, steps, trainer, code)
+    with Trainer(program, killed) as trainer:
+        if code := trainer.end():
+            return _failed(moments, steps, trainer, code)
+    return Outcome(moments, tuple(steps), tuple(differences(whole, killed)))
+
+
+def _failed(moments: Counter[str], steps: list[int], trainer: Trainer, code: int) -> Outcome:
+    return Outcome(moments, tuple(steps), (f"exit code {code}", *trainer.lines[-20:]))
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """One line for each array of the newest checkpoints, and each line of metrics.jsonl, that is not the same."""
+    expected, found = final_arrays(whole), final_arrays(killed)
+    wrong = [f"{name} is in one of them only" for name in sorted(expected.keys() ^ found.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        one, other = expected[name], found[name]
+        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
+            wrong.append(f"{name} differs")
+    one, other = ((workdir / "metrics.jsonl").read_bytes().splitlines(True) for workdir in (whole, killed))
+    if len(one) != len(other):
+        wrong.append(f"metrics.jsonl has {len(one)} lines there and {len(other)} here")
+    pairs = enumerate(zip(one, other, strict=False), start=1)
+    return wrong + [f"metrics.jsonl differs in line {number}" for number, (a, b) in pairs if a != b]
+
+
+def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by name."""
-    import runpy
-
     import jax
+    import orbax.checkpoint as ocp
 
-    from nas_jax import runner
-    from nas_jax.checkpoint.manager import CheckpointManager
-    from nas_jax.config import from_config_dict
+    from nas_jax.checkpoint.quiet import Quiet
     from nas_jax.utils.trees import named_leaves
 
-    run = from_config_dict(runpy.run_path(str(recipe))["get_config"](str(steps)))
-    abstract = jax.eval_shape(runner.assemble(run, workdir, learn=False).init_state)
-    with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
-        state, position = manager.restore(abstract)
-    assert position["next_step"] == steps, position
-    return {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    state = (workdir / "checkpoints" / str(max(steps)) / "state").absolute()
+    # As it lies there, whatever the method is.
+    with Quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(state).item_metadata.tree
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        leaves = named_leaves(reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=how)))
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()} | {"next step": np.array(max(steps))}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=50, help="how often the run is killed")
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--signal", choices=tuple(EXIT_CODES), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", default="", help="where both runs go; default: a temporary folder")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        return torment(Path(options.workdir or temporary), options.count, options.signal, options.seed)
+        folder = Path(options.workdir or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe, rng, steps = folder / "recipe.py", random.Random(options.seed), 21 + 4 * options.count
+        recipe.write_text(RECIPE)
 
+        def program(workdir: Path) -> list[str]:
+            return [sys.executable, str(ROOT / "main.py"), f"--config={recipe}:{steps}", f"--workdir={workdir}"]
 
-def torment(folder: Path, count: int, name: str, seed: int) -> int:
-    """Runs both, prints every kill, compares. Returns 0 if the ends are equal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe, rng, steps = folder / "recipe.py", random.Random(seed), 21 + 3 * count
-    recipe.write_text(RECIPE)
-    whole = Trainer(recipe, steps, folder / "whole")
-    if whole.end():
-        print("\n".join(whole.lines[-20:]))
-        return 1
-    print(f"a run that is never killed: {whole.step} steps", flush=True)
-    moments: Counter[str] = Counter()
-    killed, began = 0, time.monotonic()
-    while killed < count:
-        trainer = Trainer(recipe, steps, folder / "killed")
-        if rng.random() < 0.85:
-            trainer.stepping.wait()  # most kills hit a run at work, some its start
-            time.sleep(rng.uniform(0, 3))
-        else:
-            time.sleep(rng.uniform(0, 8))
-        if trainer.process.poll() is not None:
-            break  # it came to its end first
-        trainer.process.send_signal(getattr(signal, f"SIG{name}"))
-        code = trainer.end()
-        moment = trainer.moment()
-        killed += 1
-        moments[moment] += 1
-        print(f"kill {killed}/{count}: {moment}, step {trainer.step}/{steps}, exit code {code}", flush=True)
-        wanted = {"KILL": (-signal.SIGKILL,), "TERM": (128 + signal.SIGTERM, -signal.SIGTERM, 0)}[name]
-        if code not in wanted:
-            print("\n".join(trainer.lines[-20:]))
-            return 1
-    last = Trainer(recipe, steps, folder / "killed")
-    if last.end():
-        print("\n".join(last.lines[-20:]))
-        return 1
-    expected, found = (final_state(recipe, steps, folder / run) for run in ("whole", "killed"))
-    wrong = [leaf for leaf in expected if not np.array_equal(expected[leaf], found[leaf])]
-    metrics = [(folder / run / "metrics.jsonl").read_bytes() for run in ("whole", "killed")]
-    print(f"{killed} kills ({name}) in {time.monotonic() - began:.0f} s: {dict(moments)}")
-    print(f"final state: {len(expected)} arrays, {len(wrong)} differ{': ' + wrong[0] if wrong else ''}")
-    print(f"metrics.jsonl: {'the same bytes' if metrics[0] == metrics[1] else 'DIFFERENT'}")
-    return int(bool(wrong) or metrics[0] != metrics[1])
+        aims = rng.choices(list(AIMS), list(AIMS.values()), k=options.count)
+        seconds, began = run_whole(program, folder / "whole"), time.monotonic()
+        outcome = torment(program, folder / "whole", folder / "killed", aims, options.signal, rng, seconds)
+    kills, at = outcome.moments.total(), [step for step in outcome.steps if step]
+    print(f"{kills} kills ({options.signal}) in {time.monotonic() - began:.0f} s: {dict(outcome.moments)}")
+    if at:
+        print(f"steps {min(at)} to {max(at)} of {steps}")
+    print("\n".join(outcome.wrong[:20]) or "final state and metrics.jsonl: the same bytes")
+    return int(bool(outcome.wrong))
 
 
 if __name__ == "__main__":

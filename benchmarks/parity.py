@@ -166,11 +166,11 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     distances = squared_distances(words.features_BxNxD.reshape(-1, dim), state.dictionary.codes_KxD)
     every_code = jnp.ones((1, ctx.config.dictionary.codes), bool)
     codes, log_weights = neighbour_codes(distances, every_code, ctx.config.nva.neighbours)
-    passes = in_batch_passes(
-        ctx, encoded, words.tokens_BxTxD, mask_BxL, replay["negative_image_B"], replay["negative_text_B"]
+    passes = in_batch_passes(ctx, encoded, mask_BxL, replay["negative_image_B"], replay["negative_text_B"])
+    passes["nva"] = Pass(
+        encoded.text_tokens_BxLxD, mask_BxL, tokens_BxTxD=nva.tokens_BxTxD, replacement=nva.replacement, detached=True
     )
-    passes["nva"] = Pass(encoded.text_tokens_BxLxD, mask_BxL, nva.tokens_BxTxD)
-    itm = match(ctx, params, passes, keys["match"])
+    itm = match(ctx, params, words.tokens_BxTxD, passes, keys["match"])
 
     def mlm_logits(params: Params, image_tokens_BxTxD: Array) -> Array:
         text_tokens, _ = apply(ctx, params, "encode_text", replay["masked"].token_ids_BxL, mask_BxL)
@@ -180,7 +180,7 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
         "image_tokens": encoded.image_tokens_BxTxD,
         "teacher_image_tokens": encoded.teacher_image_tokens_BxTxD,
         "text_tokens": encoded.text_tokens_BxLxD,
-        "teacher_text_tokens": encoded.teacher_text_tokens_BxLxD,
+        "teacher_text_tokens": apply(ctx, teacher, "encode_text", batch["token_ids_BxL"], mask_BxL)[0],
         "dictionary_tokens": words.tokens_BxTxD[:, 1:],
         "negative_dictionary_tokens": nva.tokens_BxTxD[:, 1:],
         "object_similarity": nva.similarity_BxN,

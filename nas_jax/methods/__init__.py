@@ -90,12 +90,11 @@ class Method:
         """What NVA makes of a batch in evaluation mode, and the code ids (B, N) of its pictures."""
         image_tokens_BxTxD, image_BxE = apply(self.ctx, params, "encode_image", batch["image_BxHxWx3"])
         text_tokens_BxLxD, text_BxE = self.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])
-        student = (image_tokens_BxTxD, image_BxE, text_tokens_BxLxD, text_BxE)
         words, _, _ = nas.look_up(self.ctx, params, state.dictionary, image_tokens_BxTxD)
         keys = albef.split_keys(rng)
-        negative = nas.negative_images(
-            self.ctx, params, state.dictionary, albef.Encoded(*student, *student), words, keys
-        )
+        student = (image_tokens_BxTxD, image_BxE, text_tokens_BxLxD, text_BxE)
+        encoded = albef.Encoded(*student, image_tokens_BxTxD, image_BxE, text_BxE)
+        negative = nas.negative_images(self.ctx, params, state.dictionary, encoded, words, keys)
         return negative, words.code_ids_BxN
 
     def encode_text(self, params: Params, token_ids_BxL: Array, token_mask_BxL: Array) -> tuple[Array, Array]:

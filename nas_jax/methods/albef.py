@@ -19,12 +19,13 @@ from nas_jax.losses.itc import QueueState, enqueue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, masked_mean, mlm_rows
 from nas_jax.methods.config import MethodConfig
+from nas_jax.models.pictures import Look, Pictures, Replacement
 from nas_jax.models.vision_language import TEACHER_GROUPS, VisionLanguageModel
 from nas_jax.models.visual_dictionary import DictionaryState
-from nas_jax.negatives.in_batch import allowed_negatives, draw_negative, take_rows
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
 from nas_jax.negatives.nta import WordTables
 from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.parallel.mesh import pin_rows, take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 KEYS = (
@@ -74,16 +75,22 @@ class Encoded(NamedTuple):
     text_BxE: Array
     teacher_image_tokens_BxTxD: Array
     teacher_image_BxE: Array
-    teacher_text_tokens_BxLxD: Array
     teacher_text_BxE: Array
 
 
 class Pass(NamedTuple):
-    """Rows for the fusion encoder: texts beside pictures."""
+    """Rows for the fusion encoder: a text beside each picture of the batch, and what it sees of the pictures.
+
+    It sees the picture itself, or picture other_B[b], or `tokens` in its place; `replacement` says the same as `tokens`
+    where these are the picture's own with some replaced.
+    """
 
     text_tokens_BxLxD: Array
     token_mask_BxL: Array
-    image_tokens_BxTxD: Array
+    other_B: Array | None = None
+    tokens_BxTxD: Array | None = None
+    replacement: Replacement | None = None
+    detached: bool = False  # trains neither encoder
 
 
 Replay = dict[str, Array]
@@ -134,18 +141,19 @@ def encode(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: di
     inputs = {name: batch[name] for name in ("image_BxHxWx3", "token_ids_BxL", "token_mask_BxL")}
     size = batch["token_ids_BxL"].shape[0]
 
-    def towers(params: Params, key: Array) -> tuple[Array, ...]:
+    def towers(params: Params, key: Array, features_only: bool) -> tuple[Array, ...]:
         def piece(rows: dict[str, Array]) -> tuple[Array, ...]:
             text = (rows["token_ids_BxL"], rows["token_mask_BxL"], rows["seeds_B"])
-            return (
-                *apply(ctx, params, "encode_image", rows["image_BxHxWx3"]),
-                *apply(ctx, params, "encode_text", *text),
-            )
+            images = apply(ctx, params, "encode_image", rows["image_BxHxWx3"])
+            if features_only and not ctx.config.plain:
+                return *images, apply(ctx, params, "text_features", *text)
+            texts = apply(ctx, params, "encode_text", *text)
+            return *images, *texts[features_only:]
 
         return in_pieces(piece, ctx.pieces, inputs | {"seeds_B": row_seeds(key, size)})
 
-    taught = jax.lax.stop_gradient(towers(jax.lax.stop_gradient(teacher), keys["teacher"]))
-    return Encoded(*towers(params, keys["student"]), *taught)
+    taught = jax.lax.stop_gradient(towers(jax.lax.stop_gradient(teacher), keys["teacher"], True))
+    return Encoded(*towers(params, keys["student"], False), *taught)
 
 
 def contrast(
@@ -184,39 +192,92 @@ def mine(
     return drawn(replay, "negative_image_B", lambda: image_B), drawn(replay, "negative_text_B", lambda: text_B), valid_B
 
 
-def match(ctx: Context, params: Params, passes: dict[str, Pass], key: Array) -> dict[str, Array]:
+def match(
+    ctx: Context, params: Params, image_tokens_BxTxD: Array, passes: dict[str, Pass], key: Array
+) -> dict[str, Array]:
     """ITM logits (B, 2) of each kind of rows; all of them in one call of the fusion encoder.
 
-    The rows of a pair stand together, so that they stay on the device that has the pair.
+    The rows of a pair stand together, so that they stay on the device that has the pair. What several kinds have in
+    common is computed once (`models/pictures.py`); `plain` computes each row by itself, to the same numbers.
     """
+    shards = ctx.config.itm.mining_shards
+    kinds = sorted(passes, key=lambda kind: _order(ctx, passes[kind]))
+    order = [list(passes).index(kind) for kind in kinds]
     # Letter P here: the kinds of rows.
-    stacked = Pass(*(jnp.stack(parts, axis=1) for parts in zip(*passes.values(), strict=True)))
-    seeds_BxP = row_seeds(key, stacked.token_mask_BxL.shape[0], len(passes))
+    seeds_BxP = row_seeds(key, image_tokens_BxTxD.shape[0], len(passes))[:, jnp.array(order)]
+    rows = {
+        "text_BxPxLxD": jnp.stack([_stopped(passes[kind], "text_tokens_BxLxD") for kind in kinds], axis=1),
+        "mask_BxPxL": jnp.stack([passes[kind].token_mask_BxL for kind in kinds], axis=1),
+        "seeds_BxP": seeds_BxP,
+    }
+    alone = ctx.config.plain
+    if alone:
+        seen = [tokens_seen(passes[kind], image_tokens_BxTxD, shards) for kind in kinds]
+        rows["seen"] = jnp.stack(seen, axis=1)
+    else:
+        rows["seen"] = _looks(ctx, image_tokens_BxTxD, [passes[kind] for kind in kinds])
 
-    def piece(rows: tuple[Pass, Array]) -> Array:
-        flat = jax.tree.map(lambda x: pin_rows(x.reshape(-1, *x.shape[2:])), rows)
-        return apply(ctx, params, "match", *flat[0], flat[1]).reshape(-1, len(passes), 2)
+    def piece(rows: dict[str, PyTree]) -> Array:
+        def flat(x: Array) -> Array:
+            return pin_rows(x.reshape(-1, *x.shape[2:]))
 
-    logits_BxPx2 = in_pieces(piece, ctx.pieces, (stacked, seeds_BxP))
-    return {kind: logits_BxPx2[:, number] for number, kind in enumerate(passes)}
+        seen = flat(rows["seen"]) if alone else rows["seen"]
+        inputs = (flat(rows["text_BxPxLxD"]), flat(rows["mask_BxPxL"]), seen, flat(rows["seeds_BxP"]), alone)
+        return apply(ctx, params, "match", *inputs).reshape(-1, len(kinds), 2)
+
+    logits_BxPx2 = in_pieces(piece, ctx.pieces, rows)
+    return {kind: logits_BxPx2[:, kinds.index(kind)] for kind in passes}
+
+
+def tokens_seen(row: Pass, image_tokens_BxTxD: Array, shards: int) -> Array:
+    """The image tokens (B, T, D) that a kind of rows sees."""
+    tokens_BxTxD = image_tokens_BxTxD if row.tokens_BxTxD is None else row.tokens_BxTxD
+    if row.other_B is not None:
+        tokens_BxTxD = take_rows(tokens_BxTxD, row.other_B, shards)
+    return jax.lax.stop_gradient(tokens_BxTxD) if row.detached else tokens_BxTxD
+
+
+def _looks(ctx: Context, image_tokens_BxTxD: Array, passes: list[Pass]) -> tuple[Pictures, ...]:
+    """The passes, in their order, as looks at as few pictures as possible."""
+    shards, looks, others = ctx.config.itm.mining_shards, [], []
+    for row in passes:
+        if _by_itself(ctx, row):
+            others.append(Pictures(tokens_seen(row, image_tokens_BxTxD, shards)))
+        elif row.other_B is not None or row.replacement is not None:
+            looks.append(Look(1, row.detached, row.other_B, shards, row.replacement))
+        elif looks and looks[-1] == Look(looks[-1].rows, row.detached):
+            looks[-1] = Look(looks[-1].rows + 1, row.detached)
+        else:
+            looks.append(Look(1, row.detached))
+    return (Pictures(image_tokens_BxTxD, tuple(looks)), *others)
+
+
+def _by_itself(ctx: Context, row: Pass) -> bool:
+    """Whether the tokens that a row sees are projected for it alone."""
+    elsewhere = row.other_B is not None and ctx.pieces > 1  # the other picture may be in another piece
+    return elsewhere or (row.tokens_BxTxD is not None and row.replacement is None)
+
+
+def _order(ctx: Context, row: Pass) -> tuple[bool, ...]:
+    """Rows that see the same come together; those with tokens of their own come last, as in `_looks`."""
+    return _by_itself(ctx, row), row.replacement is not None, row.other_B is not None, row.detached
+
+
+def _stopped(row: Pass, name: str) -> Array:
+    value = getattr(row, name)
+    return jax.lax.stop_gradient(value) if row.detached else value
 
 
 def in_batch_passes(
-    ctx: Context,
-    encoded: Encoded,
-    image_tokens_BxTxD: Array,
-    mask_BxL: Array,
-    negative_image_B: Array,
-    negative_text_B: Array,
+    ctx: Context, encoded: Encoded, mask_BxL: Array, negative_image_B: Array, negative_text_B: Array
 ) -> dict[str, Pass]:
     """The 3B rows of ITM: true pairs, texts beside hard images, hard texts beside images."""
     text, shards = encoded.text_tokens_BxLxD, ctx.config.itm.mining_shards
+    hard_text, hard_mask = take_rows(text, negative_text_B, shards), take_rows(mask_BxL, negative_text_B, shards)
     return {
-        "positive": Pass(text, mask_BxL, image_tokens_BxTxD),
-        "hard_image": Pass(text, mask_BxL, take_rows(image_tokens_BxTxD, negative_image_B, shards)),
-        "hard_text": Pass(
-            take_rows(text, negative_text_B, shards), take_rows(mask_BxL, negative_text_B, shards), image_tokens_BxTxD
-        ),
+        "positive": Pass(text, mask_BxL),
+        "hard_image": Pass(text, mask_BxL, other_B=negative_image_B),
+        "hard_text": Pass(hard_text, hard_mask),
     }
 
 
@@ -264,8 +325,11 @@ def masked_language(
             text_tokens_BxLxD, _ = apply(
                 ctx, params, "encode_text", masked.token_ids_BxL, mask_BxL, seeds_Bx2[:, 0]
             )  # fmt: skip
-            fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, seeds_Bx2[:, 1])
-            picked_BxMxD = gather_positions(fused_BxLxD, masked.positions_BxM)
+            fuse = (text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, seeds_Bx2[:, 1])
+            if ctx.config.plain:
+                picked_BxMxD = gather_positions(apply(ctx, params, "fuse", *fuse), masked.positions_BxM)
+            else:  # the last layer computes the masked positions only
+                picked_BxMxD = apply(ctx, params, "fuse", *fuse, masked.positions_BxM)
             return apply(ctx, params, "mlm_logits", picked_BxMxD), text_tokens_BxLxD
 
         student_BxMxV, text_tokens_BxLxD = logits(params, rows["image_BxTxD"], rows["seeds_Bx2"])
@@ -302,8 +366,8 @@ def loss(
     loss_itc, i2t_BxB, t2i_BxB, queue = contrast(ctx, params, state.queue, encoded, image_id_B, alpha)
 
     negative_image_B, negative_text_B, valid_B = mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
-    passes = in_batch_passes(ctx, encoded, encoded.image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
-    logits = match(ctx, params, passes, keys["match"])
+    passes = in_batch_passes(ctx, encoded, mask_BxL, negative_image_B, negative_text_B)
+    logits = match(ctx, params, encoded.image_tokens_BxTxD, passes, keys["match"])
     groups = {
         "positive": MatchRows(logits["positive"], 1, jnp.ones_like(valid_B)),
         "hard_image": MatchRows(logits["hard_image"], 0, valid_B),

@@ -51,6 +51,7 @@ class MethodConfig:
     momentum: float = 0.995  # of the teacher
     alpha: float = 0.4  # weight of the teacher's soft targets in ITC and MLM
     alpha_ramp_epochs: float = 1.0  # epochs over which alpha rises from 0
+    plain: bool = False  # every row by itself, as the equations read: the same numbers from more operations
     itc: ItcConfig = field(default_factory=ItcConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)

@@ -20,6 +20,7 @@ from nas_jax.losses.itm import MatchRows, itm_loss
 from nas_jax.losses.mlm import MaskedText, gather_positions, masked_mean, mlm_rows
 from nas_jax.methods import albef
 from nas_jax.methods.albef import Context, Encoded, MethodState, Pass, Replay, Stage, apply, drawn
+from nas_jax.models.pictures import Replacement
 from nas_jax.models.visual_dictionary import DictionaryState, alive, quantize, squared_distances
 from nas_jax.negatives.nta import MaskedWords, candidates, choose_words, refill
 from nas_jax.negatives.nva import (
@@ -51,6 +52,7 @@ class NvaImages(NamedTuple):
     code_B: Array
     replaced_BxN: Array
     valid_B: Array
+    replacement: Replacement | None  # the same tokens as the picture's own and one new token, where they are that
 
 
 class NtaTexts(NamedTuple):
@@ -135,7 +137,12 @@ def negative_images(
         new_BxNxD = apply(ctx, params, "dictionary_align", new_BxNxD)
     mixed_BxNxD = jnp.where(replaced_BxN[..., None], new_BxNxD, words.mixed_BxNxD)
     tokens_BxTxD = with_cls(encoded.image_tokens_BxTxD, apply(ctx, params, "dictionary_finish", mixed_BxNxD))
-    return NvaImages(tokens_BxTxD, similarity_BxN, object_patch_B, code_B, replaced_BxN, valid_B)
+    replacement = None
+    if config.stop_gradient and not config.gate_replaced:  # one code for all replaced patches, and none of its gradient
+        aligned_BxD = apply(ctx, params, "dictionary_align", state.codes_KxD[code_B])
+        replacement = apply(ctx, params, "dictionary_replacement", replaced_BxN, aligned_BxD)
+        replacement = jax.lax.stop_gradient(replacement)
+    return NvaImages(tokens_BxTxD, similarity_BxN, object_patch_B, code_B, replaced_BxN, valid_B, replacement)
 
 
 def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
@@ -212,27 +219,30 @@ def loss(
 
     # FGITM: true pairs against the hard negatives of the batch, NVA's pictures and NTA's texts.
     negative_image_B, negative_text_B, mined_B = albef.mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
-    passes = albef.in_batch_passes(ctx, encoded, image_tokens_BxTxD, mask_BxL, negative_image_B, negative_text_B)
+    passes = albef.in_batch_passes(ctx, encoded, mask_BxL, negative_image_B, negative_text_B)
     labels = {
         "positive": (1, jnp.ones_like(mined_B)),
         "hard_image": (0, mined_B),
         "hard_text": (0, mined_B),
     }
 
-    def detached(rows: Pass, stop: bool) -> Pass:
-        return jax.lax.stop_gradient(rows) if stop else rows
-
     if stage.nva:
         nva = negative_images(ctx, params, dictionary, encoded, words, keys, replay)
-        rows = Pass(encoded.text_tokens_BxLxD, mask_BxL, nva.tokens_BxTxD)
-        passes["nva"], labels["nva"] = detached(rows, config.nva.stop_gradient), (0, nva.valid_B)
+        passes["nva"] = Pass(
+            encoded.text_tokens_BxLxD,
+            mask_BxL,
+            tokens_BxTxD=nva.tokens_BxTxD,
+            replacement=nva.replacement,
+            detached=config.nva.stop_gradient,
+        )
+        labels["nva"] = (0, nva.valid_B)
         metrics["nva/replaced_share"] = nva.replaced_BxN.mean()
     if stage.nta:
         nta = negative_texts(ctx, params, teacher, batch, keys)
-        rows = Pass(nta.text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD)
-        passes["nta"], labels["nta"] = detached(rows, config.nta.stop_gradient), (0, nta.valid_B)
+        passes["nta"] = Pass(nta.text_tokens_BxLxD, mask_BxL, detached=config.nta.stop_gradient)
+        labels["nta"] = (0, nta.valid_B)
         metrics["nta/changed_share"] = nta.valid_B.mean()
-    logits = albef.match(ctx, params, passes, keys["match"])
+    logits = albef.match(ctx, params, image_tokens_BxTxD, passes, keys["match"])
     groups = {kind: MatchRows(logits[kind], *labels[kind]) for kind in passes}
     weights = {"nva": config.itm.nva_weight, "nta": config.itm.nta_weight} if config.itm.form == "weighted" else None
     loss_itm = itm_loss(groups, weights)

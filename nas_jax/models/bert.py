@@ -8,9 +8,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nas_jax.models.attention import Attention
-from nas_jax.models.dropout import Dropout
-from nas_jax.models.remat import rematerialised
+from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
+from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
+from nas_jax.models.layers import rematerialised, run_layers
+from nas_jax.models.pictures import Pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -24,33 +25,56 @@ def kernel_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 class BertLayer(nn.Module):
-    """Self-attention, cross-attention when image tokens are given, feed-forward; each with a post-norm residual."""
+    """Self-attention, cross-attention when pictures are given, feed-forward; each with a post-norm residual."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
         self,
-        x_BxLxD: Array,
-        mask_BxL: Array,
-        image_tokens_BxTxD: Array | None = None,
-        seeds_B: Array | None = None,
+        x_RxLxD: Array,
+        layer: Array | int,
+        mask_RxL: Array,
+        pictures: tuple[Pictures, ...] | None = None,
+        seeds_RxL: Array | None = None,
+        picked_RxM: Array | None = None,
     ) -> Array:
+        """Text tokens (R, L, D), or (R, M, D) where only those at the positions `picked` are wanted.
+
+        layer: its number in BERT, for the dropout. seeds: of the dropout, one a token; None for evaluation.
+        """
         config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
+        seeds_RxL = layer_seeds(seeds_RxL, layer)
+        if seeds_RxL is not None and picked_RxM is not None:
+            seeds_RxL = jnp.take_along_axis(seeds_RxL, picked_RxM, axis=1)
+        heads = (config.heads, config.dropout, dtype, init, config.attention)
 
         def add_and_norm(name: str, residual: Array, update: Array) -> Array:
-            update = Dropout(config.dropout)(update, seeds_B)
+            seeds = None if seeds_RxL is None else seeds_RxL[..., None]
+            update = dropout(update, config.dropout, seeds, name, (2,))
             return pin_rows(nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update))
 
-        attention = Attention(config.heads, config.dropout, dtype, init, name="attention")
-        x_BxLxD = add_and_norm("attention_norm", x_BxLxD, attention(x_BxLxD, key_mask_BxT=mask_BxL, seeds_B=seeds_B))
-        if image_tokens_BxTxD is not None:
-            cross = Attention(config.heads, config.dropout, dtype, init, name="cross_attention")
-            x_BxLxD = add_and_norm("cross_attention_norm", x_BxLxD, cross(x_BxLxD, image_tokens_BxTxD, seeds_B=seeds_B))
-        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_BxLxD)
+        (update,) = SelfAttention(*heads, name="attention")([x_RxLxD], mask_RxL, seeds_RxL, picked_RxM)
+        residual = x_RxLxD if picked_RxM is None else gather_tokens(x_RxLxD, picked_RxM)
+        x_RxLxD = add_and_norm("attention_norm", residual, update)
+        if pictures is not None:
+            cross = CrossAttention(*heads, name="cross_attention")
+            x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
+        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_RxLxD)
         hidden = pin(nn.gelu(hidden, approximate=False), BATCH, None, "tensor")
         update = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
-        return add_and_norm("mlp_norm", x_BxLxD, update)
+        return add_and_norm("mlp_norm", x_RxLxD, update)
+
+
+def picked_last(
+    layers: list[BertLayer], scan: bool, x_RxLxD: Array, first: int, picked_RxM: Array | None, *inputs
+) -> Array:
+    """All layers, the last of them for the picked tokens only. `first`: number of the first layer in BERT."""
+    whole = layers if picked_RxM is None else layers[:-1]
+    x_RxLxD = run_layers(whole, scan, first, x_RxLxD, *inputs)
+    if picked_RxM is None:
+        return x_RxLxD
+    return layers[-1](x_RxLxD, first + len(whole), *inputs, picked_RxM)
 
 
 class TextEncoder(nn.Module):
@@ -68,22 +92,29 @@ class TextEncoder(nn.Module):
         self.position_embedding = table(config.max_text_length)
         self.type_embedding = table(2)
         self.embedding_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype)
-        self.embedding_dropout = Dropout(config.dropout)
         self.layer = [rematerialised(BertLayer, config.remat)(config) for _ in range(config.text_layers)]
 
-    def __call__(self, token_ids_BxL: Array, token_mask_BxL: Array, seeds_B: Array | None = None) -> Array:
-        """Token ids -> text tokens (B, L, D), CLS first."""
+    def __call__(
+        self,
+        token_ids_RxL: Array,
+        token_mask_RxL: Array,
+        seeds_R: Array | None = None,
+        picked_RxM: Array | None = None,
+    ) -> Array:
+        """Token ids -> text tokens (R, L, D), CLS first; or (R, M, D) of the picked positions."""
+        config, seeds_RxL = self.config, token_seeds(seeds_R, token_ids_RxL.shape[1])
         # Whole on every device: rows looked up in a table split by width would have to be put together again.
         words_VxD = pin(self.word_embedding.embedding.astype(self.word_embedding.dtype), None, None)
-        x_BxLxD = (
-            pin_rows(jnp.take(words_VxD, token_ids_BxL, axis=0))
-            + self.position_embedding(jnp.arange(token_ids_BxL.shape[1]))[None]
+        x_RxLxD = (
+            pin_rows(jnp.take(words_VxD, token_ids_RxL, axis=0))
+            + self.position_embedding(jnp.arange(token_ids_RxL.shape[1]))[None]
             + self.type_embedding(jnp.zeros((1, 1), jnp.int32))
         )
-        x_BxLxD = pin_rows(self.embedding_dropout(self.embedding_norm(x_BxLxD), seeds_B))
-        for layer in self.layer:
-            x_BxLxD = layer(x_BxLxD, token_mask_BxL, None, seeds_B)
-        return x_BxLxD
+        seeds = None if seeds_RxL is None else seeds_RxL[..., None]
+        x_RxLxD = pin_rows(dropout(self.embedding_norm(x_RxLxD), config.dropout, seeds, "embedding", (2,)))
+        return picked_last(
+            self.layer, config.scan_layers, x_RxLxD, 0, picked_RxM, token_mask_RxL, None, seeds_RxL
+        )  # fmt: skip
 
     def word_table(self) -> Array:
         """Word embeddings (V, D), to which the MLM heads are tied."""
@@ -100,16 +131,21 @@ class FusionEncoder(nn.Module):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        image_tokens_RxTxD: Array,
+        pictures: tuple[Pictures, ...],
         seeds_R: Array | None = None,
+        picked_RxM: Array | None = None,
     ) -> Array:
-        """Fused tokens (R, L, D); position 0 is what the ITM head reads."""
-        layer_class = rematerialised(BertLayer, self.config.remat)
-        for layer in range(self.config.fusion_layers):
-            text_tokens_RxLxD = layer_class(self.config, name=f"layer_{layer}")(
-                text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R
-            )
-        return text_tokens_RxLxD
+        """Fused tokens (R, L, D), or (R, M, D) of the picked positions; the ITM head reads position 0.
+
+        R rows, those beside a picture together (`models/pictures.py`).
+        """
+        config, layer_class = self.config, rematerialised(BertLayer, self.config.remat)
+        layers = [layer_class(config, name=f"layer_{layer}") for layer in range(config.fusion_layers)]
+        seeds_RxL = token_seeds(seeds_R, text_tokens_RxLxD.shape[1])
+        return picked_last(
+            layers, config.scan_layers, text_tokens_RxLxD, config.text_layers, picked_RxM, token_mask_RxL, pictures,
+            seeds_RxL,
+        )  # fmt: skip
 
 
 class MlmHead(nn.Module):

@@ -1,21 +1,21 @@
 """Dropout whose mask depends on a seed for each row and the place in the row, on nothing else.
 
-So a row gets the same mask on any mesh, in any piece of an accumulated batch and when it is computed again. The mask
-is a hash of the place, a few integer operations that fuse with what surrounds them; there is no random number generator
-whose output would be stored.
+So a row gets the same mask on any mesh, in any piece of an accumulated batch, when it is computed again, when only
+some of its tokens are computed, and at any padded length. The mask is a hash of the place, a few integer operations
+that fuse with what surrounds them; there is no random number generator whose output would be stored.
 """
 
 from __future__ import annotations
 
 import zlib
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nas_jax.typing import Array
 
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads neighbouring places
+STRIDES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)  # of the axes of a place; odd, so that no two axes walk in step
 
 
 def mix(x: Array) -> Array:
@@ -25,32 +25,36 @@ def mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def row_bits(seeds_R: Array, shape: tuple[int, ...], salt: int) -> Array:
-    """uint32 noise (R, *shape)."""
-    place = jnp.zeros((1, *shape), jnp.uint32)
-    stride = 1
-    for axis in range(len(shape), 0, -1):
-        place += jax.lax.broadcasted_iota(jnp.uint32, place.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= shape[axis - 1]
-    start_R = mix(seeds_R ^ jnp.uint32(salt))
-    return mix(start_R.reshape(-1, *(1,) * len(shape)) + place * jnp.uint32(GOLDEN))
+def token_seeds(seeds_R: Array | None, length: int) -> Array | None:
+    """A seed for each token (R, L) from one for each row; None stays None."""
+    if seeds_R is None:
+        return None
+    seeds_RxL = mix(mix(seeds_R)[:, None] + jnp.arange(length, dtype=jnp.uint32)[None] * jnp.uint32(GOLDEN))
+    # Hashes in hashes would be computed again for every entry that they are fused with, and compile for minutes.
+    return jax.lax.optimization_barrier(seeds_RxL)
 
 
-def sub_seeds(seeds_R: Array, count: int) -> Array:
-    """Seeds (R, count) for several uses of a row."""
-    return row_bits(seeds_R, (count,), GOLDEN)
+def layer_seeds(seeds: Array | None, layer: Array | int) -> Array | None:
+    """Other seeds for each layer."""
+    return None if seeds is None else seeds + (jnp.asarray(layer, jnp.uint32) + 1) * jnp.uint32(GOLDEN)
 
 
-class Dropout(nn.Module):
-    """Zeroes a share `rate` of the entries and scales the others by 1 / (1 - rate)."""
+def noise(seeds: Array, salt: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """uint32 noise of a shape. `seeds` broadcast to it and tell the rows; `axes` are those along which places count."""
+    place = jnp.uint32(0)
+    for axis, stride in zip(axes, STRIDES, strict=False):
+        ones = [1] * len(shape)
+        ones[axis] = shape[axis]
+        place += jax.lax.broadcasted_iota(jnp.uint32, ones, axis) * jnp.uint32(stride)
+    return mix((seeds ^ jnp.uint32(zlib.crc32(salt.encode()))) + place)
 
-    rate: float
 
-    @nn.compact
-    def __call__(self, x: Array, seeds_R: Array | None) -> Array:
-        """x (R, ...); seeds (R,) uint32, or None for evaluation."""
-        if seeds_R is None or self.rate == 0:
-            return x
-        salt = zlib.crc32("/".join(self.path).encode())  # each place in the network has its own masks
-        keep = row_bits(seeds_R, x.shape[1:], salt) >= jnp.uint32(round(self.rate * 2**32))
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+def dropout(x: Array, rate: float, seeds: Array | None, salt: str, axes: tuple[int, ...]) -> Array:
+    """Zeroes a share `rate` of the entries and scales the others by 1 / (1 - rate); see `noise`.
+
+    Without seeds it does nothing (evaluation). Each place in a layer needs a salt of its own.
+    """
+    if seeds is None or rate == 0:
+        return x
+    keep = noise(seeds, salt, x.shape, axes) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

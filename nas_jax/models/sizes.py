@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nas_jax.models.remat import POLICIES
+from nas_jax.models.attention import IMPLEMENTATIONS
+from nas_jax.models.layers import POLICIES
 from nas_jax.utils.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
@@ -28,6 +29,9 @@ class ModelConfig:
     init_std: float = 0.02  # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
     remat: str = "none"  # none | dots | full: what each layer computes again in the backward pass, to save memory
+    scan_layers: bool = False  # layers as a loop: compiles several times faster, trains slower; the same parameters
+    cls_apart: bool = False  # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
+    attention: str = "xla"  # xla | cudnn: NVIDIA's kernel wherever attention has no dropout
     dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
 
     @property
@@ -53,6 +57,10 @@ class ModelConfig:
             raise ConfigError(f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them")
         if self.remat not in POLICIES:
             raise ConfigError(f"model.remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ConfigError(
+                f"model.attention={self.attention!r}", f"one of {', '.join(IMPLEMENTATIONS)}", "set one of them"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
 

@@ -7,9 +7,11 @@ the same module applied to a copy of the parameter groups `TEACHER_GROUPS`.
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
+from nas_jax.models.pictures import Pictures, Replacement, as_pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -59,24 +61,47 @@ class VisionLanguageModel(nn.Module):
         return tokens_BxTxD, unit(self.image_proj(tokens_BxTxD[:, 0]))
 
     def encode_text(
-        self, token_ids_BxL: Array, token_mask_BxL: Array, seeds_B: Array | None = None
+        self, token_ids_RxL: Array, token_mask_RxL: Array, seeds_R: Array | None = None
     ) -> tuple[Array, Array]:
-        """Token ids -> text tokens (B, L, D) and unit ITC features (B, E)."""
-        tokens_BxLxD = self.text_encoder(token_ids_BxL, token_mask_BxL, seeds_B)
-        return tokens_BxLxD, unit(self.text_proj(tokens_BxLxD[:, 0]))
+        """Token ids -> text tokens (R, L, D) and unit ITC features (R, E)."""
+        tokens_RxLxD = self.text_encoder(token_ids_RxL, token_mask_RxL, seeds_R)
+        return tokens_RxLxD, unit(self.text_proj(tokens_RxLxD[:, 0]))
+
+    def text_features(self, token_ids_RxL: Array, token_mask_RxL: Array, seeds_R: Array | None = None) -> Array:
+        """Unit ITC features (R, E) alone: the last layer computes [CLS] only."""
+        picked_Rx1 = jnp.zeros((token_ids_RxL.shape[0], 1), jnp.int32)
+        return unit(self.text_proj(self.text_encoder(token_ids_RxL, token_mask_RxL, seeds_R, picked_Rx1)[:, 0]))
 
     def fuse(
-        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, seeds_R: Array | None = None
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        seen: Array | tuple[Pictures, ...],
+        seeds_R: Array | None = None,
+        picked_RxM: Array | None = None,
     ) -> Array:
-        """Fused tokens (R, L, D)."""
-        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
+        """Fused tokens (R, L, D), or (R, M, D) of the picked positions. `seen`: image tokens (R, T, D), or pictures."""
+        pictures = as_pictures(seen)
+        if any(look.replacement is not None for one in pictures for look in one.looks):
+            places = jax.lax.stop_gradient(self.neck.places())
+            pictures = tuple(one.replace(places=places) for one in pictures)
+        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, pictures, seeds_R, picked_RxM)
 
     def match(
-        self, text_tokens_RxLxD: Array, token_mask_RxL: Array, image_tokens_RxTxD: Array, seeds_R: Array | None = None
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        seen: Array | tuple[Pictures, ...],
+        seeds_R: Array | None = None,
+        plain: bool = False,
     ) -> Array:
-        """ITM logits (R, 2) in float32; class 1 = the picture and the text match."""
-        fused_RxLxD = self.fuse(text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
-        return self.itm_head(fused_RxLxD[:, 0].astype(jnp.float32))
+        """ITM logits (R, 2) in float32; class 1 = the picture and the text match.
+
+        plain: the last layer computes all tokens, not only the one that the head reads.
+        """
+        first_Rx1 = None if plain else jnp.zeros((text_tokens_RxLxD.shape[0], 1), jnp.int32)
+        fused_RxMxD = self.fuse(text_tokens_RxLxD, token_mask_RxL, seen, seeds_R, first_Rx1)
+        return self.itm_head(fused_RxMxD[:, 0].astype(jnp.float32))
 
     def mlm_logits(self, tokens_BxMxD: Array) -> Array:
         """Logits (B, M, V) of BERT's MLM head on fused tokens."""
@@ -97,6 +122,10 @@ class VisionLanguageModel(nn.Module):
     def dictionary_align(self, quantized: Array) -> Array:
         """The linear map (..., D) that a replaced token goes through instead of the gate."""
         return self.neck.align(quantized)
+
+    def dictionary_replacement(self, where_BxN: Array, new_BxD: Array) -> Replacement:
+        """The dictionary token of new_BxD at the patches `where`, in parts."""
+        return self.neck.replacement(where_BxN, new_BxD)
 
     def dictionary_finish(self, mixed_BxNxD: Array) -> Array:
         """Adds the position code and normalises: dictionary tokens (B, N, D)."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.models.pictures import Places, Replacement
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array, Metrics
 from nas_jax.utils.errors import ConfigError
@@ -288,5 +289,25 @@ class DictionaryNeck(nn.Module):
 
     def finish(self, mixed_BxNxD: Array) -> Array:
         """h = LN(u + p) with the fixed position code p."""
-        side = math.isqrt(mixed_BxNxD.shape[1])
-        return self.norm(mixed_BxNxD + sine_position_code(side, self.config.dim)[None])
+        return self.norm(mixed_BxNxD + self._position(mixed_BxNxD.shape[1])[None])
+
+    def replacement(self, where_BxN: Array, new_BxD: Array) -> Replacement:
+        """`finish` of the token new_BxD at the patches `where`, in parts (`models/pictures.py`)."""
+        new_BxD, dim = new_BxD.astype(jnp.float32), new_BxD.shape[-1]
+        base_BxD, place_NxD = _centred(new_BxD), _centred(self._position(where_BxN.shape[1]))
+        variance_BxN = jnp.mean(base_BxD**2, -1)[:, None] + jnp.mean(place_NxD**2, -1)[None]
+        variance_BxN += 2 / dim * jnp.einsum("bd,nd->bn", base_BxD, place_NxD, precision=jax.lax.Precision.HIGHEST)
+        scale_BxN = jax.lax.rsqrt(jnp.maximum(variance_BxN, 0.0) + LAYER_NORM_EPS)
+        return Replacement(where_BxN, base_BxD * self.norm.variables["params"]["scale"], scale_BxN)
+
+    def places(self) -> Places:
+        """What replaced tokens have in common."""
+        norm = self.norm.variables["params"]
+        return Places(_centred(self._position(self.config.num_patches)) * norm["scale"], norm["bias"])
+
+    def _position(self, patches: int) -> Array:
+        return jnp.asarray(sine_position_code(math.isqrt(patches), self.config.dim))
+
+
+def _centred(x: Array) -> Array:
+    return x - x.mean(-1, keepdims=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nas_jax.models.attention import Attention
-from nas_jax.models.remat import rematerialised
+from nas_jax.models.attention import SelfAttention
+from nas_jax.models.layers import rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -20,15 +20,23 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: Array) -> Array:
+    def __call__(self, streams: tuple[Array, ...], layer: Array | int = 0) -> tuple[Array, ...]:
+        """Tokens (B, T, D) in one array or several; all attend to all."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         init = nn.initializers.truncated_normal(config.init_std)
-        normed = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="attention_norm")(x_BxTxD)
-        x_BxTxD = x_BxTxD + Attention(config.heads, 0.0, dtype, init, name="attention")(normed)
-        normed = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")(x_BxTxD)
-        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(normed)
-        hidden = pin(nn.gelu(hidden, approximate=False), BATCH, None, "tensor")
-        return pin_rows(x_BxTxD + nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden))
+        norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="attention_norm")
+        attention = SelfAttention(config.heads, 0.0, dtype, init, config.attention, name="attention")
+        mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
+        mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
+        mlp_in = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")
+        mlp_out = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")
+
+        def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
+            x_BxTxD = x_BxTxD + update_BxTxD
+            hidden = pin(nn.gelu(mlp_in(mlp_norm(x_BxTxD)), approximate=False), BATCH, None, "tensor")
+            return pin_rows(x_BxTxD + mlp_out(hidden))
+
+        return tuple(map(rest, streams, mixed))
 
 
 def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
@@ -55,8 +63,15 @@ class VisionTransformer(nn.Module):
         cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
         position_1xTxD = self.param("position_embedding", init, (1, config.num_patches + 1, config.dim))
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
-        x_BxTxD = pin_rows(jnp.concatenate([cls_Bx1xD, x_BxNxD], axis=1) + position_1xTxD.astype(dtype))
+        streams = (
+            pin_rows(cls_Bx1xD + position_1xTxD[:, :1].astype(dtype)),
+            pin_rows(x_BxNxD + position_1xTxD[:, 1:].astype(dtype)),
+        )
+        if not config.cls_apart:
+            streams = (pin_rows(jnp.concatenate(streams, axis=1)),)
         block = rematerialised(Block, config.remat)
-        for layer in range(config.image_layers):
-            x_BxTxD = block(config, name=f"block_{layer}")(x_BxTxD)
-        return nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")(x_BxTxD)
+        blocks = [block(config, name=f"block_{layer}") for layer in range(config.image_layers)]
+        streams = run_layers(blocks, config.scan_layers, 0, streams)
+        norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")
+        tokens = [norm(x_BxTxD) for x_BxTxD in streams]
+        return pin_rows(jnp.concatenate(tokens, axis=1)) if len(tokens) > 1 else tokens[0]

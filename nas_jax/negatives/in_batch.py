@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
 
@@ -22,16 +21,6 @@ def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True, shards: i
         block_B = jnp.arange(batch) // (batch // shards)
         forbidden_BxB |= block_B[:, None] != block_B[None]
     return ~forbidden_BxB
-
-
-def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
-    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row leaves its device."""
-    if shards == 1:
-        return pin_rows(x[index_B])
-    block = x.shape[0] // shards
-    blocks = pin_rows(x.reshape(shards, block, *x.shape[1:]))
-    local = pin_rows(index_B.reshape(shards, block) % block)
-    return pin_rows(pin_rows(jax.vmap(lambda rows, index: rows[index])(blocks, local)).reshape(x.shape))
 
 
 def draw_negative(key: Array, logits_BxB: Array, allowed_BxB: Array) -> tuple[Array, Array]:

@@ -119,3 +119,13 @@ def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 def pin_rows(x: Array) -> Array:
     """An activation with rows first, whole in all other dimensions."""
     return pin(x, BATCH, *(None,) * (x.ndim - 1))
+
+
+def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
+    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row leaves its device."""
+    if shards == 1:
+        return pin_rows(x[index_B])
+    block = x.shape[0] // shards
+    blocks = pin_rows(x.reshape(shards, block, *x.shape[1:]))
+    local = pin_rows(index_B.reshape(shards, block) % block)
+    return pin_rows(pin_rows(jax.vmap(lambda rows, index: rows[index])(blocks, local)).reshape(x.shape))

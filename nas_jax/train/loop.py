@@ -27,7 +27,7 @@ from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.start import begin
 from nas_jax.train.step import sharded_step
-from nas_jax.train.workdir import CHECKPOINTS, Records, open_workdir
+from nas_jax.train.workdir import CHECKPOINTS, Records, open_workdir, writing
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
@@ -167,8 +167,8 @@ class _Run:
                 return self._steps(state, start, iterator)
             finally:
                 self.console.close()
-                self.records.close()
                 iterator.close()
+                self.records.close()  # last: it may fail, on a full disk
 
     def _first_state(self) -> tuple[PyTree, int]:
         """The state to go on from, on the devices, and how many pairs were skipped until then."""
@@ -328,10 +328,12 @@ class _Run:
         if not metrics:
             return
         values = {metric.key: metric.value for metric in metrics}
-        self.records.add(step, "eval", values)
-        self.manager.record_metrics(step, values)
         if self.report and jax.process_index() == 0:
-            self.console.say(self.report(step, metrics))
+            with writing(self.workdir):
+                text = self.report(step, metrics)
+            self.console.say(text)
+        self.manager.record_metrics(step, values)
+        self.records.add(step, "eval", values)  # last: a start that finds this entry does not evaluate again
 
     def _finish(self, step: int, start: int, stop: int) -> None:
         self.manager.wait()

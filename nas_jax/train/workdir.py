@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,20 @@ from nas_jax.utils.trees import diff
 
 CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"
 CHECKPOINTS, EVALS, TENSORBOARD = "checkpoints", "evals", "tensorboard"
+FLUSH_SECONDS = 30  # between two writes of TensorBoard's file
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that writes to `path`: a full disk, a read-only directory and the like raise CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"writing to {error.filename or path} failed ({error.strerror or error})",
+            "a writable --workdir with room",
+            "make room or allow writing, and start again: it goes on from the newest checkpoint",
+        ) from error
 
 
 def open_workdir(workdir: Path, run_record: Mapping[str, Any], write: bool = True) -> None:
@@ -35,11 +52,9 @@ def open_workdir(workdir: Path, run_record: Mapping[str, Any], write: bool = Tru
     if has_checkpoint(workdir):
         check_config(workdir, run_record, RESUMABLE)
     if write:
-        try:
+        with writing(path):
             workdir.mkdir(parents=True, exist_ok=True)
             _write_atomically(path, json.dumps(run_record, indent=2) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{workdir}: {error.strerror}", "a writable --workdir", "pass another") from error
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -80,37 +95,74 @@ class Records:
         self.evaluated = False  # an evaluation of the state at `start` is on file
         if not enabled:
             return
-        from tensorboardX import SummaryWriter  # here: an import of seconds that reading a config does not need
-
         for name in (METRICS, TIMINGS):
             kept = _truncate(workdir / name, start)
             self.evaluated |= any(entry["step"] == start and entry.get("kind") == "eval" for entry in kept)
-        self._metrics = (workdir / METRICS).open("a")
-        self._timings = (workdir / TIMINGS).open("a")
-        self._board = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+        with writing(workdir):
+            self._metrics = (workdir / METRICS).open("a")
+            self._timings = (workdir / TIMINGS).open("a")
+            self._board = _Board(workdir / TENSORBOARD, purge_step=start + 1)
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """kind: `train` or `eval`."""
+        """kind: `train` or `eval`. Raises CheckpointError if it cannot be written."""
         if self._enabled:
             _append(self._metrics, {"step": step, "kind": kind} | dict(metrics))
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(step, metrics)
 
     def add_timing(self, step: int, timings: Mapping[str, float]) -> None:
+        """Raises CheckpointError if it cannot be written."""
         if self._enabled:
             _append(self._timings, {"step": step} | dict(timings))
-            for name, value in timings.items():
-                self._board.add_scalar(f"time/{name}", value, step)
+            self._board.add(step, {f"time/{name}": value for name, value in timings.items()})
 
     def close(self) -> None:
+        """Closes all files. Raises CheckpointError if what is left cannot be written."""
         if self._enabled:
-            for file in (self._metrics, self._timings, self._board):
-                file.close()
+            with ExitStack() as stack:  # all of them, whichever fails
+                for file in (self._metrics, self._timings, self._board):
+                    stack.enter_context(writing(file.name))
+                    stack.callback(file.close)
+
+
+class _Board:
+    """TensorBoard's file of scalars, written by the thread that calls.
+
+    tensorboardX's own writer has a thread that dies on a full disk, whereupon the run waits for it without end.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        """purge_step: what former files hold from this step on is not shown."""
+        # Here: imports of seconds that reading a config does not need.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
+        self._file = RecordWriter(str(self.name))
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        with writing(self.name):
+            for name, value in scalars.items():
+                self._write(step=step, summary=self._scalar(name, value))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def _append(file, entry: Mapping[str, Any]) -> None:
-    file.write(json.dumps(entry) + "\n")
-    file.flush()
+    with writing(file.name):
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
 
 
 def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
@@ -123,9 +175,10 @@ def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
         kept = [entry for entry in entries if entry["step"] <= last_step]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error})", "one JSON object a line", "repair or move it") from error
-    _write_atomically(
-        path, "".join(line for line, entry in zip(whole, entries, strict=True) if entry["step"] <= last_step)
-    )
+    with writing(path):
+        _write_atomically(
+            path, "".join(line for line, entry in zip(whole, entries, strict=True) if entry["step"] <= last_step)
+        )
     return kept
 
 

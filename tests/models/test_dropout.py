@@ -6,35 +6,43 @@ import numpy as np
 import pytest
 import tiny
 
-from nas_jax.models.dropout import Dropout, row_bits, sub_seeds
+from nas_jax.models.dropout import dropout, layer_seeds, noise, token_seeds
 
 
 def test_noise_is_uniform_and_without_pattern():
-    bits = np.asarray(row_bits(jnp.arange(400, dtype=jnp.uint32), (16, 32), 7))
+    seeds = token_seeds(jnp.arange(1000, 1040, dtype=jnp.uint32), 10)
+    bits = np.asarray(noise(seeds[..., None, None], "a", (40, 10, 16, 32), (2, 3)))
     share = bits / 2**32
     assert abs(share.mean() - 0.5) < 0.003 and abs(share.std() - 12**-0.5) < 0.003
     each = np.unpackbits(bits.view(np.uint8)).mean()
     assert abs(each - 0.5) < 0.002
     flat = share - 0.5
-    for shifted in (flat[1:], flat[:, 1:], flat[:, :, 1:]):
-        base = flat[: shifted.shape[0], : shifted.shape[1], : shifted.shape[2]]
-        assert abs((shifted * base).mean()) * 12 < 0.01  # correlation of neighbours
+    for axis in range(4):  # correlation of neighbours
+        one, other = np.delete(flat, 0, axis), np.delete(flat, -1, axis)
+        assert abs((one * other).mean()) * 12 < 0.01
     assert len(np.unique(bits)) > 0.9999 * bits.size
-    assert (row_bits(jnp.arange(400, dtype=jnp.uint32), (16, 32), 8) != bits).mean() > 0.999
-    assert len(np.unique(sub_seeds(jnp.arange(9, dtype=jnp.uint32), 5))) == 45
+    others = (
+        noise(seeds[..., None, None], "b", bits.shape, (2, 3)),
+        noise(layer_seeds(seeds, 1)[..., None, None], "a", bits.shape, (2, 3)),
+    )
+    for other in map(np.asarray, others):
+        assert (other != bits).mean() > 0.999
+        assert abs(np.corrcoef(other.ravel(), bits.ravel())[0, 1]) < 0.01
 
 
-def test_a_row_keeps_its_mask_wherever_it_stands():
+def test_a_token_keeps_its_mask_wherever_it_stands():
     x = jnp.ones((6, 5, 40))
-    seeds = jnp.asarray([3, 1, 4, 1, 5, 9], jnp.uint32)
-    layer = Dropout(0.25)
-    whole = layer.apply({}, x, seeds)
-    np.testing.assert_array_equal(layer.apply({}, x[2:4], seeds[2:4]), whole[2:4])
+    seeds = token_seeds(jnp.asarray([3, 1, 4, 1, 5, 9], jnp.uint32), 5)[..., None]
+    whole = dropout(x, 0.25, seeds, "here", (2,))
+    np.testing.assert_array_equal(dropout(x[2:4], 0.25, seeds[2:4], "here", (2,)), whole[2:4])
+    np.testing.assert_array_equal(dropout(x[:, 1:2], 0.25, seeds[:, 1:2], "here", (2,)), whole[:, 1:2])
+    longer = token_seeds(jnp.asarray([3, 1, 4, 1, 5, 9], jnp.uint32), 9)
+    np.testing.assert_array_equal(longer[:, :5], seeds[..., 0])  # padded further
     np.testing.assert_array_equal(whole[1], whole[3])  # equal seeds
     assert (whole[0] != whole[2]).any()
     assert float((whole == 0).mean()) == pytest.approx(0.25, abs=0.03)
     np.testing.assert_allclose(np.unique(whole), [0, 4 / 3])
-    np.testing.assert_array_equal(layer.apply({}, x, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.25, None, "here", (2,)), x)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -1,0 +1,46 @@
+"""Stacks of equal layers: one after the other, or as a loop over stacked parameters; and what they keep in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nas_jax.typing import PyTree
+
+POLICIES = ("none", "dots", "full")
+
+
+def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The layer class, computing in the backward pass what it does not keep.
+
+    none: keeps everything. dots: keeps the results of its projections, computes attention and what is elementwise
+    again. full: keeps its input only.
+    """
+    if policy == "none":
+        return layer
+    if policy == "dots":
+        return nn.remat(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return nn.remat(layer)
+
+
+def run_layers(layers: Sequence[nn.Module], scan: bool, first: int, x: PyTree, *inputs: PyTree) -> PyTree:
+    """Calls layer(x, number, *inputs) for each layer in turn; numbers count from `first`.
+
+    scan: as one loop, which compiles several times faster and runs slower. The parameters stay those of the single
+    layers, and are stacked inside the step: both ways read the same checkpoints.
+    """
+    if not scan or len(layers) < 2 or layers[0].is_initializing():
+        for number, layer in enumerate(layers, first):
+            x = layer(x, number, *inputs)
+        return x
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers))
+    alone = layers[0].clone(parent=None, name=None)
+
+    def body(x: PyTree, one: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
+        params, number = one
+        return alone.apply({"params": params}, x, number, *inputs), None
+
+    return jax.lax.scan(body, x, (stacked, first + jnp.arange(len(layers), dtype=jnp.uint32)))[0]

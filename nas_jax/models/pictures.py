@@ -1,0 +1,71 @@
+"""What rows of the fusion encoder look at.
+
+Several texts stand beside each picture: the true one, hard negatives, generated ones. They read the same image tokens,
+so their keys and values are computed once for each picture and not once for each row; another picture of the batch is
+looked up among the keys and values that are there; and a picture with some tokens replaced differs in those only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.struct
+
+from nas_jax.parallel.mesh import take_rows
+from nas_jax.typing import Array
+
+
+@flax.struct.dataclass
+class Replacement:
+    """Tokens of each picture that are replaced, all by the same code (NVA), in the parts that LayerNorm leaves of them.
+
+    The new token at patch n is scale_BxN * (base_BxD + place_NxD) + bias_D. So its keys and values follow from one
+    projection for each picture and one for each patch position, however many tokens are replaced.
+    """
+
+    where_BxN: Array  # bool, True where replaced
+    base_BxD: Array
+    scale_BxN: Array
+
+
+class Places(NamedTuple):
+    """The parts of a replaced token that are the same for all pictures."""
+
+    place_NxD: Array
+    bias_D: Array
+
+
+@flax.struct.dataclass
+class Look:
+    """How `rows` texts beside each picture read it."""
+
+    rows: int = flax.struct.field(pytree_node=False, default=1)
+    detached: bool = flax.struct.field(pytree_node=False, default=False)  # no gradient to the image tokens
+    index_B: Array | None = None  # they read picture index_B[b] instead
+    shards: int = flax.struct.field(pytree_node=False, default=1)  # blocks of the batch that an index stays in
+    replacement: Replacement | None = None  # they read it with tokens replaced
+
+
+@flax.struct.dataclass
+class Pictures:
+    """Image tokens of B pictures, and the looks of the texts beside each of them, in the order of the texts."""
+
+    tokens_BxTxD: Array
+    looks: tuple[Look, ...] = (Look(),)
+    places: Places | None = None  # needed by looks with replacements
+
+    @property
+    def rows(self) -> int:
+        """Texts beside each picture."""
+        return sum(look.rows for look in self.looks)
+
+
+def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
+    """Image tokens alone are one row for each picture."""
+    return seen if isinstance(seen, tuple) else (Pictures(seen),)
+
+
+def other_pictures(tokens_BxTxD: Array, look: Look) -> Pictures:
+    """The pictures that an index names, as pictures of their own."""
+    taken = take_rows(tokens_BxTxD, look.index_B, look.shards)
+    return Pictures(taken, (Look(look.rows, look.detached),))
