@@ -34,7 +34,7 @@ from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step
-from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir
+from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir, writing
 from nas_jax.utils.logging import Console, set_up_logging
 from nas_jax.utils.trees import num_params
 
@@ -54,13 +54,17 @@ def main(
     workdir: str | None,
     mode: str,
     topology: str = "local",
+    compile_effort: str = "full",
     processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> int:
-    """Runs `mode` in `workdir`; returns the exit code. Raises UserError. topology: for the mode `compile`."""
+    """Runs `mode` in `workdir`; returns the exit code. Raises UserError.
+
+    topology, compile_effort: for the mode `compile`.
+    """
     set_up_logging()
     run = from_config_dict(config)
     if mode == "compile":
-        return compile_step(run, topology, Path(workdir) if workdir else None)
+        return compile_step(run, topology, Path(workdir) if workdir else None, compile_effort)
     start(processes)
     if mode == "check":
         return preflight(run, Path(workdir))
@@ -111,9 +115,10 @@ def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: 
         path = workdir / NVA_PICTURE
         params, method_state = everywhere((state.params, state.method_state), mesh)
         if jax.process_index() == 0:
-            draw_nva_examples(
-                path, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
-            )
+            with writing(path):
+                draw_nva_examples(
+                    path, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
+                )
         console.say(f"what NVA makes of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
@@ -206,12 +211,14 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
     else:
         tokenizer = pipeline.build_tokenizer(run.data, source)
     if jax.process_index() == 0:
-        tokenizer.save(saved)
+        with writing(saved):
+            tokenizer.save(saved)
     return tokenizer
 
 
 def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:
     """Writes an evaluation to evals/<step>.json; returns its table."""
     path = workdir / EVALS / f"{step}.json"
-    write_results(path, metrics, {"name": run.name, "step": step, "eval": to_dict(run.eval)})
+    with writing(path):
+        write_results(path, metrics, {"name": run.name, "step": step, "eval": to_dict(run.eval)})
     return f"evaluation at step {step} ({path}), in percent\n{format_table(metrics)}"

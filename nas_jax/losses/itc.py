@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.parallel.mesh import pin, pin_rows
 from nas_jax.typing import Array
 
@@ -50,23 +51,19 @@ def enqueue(queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Ar
     )
 
 
-def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> Array:
-    """Hard targets (B, B + Q), rows summing to 1.
+def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array, Array | None]:
+    """The truth for the keys of the batch (B, B) and of the queue (B, Q), rows summing to 1 over both.
 
-    Only the own pair (pretraining), or, `by_id`, every key with the same image id in equal shares (ALBEF's retrieval
-    fine-tuning).
+    Only the own pair (pretraining; None for the queue), or, `by_id`, every key with the same image id in equal shares
+    (ALBEF's retrieval fine-tuning).
     """
-    batch = image_id_B.shape[0]
     if not by_id:
-        return jnp.eye(batch, batch + queue_id_Q.shape[0], dtype=jnp.float32)
-    key_id_P = jnp.concatenate([image_id_B, queue_id_Q])
-    same_BxP = (image_id_B[:, None] == key_id_P[None]).astype(jnp.float32)
-    return same_BxP / same_BxP.sum(-1, keepdims=True)
-
-
-def soft_cross_entropy(logits_BxP: Array, targets_BxP: Array) -> Array:
-    """-sum(targets * log softmax(logits)), one value a row."""
-    return -jnp.sum(jax.nn.log_softmax(logits_BxP) * targets_BxP, axis=-1)
+        return jnp.eye(image_id_B.shape[0], dtype=jnp.float32), None
+    same_BxB, same_BxQ = (
+        (image_id_B[:, None] == ids[None]).astype(jnp.float32) for ids in (image_id_B, queue_id_Q)
+    )  # fmt: skip
+    total_Bx1 = same_BxB.sum(-1, keepdims=True) + same_BxQ.sum(-1, keepdims=True)
+    return same_BxB / total_Bx1, same_BxQ / total_Bx1
 
 
 def itc_loss(
@@ -75,30 +72,31 @@ def itc_loss(
     teacher_image_BxE: Array,
     teacher_text_BxE: Array,
     queue: QueueState,
-    targets_BxP: Array,
+    truth: tuple[Array, Array | None],
     temp: Array,
     alpha: Array,
 ) -> tuple[Array, Array, Array]:
-    """Mean of both directions against teacher keys [batch ; queue].
+    """Mean of both directions against the teacher's keys of the batch and the queue.
 
-    The target is alpha * softmax(teacher similarities) + (1 - alpha) * hard targets. All features are unit vectors in
-    float32. Returns the loss and the student's similarities / temp (B, P) image-to-text and text-to-image.
+    The target is alpha * softmax(teacher similarities) + (1 - alpha) * truth. All features are unit vectors in float32.
+    Returns the loss and the student's similarities / temp to the keys of the batch, (B, B), image-to-text and
+    text-to-image.
     """
+    taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE))
+    queued = queue.image_QxE.shape[0] > 0
 
-    def keys(teacher_BxE: Array, queue_QxE: Array) -> Array:
+    def similarities(rows_Bx2xE: Array, keys_BxE: Array, queue_QxE: Array) -> list[Array]:
         # Only the features of the batch travel: all keys are on every device, the similarities stay with their rows.
-        whole_BxE = pin(jax.lax.stop_gradient(teacher_BxE), None, None)
-        return pin(jnp.concatenate([whole_BxE, queue_QxE]), None, None)
+        groups = (pin(keys_BxE, None, None), pin(queue_QxE, None, None))
+        return [pin_rows(jnp.einsum("bse,pe->bsp", rows_Bx2xE, keys_PxE)) for keys_PxE in groups[: 1 + queued]]
 
-    def similarities(rows_BxE: Array, keys_PxE: Array, temp: Array) -> Array:
-        return pin_rows(pin_rows(rows_BxE) @ keys_PxE.T / temp)
+    def direction(rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array) -> tuple[Array, Array]:
+        # Student and teacher together: the keys are read once.
+        both_Bx2xE = jnp.stack([rows_BxE / temp, taught_BxE / jax.lax.stop_gradient(temp)], axis=1)
+        both = similarities(pin_rows(both_Bx2xE), keys_BxE, queue_QxE)
+        logits, teacher = (tuple(group[:, side] for group in both) for side in range(2))
+        return soft_cross_entropy(logits, teacher, truth[: 1 + queued], alpha).mean(), logits[0]
 
-    image_keys_PxE, text_keys_PxE = keys(teacher_image_BxE, queue.image_QxE), keys(teacher_text_BxE, queue.text_QxE)
-    logits_i2t_BxP = similarities(image_BxE, text_keys_PxE, temp)
-    logits_t2i_BxP = similarities(text_BxE, image_keys_PxE, temp)
-    taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE, temp))
-    teacher_i2t_BxP = jax.nn.softmax(similarities(taught[0], text_keys_PxE, taught[2]))
-    teacher_t2i_BxP = jax.nn.softmax(similarities(taught[1], image_keys_PxE, taught[2]))
-    loss_i2t = soft_cross_entropy(logits_i2t_BxP, alpha * teacher_i2t_BxP + (1 - alpha) * targets_BxP).mean()
-    loss_t2i = soft_cross_entropy(logits_t2i_BxP, alpha * teacher_t2i_BxP + (1 - alpha) * targets_BxP).mean()
-    return (loss_i2t + loss_t2i) / 2, logits_i2t_BxP, logits_t2i_BxP
+    loss_i2t, logits_i2t_BxB = direction(image_BxE, taught[0], taught[1], queue.text_QxE)
+    loss_t2i, logits_t2i_BxB = direction(text_BxE, taught[1], taught[0], queue.image_QxE)
+    return (loss_i2t + loss_t2i) / 2, logits_i2t_BxB, logits_t2i_BxB

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.typing import Array
 
 
@@ -78,13 +79,14 @@ def mlm_rows(
     logits_BxMxV: Array, teacher_logits_BxMxV: Array | None, masked: MaskedText, alpha: Array | float
 ) -> Array:
     """(1 - alpha) * CE(targets) + alpha * CE(softmax of the teacher), summed over the masked positions of each row."""
-    log_p_BxMxV = jax.nn.log_softmax(logits_BxMxV.astype(jnp.float32))
-    loss_BxM = -jnp.take_along_axis(log_p_BxMxV, masked.targets_BxM[..., None], axis=-1)[..., 0]
-    if teacher_logits_BxMxV is not None:
-        teacher_BxMxV = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits_BxMxV.astype(jnp.float32)))
-        soft_BxM = -jnp.sum(teacher_BxMxV * log_p_BxMxV, axis=-1)
-        loss_BxM = (1 - alpha) * loss_BxM + alpha * soft_BxM
-    return jnp.sum(loss_BxM * masked.weights_BxM, axis=-1)
+    batch, picks, vocabulary = logits_BxMxV.shape
+
+    def rows(x_BxMxV: Array) -> tuple[Array]:
+        return (x_BxMxV.reshape(batch * picks, vocabulary),)
+
+    teacher = None if teacher_logits_BxMxV is None else rows(jax.lax.stop_gradient(teacher_logits_BxMxV))
+    loss_R = soft_cross_entropy(rows(logits_BxMxV), teacher, (masked.targets_BxM.reshape(-1),), alpha)
+    return jnp.sum(loss_R.reshape(batch, picks) * masked.weights_BxM, axis=-1)
 
 
 def masked_mean(loss_B: Array, masked: MaskedText) -> Array:

@@ -160,21 +160,20 @@ def contrast(
     ctx: Context, params: Params, queue: QueueState, encoded: Encoded, image_id_B: Array, alpha: Array
 ) -> tuple[Array, Array, Array, QueueState]:
     """ITC (section 3.2, eq. 2 and 6): the loss, the in-batch similarities both ways (B, B), and the new queue."""
-    targets_BxP = positives(image_id_B, queue.image_id_Q, ctx.config.itc.positives_by_id)
-    loss, logits_i2t_BxP, logits_t2i_BxP = itc_loss(
+    truth = positives(image_id_B, queue.image_id_Q, ctx.config.itc.positives_by_id)
+    loss, logits_i2t_BxB, logits_t2i_BxB = itc_loss(
         encoded.image_BxE,
         encoded.text_BxE,
         encoded.teacher_image_BxE,
         encoded.teacher_text_BxE,
         queue,
-        targets_BxP,
+        truth,
         params["temp"],
         alpha,
     )
     if not ctx.config.itc.queue_frozen:
         queue = enqueue(queue, encoded.teacher_image_BxE, encoded.teacher_text_BxE, image_id_B)
-    batch = image_id_B.shape[0]
-    return loss, logits_i2t_BxP[:, :batch], logits_t2i_BxP[:, :batch], queue
+    return loss, logits_i2t_BxB, logits_t2i_BxB, queue
 
 
 def mine(

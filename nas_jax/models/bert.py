@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
 from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
-from nas_jax.models.layers import rematerialised, run_layers
+from nas_jax.models.layers import gelu, rematerialised, run_layers
 from nas_jax.models.pictures import Pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
@@ -61,7 +61,7 @@ class BertLayer(nn.Module):
             cross = CrossAttention(*heads, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
         hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_RxLxD)
-        hidden = pin(nn.gelu(hidden, approximate=False), BATCH, None, "tensor")
+        hidden = pin(gelu(hidden), BATCH, None, "tensor")
         update = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
         return add_and_norm("mlp_norm", x_RxLxD, update)
 
@@ -158,7 +158,7 @@ class MlmHead(nn.Module):
         """Logits (B, M, V) in float32."""
         config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
         hidden = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="transform")(tokens_BxMxD)
-        hidden = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")(nn.gelu(hidden, approximate=False))
+        hidden = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="norm")(gelu(hidden))
         bias_V = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
         logits_BxMxV = jnp.einsum("bmd,vd->bmv", hidden, word_table_VxD.astype(dtype))
         return logits_BxMxV.astype(jnp.float32) + bias_V

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import SelfAttention
-from nas_jax.models.layers import rematerialised, run_layers
+from nas_jax.models.layers import gelu, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD
-            hidden = pin(nn.gelu(mlp_in(mlp_norm(x_BxTxD)), approximate=False), BATCH, None, "tensor")
+            hidden = pin(gelu(mlp_in(mlp_norm(x_BxTxD))), BATCH, None, "tensor")
             return pin_rows(x_BxTxD + mlp_out(hidden))
 
         return tuple(map(rest, streams, mixed))

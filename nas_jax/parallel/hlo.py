@@ -21,6 +21,8 @@ _BYTES = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_LIMIT = re.compile(r"^\s+%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"^\s+ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
@@ -55,6 +57,7 @@ class Program:
     collectives: tuple[Collective, ...]
     operations: tuple[Operation, ...]  # with an estimate, those in conditionals left out
     unestimated: int  # custom calls without one
+    unknown_loops: int = 0  # loops whose length is not in the text, counted once
 
     @property
     def cycles(self) -> float:
@@ -83,7 +86,10 @@ def read_program(text: str) -> Program:
                 operations.append(Operation(_source(line), times * float(cycles[1]), _opcode(line)))
             elif " custom-call(" in line:
                 unestimated += times
-    return Program(tuple(collectives.values()), tuple(operations), unestimated)
+    unknown = sum(
+        " while(" in line and _trips(line, computations) is None for name in runs for line in computations[name]
+    )
+    return Program(tuple(collectives.values()), tuple(operations), unestimated, unknown)
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:
@@ -116,13 +122,28 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int
                     continue
                 trips = 1
                 if attribute in ("body", "condition"):
-                    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-                    trips = int(known[1]) if known else 1
+                    trips = _trips(line, computations) or 1
                 for called in re.findall(r"[\w.\-]+", names):
                     visit(called, times * trips, branch or attribute == "branch_computations")
 
     visit(entry, 1, False)
     return runs
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop runs: as the compiler notes, or, as for TPUs it does not, by the limit in its condition.
+
+    The loops of JAX with a length count from 0 in ones.
+    """
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = computations.get(condition[1], []) if condition else []
+    limits = {found[1]: int(found[2]) for found in map(_LIMIT.match, lines) if found}
+    for found in map(_BELOW.search, lines):
+        if found and found[1] in limits:
+            return limits[found[1]]
+    return None
 
 
 def _opcode(line: str) -> str:

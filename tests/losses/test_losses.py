@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ import tiny
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import gather_positions, mask_tokens, masked_mean, mlm_rows
+from nas_jax.losses.soft_targets import soft_cross_entropy
+from nas_jax.models.layers import gelu
 
 
 def unit_rows(count, dim, seed):
@@ -49,18 +53,51 @@ def test_itc_soft_targets_and_queue_follow_the_definition():
         target = alpha * soft + (1 - alpha) * np.eye(4, 10)
         expected += -(target * log_softmax(np.asarray(query) @ keys.T / temp)).sum(-1).mean() / 2
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert i2t.shape == (4, 10)
+    np.testing.assert_allclose(i2t, np.asarray(image) @ np.asarray(taught_text).T / temp, rtol=1e-5, atol=1e-5)
+
+
+def test_soft_cross_entropy_and_its_gradient_follow_the_definition():
+    rng, alpha = np.random.default_rng(0), jnp.float32(0.4)
+    logits, teacher = (tuple(jnp.asarray(3 * rng.normal(size=(5, k)), jnp.float32) for k in (4, 7)) for _ in range(2))
+    weights, right = jnp.asarray(rng.random(5), jnp.float32), jnp.asarray([3, 0, 2, 2, 1])
+    whole = jax.nn.one_hot(right, 11)
+
+    def plain(logits, teacher, alpha):
+        joined = jnp.concatenate(logits, axis=1)
+        soft = jax.nn.softmax(jnp.concatenate(teacher, axis=1)) if teacher else 0
+        target = alpha * soft + (1 - alpha) * whole
+        return -(weights * (target * jax.nn.log_softmax(joined)).sum(-1)).sum()
+
+    for truth, taught in (((right, None), teacher), ((whole[:, :4], whole[:, 4:]), teacher), ((right, None), None)):
+        share = alpha if taught else jnp.float32(0)
+
+        def ours(logits, truth=truth, taught=taught, share=share):
+            return (weights * soft_cross_entropy(logits, taught, truth, share)).sum()
+
+        one, other = jax.value_and_grad(ours)(logits), jax.value_and_grad(plain)(logits, taught, share)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_exact(dtype):
+    x = jnp.linspace(-9, 9, 1001).astype(dtype)
+    value, slope = jax.vmap(jax.value_and_grad(gelu))(x)
+    exact = np.asarray([v * math.erfc(-v / 2**0.5) / 2 for v in np.asarray(x, np.float64)])
+    one, other = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32)), slope
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-8
+    np.testing.assert_allclose(np.asarray(value, np.float64), exact, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(other, np.float64), one, rtol=tolerance, atol=tolerance)
 
 
 def test_positives_by_id_share_the_target_and_the_queue_is_a_ring():
     queue = init_queue(jax.random.key(0), 6, 8)
-    assert not (positives(jnp.array([0, 1]), queue.image_id_Q, by_id=True)[:, 2:] > 0).any()  # noise is nobody's
+    assert not (positives(jnp.array([0, 1]), queue.image_id_Q, by_id=True)[1] > 0).any()  # noise is nobody's
     for ids in ([7, 8], [9, 7], [1, 2], [3, 4]):
         queue = enqueue(queue, unit_rows(2, 8, ids[0]), unit_rows(2, 8, ids[1]), jnp.array(ids, jnp.int32))
     np.testing.assert_array_equal(queue.image_id_Q, [3, 4, 9, 7, 1, 2])
     assert int(queue.pointer) == 2
     np.testing.assert_array_equal(queue.image_QxE[2:4], unit_rows(2, 8, 9))
-    targets = positives(jnp.array([7, 5]), queue.image_id_Q, by_id=True)
+    targets = np.concatenate(positives(jnp.array([7, 5]), queue.image_id_Q, by_id=True), axis=1)
     np.testing.assert_allclose(targets[0], [0.5, 0, 0, 0, 0, 0.5, 0, 0])
     np.testing.assert_allclose(targets[1], np.eye(8)[1])
     with pytest.raises(ValueError, match="must divide"):

@@ -50,12 +50,22 @@ TEXT = """HloModule step
   %f = f32[8]{0} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
   %g = bf16[4,8]{1,0} all-gather(%x), channel_id=7, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
 }
+%below (t: (s32[], f32[8])) -> pred[] {
+  %limit.1 = s32[]{:T(128)} constant(3)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit.1), direction=LT, metadata={op_name="while/cond/lt"}
+}
+%short (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %e = f32[8]{0} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"7"}
+}
 %rare (t: f32[8]) -> f32[8] {
   %r = f32[8]{0} all-reduce(%x), channel_id=9, replica_groups={{0,1},{2,3}}, to_apply=%fused
   %s = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"5000"}
 }
 ENTRY %main (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %v = (s32[], f32[8]) while(%t), condition=%below, body=%short, metadata={op_name="while"}
+  %u = (s32[], f32[8]) while(%t), condition=%unseen, body=%short, metadata={op_name="while"}
   %o = f32[8]{0} conditional(%p, %a, %b), branch_computations={%rare, %rare}
   %h = bf16[4,8]{1,0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
   %q = f32[8]{0} custom-call(%x), custom_call_target="mystery"
@@ -66,7 +76,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_cycles_times_trips_without_what_is_fused_or_seldom():
     read = read_program(TEXT)
-    assert read.cycles == 12 * 100 + 30 and read.unestimated == 1
+    assert read.cycles == 12 * 100 + 30 + (3 + 1) * 7 and read.unestimated == 1
+    assert read.unknown_loops == 1  # counted once
     gathered, reduced = read.collectives  # the two pieces of channel 7 are one
     assert (gathered.group, gathered.times, gathered.bytes, gathered.wire_bytes) == (4, 12, 64, 64 * 0.75 * 12)
     assert (reduced.group, reduced.branch, reduced.wire_bytes) == (2, True, 2 * 32 / 2 * 2)
