@@ -61,6 +61,12 @@ class ModelConfig:
             raise ConfigError(
                 f"model.attention={self.attention!r}", f"one of {', '.join(IMPLEMENTATIONS)}", "set one of them"
             )
+        if self.attention == "cudnn" and self.cls_apart:
+            raise ConfigError(
+                "model.attention='cudnn' with model.cls_apart=True",
+                "one of the two: NVIDIA's kernel takes all tokens in one array",
+                "set model.cls_apart=False",
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
 
