@@ -25,7 +25,7 @@ from nas_jax.models.visual_dictionary import DictionaryState
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
 from nas_jax.negatives.nta import WordTables
 from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows, take_rows
+from nas_jax.parallel.mesh import pin_rows, row_devices, take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 KEYS = (
@@ -253,7 +253,8 @@ def _looks(ctx: Context, image_tokens_BxTxD: Array, passes: list[Pass]) -> tuple
 
 def _by_itself(ctx: Context, row: Pass) -> bool:
     """Whether the tokens that a row sees are projected for it alone."""
-    elsewhere = row.other_B is not None and ctx.pieces > 1  # the other picture may be in another piece
+    # The other picture may be in another piece, or on another device: its tokens are fewer bytes than its keys.
+    elsewhere = row.other_B is not None and (ctx.pieces > 1 or ctx.config.itm.mining_shards % row_devices() > 0)
     return elsewhere or (row.tokens_BxTxD is not None and row.replacement is None)
 
 

@@ -116,6 +116,12 @@ def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
+def row_devices() -> int:
+    """Devices that the rows of a batch are split over, in the mesh that is set; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def pin_rows(x: Array) -> Array:
     """An activation with rows first, whole in all other dimensions."""
     return pin(x, BATCH, *(None,) * (x.ndim - 1))

@@ -125,7 +125,7 @@ def test_the_teacher_is_a_moving_average_and_the_temperature_stays_inside_its_bo
 
 def test_queue_modes():
     features = jnp.eye(6, 8)
-    encoded = Encoded(None, features, None, features, None, features, None, features)
+    encoded = Encoded(None, features, None, features, None, features, features)
     params, ids, queues = {"temp": jnp.float32(0.07)}, jnp.arange(6, dtype=jnp.int32), {}
     for name, itc in (
         ("full", ItcConfig(queue_size=24)),

@@ -7,8 +7,8 @@ import pytest
 import tiny
 from jax.sharding import AxisType, PartitionSpec
 
-from nas_jax.negatives.in_batch import allowed_negatives, draw_negative, take_rows
-from nas_jax.parallel.mesh import MeshConfig, batch_sharding, check_divisible, make_mesh, put_batch
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
+from nas_jax.parallel.mesh import MeshConfig, batch_sharding, check_divisible, make_mesh, put_batch, take_rows
 from nas_jax.parallel.rules import RULES, format_placements, placements, state_shardings
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import init_state
