@@ -24,7 +24,7 @@ from nas_jax.config import RunConfig, to_dict
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.negatives.nta import WordTables
-from nas_jax.parallel.hlo import Program, read_program
+from nas_jax.parallel.hlo import Collective, Program, read_program
 from nas_jax.parallel.mesh import batch_sharding, check_divisible, make_mesh
 from nas_jax.parallel.rules import placements, state_shardings, with_shardings
 from nas_jax.parallel.topology import Chip, topology_devices
@@ -236,7 +236,23 @@ def report(run: RunConfig, result: Rehearsal) -> str:
     if result.program.unknown_loops:
         lines.append(f"                   {result.program.unknown_loops} loops of unknown length counted once")
     lines.append(f"compiled in        {result.compile_seconds:.0f} s")
+    moving = moves_image_tokens(result.program, run.model.num_patches)
+    lines.append(
+        f"image tokens       {len(moving)} collectives move them: --config.method.itm.mining_shards={rows}"
+        if moving
+        else "image tokens       none crosses the interconnect"
+    )
     return "\n".join([*lines, "", *_collective_lines(result.program), "", *_operation_lines(result.program)])
+
+
+def moves_image_tokens(program: Program, patches: int) -> list[Collective]:
+    """The collectives of a batch of image tokens, or of their keys and values: (rows, tokens, ...)."""
+    lengths = (patches, patches + 1)
+    return [
+        found
+        for found in program.collectives
+        if any(len(dims) > 2 and dims[0] > 1 and set(lengths) & set(dims[1:-1]) for dims in found.dims)
+    ]
 
 
 def remedy(run: RunConfig, result: Rehearsal) -> list[str]:

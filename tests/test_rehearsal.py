@@ -53,6 +53,20 @@ def test_the_report_has_the_figures_and_calls_predictions_so(run):
     assert text.count("not in every step") == 1 and "48.0 MB sent a device" in text
 
 
+def test_whether_image_tokens_cross_devices_is_read_from_the_compiled_step(run):
+    """Hard negatives from the whole batch move them, those of the own device do not (four simulated devices)."""
+    method = replace(
+        run.method, name="albef", dictionary=replace(run.method.dictionary, enabled=False),
+        nva=replace(run.method.nva, enabled=False), nta=replace(run.method.nta, enabled=False),
+    )  # fmt: skip
+    run = replace(run, data=replace(run.data, batch_size=8))
+    for shards, moved in ((4, False), (1, True)):
+        itm = replace(method.itm, mining_shards=shards)
+        found = rehearsal.rehearse(replace(run, method=replace(method, itm=itm)), "local")
+        assert bool(rehearsal.moves_image_tokens(found.program, run.model.num_patches)) == moved
+        assert ("none crosses the interconnect" in rehearsal.report(run, found)) != moved
+
+
 def test_what_does_not_fit_says_what_would_help(run):
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm. Exceeded by 8.75G."
     assert rehearsal.out_of_memory(message) == (24.5 * GIB, 15.75 * GIB)

@@ -119,7 +119,7 @@ def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 def row_devices() -> int:
     """Devices that the rows of a batch are split over, in the mesh that is set; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+    return 1 if mesh.empty else num_row_shards(mesh)
 
 
 def pin_rows(x: Array) -> Array:
