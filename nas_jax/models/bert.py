@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
 from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
-from nas_jax.models.layers import gelu, rematerialised, run_layers
+from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
 from nas_jax.models.pictures import Pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
@@ -60,9 +60,9 @@ class BertLayer(nn.Module):
         if pictures is not None:
             cross = CrossAttention(*heads, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
-        hidden = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")(x_RxLxD)
+        hidden = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(x_RxLxD)
         hidden = pin(gelu(hidden), BATCH, None, "tensor")
-        update = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")(hidden)
+        update = Dense(config.dim, dtype, init, name="mlp_out")(hidden)
         return add_and_norm("mlp_norm", x_RxLxD, update)
 
 

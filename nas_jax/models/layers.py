@@ -1,4 +1,4 @@
-"""Stacks of equal layers, one after the other or as a loop over stacked parameters; what they keep; and their GELU."""
+"""What layers are made of, and stacks of them: one after the other, or as a loop over stacked parameters."""
 
 from __future__ import annotations
 
@@ -24,6 +24,38 @@ def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     if policy == "dots":
         return nn.remat(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
     return nn.remat(layer)
+
+
+class Dense(nn.Module):
+    """x W + b over the last axis; kernel (D, F), bias (F,). As flax's, with the kernel's gradient in one matmul.
+
+    Autodiff takes the gradient transposed and turns it, which XLA does on CPUs at half the speed.
+    """
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_BxTxD: Array) -> Array:
+        """(B, T, D) -> (B, T, F)."""
+        kernel_DxF = self.param("kernel", self.kernel_init, (x_BxTxD.shape[-1], self.features), jnp.float32)
+        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return _matmul(x_BxTxD.astype(self.dtype), kernel_DxF.astype(self.dtype)) + bias_F.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _matmul(x_BxTxD: Array, kernel_DxF: Array) -> Array:
+    return jnp.einsum("btd,df->btf", x_BxTxD, kernel_DxF)
+
+
+def _matmul_backward(saved: tuple[Array, Array], grad_BxTxF: Array) -> tuple[Array, Array]:
+    x_BxTxD, kernel_DxF = saved
+    grad_BxTxD = jnp.einsum("btf,df->btd", grad_BxTxF, kernel_DxF)
+    return grad_BxTxD, jnp.einsum("btd,btf->df", x_BxTxD, grad_BxTxF)
+
+
+_matmul.defvjp(lambda x, kernel: (_matmul(x, kernel), (x, kernel)), _matmul_backward)
 
 
 @jax.custom_vjp

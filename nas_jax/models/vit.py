@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import SelfAttention
-from nas_jax.models.layers import gelu, rematerialised, run_layers
+from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -28,8 +28,8 @@ class Block(nn.Module):
         attention = SelfAttention(config.heads, 0.0, dtype, init, config.attention, name="attention")
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
-        mlp_in = nn.Dense(config.mlp_ratio * config.dim, dtype=dtype, kernel_init=init, name="mlp_in")
-        mlp_out = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="mlp_out")
+        mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")
+        mlp_out = Dense(config.dim, dtype, init, name="mlp_out")
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD
