@@ -41,7 +41,7 @@ _EFFORT = flags.DEFINE_enum(
     "compile_effort",
     "full",
     ("full", "quick"),
-    "For --mode=compile on chips: quick predicts no time, in an eighth of it.",
+    "For --mode=compile on chips: quick predicts no time, in a tenth of it.",
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "local", "For --mode=compile: local, or chips like v5e:16x16, v5p:4x4x4.")
 

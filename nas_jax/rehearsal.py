@@ -65,7 +65,7 @@ class Rehearsal:
 
 
 EFFORTS = {"full": {}, "quick": {"exec_time_optimization_effort": -1.0}}
-"""Compiler options. Quick takes an eighth of the time and is right about operations and collectives; the program needs
+"""Compiler options. Quick takes a tenth of the time and is right about operations and collectives; the program needs
 somewhat more memory and several times as long, so that its cycle estimates are no prediction."""
 
 

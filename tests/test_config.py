@@ -81,6 +81,8 @@ def test_check_field():
         ({"data.image_size": 128}, "data.image_size=128, model.image_size=256; expected one size"),
         ({"data.text_length": 600}, "data.text_length=600, model.max_text_length=512"),
         ({"train.log_every": 0}, "train.log_every=0"),
+        ({"model.attention": "flash"}, "model.attention='flash'; expected one of xla, cudnn"),
+        ({"model.attention": "cudnn", "model.cls_apart": True}, "expected one of the two"),
         ({"seed": -1}, "seed=-1"),
     ],
 )
