@@ -176,7 +176,6 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, how
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = run_here(paths, whole)
     command = [sys.executable, "-m", "nas_jax.data.prepare", *paths, "--out", str(out), "--workers", "1"]
-    command = ["nice", "-n", "19", *command]  # on a single busy core it would else be at its end before it is seen
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not (out / ".units" / "unit-00000.json").exists():
         time.sleep(0.002)
