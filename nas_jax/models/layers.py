@@ -29,7 +29,7 @@ def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
 class Dense(nn.Module):
     """x W + b over the last axis; kernel (D, F), bias (F,). As flax's, with the kernel's gradient in one matmul.
 
-    Autodiff takes the gradient transposed and turns it, which XLA does on CPUs at half the speed.
+    Autodiff takes the gradient transposed and turns it, which XLA does slowly on CPUs.
     """
 
     features: int
