@@ -34,7 +34,8 @@ def predict(topology: str, streams: tuple[int, ...], effort: str, pictures: int)
     """Compiles one block for `pictures` a chip."""
     devices, chip = topology_devices(topology)
     mesh = make_mesh(devices=devices)
-    block = Block(model_config("base", dtype="bfloat16"))
+    model = model_config("base", dtype="bfloat16")
+    block = Block(model)
 
     def loss(params, tokens):
         return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in block.apply(params, tokens))
@@ -42,7 +43,7 @@ def predict(topology: str, streams: tuple[int, ...], effort: str, pictures: int)
     def shaped(shape, sharding, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    tokens = tuple(shaped((pictures * mesh.size, length, 768), batch_sharding(mesh)) for length in streams)
+    tokens = tuple(shaped((pictures * mesh.size, length, model.dim), batch_sharding(mesh)) for length in streams)
     params = jax.eval_shape(block.init, jax.random.key(0), tokens)
     params = jax.tree.map(lambda leaf: shaped(leaf.shape, replicated(mesh), leaf.dtype), params)
     began = time.process_time()

@@ -44,9 +44,8 @@ def get_config(argument: str = ""):
                 batch_size=512,
                 workers=12,
             ),
-            model=model_config(
-                "base", dtype="bfloat16", cls_apart=True
-            ),  # 256 tokens fill the tiles of a TPU, 257 do not
+            # 256 tokens fill the tiles of a TPU, 257 do not.
+            model=model_config("base", dtype="bfloat16", cls_apart=True),
             method=with_variant(method, variant),
             optimizer=OptimizerConfig(cosine_epochs=30),
             train=TrainConfig(epochs=31, log_every=50, checkpoint_every=2000),

@@ -72,7 +72,7 @@ somewhat more memory and several times as long, so that its cycle estimates are 
 def compile_step(run: RunConfig, topology: str, workdir: Path | None = None, effort: str = "full") -> int:
     """Compiles, prints the report and writes it to WORKDIR/compile-TOPOLOGY.json. Returns 0 if it fits, else 1."""
     console = Console()
-    wait = {"full": "an hour of CPU time for a base model", "quick": "minutes for a base model"}[effort]
+    wait = {"full": "tens of minutes for a base model", "quick": "minutes for a base model"}[effort]
     console.say(f"compiling the step of {run.name} for {topology}: {wait}")
     result = rehearse(run, topology, effort)
     console.say(report(run, result))

@@ -205,7 +205,7 @@ def match(
     # Letter P here: the kinds of rows.
     seeds_BxP = row_seeds(key, image_tokens_BxTxD.shape[0], len(passes))[:, jnp.array(order)]
     rows = {
-        "text_BxPxLxD": jnp.stack([_stopped(passes[kind], "text_tokens_BxLxD") for kind in kinds], axis=1),
+        "text_BxPxLxD": jnp.stack([_text(passes[kind]) for kind in kinds], axis=1),
         "mask_BxPxL": jnp.stack([passes[kind].token_mask_BxL for kind in kinds], axis=1),
         "seeds_BxP": seeds_BxP,
     }
@@ -263,9 +263,8 @@ def _order(ctx: Context, row: Pass) -> tuple[bool, ...]:
     return _by_itself(ctx, row), row.replacement is not None, row.other_B is not None, row.detached
 
 
-def _stopped(row: Pass, name: str) -> Array:
-    value = getattr(row, name)
-    return jax.lax.stop_gradient(value) if row.detached else value
+def _text(row: Pass) -> Array:
+    return jax.lax.stop_gradient(row.text_tokens_BxLxD) if row.detached else row.text_tokens_BxLxD
 
 
 def in_batch_passes(

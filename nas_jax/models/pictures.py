@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import flax.struct
 
-from nas_jax.parallel.mesh import take_rows
 from nas_jax.typing import Array
 
 
@@ -54,18 +53,7 @@ class Pictures:
     looks: tuple[Look, ...] = (Look(),)
     places: Places | None = None  # needed by looks with replacements
 
-    @property
-    def rows(self) -> int:
-        """Texts beside each picture."""
-        return sum(look.rows for look in self.looks)
-
 
 def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
     """Image tokens alone are one row for each picture."""
     return seen if isinstance(seen, tuple) else (Pictures(seen),)
-
-
-def other_pictures(tokens_BxTxD: Array, look: Look) -> Pictures:
-    """The pictures that an index names, as pictures of their own."""
-    taken = take_rows(tokens_BxTxD, look.index_B, look.shards)
-    return Pictures(taken, (Look(look.rows, look.detached),))
