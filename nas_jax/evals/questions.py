@@ -1,0 +1,48 @@
+"""Questions: what every caption-or-foil benchmark is made of, whatever its files look like.
+
+A question shows some pictures and some texts to a scorer, which gives every (picture, text) cell a score. Its *form*
+says which cells must be strictly higher than which others. Loaders make questions (`evals/benchmarks/`), scorers fill
+cells (`evals/scorers.py`), and `evals/outcomes.py` reads the answers off.
+
+| form | pictures | texts | right when |
+|---|---|---|---|
+| choice | 1 | 1 right, then the wrong ones | the right text beats every wrong one |
+| picture | 1 right, then the wrong ones | 1 | the right picture beats every wrong one |
+| quad | 2 | 2, text k belongs to picture k | text, image and group score (Thrush et al. 2022) |
+| two_true | 1 | 2 right, 1 wrong | both right texts beat the wrong one (SugarCrepe++) |
+| yes_no | 1 | 1 | the score is above 0 where the text is true, and not above 0 where it is false |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FORMS = ("choice", "picture", "quad", "two_true", "yes_no")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item of a benchmark. Its scores are an array (pictures, texts)."""
+
+    key: str  # unique in the benchmark and stable between runs: paired comparisons join on it
+    category: str  # piece, relation, tag: what tables are broken down by
+    images: tuple[int, ...]  # indices into Benchmark.images
+    texts: tuple[str, ...]
+    true: bool = True  # of form yes_no: whether the text is true of the picture
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Questions of one form with their pictures, and what was left out on the way."""
+
+    name: str  # "valse", "aro_relation", "own:foils"
+    form: str  # one of FORMS
+    questions: tuple[Question, ...]
+    images: Sequence[np.ndarray]  # images[i] -> uint8 (H, W, 3) of the size asked for; decoded when asked for
+    protocol: Mapping[str, str]  # rule -> value, e.g. {"filter": "mturk.caption >= 2", "crop": "bounding box"}
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> items left out because of it
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # group -> its categories ("replace": ...)
+    macro: tuple[str, ...] = ()  # categories of the macro average; (): all
