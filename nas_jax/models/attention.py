@@ -26,7 +26,11 @@ class KeyValue(NamedTuple):
 
 
 class HeadProjection(nn.Module):
-    """Several projections to heads in one matrix: kernel (D, P, H, F), bias (P, H, F)."""
+    """Several projections to heads: kernel (D, P, H, F), bias (P, H, F).
+
+    Only a query gets its bias here. That of keys moves all logits of a query alike, and softmax does not see it; that
+    of values is added to what they are mixed to (`attend`), which are fewer numbers.
+    """
 
     parts: int
     heads: int
@@ -34,56 +38,66 @@ class HeadProjection(nn.Module):
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
-    def weights(self, dim: int) -> tuple[Array, Array]:
-        """Kernel and bias in the dtype of the matmuls."""
+    def weights(self, dim: int) -> tuple[list[Array], Array]:
+        """A kernel (D, H, F) for each part, and the bias, in the dtype of the matmuls."""
         shape = (self.parts, self.heads, dim // self.heads)
-        flat = self.param("kernel", self._init, (dim, *shape))
-        return flat.astype(self.dtype), self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        kernel = self.param("kernel", self._init, (dim, *shape)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        return [kernel[:, part] for part in range(self.parts)], bias
 
     def _init(self, key: Array, shape: tuple[int, ...]) -> Array:
         return self.kernel_init(key, (shape[0], shape[1] * shape[2] * shape[3]), jnp.float32).reshape(shape)
 
-    def __call__(self, x_BxTxD: Array, first: int = 0, last: int | None = None) -> list[Array]:
-        """Parts `first` to `last` of the projections, each (B, T, H, F)."""
-        kernel, bias = self.weights(x_BxTxD.shape[-1])
-        projected = _project(x_BxTxD.astype(self.dtype), kernel[:, first:last]) + bias[first:last]
-        return _parts(projected)
+    def query(self, x_BxTxD: Array) -> Array:
+        """Part 0 (B, T, H, F)."""
+        kernels, bias = self.weights(x_BxTxD.shape[-1])
+        return _pin(_project(x_BxTxD.astype(self.dtype), kernels[0]) + bias[0])
+
+    def key_value(self, x_BxTxD: Array) -> KeyValue:
+        """The last two parts, without bias."""
+        kernels, _ = self.weights(x_BxTxD.shape[-1])
+        return KeyValue(*(_pin(_project(x_BxTxD.astype(self.dtype), kernel)) for kernel in kernels[-2:]))
+
+    def key_value_twice(self, x_BxTxD: Array) -> tuple[KeyValue, KeyValue]:
+        """`key_value`, and again without a gradient to `x`: computed once."""
+        kernels, _ = self.weights(x_BxTxD.shape[-1])
+        both = [map(_pin, _project_twice(x_BxTxD.astype(self.dtype), kernel)) for kernel in kernels[-2:]]
+        plain, detached = zip(*both, strict=True)
+        return KeyValue(*plain), KeyValue(*detached)
+
+    def value_bias(self, dim: int) -> Array:
+        """Bias (H, F) of the last part."""
+        return self.weights(dim)[1][-1]
 
     def replaced(self, keys: KeyValue, replacement: Replacement, places: Places) -> KeyValue:
-        """`keys` of pictures (B, N + 1, H, F) with those of the replaced tokens; see `Replacement`."""
-        kernel, bias = self.weights(places.place_NxD.shape[-1])
-
-        def project(x: Array) -> Array:
-            return jnp.einsum("...d,dphf->...phf", x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        """`keys` (B, T, H, F) of the patches, perhaps with [CLS] before, and those of the replaced patches instead."""
+        kernels, _ = self.weights(places.place_NxD.shape[-1])
+        before = keys.key_BxTxHxF.shape[1] - places.place_NxD.shape[0]
 
         def with_cls(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(int(number == axis), 0) for number in range(x.ndim)])
+            return jnp.pad(x, [(before * (number == axis), 0) for number in range(x.ndim)])
 
-        base_BxPxHxF, place_TxPxHxF = project(replacement.base_BxD), with_cls(project(places.place_NxD), 0)
-        bias_PxHxF = project(places.bias_D) + bias.astype(jnp.float32)
         scale_BxT, where_BxT = with_cls(replacement.scale_BxN, 1), with_cls(replacement.where_BxN, 1)
 
-        def part(number: int, kept_BxTxHxF: Array) -> Array:
-            new_BxTxHxF = base_BxPxHxF[:, None, number] + place_TxPxHxF[None, :, number]
-            new_BxTxHxF = new_BxTxHxF * scale_BxT[..., None, None] + bias_PxHxF[number]
+        def part(kernel_DxHxF: Array, kept_BxTxHxF: Array) -> Array:
+            def project(x: Array) -> Array:
+                x = x.astype(self.dtype)
+                return jnp.einsum("...d,dhf->...hf", x, kernel_DxHxF, preferred_element_type=jnp.float32)
+
+            base_BxHxF, place_TxHxF = project(replacement.base_BxD), with_cls(project(places.place_NxD), 0)
+            new_BxTxHxF = (base_BxHxF[:, None] + place_TxHxF) * scale_BxT[..., None, None] + project(places.bias_D)
             return jnp.where(where_BxT[..., None, None], new_BxTxHxF.astype(kept_BxTxHxF.dtype), kept_BxTxHxF)
 
-        return KeyValue(part(0, keys.key_BxTxHxF), part(1, keys.value_BxTxHxF))
-
-    def twice(self, x_BxTxD: Array) -> tuple[list[Array], list[Array]]:
-        """The projections, and again without a gradient to `x`: computed once."""
-        kernel, bias = self.weights(x_BxTxD.shape[-1])
-        projected, detached = _project_twice(x_BxTxD.astype(self.dtype), kernel)
-        return _parts(projected + bias), _parts(detached + bias)
+        return KeyValue(*map(part, kernels[-2:], keys))
 
 
-def _parts(projected_BxTxPxHxF: Array) -> list[Array]:
-    projected = pin(projected_BxTxPxHxF, BATCH, None, None, "tensor", None)
-    return [projected[:, :, part] for part in range(projected.shape[2])]
+def _pin(x_BxTxHxF: Array) -> Array:
+    return pin(x_BxTxHxF, BATCH, None, "tensor", None)
 
 
+@jax.custom_vjp
 def _project(x: Array, kernel: Array) -> Array:
-    return jnp.einsum("btd,dphf->btphf", x, kernel)
+    return jnp.einsum("btd,dhf->bthf", x, kernel)
 
 
 @jax.custom_vjp
@@ -92,48 +106,54 @@ def _project_twice(x: Array, kernel: Array) -> tuple[Array, Array]:
     return projected, projected
 
 
-def _project_twice_forward(x: Array, kernel: Array):
-    return _project_twice(x, kernel), (x, kernel)
-
-
-def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Array]):
+def _project_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    grad_x = jnp.einsum("btphf,dphf->btd", grads[0], kernel)
-    return grad_x, jnp.einsum("btd,btphf->dphf", x, grads[0] + grads[1])
+    return jnp.einsum("bthf,dhf->btd", grad, kernel), jnp.einsum("btd,bthf->dhf", x, grad)
 
 
-_project_twice.defvjp(_project_twice_forward, _project_twice_backward)
+def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, kernel = saved
+    return jnp.einsum("bthf,dhf->btd", grads[0], kernel), jnp.einsum("btd,bthf->dhf", x, grads[0] + grads[1])
+
+
+_project.defvjp(lambda x, kernel: (_project(x, kernel), (x, kernel)), _project_backward)
+_project_twice.defvjp(lambda x, kernel: (_project_twice(x, kernel), (x, kernel)), _project_twice_backward)
 
 
 def attend(
     query_BxLxHxF: Array,
     groups: Sequence[KeyValue],
+    value_bias_HxF: Array,
     key_mask_BxT: Array | None = None,
-    drop: Callable[[Array], Array] | None = None,
+    drop: Callable[[Array, int], Array] | None = None,
     implementation: str = "xla",
 ) -> Array:
     """Attention (B, L, H, F) over the keys of all groups together; the same as over their concatenation.
 
-    key_mask: True on real keys. drop: dropout of the weights (B, H, L, T). Both with one group only.
+    value_bias: added to all values, in effect: what is mixed gets it times the sum of the weights, 1 without dropout.
+    key_mask: True on real keys, with one group only. drop: dropout of the weights (B, H, L, T) from a first key on.
     """
     dtype, scale = query_BxLxHxF.dtype, query_BxLxHxF.shape[-1] ** -0.5
     if implementation == "cudnn" and len(groups) == 1 and drop is None:
         lengths_B = None if key_mask_BxT is None else key_mask_BxT.sum(-1, dtype=jnp.int32)
-        return jax.nn.dot_product_attention(
+        mixed = jax.nn.dot_product_attention(
             query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
         )
+        return mixed + value_bias_HxF
     logits = [
         jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF * scale, group.key_BxTxHxF).astype(jnp.float32) for group in groups
     ]
     if key_mask_BxT is not None:
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
-    mixed = 0
+    mixed, total, first = 0, 0, 0
     for weights_BxHxLxT, group in zip(_softmax(logits), groups, strict=True):
         weights_BxHxLxT = weights_BxHxLxT.astype(dtype)
         if drop is not None:
-            weights_BxHxLxT = drop(weights_BxHxLxT)
+            weights_BxHxLxT = drop(weights_BxHxLxT, first)
+            total = total + jnp.einsum("bhlt->blh", weights_BxHxLxT)[..., None]
+        first += weights_BxHxLxT.shape[-1]
         mixed = mixed + jnp.einsum("bhlt,bthf->blhf", weights_BxHxLxT, group.value_BxTxHxF)
-    return pin(mixed, BATCH, None, "tensor", None)
+    return _pin(mixed + (value_bias_HxF if drop is None else total * value_bias_HxF))
 
 
 def _softmax(logits: list[Array]) -> list[Array]:
@@ -158,15 +178,14 @@ class _Heads(nn.Module):
     def _project(self, name: str, parts: int) -> HeadProjection:
         return HeadProjection(parts, self.heads, self.dtype, self.kernel_init, name=name)
 
-    def _out(self, mixed_RxLxHxF: Array) -> Array:
-        dim = mixed_RxLxHxF.shape[-2] * mixed_RxLxHxF.shape[-1]
+    def _out(self, dim: int) -> nn.Module:
         return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")
 
-    def _drop(self, seeds_RxL: Array | None) -> Callable[[Array], Array] | None:
+    def _drop(self, seeds_RxL: Array | None) -> Callable[[Array, int], Array] | None:
         if seeds_RxL is None or self.dropout == 0:
             return None
-        return lambda weights_RxHxLxT: dropout(
-            weights_RxHxLxT, self.dropout, seeds_RxL[:, None, :, None], self.name, (1, 3)
+        return lambda weights_RxHxLxT, first: dropout(
+            weights_RxHxLxT, self.dropout, seeds_RxL[:, None, :, None], self.name, (1, 3), first
         )
 
 
@@ -186,60 +205,58 @@ class SelfAttention(_Heads):
         seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens ask; with one stream.
         """
         qkv = self._project("qkv", 3)
-        if picked_RxM is None:
-            projected = [qkv(x) for x in streams]
-        else:
-            projected = [[*qkv(gather_tokens(streams[0], picked_RxM), 0, 1), *qkv(streams[0], 1, 3)]]
-        groups = [KeyValue(*one[1:]) for one in projected]
-        mixed = [attend(one[0], groups, key_mask_RxL, self._drop(seeds_RxL), self.implementation) for one in projected]
-        out = self._out(mixed[0])
+        groups = [qkv.key_value(x) for x in streams]
+        asking = streams if picked_RxM is None else [gather_tokens(streams[0], picked_RxM)]
+        bias, drop = qkv.value_bias(streams[0].shape[-1]), self._drop(seeds_RxL)
+        mixed = [attend(qkv.query(x), groups, bias, key_mask_RxL, drop, self.implementation) for x in asking]
+        out = self._out(streams[0].shape[-1])
         return [pin_rows(out(one)) for one in mixed]
 
 
 class CrossAttention(_Heads):
     """Attention of texts to pictures. Kernels: ``query`` (D, 1, H, F), ``key_value`` (D, 2, H, F), ``out``."""
 
+    cls_apart: bool = False  # [CLS] and patches are two groups of keys
+
     @nn.compact
     def __call__(self, x_RxLxD: Array, pictures: tuple[Pictures, ...], seeds_RxL: Array | None = None) -> Array:
         """R rows, those of a picture together, in the order of the looks; see `models/pictures.py`."""
         query, key_value = self._project("query", 1), self._project("key_value", 2)
-        batch = pictures[0].tokens_BxTxD.shape[0]
+        batch, bias = pictures[0].tokens_BxTxD.shape[0], key_value.value_bias(x_RxLxD.shape[-1])
 
         def by_picture(x: Array) -> Array:
             return pin_rows(x.reshape(batch, -1, *x.shape[1:]))
 
-        query_BxPxLxHxF = by_picture(query(x_RxLxD)[0])
+        out = self._out(x_RxLxD.shape[-1])
+        x_BxPxLxD = by_picture(x_RxLxD)
         seeds_BxPxL = None if seeds_RxL is None else by_picture(seeds_RxL)
         mixed, row = [], 0
         for seen in pictures:
+            tokens = [seen.tokens_BxTxD]
+            if self.cls_apart:
+                tokens = [seen.tokens_BxTxD[:, :1], seen.tokens_BxTxD[:, 1:]]
             if any(look.detached for look in seen.looks):
-                plain, detached = (KeyValue(*both) for both in key_value.twice(seen.tokens_BxTxD))
+                plain, detached = zip(*map(key_value.key_value_twice, tokens), strict=True)
             else:
-                plain = detached = KeyValue(*key_value(seen.tokens_BxTxD))
+                plain = detached = [key_value.key_value(part) for part in tokens]
             for look in seen.looks:
                 rows = slice(row, row + look.rows)
 
                 def together(x: Array, rows: slice = rows) -> Array:
-                    return x[:, rows].reshape(batch, -1, *x.shape[3:])
+                    return pin_rows(x[:, rows].reshape(batch, -1, *x.shape[3:]))
 
                 drop = None if seeds_BxPxL is None else self._drop(together(seeds_BxPxL))
                 keys = detached if look.detached else plain
                 if look.index_B is not None:
-                    keys = KeyValue(*(take_rows(x, look.index_B, look.shards) for x in keys))
+                    keys = [KeyValue(*(take_rows(x, look.index_B, look.shards) for x in group)) for group in keys]
                 if look.replacement is not None:
-                    keys = key_value.replaced(keys, look.replacement, seen.places)
-                mixed_BxQxHxF = attend(together(query_BxPxLxHxF), [keys], None, drop, self.implementation)
-                mixed.append(mixed_BxQxHxF.reshape(batch, look.rows, *query_BxPxLxHxF.shape[2:]))
+                    keys = [*keys[:-1], key_value.replaced(keys[-1], look.replacement, seen.places)]
+                query_BxQxHxF = query.query(together(x_BxPxLxD))
+                mixed_BxQxD = out(attend(query_BxQxHxF, keys, bias, None, drop, self.implementation))
+                mixed.append(mixed_BxQxD.reshape(batch, look.rows, *x_RxLxD.shape[1:]))
                 row += look.rows
-        mixed_BxPxLxHxF = jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
-        mixed_RxLxHxF = pin(
-            mixed_BxPxLxHxF.reshape(query_BxPxLxHxF.shape[0] * query_BxPxLxHxF.shape[1], *query_BxPxLxHxF.shape[2:]),
-            BATCH,
-            None,
-            "tensor",
-            None,
-        )
-        return pin_rows(self._out(mixed_RxLxHxF)(mixed_RxLxHxF))
+        mixed_BxPxLxD = jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
+        return pin_rows(mixed_BxPxLxD.reshape(x_RxLxD.shape))
 
 
 def gather_tokens(x_RxLxD: Array, picked_RxM: Array) -> Array:

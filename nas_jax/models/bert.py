@@ -58,7 +58,7 @@ class BertLayer(nn.Module):
         residual = x_RxLxD if picked_RxM is None else gather_tokens(x_RxLxD, picked_RxM)
         x_RxLxD = add_and_norm("attention_norm", residual, update)
         if pictures is not None:
-            cross = CrossAttention(*heads, name="cross_attention")
+            cross = CrossAttention(*heads, config.cls_apart, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
         hidden = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(x_RxLxD)
         hidden = pin(gelu(hidden), BATCH, None, "tensor")

@@ -39,9 +39,12 @@ def layer_seeds(seeds: Array | None, layer: Array | int) -> Array | None:
     return None if seeds is None else seeds + (jnp.asarray(layer, jnp.uint32) + 1) * jnp.uint32(GOLDEN)
 
 
-def noise(seeds: Array, salt: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """uint32 noise of a shape. `seeds` broadcast to it and tell the rows; `axes` are those along which places count."""
-    place = jnp.uint32(0)
+def noise(seeds: Array, salt: str, shape: tuple[int, ...], axes: tuple[int, ...], first: int = 0) -> Array:
+    """uint32 noise of a shape. `seeds` broadcast to it and tell the rows; `axes` are those along which places count.
+
+    first: place of the first entry along the last of the axes, where the array is a part of a longer one.
+    """
+    place = jnp.uint32(first * STRIDES[len(axes) - 1] % 2**32)
     for axis, stride in zip(axes, STRIDES, strict=False):
         ones = [1] * len(shape)
         ones[axis] = shape[axis]
@@ -49,12 +52,12 @@ def noise(seeds: Array, salt: str, shape: tuple[int, ...], axes: tuple[int, ...]
     return mix((seeds ^ jnp.uint32(zlib.crc32(salt.encode()))) + place)
 
 
-def dropout(x: Array, rate: float, seeds: Array | None, salt: str, axes: tuple[int, ...]) -> Array:
+def dropout(x: Array, rate: float, seeds: Array | None, salt: str, axes: tuple[int, ...], first: int = 0) -> Array:
     """Zeroes a share `rate` of the entries and scales the others by 1 / (1 - rate); see `noise`.
 
     Without seeds it does nothing (evaluation). Each place in a layer needs a salt of its own.
     """
     if seeds is None or rate == 0:
         return x
-    keep = noise(seeds, salt, x.shape, axes) >= jnp.uint32(round(rate * 2**32))
+    keep = noise(seeds, salt, x.shape, axes, first) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
