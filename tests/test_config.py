@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nas_jax.config import RunConfig, build, check_field, from_config_dict, to_config_dict
+from nas_jax.config import RunConfig, check_field, from_config_dict, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.fields import build
 
 ROOT = Path(__file__).resolve().parents[1]
 VALID = RunConfig(data=DataConfig(flip=False))  # the default data are scenes, which must not be mirrored

@@ -54,32 +54,27 @@ def best_ranks(scores_RxC: np.ndarray, positives_RxC: np.ndarray) -> np.ndarray:
 def shortlist(scores_RxC: np.ndarray, positives_RxC: np.ndarray, k: int) -> np.ndarray:
     """The k best candidates of each row, best first; k is clamped to C. At a tie the wrong candidates go first."""
     k = min(k, scores_RxC.shape[1])
-    rows = zip(scores_RxC, positives_RxC, strict=True)
-    return np.stack([np.lexsort((positives_C, -scores_C))[:k] for scores_C, positives_C in rows])
+    # Only what is not below the k-th best is sorted. Not ">=", so that NaN stays a candidate: it sorts last.
+    kth_R = np.partition(-scores_RxC, k - 1, axis=1)[:, k - 1]
+    out_Rxk = np.empty((len(scores_RxC), k), np.int32)
+    for row, (scores_C, positives_C) in enumerate(zip(scores_RxC, positives_RxC, strict=True)):
+        columns = np.flatnonzero(~(-scores_C > kth_R[row]))
+        out_Rxk[row] = columns[np.lexsort((positives_C[columns], -scores_C[columns]))[:k]]
+    return out_Rxk
 
 
-def reranked_ranks(
-    scores_RxC: np.ndarray, shortlist_Rxk: np.ndarray, reranked_Rxk: np.ndarray, positives_RxC: np.ndarray
-) -> np.ndarray:
+def reranked_ranks(first_R: np.ndarray, right_Rxk: np.ndarray, reranked_Rxk: np.ndarray) -> np.ndarray:
     """`best_ranks` of a two-stage ranking: the shortlist by its second score, then all others by their first.
 
     Args:
-      scores_RxC: first scores, that chose the shortlist (ITC).
-      shortlist_Rxk: column numbers, see `shortlist`.
+      first_R: `best_ranks` of the first score, that chose the shortlist (ITC). It holds where no right candidate is in
+        the shortlist: all of the shortlist then stands before the best of them.
+      right_Rxk: True where the candidate in the shortlist is right, see `shortlist`.
       reranked_Rxk: second scores of the shortlist (ITM).
-      positives_RxC: True where the candidate is right; every row needs one.
     """
-    _check_positives(positives_RxC)
-    k = shortlist_Rxk.shape[1]
-    positives_Rxk = np.take_along_axis(positives_RxC, shortlist_Rxk, axis=1)
-    best_Rx1 = np.where(positives_Rxk, reranked_Rxk, -np.inf).max(axis=1, keepdims=True)
-    ranks_R = (~(reranked_Rxk < best_Rx1) & ~positives_Rxk).sum(axis=1)
-
-    for row in np.flatnonzero(~positives_Rxk.any(axis=1)):
-        others_C = np.ones(scores_RxC.shape[1], bool)
-        others_C[shortlist_Rxk[row]] = False
-        ranks_R[row] = k + best_ranks(scores_RxC[row, others_C][None], positives_RxC[row, others_C][None])[0]
-    return ranks_R
+    best_Rx1 = np.where(right_Rxk, reranked_Rxk, -np.inf).max(axis=1, keepdims=True)
+    ranks_R = (~(reranked_Rxk < best_Rx1) & ~right_Rxk).sum(axis=1)
+    return np.where(right_Rxk.any(axis=1), ranks_R, first_R)
 
 
 def recall_at_k(ranks_R: np.ndarray, k: int) -> float:

@@ -11,15 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from jax.sharding import Mesh
 
+from nas_jax.evals import run
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.metrics import Metric
-from nas_jax.evals.pairs import foil_metrics, quad_metrics
+from nas_jax.evals.pairs import check_answers_differ, foil_benchmark, foil_metrics, quad_benchmark, quad_metrics
+from nas_jax.evals.results import Result
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer, ScoringFunctions, TextEncoding
 from nas_jax.typing import Params, PyTree
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.errors import DataError
+from nas_jax.utils.logging import Console
 
 if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet
@@ -36,6 +39,11 @@ def make_evaluator(
     method: Any,
     text_length: int,
     image_size: int,
+    mesh: Mesh | None = None,
+    benchmarks: Sequence[run.Loaded] = (),
+    keep: Callable[[int, list[Result]], None] | None = None,
+    detailed: bool = False,
+    console: Console | None = None,
 ) -> Evaluator:
     """Returns `evaluate(params, method_state, step) -> metrics`. The model functions compile at its first call only.
 
@@ -44,8 +52,13 @@ def make_evaluator(
       eval_sets: on what; their names must differ.
       tokenizer: see `TextEncoding`.
       method: a `nas_jax.methods.Method`.
-      text_length: tokens of a text.
-      image_size: height and width of the sets' images, pixels.
+      text_length: tokens of a text of the evaluation sets.
+      image_size: height and width of all pictures, pixels.
+      mesh: see `Scorer`.
+      benchmarks: what `run.load_all` gives; measured too, at `config.text_length`.
+      keep: gets the step and the results with every score, if there are any; called on every process.
+      detailed: the foils and quads of the evaluation sets give such results too.
+      console: shows progress.
 
     Raises:
       ConfigError: a bad config, or a `text_length` that cuts off the words in which a caption and its foil differ.
@@ -56,13 +69,27 @@ def make_evaluator(
     if len(set(names)) < len(names):
         raise DataError(f"evaluation sets named {names}", "different names", "rename one of the sets")
     for eval_set in eval_sets:
-        check_pairs_differ(eval_set, tokenizer, text_length)
-    functions = ScoringFunctions.of(method)
+        for benchmark in (foil_benchmark(eval_set), quad_benchmark(eval_set)):
+            check_answers_differ(benchmark, tokenizer, text_length)
+    functions = ScoringFunctions.of(method, config.image_tokens)
 
     def evaluate(params: Params, method_state: PyTree, step: int) -> list[Metric]:
         start = time.perf_counter()
-        scorer = Scorer(functions, params, method_state, tokenizer, text_length, config.batch_size, image_size)
+        sizes = (text_length, config.batch_size, image_size)
+        scorer = Scorer(
+            functions,
+            params,
+            method_state,
+            tokenizer,
+            *sizes,
+            match_rows=config.match_rows,
+            mesh=mesh,
+            store=config.store,
+            device_gib=config.device_gib,
+            console=console,
+        )
         out: list[Metric] = []
+        results: list[Result] = []
         for eval_set in eval_sets:
             scores = scorer.on(eval_set)
             if config.retrieval:
@@ -70,40 +97,17 @@ def make_evaluator(
             for name in config.scorers:
                 out += foil_metrics(scores, name, config.max_pairs) if config.foils else []
                 out += quad_metrics(scores, name, config.max_pairs) if config.quads else []
+            results += run.own_results(scores, config) if detailed else []
+        for benchmark in benchmarks:
+            found = run.score(scorer, benchmark, config)
+            out += run.as_metrics(found)
+            results += found
+        if keep is not None and results:
+            keep(step, results)
         _LOG.info("step %d: %d metrics in %.1f s", step, len(out), time.perf_counter() - start)
         return out
 
     return evaluate
-
-
-def check_pairs_differ(eval_set: EvalSet, tokenizer: TextEncoding, text_length: int) -> None:
-    """Fails where cutting to `text_length` tokens makes a caption and its foil the same, and warns of other such pairs.
-
-    The word that decides is often the last one (VALSE's coreference), so a length that is enough for training can
-    silently make pairs unsolvable.
-    """
-    pairs = [(foil.caption, foil.foil) for foil in eval_set.foils]
-    pairs += [(quad.caption_0, quad.caption_1) for quad in eval_set.quads]
-    if not pairs:
-        return
-    collapsed = [pair for pair, same in zip(pairs, _same_tokens(pairs, tokenizer, text_length), strict=True) if same]
-    if not collapsed:
-        return
-    # Pairs that differ at four times the length were cut; the others differ in case or spaces or unknown characters.
-    for (first, _), same in zip(collapsed, _same_tokens(collapsed, tokenizer, 4 * text_length), strict=True):
-        if not same:
-            got = f"text_length={text_length} cuts {first!r} and its foil in {eval_set.name!r} to the same tokens"
-            raise ConfigError(got, "pairs that differ", "raise the text length of the evaluation (VALSE fits in 64)")
-    _LOG.warning(
-        "%s: %d of %d pairs have the same tokens on both sides and count as wrong, e.g. %r and %r",
-        *(eval_set.name, len(collapsed), len(pairs), *collapsed[0]),
-    )
-
-
-def _same_tokens(pairs: list[tuple[str, str]], tokenizer: TextEncoding, length: int) -> np.ndarray:
-    first_ids, first_mask = tokenizer.encode([first for first, _ in pairs], length)
-    second_ids, second_mask = tokenizer.encode([second for _, second in pairs], length)
-    return ((np.asarray(first_ids) == second_ids) & (np.asarray(first_mask) == second_mask)).all(axis=1)
 
 
 def write_results(path: str | os.PathLike[str], metrics: Sequence[Metric], info: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+SCATTERED = "all-reduce-scatter"  # name of fusions for TPUs in which each device keeps its part of a sum
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8"), 1),
@@ -73,7 +74,7 @@ def read_program(text: str) -> Program:
     operations, unestimated = [], 0
     for name, lines in computations.items():
         for line in lines:
-            for kind, collective in _collectives(line, *runs.get(name, (0, False))):
+            for kind, collective in _collectives(line, *runs.get(name, (0, False)), name.startswith(SCATTERED)):
                 # The pieces of one asynchronous collective share its channel.
                 channel = re.search(r"channel_id=(\d+)", line)
                 collectives.setdefault((kind, channel[1]) if channel else object(), collective)
@@ -157,7 +158,7 @@ def _source(line: str) -> str:
     return found[1] if found else (_INSTRUCTION.match(line) or ["", line.strip()[:60]])[1]
 
 
-def _collectives(line: str, times: int, branch: bool) -> Iterator[tuple[str, Collective]]:
+def _collectives(line: str, times: int, branch: bool, scattered: bool) -> Iterator[tuple[str, Collective]]:
     opcode = _opcode(line)
     kind = opcode.removesuffix("-start")
     if kind not in KINDS:
@@ -169,8 +170,10 @@ def _collectives(line: str, times: int, branch: bool) -> Iterator[tuple[str, Col
     ]
     if opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
         arrays = arrays[len(arrays) // 2 :]  # (operands, results)
-    size = sum(_BYTES[dtype] * math.prod(dims) for dtype, dims in arrays)
     group = _group(line)
+    if scattered and kind == "all-reduce":
+        kind, arrays = "reduce-scatter", [(dtype, (dims[0] // group, *dims[1:])) for dtype, dims in arrays]
+    size = sum(_BYTES[dtype] * math.prod(dims) for dtype, dims in arrays)
     share = {
         "all-gather": (group - 1) / group,
         "all-reduce": 2 * (group - 1) / group,
@@ -198,11 +201,15 @@ def _collectives(line: str, times: int, branch: bool) -> Iterator[tuple[str, Col
 
 def _group(line: str) -> int:
     """Devices of a group, from any of the three ways to write replica groups."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(found[1].split(","))
-    return 2 if "source_target_pairs" in line else 1
+    if "source_target_pairs" in line:
+        return 2
+    if "replica_groups={}" in line or "replica_groups" not in line:
+        return 1
+    raise ValueError(f"replica groups in a form that is not known: {line.split('replica_groups', 1)[1][:80]}")

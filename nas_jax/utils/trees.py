@@ -37,6 +37,16 @@ def diff(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = (
     return lines
 
 
+def with_defaults(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` and, for names that it lacks, the values of `defaults`, section by section."""
+    sections = {
+        name: with_defaults(tree[name], value)
+        for name, value in defaults.items()
+        if isinstance(value, Mapping) and isinstance(tree.get(name), Mapping)
+    }
+    return {**defaults, **tree, **sections}
+
+
 def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 

@@ -39,7 +39,11 @@ def test_rerank_equals_brute_force_with_ties(k):
     positives = random_positives(60, 20)
     short = metrics.shortlist(first, positives, k)
     assert short.shape == (60, min(k, 20))
-    got = metrics.reranked_ranks(first, short, np.take_along_axis(second, short, 1), positives)
+    got = metrics.reranked_ranks(
+        metrics.best_ranks(first, positives),
+        np.take_along_axis(positives, short, 1),
+        np.take_along_axis(second, short, 1),
+    )
 
     listed = [set(row) for row in short]
     want = brute_force_ranks(
@@ -94,7 +98,8 @@ def test_ties_and_nan_never_win(constant):
     scores = np.full((30, 15), constant)
     assert metrics.recall_at_k(metrics.best_ranks(scores, positives), 10) == 0
     short = metrics.shortlist(scores, positives, 5)
-    ranks = metrics.reranked_ranks(scores, short, np.take_along_axis(scores, short, 1), positives)
+    first, right = metrics.best_ranks(scores, positives), np.take_along_axis(positives, short, 1)
+    ranks = metrics.reranked_ranks(first, right, np.take_along_axis(scores, short, 1))
     assert metrics.recall_at_k(ranks, 10) == 0
     assert not metrics.pair_wins(scores[0], scores[1]).any()
     assert not any(wins.any() for wins in metrics.quad_wins(np.full((3, 2, 2), constant)).values())

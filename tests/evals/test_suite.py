@@ -13,8 +13,8 @@ from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.evals import metrics
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
-from nas_jax.evals.retrieval import evenly, retrieval_metrics, right_answers
-from nas_jax.evals.scorers import BLANK, Scorer, ScoringFunctions
+from nas_jax.evals.retrieval import evenly, make_task, retrieval_metrics
+from nas_jax.evals.scorers import BLANK, Scorer, ScoringFunctions, match_beside
 from nas_jax.evals.suite import make_evaluator, write_results
 from nas_jax.utils.errors import ConfigError, DataError, DivergedError
 
@@ -74,16 +74,18 @@ class Recorder:
     shapes: list[tuple] = field(default_factory=list)
 
     def functions(self):
-        def noted(name):
-            function = getattr(self.method, name)
-
+        def noted(name, function):
             def call(params, *arrays):
                 self.shapes.append((name, *(np.shape(array) for array in arrays)))
                 return function(params, *arrays)
 
             return call
 
-        return ScoringFunctions(noted("encode_image"), noted("encode_text"), noted("match"))
+        return ScoringFunctions(
+            noted("encode_image", self.method.encode_image),
+            noted("encode_text", self.method.encode_text),
+            noted("match", match_beside(self.method)),
+        )
 
 
 PARAMS = {"scale": jnp.float32(3.0)}
@@ -144,30 +146,31 @@ def test_everything_is_encoded_once_in_batches_of_one_shape():
     assert scorer.images_encoded == COUNT + 1  # and the blank image
     assert scorer.texts_encoded == 2 * COUNT
     by_name = {name: {call[1:] for call in recorder.shapes if call[0] == name} for name, *_ in recorder.shapes}
-    assert by_name == {
-        "encode_image": {((), (8, SIZE, SIZE, 3))},  # () is the method state
-        "encode_text": {((8, LENGTH), (8, LENGTH))},
-        "match": {((8, 1, 1), (8, LENGTH, 1), (8, LENGTH))},
-    }
+    assert by_name["encode_image"] == {((), (8, SIZE, SIZE, 3))}  # () is the method state
+    assert by_name["encode_text"] == {((8, LENGTH), (8, LENGTH))}
+    for pictures, (places,), texts, mask in by_name["match"]:
+        assert pictures == (8, 1, 1) and texts == (*mask, 1) and mask[1] == LENGTH
+        assert mask[0] % places == 0 and mask[0] <= 256  # as many texts beside each picture
+    assert len(by_name["match"]) <= 3  # many texts a picture, or two
 
 
-def test_each_function_compiles_once_over_sets_and_calls():
+def test_each_function_compiles_once_a_shape_over_sets_and_calls():
     traced = []
 
     class Traced(Oracle):
         def match(self, *args):
-            traced.append("match")
+            traced.append(("match", args[2].shape))
             return super().match(*args)
 
         def encode_text(self, *args):
-            traced.append("encode_text")
+            traced.append(("encode_text",))
             return super().encode_text(*args)
 
     sets = [make_set("a", 5), make_set("b", 23)]
     run = make_evaluator(EvalConfig(batch_size=8, rerank_k=6), sets, Words(), Traced(), LENGTH, SIZE)
     run(PARAMS, {}, 1)
     run({"scale": jnp.float32(-1.0)}, {}, 2)
-    assert sorted(traced) == ["encode_text", "match"]
+    assert traced.count(("encode_text",)) == 1 and len(traced) <= 1 + 3
 
 
 def test_reranking_all_is_itm_retrieval():
@@ -206,11 +209,13 @@ def test_reranking_all_is_itm_retrieval():
 
 def test_equal_image_ids_and_equal_wordings_are_right_answers():
     eval_set = replace(make_set(count=4), captions=(("1 a",), ("2 a",), (), ("1 a",)), image_ids=(7, 7, 8, 9))
-    texts = np.array([0, 1, 0])  # the captions of images 0, 1 and 3
-    to_text, to_image = right_answers(eval_set, np.array([0, 1, 3]), texts)
+    scores = Scorer(Oracle(), PARAMS, {}, Words(), LENGTH, 8, SIZE).on(eval_set)
+    task = make_task(scores, rule="wording")
     # Images 0 and 1 are the same picture; image 3 shares only the words of image 0, so text 2 still asks for image 3.
-    np.testing.assert_array_equal(to_text, [[1, 1, 1], [1, 1, 1], [1, 0, 1]])
-    np.testing.assert_array_equal(to_image, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    assert [list(right) for right in task.right_texts] == [[0, 1, 2], [0, 1, 2], [0, 2]]
+    assert [list(right) for right in task.right_images] == [[0, 1], [0, 1], [2]]
+    task = make_task(scores, rule="own")
+    assert [list(right) for right in task.right_texts] == [[0], [1], [2]] == [list(r) for r in task.right_images]
 
 
 def test_limits_take_an_even_part():
@@ -264,7 +269,7 @@ def test_a_length_that_cuts_the_deciding_word_is_refused(caplog):
         make_evaluator(EvalConfig(), [replace(make_set(), foils=foils)], Words(), Oracle(), LENGTH, SIZE)
     same = (Foil(0, "1 a", "1  a", "x"),)
     make_evaluator(EvalConfig(), [replace(make_set(), foils=same)], Words(), Oracle(), LENGTH, SIZE)
-    assert "1 of 24 pairs have the same tokens" in caplog.text
+    assert "1 of 1 pairs have the same tokens" in caplog.text
 
 
 def test_results_file(tmp_path):

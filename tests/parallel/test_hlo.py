@@ -48,7 +48,7 @@ TEXT = """HloModule step
 }
 %body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
   %f = f32[8]{0} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
-  %g = bf16[4,8]{1,0} all-gather(%x), channel_id=7, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %g = bf16[4,8]{1,0} all-gather(%x), channel_id=7, replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
 }
 %below (t: (s32[], f32[8])) -> pred[] {
   %limit.1 = s32[]{:T(128)} constant(3)
@@ -61,6 +61,9 @@ TEXT = """HloModule step
 %rare (t: f32[8]) -> f32[8] {
   %r = f32[8]{0} all-reduce(%x), channel_id=9, replica_groups={{0,1},{2,3}}, to_apply=%fused
   %s = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"5000"}
+}
+%all-reduce-scatter.1 (p: f32[8,4]) -> f32[2,4] {
+  %z = f32[8,4]{1,0} all-reduce(%p), channel_id=11, replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%fused
 }
 ENTRY %main (x: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
@@ -78,9 +81,12 @@ def test_cycles_times_trips_without_what_is_fused_or_seldom():
     read = read_program(TEXT)
     assert read.cycles == 12 * 100 + 30 + (3 + 1) * 7 and read.unestimated == 1
     assert read.unknown_loops == 1  # counted once
-    gathered, reduced = read.collectives  # the two pieces of channel 7 are one
+    gathered, reduced, scattered = read.collectives  # the two pieces of channel 7 are one
     assert (gathered.group, gathered.times, gathered.bytes, gathered.wire_bytes) == (4, 12, 64, 64 * 0.75 * 12)
     assert (reduced.group, reduced.branch, reduced.wire_bytes) == (2, True, 2 * 32 / 2 * 2)
+    assert (scattered.kind, scattered.group, scattered.bytes, scattered.wire_bytes) == ("reduce-scatter", 4, 32, 32 * 3)
+    with pytest.raises(ValueError, match="replica groups in a form"):
+        read_program(TEXT.replace("[2,4]<=[8]", "new(2,4)"))
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "v5litepod-16"])

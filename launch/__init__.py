@@ -1,0 +1,1 @@
+"""Ways to start `python main.py` on other machines. docs/launch.md."""

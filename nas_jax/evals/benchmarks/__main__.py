@@ -1,0 +1,64 @@
+"""What a folder holds of a benchmark: items by category, and what is lost.
+
+python -m nas_jax.evals.benchmarks valse --data data/valse
+python -m nas_jax.evals.benchmarks own --data data/mine --image-size 224
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from nas_jax.evals.benchmarks import BENCHMARKS, load_benchmark
+from nas_jax.evals.questions import Benchmark
+from nas_jax.utils.errors import ConfigError, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.evals.benchmarks --help")
+
+
+def describe(benchmark: Benchmark) -> str:
+    """Some lines about a benchmark."""
+    counts = Counter(question.category for question in benchmark.questions)
+    lines = [f"{benchmark.name}: {len(benchmark.questions)} items ({benchmark.form}), {len(benchmark.images)} pictures"]
+    lines += [f"  {category}: {count}" for category, count in sorted(counts.items())] if len(counts) > 1 else []
+    lines += [f"  {rule}: {value}" for rule, value in benchmark.protocol.items()]
+    lines += [f"  dropped, {reason}: {count}" for reason, count in benchmark.dropped.items()]
+    return "\n".join(lines)
+
+
+def run(argv: Sequence[str]) -> None:
+    """What the command line does. Raises UserError."""
+    width = max(map(len, BENCHMARKS))
+    parser = _Parser(
+        prog="python -m nas_jax.evals.benchmarks",
+        description="Loads a benchmark and says what is there.",
+        epilog="benchmarks:\n" + "\n".join(f"  {name:<{width}}  {entry.about}" for name, entry in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("benchmark", metavar="BENCHMARK")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with its files")
+    parser.add_argument("--image-size", type=int, default=None, metavar="N", help="also decode all pictures, N pixels")
+    parser.add_argument("--max-dropped", type=float, default=0.01, metavar="SHARE", help="default 0.01")
+    args = parser.parse_args(argv)
+    for benchmark in load_benchmark(args.benchmark, args.data, args.image_size, args.max_dropped):
+        print(describe(benchmark))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

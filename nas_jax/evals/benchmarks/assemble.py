@@ -1,0 +1,164 @@
+"""From the items of annotation files to a `Benchmark`: texts cleaned, pictures found, losses counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas_jax.data.sources import Report
+from nas_jax.data.text_ops import prepare_caption
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, Picture
+from nas_jax.evals.questions import Benchmark, Question
+from nas_jax.utils.errors import ConfigError, DataError
+
+RESERVED = ("all", "macro")  # names of parts that are no categories
+
+
+@dataclass(frozen=True)
+class Options:
+    """How benchmarks are loaded."""
+
+    image_size: int | None = None  # height and width of the pictures, pixels; None: annotations only
+    max_dropped: float = 0.01  # a larger share of items that cannot be used ends it
+    clean: bool = True  # texts as ALBEF cleans them (nas_jax/data/text_ops.py); False: only white space
+    max_words: int = 64  # longer texts are cut; VALSE's longest has fewer, the 30 of pretraining would cut answers off
+
+    def validate(self) -> None:
+        """Raises ConfigError on the first field with an unusable value."""
+        size = self.image_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"image_size={size!r}", "an integer >= 1 or None", "give the model's image size")
+        if not 0 <= self.max_dropped <= 1:
+            raise ConfigError(f"max_dropped={self.max_dropped!r}", "a share from 0 to 1", "0.01 is one in a hundred")
+        if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
+            raise ConfigError(f"max_words={self.max_words!r}", "an integer >= 1", "64 cuts no published text")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An item before its pictures are looked for; `Question` has the meaning of the fields."""
+
+    key: str
+    category: str
+    pictures: tuple[Picture, ...]
+    texts: tuple[str, ...]
+    true: bool = True
+
+
+@dataclass
+class Items:
+    """What a loader hands over: its items, and what it could not use."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+def assemble(
+    name: str,
+    form: str,
+    items: Items,
+    files: Files,
+    options: Options,
+    protocol: Mapping[str, str] | None = None,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+    macro: tuple[str, ...] | None = None,
+    **fields: Any,
+) -> Benchmark:
+    """Builds a benchmark.
+
+    Args:
+      name, form, protocol, groups, macro, fields: see `Benchmark`.
+      items: with texts as the files have them.
+      files: where pictures are looked for.
+      options: see `Options`.
+
+    Raises:
+      DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or two have one key.
+    """
+    options.validate()
+    report = Report()
+    report.merge(items.report)
+    drafts = [draft for draft in (_cleaned(draft, options, report) for draft in items.drafts) if draft is not None]
+    numbers = {picture: number for number, picture in enumerate(_distinct(drafts))}
+    images = NoPictures(len(numbers)) if options.image_size is None else _gallery(files, numbers, options.image_size)
+
+    questions = []
+    for draft in drafts:
+        shown = tuple(numbers[picture] for picture in draft.pictures)
+        failed = next((images.failures[number] for number in shown if number in images.failures), None)
+        if failed is None:
+            questions.append(Question(draft.key, draft.category, shown, draft.texts, draft.true))
+        else:
+            report.drop(failed.reason, failed.example)
+    _check(name, questions, report, options.max_dropped)
+
+    rules = dict(protocol or {})
+    rules["text"] = f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most {options.max_words} words"
+    if same := sum(_unanswerable(form, question) for question in questions):
+        rules["unanswerable"] = f"{same} with equal right and wrong answers, which count as wrong"
+    return Benchmark(
+        name=name,
+        form=form,
+        questions=tuple(questions),
+        images=images,
+        protocol=rules,
+        dropped=dict(report),
+        groups={_plain(group): tuple(map(_plain, parts)) for group, parts in (groups or {}).items()},
+        macro=None if macro is None else tuple(map(_plain, macro)),
+        **fields,
+    )
+
+
+def _cleaned(draft: Draft, options: Options, report: Report) -> Draft | None:
+    texts = tuple(prepare_caption(text, options.clean, options.max_words) for text in draft.texts)
+    if not all(texts):
+        report.drop("empty text", draft.key)
+        return None
+    return Draft(draft.key, _plain(draft.category), draft.pictures, texts, draft.true)
+
+
+def _plain(category: str) -> str:
+    """Keys of numbers have slashes of their own."""
+    return category.replace("/", "-")
+
+
+def _distinct(drafts: Sequence[Draft]) -> list[Picture]:
+    return list(dict.fromkeys(picture for draft in drafts for picture in draft.pictures))
+
+
+def _gallery(files: Files, numbers: dict[Picture, int], size: int) -> Gallery:
+    return Gallery(files, list(numbers), size)
+
+
+def _check(name: str, questions: list[Question], report: Report, max_dropped: float) -> None:
+    lost = sum(report.values())
+    total = lost + len(questions)
+    if not total:
+        raise DataError(f"{name}: no items", "at least one", "check the annotation files")
+    if not questions or lost > max_dropped * total:
+        raise DataError(
+            f"{name}: {lost} of {total} items cannot be used: {report.line()}",
+            f"at most {max_dropped:.2%}",
+            "get the missing files, or raise the allowed share of dropped items",
+        )
+    keys = set()
+    for question in questions:
+        if question.key in keys:
+            raise DataError(f"{name}: two items {question.key!r}", "keys that differ", "rename one of them")
+        if question.category in RESERVED:
+            got = f"{name}: a category named {question.category!r}"
+            raise DataError(got, f"a name other than {RESERVED}", "rename the category in the annotation file")
+        keys.add(question.key)
+
+
+def _unanswerable(form: str, question: Question) -> bool:
+    """Whether a right and a wrong answer are the same, so that no scorer can tell them apart."""
+    images, texts = question.images, question.texts
+    if form == "choice":
+        return texts[0] in texts[1:]
+    if form == "picture":
+        return images[0] in images[1:]
+    if form == "quad":
+        return texts[0] == texts[1] or images[0] == images[1]
+    return form in ("two_true", "texts") and texts[2] in texts[:2]

@@ -1,0 +1,57 @@
+"""Anyone's own pairs and quads, without code: jsonl files with the pictures beside them.
+
+A line of a file of pairs is {image, caption, foil} with an optional category and id, a line of a file of quads
+{image_0, image_1, caption_0, caption_1} with the same. Each file is a benchmark of its own, "own:NAME". Pictures lie
+anywhere below the folder, or in .tar files in it: "noto-foils.jsonl" looks in the tars whose names begin with the same
+word ("noto.tar"), and in all where there are none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.reading import each, name_of, read_lines, text
+from nas_jax.evals.questions import Benchmark
+from nas_jax.utils.errors import DataError
+
+PAIR = (("image",), ("caption", "foil"))  # fields of pictures, fields of texts
+QUAD = (("image_0", "image_1"), ("caption_0", "caption_1"))
+
+
+def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+    """One benchmark for each jsonl file; `data_dir` may also be one such file."""
+    paths = [data_dir] if data_dir.is_file() else sorted(data_dir.glob("*.jsonl"))
+    if not paths:
+        expected = "files with lines {image, caption, foil} or {image_0, image_1, caption_0, caption_1}"
+        raise DataError(f"no *.jsonl in {data_dir}", expected, "write your pairs into one")
+    return tuple(_load(path, options) for path in paths)
+
+
+def _load(path: Path, options: Options) -> Benchmark:
+    lines = read_lines(path)
+    is_quad = any(isinstance(entry, Mapping) and "image_0" in entry for _, entry in lines)
+    pictures, texts = QUAD if is_quad else PAIR
+
+    def draft(number: int, entry: Any) -> Draft:
+        key = name_of(entry, "id") if isinstance(entry, Mapping) and "id" in entry else str(number)
+        category = text(entry, "category") if isinstance(entry, Mapping) and "category" in entry else "none"
+        shown = tuple(Picture(name_of(entry, field)) for field in pictures)
+        return Draft(key, category, shown, tuple(text(entry, field) for field in texts))
+
+    items = Items()
+    items.drafts += each(lines, draft, items.report)
+    tars = sorted(path.parent.glob("*.tar"))
+    of_word = [tar for tar in tars if _first_word(tar) == _first_word(path)]
+    files = Files(path.parent, of_word or tars)
+    headline = "all/group" if is_quad else "all/accuracy"
+    name = f"own:{path.stem}"
+    return assemble(name, "quad" if is_quad else "choice", items, files, options, headline=headline)
+
+
+def _first_word(path: Path) -> str:
+    return re.split(r"[-_.]", path.name)[0]
