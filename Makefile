@@ -1,14 +1,21 @@
-# make demo: train the demo. make test: lint and tests. Both make the virtual environment on their first run.
+# make demo: train the demo. make test: lint and tests. make docs: the documentation, in build/docs.
+# All make the virtual environment on their first run.
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
+TEST_STAMP := .venv/.stamp-test
 
-.PHONY: demo test venv lint format
+.PHONY: demo test docs venv lint format
 
 demo: venv
 	$(PYTHON) main.py --config=configs/demo.py --workdir=runs/demo
 
-test: venv lint
+test: $(TEST_STAMP) lint
 	$(PYTHON) -m pytest
+
+# Warnings are errors (mkdocs.yml). The variable silences a notice about the next version of MkDocs.
+docs: $(TEST_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+	@echo "open build/docs/index.html"
 
 venv: $(STAMP)
 
@@ -30,4 +37,10 @@ $(STAMP): requirements.txt setup.py
 	if [ ! -x $(PYTHON) ]; then echo "making .venv with $$found"; "$$found" -m venv .venv; fi
 	@echo "installing the requirements (about 1 GB, minutes on a slow line)"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+# On top of the above; the CPU build of PyTorch is enough, and where it is there already, pip keeps it.
+$(TEST_STAMP): requirements-test.txt $(STAMP)
+	@echo "installing what only tests and documentation need (PyTorch, transformers, MkDocs)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@

@@ -22,16 +22,17 @@ MAY_IMPORT = {
     "losses": _BASE | {"parallel"},
     "negatives": _BASE | {"parallel", "losses"},
     "methods": _BASE | _LEAVES,
-    "convert": _BASE | _LEAVES | {"methods"},
-    "checkpoint": _BASE | _LEAVES | {"methods", "convert"},
-    "train": _BASE | _LEAVES | {"methods", "convert", "checkpoint"},
-    "evals": _BASE | _LEAVES | {"methods", "convert", "checkpoint", "train"},
-    "inspect": _BASE | _LEAVES | {"methods", "convert", "checkpoint", "train", "evals"},
+    "checkpoint": _BASE | _LEAVES | {"methods"},
+    "train": _BASE | _LEAVES | {"methods", "checkpoint"},
+    "convert": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
+    "evals": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
+    "inspect": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
 }
-OUTERMOST = {"config", "runner", "rehearsal", "preflight"}  # assemble a run out of all rooms
+OUTERMOST = {"__main__", "config", "runner", "rehearsal", "preflight"}  # assemble a run out of all rooms
 OUTSIDE = {"configs", "launch", "benchmarks", "tests", "main"}
 HEAVY = {"grain", "tensorflow_datasets", "ml_collections", "transformers"}  # machines that only train may lack them
 MAY_BE_HEAVY = {"data"}
+SHIPPED = ROOT / "nas_jax/convert/hf_files"  # copied into exports and run there, where this package is not installed
 
 
 def imports(source: str) -> list[tuple[str, bool]]:
@@ -77,6 +78,7 @@ def room_of(path: Path) -> str:
 
 def test_imports_point_one_way():
     paths = [path for path in sorted((ROOT / "nas_jax").rglob("*.py")) if path != ROOT / "nas_jax/__init__.py"]
+    paths = [path for path in paths if path.parent != SHIPPED]
     unknown = {room_of(path) for path in paths} - MAY_IMPORT.keys() - OUTERMOST
     assert not unknown, f"rooms without a line in MAY_IMPORT and docs/design.md: {unknown}"
     wrong = [

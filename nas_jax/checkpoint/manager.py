@@ -35,7 +35,12 @@ from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint
-PARTS = {"params": "params", "teacher": "method_state/teacher", "dictionary": "method_state/dictionary"}
+PARTS = {
+    "params": "params",
+    "teacher": "method_state/teacher",
+    "dictionary": "method_state/dictionary",
+    "queue": "method_state/queue",
+}
 """What `restore_params` can read -> where it stands in the training state."""
 
 _WRITE_ERRORS = (ValueError, OSError, RuntimeError)
@@ -162,12 +167,25 @@ class CheckpointManager:
         """
         return self._first_whole(step, lambda step: self._read(step, "", abstract_state))
 
+    def check_shapes(self, abstract_state: PyTree, step: int) -> None:
+        """Raises CheckpointError unless `step` holds arrays of these names, shapes and dtypes. Reads no array."""
+        checkpoint = self.directory / str(step)
+        try:
+            saved = saved_shapes(checkpoint, read_record(checkpoint))
+        except Damage as error:
+            raise self._all_damaged([(step, str(error))]) from error
+        _check_shapes(checkpoint, saved, shapes_of(abstract_state, ""))
+
     def restore_params(
-        self, abstract_params: Params | None = None, step: int | None = None, which: str = "params"
+        self,
+        abstract_params: Params | Callable[[Shapes], Params] | None = None,
+        step: int | None = None,
+        which: str = "params",
     ) -> Params:
         """Only the parameters (or another of `PARTS`), verified; nothing else is read.
 
-        abstract_params: as in `restore`; None gives nested dicts of NumPy arrays with the shapes that were saved.
+        abstract_params: as in `restore`; None gives nested dicts of NumPy arrays with the shapes that were saved. A
+        function is given these shapes by name, as far as `which` has them, and says where each array goes.
         Steps, damage and errors: as in `restore`.
         """
         if which not in PARTS:
@@ -226,7 +244,9 @@ class CheckpointManager:
         # They stay where they are: in an empty directory the next start would begin from nothing.
         raise self._all_damaged(damaged)
 
-    def _read(self, step: int, part: str, abstract: PyTree | None) -> tuple[PyTree, dict[str, Any]]:
+    def _read(
+        self, step: int, part: str, abstract: PyTree | Callable[[Shapes], PyTree] | None
+    ) -> tuple[PyTree, dict[str, Any]]:
         """The tree under `part` ("" = the whole state) and the position; raises Damage on all processes or none."""
         checkpoint, prefix = self.directory / str(step), f"{part}/" if part else ""
 
@@ -235,9 +255,12 @@ class CheckpointManager:
             saved = {name: kind for name, kind in saved_shapes(checkpoint, record).items() if name.startswith(prefix)}
             if not saved:
                 raise MissingPart(f"checkpoint {checkpoint} has no {part}", "a method with one", "take another")
-            if abstract is not None:
-                _check_shapes(checkpoint, saved, shapes_of(abstract, prefix))
-            return read_arrays(checkpoint, part, abstract, saved), record
+            wanted = abstract
+            if callable(abstract):
+                wanted = abstract({name.removeprefix(prefix): kind for name, kind in saved.items()})
+            if wanted is not None:
+                _check_shapes(checkpoint, saved, shapes_of(wanted, prefix))
+            return read_arrays(checkpoint, part, wanted, saved), record
 
         tree, record = self._agree(checkpoint, read)
         if "arrays" not in record:

@@ -77,7 +77,7 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
     fitted, rows = {}, []
     for name, target in want.items():
         if name in have:
-            fitted[name], row = _fit(name, np.asarray(have[name]), target)
+            fitted[name], row = _fit(name, have[name], target)
         else:
             fitted[name], row = target, Row(name, "new", "not in the weights")
         rows.append(row)
@@ -86,8 +86,11 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
     return params, Report(tuple(rows))
 
 
-def _fit(name: str, array: np.ndarray, target: Any) -> tuple[np.ndarray, Row]:
-    before, after = array.shape, tuple(target.shape)
+def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.ndarray, Row]:
+    before, after, dtype = tuple(array.shape), tuple(target.shape), jax.numpy.dtype(target.dtype)
+    if before == after and array.dtype == dtype:
+        return array, Row(name, "used")  # wherever it is: a sharded array stays where it is
+    array = np.asarray(array)
     action, detail = "used", ""
     if before != after:
         detail = f"{list(before)} -> {list(after)}"
@@ -108,7 +111,6 @@ def _fit(name: str, array: np.ndarray, target: Any) -> tuple[np.ndarray, Row]:
                 f"the model's {list(after)}",
                 "use the model size, patch size and tokenizer of the weights",
             )
-    dtype = jax.numpy.dtype(target.dtype)
     if array.dtype != dtype:
         detail = f"{detail} {array.dtype} -> {dtype}".strip()
     return array.astype(dtype), Row(name, action, detail)

@@ -109,47 +109,117 @@ def _bert_layer(path: tuple[str, ...], name: str, heads: int, cross: bool) -> li
     return entries + _norm((*path, "mlp_norm"), f"{name}.output.LayerNorm")
 
 
-def tower_entries(config: ModelConfig, suffix: str = "") -> Iterator[Entry]:
-    """Entries of the groups that student (suffix "") and teacher (suffix "_m") share."""
-    image, text = f"visual_encoder{suffix}", f"text_encoder{suffix}"
-    yield _same(("image_encoder", "cls_token"), f"{image}.cls_token")
-    yield _same(("image_encoder", "position_embedding"), f"{image}.pos_embed")
-    yield from _patch_embed(("image_encoder", "patch_embed"), f"{image}.patch_embed.proj")
+class ImageNames(NamedTuple):
+    """What a code base calls the parts of a ViT."""
+
+    cls_token: str
+    position: str
+    patch_embed: str
+    block: str  # with {} for its number
+    attention_norm: str
+    qkv: tuple[str, ...]  # one name for three stacked projections, or three names
+    attention_out: str
+    mlp_norm: str
+    mlp_in: str
+    mlp_out: str
+    norm: str
+
+
+ALBEF_IMAGE = ImageNames(
+    "cls_token", "pos_embed", "patch_embed.proj", "blocks.{}", "norm1", ("attn.qkv",), "attn.proj", "norm2", "mlp.fc1",
+    "mlp.fc2", "norm",
+)  # fmt: skip
+"""timm's names, which ALBEF and DeiT share."""
+
+
+def image_entries(config: ModelConfig, names: ImageNames = ALBEF_IMAGE, prefix: str = "") -> Iterator[Entry]:
+    """Entries of the image encoder; `prefix` stands before every name."""
+    yield _same(("image_encoder", "cls_token"), prefix + names.cls_token)
+    yield _same(("image_encoder", "position_embedding"), prefix + names.position)
+    yield from _patch_embed(("image_encoder", "patch_embed"), prefix + names.patch_embed)
     for layer in range(config.image_layers):
-        path, name = ("image_encoder", f"block_{layer}"), f"{image}.blocks.{layer}"
-        yield from _norm((*path, "attention_norm"), f"{name}.norm1")
-        yield from _heads_in((*path, "attention", "qkv"), (f"{name}.attn.qkv",), config.heads, 3)
-        yield from _heads_out((*path, "attention", "out"), f"{name}.attn.proj", config.heads)
-        yield from _norm((*path, "mlp_norm"), f"{name}.norm2")
-        yield from _dense((*path, "mlp_in"), f"{name}.mlp.fc1")
-        yield from _dense((*path, "mlp_out"), f"{name}.mlp.fc2")
-    yield from _norm(("image_encoder", "norm"), f"{image}.norm")
+        path, name = ("image_encoder", f"block_{layer}"), f"{prefix}{names.block.format(layer)}"
+        yield from _norm((*path, "attention_norm"), f"{name}.{names.attention_norm}")
+        qkv = tuple(f"{name}.{part}" for part in names.qkv)
+        yield from _heads_in((*path, "attention", "qkv"), qkv, config.vit_heads, 3)
+        yield from _heads_out((*path, "attention", "out"), f"{name}.{names.attention_out}", config.vit_heads)
+        yield from _norm((*path, "mlp_norm"), f"{name}.{names.mlp_norm}")
+        yield from _dense((*path, "mlp_in"), f"{name}.{names.mlp_in}")
+        yield from _dense((*path, "mlp_out"), f"{name}.{names.mlp_out}")
+    yield from _norm(("image_encoder", "norm"), prefix + names.norm)
+
+
+def bert_entries(config: ModelConfig, bert: str, head: str, cross: bool = True) -> Iterator[Entry]:
+    """Entries of text encoder, fusion encoder and MLM head; `bert` and `head` stand before their names.
+
+    cross: the last layers have cross-attention; a plain BERT has none.
+    """
     for ours, theirs in (("word", "word"), ("position", "position"), ("type", "token_type")):
-        name = f"{text}.bert.embeddings.{theirs}_embeddings.weight"
+        name = f"{bert}embeddings.{theirs}_embeddings.weight"
         yield _same(("text_encoder", f"{ours}_embedding", "embedding"), name)
-    yield from _norm(("text_encoder", "embedding_norm"), f"{text}.bert.embeddings.LayerNorm")
+    yield from _norm(("text_encoder", "embedding_norm"), f"{bert}embeddings.LayerNorm")
     for layer in range(config.text_layers):
-        name = f"{text}.bert.encoder.layer.{layer}"
+        name = f"{bert}encoder.layer.{layer}"
         yield from _bert_layer(("text_encoder", f"layer_{layer}"), name, config.heads, cross=False)
     for layer in range(config.fusion_layers):
-        name = f"{text}.bert.encoder.layer.{config.text_layers + layer}"
-        yield from _bert_layer(("fusion_encoder", f"layer_{layer}"), name, config.heads, cross=True)
-    yield from _dense(("mlm_head", "transform"), f"{text}.cls.predictions.transform.dense")
-    yield from _norm(("mlm_head", "norm"), f"{text}.cls.predictions.transform.LayerNorm")
-    yield _same(("mlm_head", "bias"), f"{text}.cls.predictions.bias")
+        name = f"{bert}encoder.layer.{config.text_layers + layer}"
+        yield from _bert_layer(("fusion_encoder", f"layer_{layer}"), name, config.heads, cross)
+    yield from _dense(("mlm_head", "transform"), f"{head}transform.dense")
+    yield from _norm(("mlm_head", "norm"), f"{head}transform.LayerNorm")
+    yield _same(("mlm_head", "bias"), f"{head}bias")
+
+
+def tower_entries(config: ModelConfig, suffix: str = "", bert: str = "bert.") -> Iterator[Entry]:
+    """Entries of the groups that student (suffix "") and teacher (suffix "_m") share.
+
+    bert: "" for the fine-tuned models, whose BERT has no MLM head and no name of its own.
+    """
+    image, text = f"visual_encoder{suffix}.", f"text_encoder{suffix}."
+    yield from image_entries(config, prefix=image)
+    yield from bert_entries(config, text + bert, f"{text}cls.predictions.")
     yield from _dense(("image_proj",), f"vision_proj{suffix}")
     yield from _dense(("text_proj",), f"text_proj{suffix}")
 
 
-def student_entries(config: ModelConfig, *, dictionary: bool, literal_gate: bool = True) -> list[Entry]:
+def student_entries(
+    config: ModelConfig, *, dictionary: bool, literal_gate: bool = True, bert: str = "bert."
+) -> list[Entry]:
     """Entries of everything that is trained by gradient."""
-    entries = [*tower_entries(config), _same(("temp",), "temp"), *_dense(("itm_head",), "itm_head")]
+    entries = [*tower_entries(config, bert=bert), _same(("temp",), "temp"), *_dense(("itm_head",), "itm_head")]
     if dictionary:
         entries += _dense(("neck", "linear"), "neck.linear.0") + _norm(("neck", "linear_norm"), "neck.linear.1")
         entries += _dense(("neck", "align_linear"), "neck.pos_line") + _dense(("neck", "gate"), "neck.gate_fc.0")
         entries += _norm(("neck", "gate_norm"), "neck.gate_fc.1") if literal_gate else []
         entries += _norm(("neck", "norm"), "neck.ln")
     return entries
+
+
+def state_entries(*, queue: bool, dictionary: bool, image_ids: bool = False) -> list[Entry]:
+    """Entries of what changes with every step besides parameters and teacher.
+
+    image_ids: the queue of picture numbers, which only the fine-tuned models have.
+    """
+    entries = []
+    if queue:
+        for side in ("image", "text"):
+            entries.append(_turned(("queue", f"{side}_QxE"), f"{side}_queue"))
+        entries.append(Entry(("queue", "pointer"), ("queue_ptr",), _pointer, lambda array: [array.reshape(1)]))
+    if queue and image_ids:
+        entries.append(
+            Entry(("queue", "image_id_Q"), ("idx_queue",), lambda arrays: arrays[0][0], lambda array: [array[None]])
+        )
+    if dictionary:
+        for ours, theirs in (("codes_KxD", "embed"), ("counts_K", "cluster_size"), ("sums_KxD", "embed_avg")):
+            entries.append(_same(("dictionary", ours), f"neck.vq.{theirs}"))
+    return entries
+
+
+def _pointer(arrays: Arrays) -> np.ndarray:
+    return arrays[0].reshape(())
+
+
+def _turned(path: tuple[str, ...], name: str) -> Entry:
+    return Entry(path, (name,), lambda arrays: arrays[0].T, lambda array: [array.T])
 
 
 def to_ours(entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> Params:

@@ -26,6 +26,7 @@ class ModelConfig:
     vocab_size: int = 0  # V; 0 takes it from the tokenizer
     max_text_length: int = 512  # rows of the text position table
     embed_dim: int = 256  # width E of the ITC features
+    image_heads: int = 0  # attention heads of the image encoder; 0 = as heads. Converted towers may differ
     init_std: float = 0.02  # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
     remat: str = "none"  # none | dots | full: what each layer computes again in the backward pass, to save memory
@@ -33,6 +34,11 @@ class ModelConfig:
     cls_apart: bool = False  # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
     attention: str = "xla"  # xla | cudnn: NVIDIA's kernel wherever attention has no dropout
     dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
+
+    @property
+    def vit_heads(self) -> int:
+        """Attention heads of the image encoder."""
+        return self.image_heads or self.heads
 
     @property
     def num_patches(self) -> int:
@@ -44,6 +50,12 @@ class ModelConfig:
         if self.dim % self.heads:
             raise ConfigError(
                 f"model.dim={self.dim}, model.heads={self.heads}", "heads that divide dim", "change one of the two"
+            )
+        if self.image_heads < 0 or self.dim % self.vit_heads:
+            raise ConfigError(
+                f"model.dim={self.dim}, model.image_heads={self.image_heads}",
+                "0, or heads that divide dim",
+                "0 takes model.heads",
             )
         if self.image_size % self.patch_size:
             raise ConfigError(

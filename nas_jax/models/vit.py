@@ -25,7 +25,7 @@ class Block(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         init = nn.initializers.truncated_normal(config.init_std)
         norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="attention_norm")
-        attention = SelfAttention(config.heads, 0.0, dtype, init, config.attention, name="attention")
+        attention = SelfAttention(config.vit_heads, 0.0, dtype, init, config.attention, name="attention")
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
         mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")

@@ -1,0 +1,252 @@
+"""The encoders of other code bases in our layout: a ViT as image encoder, a BERT as text and fusion encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nas_jax.convert import given
+from nas_jax.convert.account import Account, model_shapes, take
+from nas_jax.convert.albef_names import ALBEF_IMAGE, ImageNames, bert_entries, image_entries
+from nas_jax.convert.from_albef import tie_head
+from nas_jax.convert.torch_files import Tensors
+from nas_jax.models import bert as bert_model
+from nas_jax.models import vit as vit_model
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.typing import Params
+from nas_jax.utils.errors import CheckpointError, ConfigError
+
+_HF_QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
+_HF_EMBEDDINGS = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+FAMILIES: dict[str, tuple[str, ImageNames, tuple[str, str]]] = {
+    "timm": ("blocks.0.norm1.weight", ALBEF_IMAGE, ("ls1.gamma", "ls2.gamma")),
+    "dinov2": (
+        "encoder.layer.0.norm1.weight",
+        ImageNames(
+            *_HF_EMBEDDINGS, "encoder.layer.{}", "norm1", _HF_QKV, "attention.output.dense", "norm2", "mlp.fc1",
+            "mlp.fc2", "layernorm",
+        ),
+        ("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    ),
+    "vit": (
+        "encoder.layer.0.layernorm_before.weight",
+        ImageNames(
+            *_HF_EMBEDDINGS, "encoder.layer.{}", "layernorm_before", _HF_QKV, "attention.output.dense",
+            "layernorm_after", "intermediate.dense", "output.dense", "layernorm",
+        ),
+        ("", ""),
+    ),
+}  # fmt: skip
+"""Name -> a tensor by which it is known, its names, and its two LayerScales.
+
+Source: the state dicts of timm's VisionTransformer and of transformers' ViTModel and Dinov2Model, as saved.
+"""
+IMAGE_PREFIXES = ("module.", "vit.", "deit.", "dinov2.", "visual_encoder.")
+IMAGE_REASONS = {
+    r"(head|classifier)\.": "a classifier",
+    r"pooler\.": "a pooler: ITC reads [CLS] itself",
+    r"embeddings\.mask_token$": "for masked pretraining",
+}
+TEXT_REASONS = {
+    r"(bert\.)?pooler\.": "a pooler: ITC reads [CLS] itself",
+    r".*position_ids$": "the numbers 0, 1, 2, ..., and no weight",
+    r"cls\.seq_relationship\.": "next-sentence prediction",
+    r"classifier\.": "a classifier",
+}
+
+
+class Source(NamedTuple):
+    """A model of another code base."""
+
+    tensors: Tensors
+    cast: Mapping[str, str]  # dtypes of tensors that were converted on reading
+    config: Mapping[str, Any]  # config.json, as far as there is one
+    name: str  # for errors and tables
+    folder: Path  # where it lies
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One converted encoder."""
+
+    params: Params
+    sizes: dict[str, int]
+    account: Account
+
+
+def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str] = ()) -> Tower:
+    """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels before it."""
+    tensors, cast = _without_prefix(given_by.tensors, given_by.cast, IMAGE_PREFIXES)
+    config, source = given_by.config, given_by.name
+    account = Account(tensors, cast, source)
+    family = next((name for name, (mark, _, _) in FAMILIES.items() if mark in tensors), None)
+    if family is None:
+        raise CheckpointError(
+            f"{source}, with tensors such as {next(iter(tensors), 'none')!r}",
+            f"a ViT under the names of {', '.join(FAMILIES)}",
+            "pass a plain ViT, DeiT or DINOv2",
+        )
+    _, names, scales = FAMILIES[family]
+    for extra in ("dist_token", "embeddings.distillation_token"):
+        if extra in tensors:
+            raise CheckpointError(f"{source} with {extra}", "one CLS token", "use the model without distillation")
+
+    _, tokens, dim = given.shape_of(tensors, names.position, 3, source)
+    patch = given.shape_of(tensors, f"{names.patch_embed}.weight", 4, source)[-1]
+    hidden = given.shape_of(tensors, f"{names.block.format(0)}.{names.mlp_in}.weight", 2, source)[0]
+    pattern = re.escape(names.block).replace(r"\{\}", r"(\d+)") + r"\."
+    found = {
+        "dim": dim,
+        "image_layers": given.count(tensors, pattern, source),
+        "mlp_ratio": hidden // dim,
+        "image_size": given.side_of(tokens, source) * patch,
+        "patch_size": patch,
+    }
+    keys = {
+        "dim": "hidden_size", "image_layers": "num_hidden_layers", "patch_size": "patch_size",
+        "image_size": "image_size",
+    }  # fmt: skip
+    if found["image_size"] != config.get("image_size"):
+        keys.pop("image_size")  # transformers' DINOv2 names the size it was last run at
+    told = {ours: config[key] for ours, key in keys.items() if key in config}
+    given.agree(found, told, source, "config.json")
+    _same_function(config, source, account, vit_model.LAYER_NORM_EPS)
+    if config.get("qkv_bias", True) is False:
+        raise ConfigError(f"{source} with qkv_bias=False", "a ViT with biases", "use another ViT")
+    wanted = sizes.get("image_heads", None if "num_attention_heads" in config else sizes.get("heads"))
+    heads = _heads(config, wanted, "image_heads", source, dim)
+    model = ModelConfig(**found, heads=heads, vocab_size=1)
+    model.validate()
+    tensors = _fold(tensors, names, scales, found["image_layers"], account)
+    params = take(image_entries(model, names), tensors, model_shapes(model), account)
+    _explain(account, IMAGE_REASONS, ignore)
+    return Tower(params, found | {"image_heads": heads}, account)
+
+
+def _fold(tensors: Tensors, names: ImageNames, scales: tuple[str, str], layers: int, account: Account) -> Tensors:
+    """LayerScale multiplies the output of a linear map, so it can be part of its weights (Touvron et al. 2021)."""
+    folded = dict(tensors)
+    for layer in range(layers):
+        block = names.block.format(layer)
+        for linear, scale in zip((names.attention_out, names.mlp_out), scales, strict=True):
+            name = f"{block}.{scale}"
+            if not scale or name not in tensors:
+                continue
+            for part in ("weight", "bias"):
+                whole = f"{block}.{linear}.{part}"
+                if whole not in tensors or tensors[name].shape != tensors[whole].shape[:1]:
+                    raise CheckpointError(f"{name} has no {whole} to go with", "one scale an output", "check the file")
+                factor = tensors[name].astype(np.float32)
+                folded[whole] = tensors[whole].astype(np.float32) * (factor[:, None] if part == "weight" else factor)
+                account.rows[whole].detail = f"times {scale}"
+            account.merge(name, linear)
+    return folded
+
+
+def text_tower(given_by: Source, sizes: Mapping[str, int], text_layers: int = 0, ignore: Sequence[str] = ()) -> Tower:
+    """Text encoder, fusion encoder without cross-attention and, if there, MLM head from a BERT."""
+    config, source = given_by.config, given_by.name
+    if config.get("model_type", "bert") != "bert":
+        raise ConfigError(f"{source} of type {config['model_type']!r}", "bert", "pass a BERT")
+    tensors, cast = _without_prefix(given_by.tensors, given_by.cast, ("module.",))
+    old = {".gamma": ".weight", ".beta": ".bias"}  # in files converted from TensorFlow
+    renamed = {name: re.sub(r"\.(gamma|beta)$", lambda found: old[found[0]], name) for name in tensors}
+    tensors = {renamed[name]: array for name, array in tensors.items()}
+    account = Account(tensors, {renamed[name]: kind for name, kind in cast.items()}, source)
+    bert = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
+    if f"{bert}embeddings.word_embeddings.weight" not in tensors:
+        raise CheckpointError(
+            f"{source}, with tensors such as {next(iter(tensors), 'none')!r}",
+            "a BERT: embeddings.* and encoder.layer.*",
+            "pass a BertModel or BertForMaskedLM",
+        )
+    vocab, dim = given.shape_of(tensors, f"{bert}embeddings.word_embeddings.weight", 2, source)
+    positions, _ = given.shape_of(tensors, f"{bert}embeddings.position_embeddings.weight", 2, source)
+    hidden, _ = given.shape_of(tensors, f"{bert}encoder.layer.0.intermediate.dense.weight", 2, source)
+    layers = given.count(tensors, rf"{re.escape(bert)}encoder\.layer\.(\d+)\.", source)
+    text_layers = text_layers or sizes.get("text_layers", 0) or layers // 2
+    if not 0 < text_layers < layers:
+        raise ConfigError(f"--text-layers {text_layers}", f"1 to {layers - 1} of {layers} layers", "half is ALBEF's")
+    told = {"dim": dim, "vocab_size": vocab, "max_text_length": positions, "layers": layers, "hidden": hidden}
+    keys = {
+        "dim": "hidden_size", "vocab_size": "vocab_size", "max_text_length": "max_position_embeddings",
+        "layers": "num_hidden_layers", "hidden": "intermediate_size",
+    }  # fmt: skip
+    given.agree(told, {ours: config[key] for ours, key in keys.items() if key in config}, source, "config.json")
+    _same_function(config, source, account, bert_model.LAYER_NORM_EPS)
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        kind = config["position_embedding_type"]
+        raise ConfigError(f"{source} with {kind} positions", "absolute positions", "pass another BERT")
+    heads = _heads(config, sizes.get("heads"), "heads", source, dim)
+    found = {
+        "dim": dim,
+        "heads": heads,
+        "text_layers": text_layers,
+        "fusion_layers": layers - text_layers,
+        "mlp_ratio": hidden // dim,
+        "vocab_size": vocab,
+        "max_text_length": positions,
+    }
+    model = ModelConfig(**found, image_layers=1)
+    model.validate()
+    entries = list(bert_entries(model, bert, "cls.predictions.", cross=False))
+    if not any(name.startswith("cls.predictions.transform.") for name in tensors):
+        entries = [entry for entry in entries if entry.path[0] != "mlm_head"]
+    params = take(entries, tensors, model_shapes(model), account)
+    if "mlm_head" in params:
+        table = f"{bert}embeddings.word_embeddings.weight"
+        tie_head(tensors, account, "cls.predictions.decoder.weight", table)
+        tie_head(tensors, account, "cls.predictions.decoder.bias", "cls.predictions.bias")
+    _explain(account, TEXT_REASONS, ignore)
+    return Tower(params, found, account)
+
+
+def _same_function(config: Mapping[str, Any], source: str, account: Account, epsilon: float) -> None:
+    """What the tensors do not show: the activation must be ours, another epsilon is said."""
+    act = config.get("hidden_act", "gelu")
+    if act != "gelu":
+        raise ConfigError(f"{source} with hidden_act={act!r}", "gelu, the exact one", "use another model")
+    theirs = config.get("layer_norm_eps", epsilon)
+    if theirs != epsilon:
+        account.notes.append(f"layer_norm_eps is {theirs} in {source} and {epsilon} here")
+
+
+def _heads(config: Mapping[str, Any], wanted: int | None, field: str, source: str, dim: int) -> int:
+    """Attention heads by config.json or the sizes file, which must agree. Raises ConfigError."""
+    told = config.get("num_attention_heads", wanted)
+    if wanted not in (None, told):
+        raise ConfigError(f"{field}={wanted} in the sizes file, and {told} in config.json", "the same", "mend one")
+    if told is None:
+        raise ConfigError(
+            f"{source} of width {dim}, and shapes do not tell the number of heads",
+            f'config.json beside it, or a sizes file like {{"{field}": 12}}',
+            "pass it with --sizes",
+        )
+    return told
+
+
+def _without_prefix(
+    tensors: Tensors, cast: Mapping[str, str], prefixes: Sequence[str]
+) -> tuple[Tensors, Mapping[str, str]]:
+    """Without a prefix that the encoder has inside a larger model; what has another name stays as it is."""
+
+    def bare(name: str) -> str:
+        for prefix in prefixes:
+            name = name.removeprefix(prefix)
+        return name
+
+    return {bare(name): array for name, array in tensors.items()}, {bare(name): kind for name, kind in cast.items()}
+
+
+def _explain(account: Account, reasons: Mapping[str, str], ignore: Sequence[str]) -> None:
+    for name, row in account.rows.items():
+        for pattern, reason in reasons.items() if not row.action else ():
+            if re.match(pattern, name):
+                account.leave(name, reason)
+                break
+    account.leave_rest(ignore)

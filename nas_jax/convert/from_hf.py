@@ -1,0 +1,151 @@
+"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours whole.
+
+The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et al. 2021, section
+3.1); their cross-attention, the projections and the matching head are new and left to the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from nas_jax.convert import folder, given, hf_names
+from nas_jax.convert.account import new_lines
+from nas_jax.convert.albef_names import student_entries
+from nas_jax.convert.encoders import Source, Tower, image_tower, text_tower
+from nas_jax.convert.torch_files import read_folder, read_tensors
+from nas_jax.methods.config import MethodConfig
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.negatives.nta import NtaConfig
+from nas_jax.negatives.nva import NvaConfig
+from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.trees import named_leaves
+
+HUB = "hub:"
+HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "vocab.txt", "tokenizer*.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the subcommand."""
+    add = parser.add_argument
+    forms = "a folder, a .safetensors or .pth file, or hub:NAME, which is downloaded"
+    add("export", nargs="?", default="", metavar="EXPORT", help="a folder that to-hf wrote: all weights come back")
+    add("--image", default="", metavar="SRC", help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}")
+    add("--text", default="", metavar="SRC", help=f"BERT: {forms}")
+    add("--out", required=True, metavar="DIR", help="the folder of weights to write")
+    add("--text-layers", type=int, default=0, metavar="N", help="BERT layers that read text alone (default: half)")
+    add("--sizes", default="", metavar="FILE.json", help='what neither shapes nor config.json tell: {"image_heads": 6}')
+    add("--image-size", type=int, default=0, metavar="N", help="resize the position embeddings (default: as they are)")
+    add("--tokenizer", default="", metavar="DIR", help="tokenizer.json or vocab.txt (default: what lies beside --text)")
+    add(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="leave out what begins so",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises UserError."""
+    out = Path(args.out)
+    folder.check_out(out)
+    if bool(args.export) == bool(args.image or args.text):
+        raise ConfigError("from-hf", "an EXPORT of ours, or --image and --text", "name one or the other")
+    if args.export:
+        return _back(Path(args.export), out)
+    sizes = given.read_sizes(args.sizes)
+    towers: dict[str, Tower] = {}
+    tokenizer = args.tokenizer
+    if args.image:
+        towers["image"] = image_tower(_open(args.image), sizes, args.ignore)
+    if args.text:
+        source = _open(args.text)
+        towers["text"] = text_tower(source, sizes, args.text_layers, args.ignore)
+        if not tokenizer and any((source.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            tokenizer = str(source.folder)
+    weights, new = join(towers, sizes)
+    resized = folder.for_pictures_of(weights, args.image_size) if args.image else weights
+    for kind, tower in towers.items():
+        print(f"{kind}: {tower.account}")
+    if resized is not weights:
+        print(f"position embeddings resized: {weights.model.image_size} -> {args.image_size} pixels")
+    print("\n".join(new_lines(new, _names(weights.model))))
+    conversion = {
+        "format": 1,
+        "from": "hf",
+        "sources": {kind: tower.account.source for kind, tower in towers.items()},
+        "image_size": resized.model.image_size,
+        "new": new,
+        "notes": [note for tower in towers.values() for note in tower.account.notes],
+        "tensors": [row | {"of": k} for k, tower in towers.items() for row in tower.account.to_json()["tensors"]],
+    }
+    folder.write(out, resized, conversion, tokenizer)
+    print(f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with train.weights={out}")
+    return 0
+
+
+def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.Weights, list[str]]:
+    """One model out of the encoders, and the names of our arrays that neither has. Raises ConfigError."""
+    found: dict[str, int] = {}
+    for kind, tower in towers.items():
+        given.agree(found, tower.sizes, "the image encoder", f"the {kind} encoder")
+        found |= tower.sizes
+    given.agree(found, sizes, " and ".join(tower.account.source for tower in towers.values()))
+    model = ModelConfig(**({"heads": found.get("image_heads", 12)} | found | dict(sizes)))
+    model.validate()
+    params = {name: group for tower in towers.values() for name, group in tower.params.items()}
+    have = set(named_leaves(params))
+    new = [name for name in _names(model) if name not in have]
+    method = MethodConfig("albef", dictionary=DictionaryConfig(False), nva=NvaConfig(False), nta=NtaConfig(False))
+    return folder.Weights(params, model, method), new
+
+
+def _names(model: ModelConfig) -> list[str]:
+    """What ALBEF's network of this size trains."""
+    return ["/".join(entry.path) for entry in student_entries(model, dictionary=False)]
+
+
+def _open(spec: str) -> Source:
+    """Reads what was named on the command line."""
+    path = Path(_download(spec.removeprefix(HUB)) if spec.startswith(HUB) else spec)
+    place = path if path.is_dir() else path.parent
+    tensors, cast = read_folder(path) if path.is_dir() else read_tensors(path)
+    config = {}
+    if (place / "config.json").is_file():
+        try:
+            config = json.loads((place / "config.json").read_text())
+        except ValueError as error:
+            raise DataError(f"{place / 'config.json'} ({error})", "JSON", "download it again") from error
+    return Source(tensors, cast, config, spec if spec.startswith(HUB) else path.name, place)
+
+
+def _download(name: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(name, allow_patterns=list(HUB_FILES))
+    except Exception as error:  # no such name, no network, no library: all end the same way
+        lines = str(error).strip().splitlines()
+        raise DataError(
+            f"{name!r}, which the Hugging Face hub did not give ({lines[0][:200] if lines else type(error).__name__})",
+            "the name of a model, and network access",
+            "download it, and name its folder",
+        ) from error
+
+
+def _back(export: Path, out: Path) -> int:
+    params, config = hf_names.params_from_export(export)
+    weights = folder.Weights(
+        params,
+        hf_names.model_config(config),
+        hf_names.method_of(config).ctx.config,
+        dictionary=hf_names.dictionary_from_export(export),
+    )
+    conversion = {"format": 1, "from": "export", "source": {"folder": export.name}}
+    folder.write(out, weights, conversion, str(export))
+    print(f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with train.weights={out}")
+    return 0

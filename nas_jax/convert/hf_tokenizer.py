@@ -1,0 +1,71 @@
+"""Our tokenizer as files for AutoTokenizer: cleaning, [CLS], cutting and padding as `data/tokenizer.py` does them.
+
+The rules stand in tokenizer.json itself, so any version of transformers (and the `tokenizers` library alone) follows
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, normalizers, processors
+
+from nas_jax.data.tokenizer import TextTokenizer
+
+ROLES = ("pad", "unk", "cls", "sep", "mask")
+
+
+def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str, Any]) -> None:
+    """tokenizer.json, tokenizer_config.json and special_tokens_map.json.
+
+    config: the export's, of which `text_length`, `clean_captions` and `max_words` count.
+    """
+    tokenizer.save(folder)  # text_tokenizer.json stays too: our own `load_tokenizer` reads the folder
+    names = tokenizer.tokens()
+    special = {f"{role}_token": names[getattr(tokenizer, f"{role}_id")] for role in ROLES}
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made.normalizer = _normalizer(made, config)
+    cls, sep = special["cls_token"], special["sep_token"]
+    end = [sep] if tokenizer.add_sep else []
+    made.post_processor = processors.TemplateProcessing(
+        single=" ".join([cls, "$A", *end]),
+        pair=" ".join([cls, "$A", sep, "$B:1", *end]),
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+    made.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config["text_length"],
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # no token types: the model has one kind of text
+        **special,
+    }
+    for name, value in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _normalizer(tokenizer: Tokenizer, config: Mapping[str, Any]) -> normalizers.Normalizer:
+    """What `data/text_ops.py` does to a caption, then the tokenizer's own."""
+    steps: list[normalizers.Normalizer] = []
+    if config["clean_captions"]:
+        steps += [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("[,.'!?\"()*#:;~]"), ""),
+            normalizers.Replace(Regex("[-/]"), " "),
+            normalizers.Replace("<person>", "person"),
+            normalizers.Replace(Regex(r"\s{2,}"), " "),
+            normalizers.Strip(),
+        ]
+        if config["max_words"] < config["text_length"]:  # else the length cuts first: a word is a token at least
+            kept = rf"^(?:[^ ]* ){{{config['max_words'] - 1}}}[^ ]*\K .*"  # \K: what stands before it stays
+            steps.append(normalizers.Replace(Regex(kept), ""))
+    else:
+        steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    if tokenizer.normalizer is not None:
+        steps.append(tokenizer.normalizer)
+    return normalizers.Sequence(steps)

@@ -1,0 +1,346 @@
+"""Out to Hugging Face: what passes the gate, what is refused, and the same bits on the way back."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from nas_jax.checkpoint.manager import CheckpointManager
+from nas_jax.checkpoint.stored import nest
+from nas_jax.config import RunConfig, to_dict
+from nas_jax.convert import gate, gate_torch, hf_names, to_hf, trained
+from nas_jax.convert.__main__ import main
+from nas_jax.data.config import DataConfig
+from nas_jax.data.text_ops import prepare_caption
+from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
+from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.utils.errors import CheckpointError, ConfigError
+from nas_jax.utils.trees import named_leaves
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "nas_step.npz"
+CAPTIONS = (
+    "a red square left of a blue circle, word number 0123456789",
+    "there is no small green triangle above two large yellow stars: a man's dog, it's a person",
+)
+RUN_TORCH = gate.run_torch
+OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"  # a python with torch and another transformers, such as 4.57
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return learn_wordpiece(CAPTIONS, 120)
+
+
+def save_run(workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step: int = 3, **data) -> Path:
+    """A work directory with a checkpoint of random numbers; nothing is compiled for it."""
+    model = tiny.model(
+        vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
+    )  # as long as captions: one shape to compile
+    method = tiny.method(variant, name="albef" if variant == "albef" else "nas", model=model).ctx.config
+    run = RunConfig(model=model, method=method, data=DataConfig(image_size=16, text_length=14, batch_size=24, **data))
+    record = json.loads(json.dumps(to_dict(run)))
+    tokenizer.save(workdir / "tokenizer")
+    found = trained.Trained(workdir, step, record, {}, {})
+    shapes = to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
+    rng = np.random.default_rng(0)
+
+    def draw(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if name == "temp":
+            return np.float32(0.07) * np.ones((), np.float32)
+        values = rng.standard_normal(shape) * 0.3 + (1.0 if name.endswith("scale") else 0.0)
+        return np.asarray(np.abs(values) if name == "dictionary/codes_KxD" else values).astype(dtype)
+
+    arrays = nest({name: draw(name, *kind) for name, kind in hf_names.shapes_in(shapes).items()})
+    dictionary = arrays.pop("dictionary", None)
+    state = {"params": arrays, "method_state": {"dictionary": DictionaryState(**dictionary)} if dictionary else {}}
+    with CheckpointManager(workdir / "checkpoints") as manager:
+        manager.save(step, state, {"next_step": step}, {"config": record})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tokenizer) -> Path:
+    """A run of NAS with every part."""
+    return save_run(tmp_path_factory.mktemp("run"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory) -> Path:
+    """Where transformers puts the exports' code; by default that is in the user's home."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture
+def in_process(monkeypatch, modules):
+    """The PyTorch side in this process: what its own process adds is tested once, and costs seconds to start."""
+
+    def run_torch(arguments: list[str], python: str) -> None:
+        export, inputs, outputs, *plain = arguments
+        with np.load(inputs) as file:
+            given = {name: file[name] for name in file.files}
+        results = gate_torch.run(export, given)
+        for folder in plain:
+            results |= gate_torch.run_plain(folder, given)
+        np.savez(outputs, facts=np.asarray(json.dumps({"transformers": "5", "peak_bytes": 0})), **results)
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    monkeypatch.setattr(gate, "run_torch", run_torch)
+
+
+@pytest.fixture(scope="module")
+def jax_side():
+    """`gate.run_jax`, computed once for all exports of a work directory."""
+    known, compute = {}, gate.run_jax
+
+    def run_jax(found, config, given):
+        if found.workdir not in known:
+            known[found.workdir] = compute(found, config, given)
+        return known[found.workdir]
+
+    return run_jax
+
+
+# ---------------------------------------------------------------------------------------- what passes, and the way back
+
+
+def test_an_export_gives_back_its_bits(workdir, tokenizer, tmp_path, in_process, jax_side, monkeypatch):
+    """All parts of NAS in three weight files, and the plain dual encoder; what is written, and params bit by bit."""
+    monkeypatch.setattr(gate, "run_jax", jax_side)
+    (workdir / "metrics.jsonl").write_text('{"step": 3, "kind": "train", "loss": 1.25, "loss/itc": 0.5}\n')
+    (workdir / "evals").mkdir()
+    metric = {"key": "val/foils/itm/colour", "value": 61.5, "chance": 50.0, "blind": None, "count": 26}
+    (workdir / "evals/3.json").write_text(json.dumps({"info": {}, "metrics": [metric]}))
+    said = []
+    report = to_hf.export(workdir, tmp_path / "out", plain="blip", shard_bytes=40_000, say=said.append)
+    assert {row.name.split("/")[1] for row in report.rows} >= {
+        "image_embeds", "text_embeds", "code_ids", "dictionary_tokens", "distances", "itm_logits", "mlm_logits",
+        "generator_logits", "plain_cosine", "input_ids", "pixel_values",
+    }  # fmt: skip
+    assert any("MB written" in line for line in said)
+    out = tmp_path / "out"
+    assert os.listdir(tmp_path) == ["out"]
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    card = (out / "README.md").read_text()
+    for text in ("loss 1.2500", "| val/foils/itm/colour | 61.5 | 50.0 |", "scenes (drawn", "chance: random", "[MASK]"):
+        assert text in card
+    assert str(tmp_path) not in card + (out / "config.json").read_text()
+
+    params, config = hf_names.params_from_export(out)
+    dictionary = hf_names.dictionary_from_export(out)
+    with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
+        saved = named_leaves({"params": manager.restore_params(), "d": manager.restore_params(which="dictionary")})
+    exported = named_leaves({"params": params, "d": dictionary})
+    assert exported.keys() == saved.keys()
+    for name, array in saved.items():
+        assert (exported[name].dtype, exported[name].shape) == (array.dtype, array.shape)
+        assert exported[name].tobytes() == array.tobytes(), name
+    assert hf_names.model_config(config).vit_heads == 4
+
+
+def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
+    report = to_hf.export(save_run(tmp_path / "run", tokenizer, "albef"), tmp_path / "out", say=lambda line: None)
+    names = {row.name.split("/")[1] for row in report.rows}
+    assert "itm_logits" in names and not names & {"code_ids", "dictionary_tokens", "generator_logits"}
+    assert hf_names.dictionary_from_export(tmp_path / "out") is None
+
+
+def test_every_name_goes_there_and_back(workdir):
+    for name in trained.open_trained(workdir).shapes:
+        assert hf_names.our_name(hf_names.hf_name(name)) == name
+
+
+@pytest.mark.parametrize(("clean", "max_words", "add_sep"), [(True, 30, False), (True, 4, True), (False, 30, True)])
+def test_the_tokenizer_files_do_what_ours_does(tokenizer, tmp_path, clean, max_words, add_sep):
+    """Through the `tokenizers` library alone, which transformers of any version uses."""
+    from tokenizers import Tokenizer
+
+    ours = TextTokenizer(Tokenizer.from_str(tokenizer._tokenizer.to_str()), add_sep)
+    to_hf.write_tokenizer(tmp_path, ours, {"text_length": 12, "clean_captions": clean, "max_words": max_words})
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.enable_truncation(12)
+    for caption in (*CAPTIONS, *gate.CAPTIONS, "", "  Two\n dogs ", "a <person>/dog"):
+        ids, mask = ours.encode([prepare_caption(caption, clean, max_words)], 12)
+        assert theirs.encode(caption).ids == ids[0, mask[0]].tolist(), caption
+    again, _ = load_tokenizer(str(tmp_path)).encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)
+    np.testing.assert_array_equal(again, ours.encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)[0])
+
+
+# ---------------------------------------------------------------------------------------------------- negative controls
+
+
+def transpose_one_kernel(weights):
+    weights["mlm_head.transform.weight"] = weights["mlm_head.transform.weight"].T.contiguous()
+
+
+def swap_two_heads(weights):
+    query, *rest = weights["image_encoder.blocks.0.attention.qkv.weight"].chunk(3)
+    heads = query.chunk(4)
+    weights["image_encoder.blocks.0.attention.qkv.weight"] = torch.cat([heads[1], heads[0], *heads[2:], *rest])
+
+
+def shuffle_positions(weights):
+    table = weights["text_encoder.position_embedding.weight"]
+    table[[12, 13]] = table[[13, 12]]  # behind the end of any caption
+
+
+@pytest.mark.parametrize(
+    ("disturb", "where"),
+    [
+        (transpose_one_kernel, "random/mlm_logits"),
+        (swap_two_heads, "random/image_encoder.blocks.0.attention"),
+        (shuffle_positions, "random/text_encoder.embedding_norm"),
+    ],
+)
+def test_the_gate_refuses(workdir, tmp_path, in_process, jax_side, monkeypatch, capsys, disturb, where):
+    """One small fault in the weights: exit status not 0, the layer named, nothing left."""
+    write_weights = to_hf.write_weights
+
+    def faulty(folder, *arguments):
+        write_weights(folder, *arguments)
+        weights = load_file(folder / "model.safetensors")
+        disturb(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(to_hf, "write_weights", faulty)
+    monkeypatch.setattr(gate, "run_jax", jax_side)
+    assert main(["to-hf", "--checkpoint", str(workdir), "--out", str(tmp_path / "out")]) == gate.GateRefused.exit_code
+    printed = capsys.readouterr()
+    assert f"first in {where} by" in printed.err
+    assert printed.out.split("allowed")[1].split()[0] == where  # the table begins there
+    assert not os.listdir(tmp_path)
+
+
+def test_nan_is_refused():
+    assert not gate.Row("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
+    assert not gate.Row("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
+
+
+def test_codes_that_are_equally_near_are_ties_and_others_are_not():
+    codes = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
+    features = torch.tensor([[[0.0, 1.0]]])
+    distances = torch.cdist(features, codes[None]).square()
+    only_ties = functools.partial(gate_torch._only_ties, codes, features, distances)
+    assert only_ties(torch.tensor([[0]]), torch.tensor([[1]]))
+    assert not only_ties(torch.tensor([[0]]), torch.tensor([[2]]))
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
+    export = functools.partial(to_hf.export, say=lambda line: None)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(ConfigError, match="which exists"):
+        export(workdir, tmp_path / "full")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        export(workdir / "checkpoints/9", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="a tokenizer of .* tokens for a model of"):
+        learn_wordpiece([*CAPTIONS, "many other words that are not there"], 200).save(tmp_path / "words")
+        export(workdir, tmp_path / "out", str(tmp_path / "words"))
+    damaged = save_run(tmp_path / "damaged", tokenizer)
+    file = next((damaged / "checkpoints/3/state").rglob("d/*"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="checkpoints/3 is damaged"):
+        export(damaged, tmp_path / "out")
+    other = json.loads(json.dumps(trained.open_trained(workdir).config))
+    other["model"]["dim"] = 32
+    with pytest.raises(CheckpointError, match="mend the config.json"):
+        found = trained.open_trained(workdir)
+        to_hf.export_config(trained.Trained(workdir, 3, other, found.shapes, found.record), tokenizer)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "words", "damaged"}
+
+
+def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_path):
+    found = trained.open_trained(workdir)
+    config = to_hf.export_config(found, tokenizer)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    to_hf.write_weights(tmp_path, found, lambda line: None)
+    file, back = tmp_path / "model.safetensors", functools.partial(hf_names.params_from_export, tmp_path)
+    back()
+    weights, whole = load_file(file), file.read_bytes()
+    for change, message in (
+        ({"temp": None}, "weights without temp"),
+        ({"new.weight": torch.ones(1)}, "with the unknown new.weight"),
+        ({"itm_head.bias": torch.ones(3)}, r"itm_head.bias is float32\[3\]; expected float32\[2\]"),
+    ):
+        changed = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            back()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="whole safetensors files"):
+        back()
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="of another model"):
+        back()
+
+
+# --------------------------------------------------------------------------------- recorded weights, a separate process
+
+
+@pytest.mark.parametrize("python", ["this", "other"])
+def test_recorded_weights_give_the_recorded_outputs(
+    recorded, sizes, tokenizer, tmp_path, in_process, monkeypatch, python
+):
+    """ALBEF's names -> ours -> transformers, in a process that cannot import nas_jax."""
+    version, python = ("5", sys.executable) if python == "this" else ("4", os.environ.get(OTHER_PYTHON))
+    if not python:
+        pytest.skip(f"set {OTHER_PYTHON} to a python with torch and transformers 4.57")
+    if python != sys.executable:
+        monkeypatch.setattr(gate, "run_torch", RUN_TORCH)
+    torch.save({"model": recorded}, tmp_path / "step.pth")
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    assert main(["from-albef", str(tmp_path / "step.pth"), "--sizes", sizes, "--out", str(weights)]) == 0
+    tokenizer.save(tmp_path / "words")
+    report = to_hf.export(weights, out, str(tmp_path / "words"), python=python, say=lambda line: None)
+    assert report.transformers[0] == version
+
+    with np.load(RECORDED) as file:
+        arrays = {name: file[name] for name in file.files if name.startswith(("in/", "out/", "draw/"))}
+    image, ids, mask = (arrays[f"in/{name}"] for name in ("image", "input_ids", "attention_mask"))
+    image_other, text_other = arrays["draw/negative_image"], arrays["draw/negative_text"]
+    cases = {
+        "positive": (image, ids, mask),
+        "image": (image[image_other], ids, mask),
+        "text": (image, ids[text_other], mask[text_other]),
+        "masked": (image, arrays["draw/mlm_input_ids"], mask),
+    }
+    given = {"cases": np.asarray(json.dumps(list(cases)))}
+    codes = arrays["out/code_ids"]
+    for case, inputs in cases.items():
+        given |= {f"{case}/{name}": a for name, a in zip(("pixel_values", *gate_torch._TEXT), inputs, strict=True)}
+        given[f"{case}/code_ids"] = codes[image_other] if case == "image" else codes
+    np.savez(tmp_path / "inputs.npz", **given)
+    RUN_TORCH([str(out), str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz")], python)
+    with np.load(tmp_path / "outputs.npz") as file:
+        theirs = {name: file[name] for name in file.files}
+    assert json.loads(str(theirs["facts"]))["transformers"][0] == version
+
+    np.testing.assert_array_equal(theirs["positive/code_ids"], codes)
+    positive, _, image_negative, text_negative = np.split(arrays["out/itm_logits_pos_nva_negimage_negtext"], 4)
+    for name, expected in (
+        ("positive/image_tokens", arrays["out/image_tokens"]),
+        ("positive/text_tokens", arrays["out/text_tokens"]),
+        ("positive/itm_logits", positive),
+        ("image/itm_logits", image_negative),
+        ("text/itm_logits", text_negative),
+        ("masked/mlm_logits", arrays["out/mlm_logits"]),
+    ):
+        assert gate.difference(expected, theirs[name]) < 1e-4, name
+    assert gate.difference(arrays["out/dictionary_tokens"], theirs["positive/dictionary_tokens"][:, 1:]) < 1e-4
+    for tower in ("vision", "text"):
+        tokens = arrays["out/image_tokens" if tower == "vision" else "out/text_tokens"][:, 0]
+        feature = tokens @ recorded[f"{tower}_proj.weight"].numpy().T + recorded[f"{tower}_proj.bias"].numpy()
+        feature /= np.linalg.norm(feature, axis=1, keepdims=True)
+        embeds = theirs["positive/image_embeds" if tower == "vision" else "positive/text_embeds"]
+        assert gate.difference(feature, embeds) < 1e-4
