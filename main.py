@@ -3,6 +3,7 @@
 python main.py --config=configs/demo.py --workdir=runs/demo
 python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval --config.evals=valse,own --config.eval.data=data
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=check
 python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
 """
@@ -22,6 +23,7 @@ from nas_jax.utils.errors import ConfigError, UserError
 MODES = ("train", "eval", "compile", "check")
 CONFIG = re.compile(r"--?config(?:=(.*))?$")
 OVERRIDE = re.compile(r"--?config\.([^=]+)")
+EVALS = re.compile(r"(--?config\.)(?:evals|eval\.benchmarks)=([\w,]*)$")
 HELP = re.compile(r"--?help")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, and its fields: --config.train.steps=100.")
@@ -49,6 +51,7 @@ _TOPOLOGY = flags.DEFINE_string("topology", "local", "For --mode=compile: local,
 def parse(argv: list[str]) -> None:
     """Reads the flags. Raises UserError on anything it does not know."""
     _check_config_file(argv)
+    argv[:] = [_names_as_tuple(arg) for arg in argv]  # in place: config_flags reads sys.argv by itself
     try:
         app.define_help_flags()
         rest = flags.FLAGS(argv)
@@ -64,6 +67,18 @@ def parse(argv: list[str]) -> None:
         raise ConfigError(f"argument {rest[1]!r}", "only flags, which begin with --", remedy)
     if not _WORKDIR.value and _MODE.value != "compile":
         raise ConfigError("no --workdir", "a directory for the run", "pass --workdir=runs/demo")
+    if "://" in (_WORKDIR.value or ""):
+        got, remedy = (
+            f"--workdir={_WORKDIR.value}",
+            "mount the bucket (docs/launch.md does), and pass where it is mounted",
+        )
+        raise ConfigError(got, "a directory, as files are appended to and renamed there", remedy)
+
+
+def _names_as_tuple(arg: str) -> str:
+    """--config.evals=valse,own is short for --config.eval.benchmarks=('valse','own')."""
+    found = EVALS.match(arg)
+    return f"{found[1]}eval.benchmarks={tuple(filter(None, found[2].split(',')))!r}" if found else arg
 
 
 def _check_config_file(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -19,6 +19,7 @@ from nas_jax.config import RunConfig, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from nas_jax.evals.run import Texts, load_all
 from nas_jax.parallel.mesh import check_divisible, make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal import abstract_step
@@ -70,7 +71,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
     yield "memory", lambda: _memory(run)
     yield "data", lambda: _data(run, corpus())
     yield "tokenizer", lambda: _tokenizer(run, workdir, corpus())
-    yield "evaluation", lambda: _evaluation(run)
+    yield "evaluation", lambda: _evaluation(run, workdir)
     yield "checkpoint", lambda: _checkpoint(run, workdir)
 
 
@@ -126,33 +127,44 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     return (WARNING, f"{text}; dropped on opening: {dropped}") if dropped else (OK, text)
 
 
-def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]:
-    saved = workdir / TOKENIZER
-    tokenizer: TextTokenizer
+def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
+    """The tokenizer, if there is one yet, and where it is from."""
     if has_checkpoint(workdir):
-        tokenizer, origin = load_tokenizer(str(saved)), f"of {workdir}"
-    elif run.data.tokenizer:
-        tokenizer, origin = load_tokenizer(run.data.tokenizer, run.data.add_sep), run.data.tokenizer
-    else:
-        return OK, "will be learned from the training captions"
+        return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
+    if run.data.tokenizer:
+        return load_tokenizer(run.data.tokenizer, run.data.add_sep), run.data.tokenizer
+    return None, "will be learned from the training captions"
+
+
+def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]:
+    tokenizer, origin = _known_tokenizer(run, workdir)
+    if tokenizer is None:
+        return OK, origin
     counts = pipeline.caption_report(source, tokenizer, run.data)
     cut = counts["cut_by_text_length"] / max(counts["captions"], 1)
     text = f"{origin}, {tokenizer.vocab_size} entries, {cut:.1%} of captions cut at {run.data.text_length} tokens"
     return (WARNING if cut > 0.05 else OK), text
 
 
-def _evaluation(run: RunConfig) -> tuple[str, str]:
+def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
     sets = pipeline.open_eval_sets(run.data, run.seed)
-    if not sets:
-        return WARNING, "no evaluation sets: set data.holdout or data.val"
-    return OK, "; ".join(
-        f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads" for one in sets
-    )
+    found = [f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads" for one in sets]
+    tokenizer, _ = _known_tokenizer(run, workdir)
+    if run.eval.benchmarks and tokenizer is None:
+        found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
+    elif run.eval.benchmarks:
+        texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+        found += [one.name for one in load_all(run.eval, run.model.image_size, texts)]
+    return (OK, "; ".join(found)) if found else (WARNING, "no evaluation sets: set data.holdout or data.val")
 
 
 def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:
     if not has_checkpoint(workdir):
         return OK, "none yet: starts from nothing"
-    check_config(workdir, to_dict(run), RESUMABLE)
+    check_config(workdir, to_dict(run), RESUMABLE, to_dict(RunConfig()))
+    model = replace(run.model, vocab_size=load_tokenizer(str(workdir / TOKENIZER)).vocab_size)
+    abstract, *_ = abstract_step(replace(run, model=model), make_mesh(run.mesh))
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
-        return OK, f"would go on from step {manager.latest_step()}"
+        step = manager.latest_step()
+        manager.check_shapes(abstract, step)
+    return OK, f"would go on from step {step}"

@@ -18,7 +18,10 @@ from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
+from nas_jax.evals import results as evaluation_results
+from nas_jax.evals import run as benchmarks
 from nas_jax.evals.metrics import Metric, format_table
+from nas_jax.evals.results import Result
 from nas_jax.evals.suite import Evaluator, make_evaluator, write_results
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.losses.mlm import SpecialTokens
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 COMPILE_CACHE = "compile_cache"
 NVA_PICTURE = "nva.png"
+DEFAULTS = to_dict(RunConfig())
 
 
 def main(
@@ -78,10 +82,10 @@ def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
     # Before the tokenizer, which must not come from another config's run.
-    open_workdir(workdir, to_dict(run), write=jax.process_index() == 0)
+    open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=DEFAULTS)
     mesh = make_mesh(run.mesh)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
-    parts = assemble(run, workdir, learn=True)
+    parts = assemble(run, workdir, learn=True, mesh=mesh)
     pipeline.caption_report(parts.source, parts.tokenizer, run.data)  # warns of captions that are cut
     console.say(parts.summary(run, mesh.size))
     if mesh.size > 1:
@@ -96,6 +100,7 @@ def train(run: RunConfig, workdir: Path) -> int:
         run.train,
         workdir,
         to_dict(run),
+        run_defaults=DEFAULTS,
         total_steps=parts.total_steps,
         mesh=mesh,
         stage=parts.method.stage,
@@ -126,10 +131,10 @@ def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: 
 def evaluate(run: RunConfig, workdir: Path) -> int:
     """Measures the newest checkpoint in `workdir`, prints the table and writes evals/<step>.json."""
     console = Console(enabled=jax.process_index() == 0)
-    check_config(workdir, to_dict(run), EVALUABLE)
+    check_config(workdir, to_dict(run), EVALUABLE, DEFAULTS)
     mesh = make_mesh(run.mesh)
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True, say=console.say) as manager:
-        parts = assemble(run, workdir, learn=False)
+        parts = assemble(run, workdir, learn=False, mesh=mesh)
         abstract = jax.eval_shape(parts.init_state)
         state, position = manager.restore(with_shardings(abstract, state_shardings(abstract, mesh)))
     step = position["next_step"]
@@ -170,8 +175,11 @@ class Parts:
         )
 
 
-def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
-    """Builds all parts of a run. learn: learn the tokenizer if the run has none yet; else it must be in `workdir`."""
+def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = None) -> Parts:
+    """Builds all parts of a run. learn: learn the tokenizer if the run has none yet; else it must be in `workdir`.
+
+    mesh: of the evaluations; None: the default device.
+    """
     source = pipeline.open_source(run.data, "train", run.seed)
     tokenizer = _tokenizer(run, workdir, source, learn)
     steps_per_epoch = pipeline.steps_per_epoch(run.data, source)
@@ -187,6 +195,7 @@ def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
     )
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
     eval_sets = pipeline.open_eval_sets(run.data, run.seed)
+    texts = benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
     evaluator = make_evaluator(
         run.eval,
         eval_sets,
@@ -194,6 +203,11 @@ def assemble(run: RunConfig, workdir: Path, learn: bool) -> Parts:
         method,
         run.data.text_length,
         run.model.image_size,
+        mesh,
+        benchmarks.load_all(run.eval, run.model.image_size, texts),
+        lambda step, results: _keep(run, workdir, step, results, texts),
+        not learn,  # an evaluation by itself keeps every score; those of a training run would fill the disk
+        Console(enabled=not learn and jax.process_index() == 0),
     )
     return Parts(
         source, tokenizer, method, optimizer, schedule, evaluator, eval_sets, total_steps, steps_per_epoch, run.seed
@@ -214,6 +228,17 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
         with writing(saved):
             tokenizer.save(saved)
     return tokenizer
+
+
+def _keep(run: RunConfig, workdir: Path, step: int, results: Sequence[Result], texts: benchmarks.Texts) -> None:
+    """Writes every score to evals/<step>/results.json, with tables and the protocol beside it."""
+    if jax.process_index() != 0:
+        return
+    path = workdir / EVALS / str(step)
+    info = {"name": run.name, "method": run.method.name, "path": f"{workdir.name}/{CHECKPOINTS}/{step}", "step": step}
+    info["digest"] = evaluation_results.digest(workdir / CHECKPOINTS / str(step))
+    with writing(path):
+        evaluation_results.write(path, benchmarks.protocol(run.eval, texts, run.model.image_size, info), results)
 
 
 def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:
