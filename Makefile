@@ -3,6 +3,7 @@
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
 TEST_STAMP := .venv/.stamp-test
+JOBS := 2  # test files at a time; each takes a core and up to 4 GB
 
 .PHONY: demo test docs venv lint format
 
@@ -10,7 +11,7 @@ demo: venv
 	$(PYTHON) main.py --config=configs/demo.py --workdir=runs/demo
 
 test: $(TEST_STAMP) lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
 # Warnings are errors (mkdocs.yml). The variable silences a notice about the next version of MkDocs.
 docs: $(TEST_STAMP)

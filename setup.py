@@ -12,7 +12,16 @@ setup(
     name="nas_jax",
     version=VERSION,
     description="Fine-grained vision-language pretraining in JAX: ALBEF, NAS and their family",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["nas_jax", "nas_jax.*"]),
+    package_data={"nas_jax.convert": ["hf_files/*.py"]},  # copied into exports, so they are files and no package
+    entry_points={"console_scripts": ["nas_jax = nas_jax.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.3",
@@ -38,6 +47,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "compile": ["libtpu"],
         "test": ["pytest>=8", "ruff>=0.9"],
+        "docs": ["mkdocs-material>=9.8", "mkdocstrings-python>=2.0"],
         "convert": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     },
 )

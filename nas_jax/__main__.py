@@ -1,0 +1,64 @@
+"""All commands of the project, one line each: `python -m nas_jax --help`.
+
+`python -m nas_jax evals.compare A B`, or `nas_jax evals.compare A B` where the package is installed, is the same as
+`python -m nas_jax.evals.compare A B`. Training starts from a checkout, by main.py.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+from nas_jax.utils.errors import ConfigError
+
+MODULES = {
+    "data.prepare": "pictures with captions -> a prepared folder, and what was lost",
+    "data.tfds_coco": "COCO's captions -> a data set of TensorFlow Datasets, without TensorFlow",
+    "evals": "score a checkpoint on benchmarks, own pairs, retrieval or classes",
+    "evals.benchmarks": "say what a folder holds of a benchmark",
+    "evals.score": "the numbers of a benchmark from scores that exist already",
+    "evals.compare": "compare two models question by question",
+    "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
+    "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
+}
+"""Module below nas_jax that runs as a program -> what it does."""
+
+MODES = {
+    "train": "train a config, or go on where the work directory stands",
+    "eval": "measure the newest checkpoint of a work directory",
+    "check": "look for what would stop a run, in seconds",
+    "compile": "compile the step for --topology: memory, operations, collectives",
+}
+"""--mode of main.py -> what it does."""
+
+
+def help_text() -> str:
+    """A line for each command."""
+    modes = {f"--config=FILE --workdir=DIR --mode={name}": about for name, about in MODES.items()}
+    width = max(map(len, modes))
+    lines = ["python main.py ..., in a checkout (main.py and configs/ are no part of the wheel)"]
+    lines += [f"  {name:<{width}}  {about}" for name, about in modes.items()]
+    lines += ["", "python -m nas_jax.COMMAND ..., or nas_jax COMMAND ..."]
+    lines += [f"  {name:<{width}}  {about}" for name, about in MODULES.items()]
+    return "\n".join([*lines, "", "Each has --help."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the module that the first argument names; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "--helpfull"):
+        print(help_text())
+        return 0
+    if argv[0] not in MODULES:
+        error = ConfigError(f"command {argv[0]!r}", f"one of {', '.join(MODULES)}", "see python -m nas_jax --help")
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    module = f"nas_jax.{argv[0]}"
+    sys.argv = [module, *argv[1:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)  # most end it by sys.exit
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The wheel holds all of the package, installs, and names every command; nothing of the checkout is needed for that."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import nas_jax
+from nas_jax.__main__ import MODES, MODULES, help_text, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy, so that no build folder of the checkout takes part."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "nas_jax", source / "nas_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
+    command = [*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder of programs of a fresh environment with the wheel, and with the requirements of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    install = [*PIP, "--python", programs / "python", "install", "--no-deps", "--no-index", wheel]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (packages,) = folder.glob("lib/*/site-packages")
+    (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return programs
+
+
+def test_the_wheel_holds_every_file_and_no_other(wheel):
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nas_jax").rglob("*") if path.is_file()}
+    expected = {name for name in expected if "__pycache__" not in name}
+    found = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in found if ".dist-info/" not in name} == expected
+    assert "nas_jax/convert/hf_files/modeling_nas.py" in found
+    assert wheel.name.startswith(f"nas_jax-{nas_jax.__version__}-py3-none-any")
+
+
+def test_an_installed_package_runs(installed, tmp_path):
+    def run(*command):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    where = run(installed / "python", "-c", "import nas_jax; print(nas_jax.__file__)")
+    assert str(ROOT) not in where.stdout and installed.parent.name in where.stdout
+    assert run(installed / "python", "-m", "nas_jax", "--help").stdout == help_text() + "\n"
+    helped = run(installed / "nas_jax", "evals.compare", "--help")
+    assert helped.returncode == 0 and "usage: python -m nas_jax.evals.compare" in helped.stdout, helped.stderr
+    wrong = run(installed / "nas_jax", "evals.compare", "A")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    unknown = run(installed / "nas_jax", "compare")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: command 'compare'")
+
+
+def test_the_help_names_every_program_and_every_mode():
+    programs = set()
+    for path in (ROOT / "nas_jax").rglob("*.py"):
+        parts = path.relative_to(ROOT / "nas_jax").with_suffix("").parts
+        if '\nif __name__ == "__main__":' in path.read_text():
+            programs.add(".".join(part for part in parts if part != "__main__"))
+    internal = {"", "convert.gate_torch"}  # this table itself, and what to-hf starts
+    assert programs - internal == MODULES.keys()
+    (modes,) = re.findall(r"^MODES = (.+)$", (ROOT / "main.py").read_text(), re.MULTILINE)
+    assert set(ast.literal_eval(modes)) == MODES.keys()
+    lines = help_text().splitlines()
+    assert all(sum(line.split()[:1] == [name] for line in lines) == 1 for name in MODULES)
+    assert max(map(len, lines)) <= 120
+
+
+def test_no_command_prints_the_help_and_another_is_an_error(capsys):
+    assert main([]) == 0 and capsys.readouterr().out == help_text() + "\n"
+    assert main(["evals.compar"]) == 2 and "error: command 'evals.compar'" in capsys.readouterr().err
+
+
+def test_helpfull_is_short():
+    """What main.py itself defines comes first, one screen with its examples; absl's own flags follow."""
+    done = subprocess.run([sys.executable, ROOT / "main.py", "--helpfull"], capture_output=True, text=True)
+    ours = done.stdout.split("\nabsl.app:")[0].splitlines()
+    assert 20 < len(ours) < 50 and len(done.stdout.splitlines()) < 150
+    assert all(any(line.startswith(f"  --{name}:") for line in ours) for name in ("config", "workdir", "mode"))
