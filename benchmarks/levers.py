@@ -1,54 +1,121 @@
-"""What the compiler predicts of one block of the image encoder on TPUs, in several forms. Needs libtpu, no TPU.
+"""What the compiler predicts of single layers on TPUs, in several forms. Needs libtpu, no TPU.
 
-    python -m benchmarks.levers                       v5e:2x2, ViT-B/16, 32 pictures a chip, two to three minutes
+    python -m benchmarks.levers                       v5e:2x2, ViT-B/16 and BERT base, 32 pairs a chip, minutes
     python -m benchmarks.levers --topology v5p:2x2x1
 
 Prints for each form the predicted time of forward and backward, its share of the chip's peak, the temporary memory and
-the seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom calls.
+the seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom calls. The fusion
+layer is one of NAS: beside each picture five texts of 25 tokens, of which two read it, one reads another picture, one
+reads it with replaced patches and one without a gradient to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from nas_jax.models.sizes import model_config
+from nas_jax.models.bert import BertLayer
+from nas_jax.models.pictures import Look, Pictures, Places, Replacement
+from nas_jax.models.sizes import ModelConfig, model_config
 from nas_jax.models.vit import Block
 from nas_jax.parallel.hlo import read_program
 from nas_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from nas_jax.parallel.topology import topology_devices
 from nas_jax.rehearsal import EFFORTS
+from nas_jax.typing import PyTree
 
-FORMS = {  # tokens of each stream, effort of the compiler
-    "[CLS] and patches in one array": ((257,), "full"),
-    "[CLS] apart (model.cls_apart)": ((1, 256), "full"),
-    "patches alone, for comparison": ((256,), "full"),
-    "one array, compiled quickly": ((257,), "quick"),
+PATCHES, LENGTH, ROWS = 256, 25, 5
+
+Given = tuple[Callable, PyTree, PyTree]  # apply(params, inputs) -> arrays, shapes of the parameters, of the inputs
+
+
+class Shapes:
+    """Arrays without contents: split by rows, or whole on every chip."""
+
+    def __init__(self, mesh: Mesh, pairs: int):
+        self.mesh, self.pairs = mesh, pairs * mesh.size
+
+    def rows(self, *shape: int, of: int = 1, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        """`of` rows a pair."""
+        return jax.ShapeDtypeStruct((self.pairs * of, *shape), dtype, sharding=batch_sharding(self.mesh))
+
+    def whole(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+        """The same everywhere."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
+
+
+def image_block(shapes: Shapes, *streams: int) -> Given:
+    """A block of the image encoder, its tokens in one array or several."""
+    block, model = Block(_model(False)), _model(False)
+    tokens = tuple(shapes.rows(length, model.dim) for length in streams)
+    return block.apply, jax.eval_shape(block.init, jax.random.key(0), tokens), tokens
+
+
+def fusion_layer(shapes: Shapes, cls_apart: bool) -> Given:
+    """A layer of the fusion encoder."""
+    model = _model(cls_apart)
+    layer, shards = BertLayer(model), shapes.mesh.size
+
+    def looks(given: dict) -> tuple[Pictures, ...]:
+        replacement = Replacement(given["where"], given["base"], given["scale"])
+        seen = (Look(2), Look(1, False, given["index"], shards), Look(1, True, None, 1, replacement), Look(1, True))
+        return (Pictures(given["tokens"], seen, Places(given["place"], given["bias"])),)
+
+    def call(function: Callable) -> Callable:
+        return lambda first, given: function(
+            first, given["texts"], model.text_layers, given["mask"], looks(given), given["seeds"]
+        )
+
+    given = {
+        "texts": shapes.rows(LENGTH, model.dim, of=ROWS),
+        "mask": shapes.rows(LENGTH, of=ROWS, dtype=jnp.bool_),
+        "seeds": shapes.rows(LENGTH, of=ROWS, dtype=jnp.uint32),
+        "tokens": shapes.rows(PATCHES + 1, model.dim),
+        "index": shapes.rows(dtype=jnp.int32),
+        "where": shapes.rows(PATCHES, dtype=jnp.bool_),
+        "base": shapes.rows(model.dim),
+        "scale": shapes.rows(PATCHES),
+        "place": shapes.whole(PATCHES, model.dim),
+        "bias": shapes.whole(model.dim),
+    }
+    return call(layer.apply), jax.eval_shape(call(layer.init), jax.random.key(0), given), given
+
+
+def _model(cls_apart: bool) -> ModelConfig:
+    return model_config("base", dtype="bfloat16", cls_apart=cls_apart)
+
+
+FORMS: dict[str, tuple[Callable[[Shapes], Given], str]] = {  # what is built, effort of the compiler
+    "image: [CLS] and patches in one array": (lambda shapes: image_block(shapes, PATCHES + 1), "full"),
+    "image: [CLS] apart (model.cls_apart)": (lambda shapes: image_block(shapes, 1, PATCHES), "full"),
+    "image: patches alone, for comparison": (lambda shapes: image_block(shapes, PATCHES), "full"),
+    "image: one array, compiled quickly": (lambda shapes: image_block(shapes, PATCHES + 1), "quick"),
+    "fusion: [CLS] and patches in one array": (lambda shapes: fusion_layer(shapes, False), "full"),
+    "fusion: [CLS] apart (model.cls_apart)": (lambda shapes: fusion_layer(shapes, True), "full"),
 }
 
 
-def predict(topology: str, streams: tuple[int, ...], effort: str, pictures: int) -> dict[str, float]:
-    """Compiles one block for `pictures` a chip."""
+def predict(topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int) -> dict[str, float]:
+    """Compiles one layer, forward and backward, for `pairs` a chip."""
     devices, chip = topology_devices(topology)
-    mesh = make_mesh(devices=devices)
-    model = model_config("base", dtype="bfloat16")
-    block = Block(model)
+    shapes = Shapes(make_mesh(devices=devices), pairs)
+    apply, params, given = build(shapes)
+    params = jax.tree.map(lambda leaf: shapes.whole(*leaf.shape, dtype=leaf.dtype), params)
 
-    def loss(params, tokens):
-        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in block.apply(params, tokens))
+    def loss(params: PyTree, floats: PyTree, rest: PyTree) -> jax.Array:
+        inputs = jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None)
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(apply(params, inputs)))
 
-    def shaped(shape, sharding, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    tokens = tuple(shaped((pictures * mesh.size, length, model.dim), batch_sharding(mesh)) for length in streams)
-    params = jax.eval_shape(block.init, jax.random.key(0), tokens)
-    params = jax.tree.map(lambda leaf: shaped(leaf.shape, replicated(mesh), leaf.dtype), params)
+    trained = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else None, given)
+    rest = jax.tree.map(lambda leaf: None if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else leaf, given)
     began = time.process_time()
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(params, tokens)
+    with jax.set_mesh(shapes.mesh):
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(params, trained, rest)
         compiled = lowered.compile(compiler_options=EFFORTS[effort])
     seconds = read_program(compiled.as_text()).cycles / chip.clock_hz
     return {
@@ -63,13 +130,13 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--pictures", type=int, default=32, help="a chip")
+    parser.add_argument("--pairs", type=int, default=32, help="a chip")
     options = parser.parse_args()
-    print(f"{'form':<34} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
-    for form, (streams, effort) in FORMS.items():
-        found = predict(options.topology, streams, effort, options.pictures)
+    print(f"{'form':<39} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
+    for form, (build, effort) in FORMS.items():
+        found = predict(options.topology, build, effort, options.pairs)
         print(
-            f"{form:<34} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
+            f"{form:<39} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
             f"{found['compile_s']:>14.0f}",
             flush=True,
         )
