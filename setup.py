@@ -46,6 +46,8 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "compile": ["libtpu"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "test": ["pytest>=8", "ruff>=0.9"],
         "docs": ["mkdocs-material>=9.8", "mkdocstrings-python>=2.0"],
         "convert": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],

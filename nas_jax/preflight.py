@@ -24,6 +24,7 @@ from nas_jax.parallel.mesh import check_divisible, make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal import abstract_step
 from nas_jax.train.config import RESUMABLE
+from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import Console
@@ -65,7 +66,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
             opened["train"] = pipeline.open_source(run.data, "train", run.seed)
         return opened["train"]
 
-    yield "config", lambda: (OK, f"{run.name}: {run.method.name}, batch {run.data.batch_size}")
+    yield "config", lambda: _config(run)
     yield "workdir", lambda: _workdir(workdir)
     yield "mesh", lambda: _mesh(run)
     yield "memory", lambda: _memory(run)
@@ -73,6 +74,11 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
     yield "tokenizer", lambda: _tokenizer(run, workdir, corpus())
     yield "evaluation", lambda: _evaluation(run, workdir)
     yield "checkpoint", lambda: _checkpoint(run, workdir)
+
+
+def _config(run: RunConfig) -> tuple[str, str]:
+    check_trackers(run.train)
+    return OK, f"{run.name}: {run.method.name}, batch {run.data.batch_size}"
 
 
 def _workdir(workdir: Path) -> tuple[str, str]:

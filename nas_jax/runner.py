@@ -37,6 +37,7 @@ from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step
+from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir, writing
 from nas_jax.utils.logging import Console, set_up_logging
 from nas_jax.utils.trees import num_params
@@ -81,6 +82,7 @@ def main(
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
+    check_trackers(run.train)
     # Before the tokenizer, which must not come from another config's run.
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=DEFAULTS)
     mesh = make_mesh(run.mesh)

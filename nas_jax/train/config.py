@@ -21,14 +21,23 @@ RESUMABLE = (
     "train.best_mode",
     "train.continue_from",
     "train.weights",
+    "train.weights_state",
     "train.accumulate",
+    "train.wandb",
+    "train.wandb_mode",
+    "train.mlflow",
+    "train.mlflow_uri",
+    "train.hang_seconds",
+    "train.profile_steps",
+    "train.peak_tflops",
+    "eval",
     "mesh",
     "model.remat",
     "data.workers",
     "data.threads",
 )
 # What else an evaluation of a trained state may change: what it measures, and on what.
-EVALUABLE = (*RESUMABLE, "eval", "data.val", "data.foils", "data.quads")
+EVALUABLE = (*RESUMABLE, "data.val", "data.foils", "data.quads")
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,16 @@ class TrainConfig:
     best_metric: str = ""  # key of an evaluation, like val/retrieval/itm/text_to_image_r@1; "" = none is best
     best_mode: str = "max"  # max | min
     continue_from: str = ""  # work directory of another run that this one goes on from (train/start.py, case 2)
-    weights: str = ""  # work directory of a run whose weights this one starts from (case 3)
+    weights: str = ""  # work directory of a run, or folder of converted weights, that this one starts from (case 3)
+    weights_state: bool = False  # with weights: also their teacher and queues, where they have them
     accumulate: int = 1  # pieces a batch is computed in, one after the other, to save memory; the result is the same
+    wandb: str = ""  # project of Weights & Biases that gets the numbers too; "" = none (docs/watching.md)
+    wandb_mode: str = "online"  # online | offline: into the work directory, for `wandb sync`
+    mlflow: str = ""  # experiment of MLflow that gets them too; "" = none
+    mlflow_uri: str = ""  # its server; "" = MLFLOW_TRACKING_URI, and without that a file in the work directory
+    hang_seconds: float = 600.0  # without a finished step until every process prints its stacks; 0 = never
+    profile_steps: tuple[int, ...] = ()  # (first, last) of the steps whose profile goes to WORKDIR/profile
+    peak_tflops: float = 0.0  # of a device, for the MFU; 0 = as published, where this code knows the device
 
     def validate(self) -> None:
         """Raises ConfigError on a length or interval that makes no sense."""
@@ -63,6 +80,8 @@ class TrainConfig:
             ("accumulate", 1),
             ("keep_every", 0),
             ("keep_best", 0),
+            ("hang_seconds", 0),
+            ("peak_tflops", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it")
@@ -70,6 +89,20 @@ class TrainConfig:
             raise ConfigError(f"train.best_mode={self.best_mode!r}", "max or min", "set one of them")
         if self.continue_from and self.weights:
             raise ConfigError("both train.continue_from and train.weights", "one beginning", "unset one of them")
+        if self.weights_state and not self.weights:
+            raise ConfigError(
+                "train.weights_state=True without train.weights", "weights to take it from", "set train.weights"
+            )
+        if self.wandb_mode not in ("online", "offline"):
+            raise ConfigError(f"train.wandb_mode={self.wandb_mode!r}", "online or offline", "set one of them")
+        if self.profile_steps and not (
+            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ConfigError(
+                f"train.profile_steps={self.profile_steps}",
+                "(first, last), counted from 1",
+                "set it to (100,102), or ()",
+            )
         if not self.epochs and not self.steps:
             raise ConfigError("train.epochs=0 and train.steps=0", "one of them above 0", "set train.epochs")
 

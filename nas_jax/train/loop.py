@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,9 +26,13 @@ from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
 from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.machine import describe, matmul_flops, memory, peak_flops
+from nas_jax.train.profiling import StepProfile
 from nas_jax.train.start import begin
 from nas_jax.train.step import sharded_step
-from nas_jax.train.workdir import CHECKPOINTS, Records, open_workdir, writing
+from nas_jax.train.watch import open_trackers
+from nas_jax.train.watchdog import Watchdog
+from nas_jax.train.workdir import CHECKPOINTS, PROFILE, Records, open_workdir, writing
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
@@ -36,6 +41,14 @@ from nas_jax.utils.trees import all_finite
 
 HOST_FIELDS = ("skipped_B", "record_B")  # of a batch: not for the devices
 OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are positive
+SPLIT = {
+    "input": "input",
+    "compute": "step",
+    "checkpoint": "checkpoint",
+    "evaluation": "evaluation",
+    "compile": "start",
+}
+"""What timings.jsonl calls the sections of the timer."""
 
 
 class Metric(Protocol):
@@ -72,6 +85,7 @@ def run(
     workdir: str | Path,
     run_record: Mapping[str, Any],
     *,
+    run_defaults: Mapping[str, Any] | None = None,
     total_steps: int,
     mesh: Mesh,
     stage: Callable[[int], Hashable] = lambda step: None,
@@ -91,6 +105,7 @@ def run(
         former is counted. It is read in a thread, a few batches ahead of the step.
       evaluators: called at intervals and at the end.
       run_record: the nested config, written to config.json.
+      run_defaults: of all its fields, for a run in `workdir` that is older than one of them.
       stage: which parts of the method are on after that many steps; `train_step` is compiled once for each value.
       shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of NamedSharding`; None: all of it
         on every device.
@@ -110,6 +125,7 @@ def run(
         config=config,
         workdir=Path(workdir),
         run_record=run_record,
+        run_defaults=run_defaults,
         total_steps=total_steps,
         mesh=mesh,
         stage=stage,
@@ -132,6 +148,7 @@ class _Run:
     config: TrainConfig
     workdir: Path
     run_record: Mapping[str, Any]
+    run_defaults: Mapping[str, Any] | None
     total_steps: int
     mesh: Mesh
     stage: Callable
@@ -143,7 +160,7 @@ class _Run:
 
     def start(self) -> RunResult:
         primary = jax.process_index() == 0
-        open_workdir(self.workdir, self.run_record, write=primary)
+        open_workdir(self.workdir, self.run_record, primary, self.run_defaults)
         self.began = self.clock()
         with (
             CheckpointManager(
@@ -157,10 +174,15 @@ class _Run:
             ) as self.manager,
             # With several processes SIGTERM is jax's: its service tells all of them of a preemption of one.
             StopSignals((signal.SIGINT,) if jax.process_count() > 1 else SIGNALS) as self.signals,
+            open_trackers(self.config, self.workdir, self.run_record, primary) as trackers,
+            Watchdog(self.config.hang_seconds, self.workdir, jax.process_index()) as self.watchdog,
+            StepProfile(self.config.profile_steps, self.workdir / PROFILE) as self.profile,
         ):
             state, self.skipped = self._first_state()
             start = int(state.step)
-            self.records = Records(self.workdir, start, enabled=primary)
+            self.watchdog.beat(start)
+            self.records = Records(self.workdir, start, primary, trackers)
+            self.records.add_start(describe(state.params, self.total_steps))
             iterator = iter(self.batches(start)) if start < self.total_steps else iter(())
             iterator = DevicePrefetch(iterator, self.mesh, HOST_FIELDS)
             try:
@@ -193,15 +215,24 @@ class _Run:
         step_fn = sharded_step(self.train_step, self.mesh, jax.tree.map(lambda leaf: leaf.sharding, state))
         params_finite = jax.jit(all_finite)
         self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
+        self.due, self.flops = None, 0.0  # the step whose timings are to be written; operations since the last ones
+        flops = {}  # of a step, by program
         compiled = set()  # stages, and lengths of texts
         stop, step = 0, start
         if self._evaluation_due(start) and start and not _agreed(self.records.evaluated):
-            self._evaluate(state, start)  # killed between this checkpoint and its evaluation
+            with self._in("evaluation", "evaluation"):
+                self._evaluate(state, start)  # killed between this checkpoint and its evaluation
         pending = None  # the step whose metrics are still being computed
         while step < self.total_steps and not stop:
             step += 1
             stage = self.stage(step - 1)
-            with self.timer("next"):
+            if self.profile.wanted(step - 1) != self.profile.wanted(step):  # what is begun by now ends here
+                with self._in("step", "compute"):
+                    jax.block_until_ready(pending)
+                self._settle(pending)
+                pending = None
+                self._end_profile()
+            with self._in("next", "input"):
                 batch = self._next_batch(iterator, step)
             program = (stage, *(value.shape for value in batch.values()))
             self.batch_size = len(next(iter(batch.values())))
@@ -209,30 +240,39 @@ class _Run:
             self.timer.rename("next", "input" if program in compiled else "start")
             if program not in compiled:
                 self._settle(pending)
+                self._close_window()
                 pending = None
                 state, metrics = self._compile_and_step(step_fn, state, batch, stage, step)
                 compiled.add(program)
+                work, flops[program] = 0.0, self._flops(step_fn, state, batch, stage)
             else:
-                with self.timer("step"):
+                work = flops[program]
+                with self._in("step", "compute"), self.profile.step(step):
                     state, metrics = step_fn(state, batch, stage)
                     # Waiting for the step before, while this one runs, keeps the device busy.
                     jax.block_until_ready(pending)
                 self._settle(pending)
-            pending = (step, metrics, self.skipped)
-            stop = self._stop_asked(step)
+            pending = (step, metrics, self.skipped, work)
+            with self.watchdog.waiting("barrier"):
+                stop = self._stop_asked(step)
             save = step % self.config.checkpoint_every == 0 or step == self.total_steps or stop
             evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
             if save or evaluate:
-                with self.timer("step"):
+                self._close_window()
+                with self._in("step", "compute"):
                     jax.block_until_ready(pending)
                 self._settle(pending)
                 pending = None
-                if save and not params_finite(state.params):
-                    raise self._diverged(step, {"params": math.nan})
             if save:
-                self._save(state, step)
+                with self._in("checkpoint", "checkpoint"):
+                    if not params_finite(state.params):
+                        raise self._diverged(step, {"params": math.nan})
+                    self._save(state, step)
             if evaluate:
-                self._evaluate(state, step)
+                with self._in("evaluation", "evaluation"):
+                    self._evaluate(state, step)
+            if step < self.total_steps and not stop:
+                self._close_window()
         if step == self.total_steps:
             stop = 0  # asked to stop, but done
         self._finish(step, start, stop)
@@ -241,10 +281,27 @@ class _Run:
     def _compile_and_step(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int):
         self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
         began = self.clock()
-        state, metrics = jax.block_until_ready(step_fn(state, batch, stage))
+        with self._in("start", "compile"), self.profile.step(step):
+            state, metrics = jax.block_until_ready(step_fn(state, batch, stage))
         self.console.say(f"step {step}: compiled and done in {format_seconds(self.clock() - began)}")
         self.window -= 1
         return state, metrics
+
+    def _flops(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable) -> float:
+        """Operations of a step on one device."""
+        with jax.set_mesh(self.mesh):  # as it was traced before, so that it is not traced again
+            traced = step_fn.jitted.trace(state, batch, stage)
+        return matmul_flops(traced.jaxpr.jaxpr) / self.mesh.size
+
+    def _end_profile(self) -> None:
+        if self.profile.stop():
+            self.console.say(f"profile: {self.workdir / PROFILE}")
+
+    @contextmanager
+    def _in(self, section: str, waits_for: str) -> Iterator[None]:
+        """Seconds inside are counted under `section`; the watchdog says what is waited for."""
+        with self.watchdog.waiting(waits_for), self.timer(section):
+            yield
 
     def _next_batch(self, iterator: DevicePrefetch, step: int) -> Batch:
         item = next(iterator, None)
@@ -254,13 +311,14 @@ class _Run:
         self.skipped += int(np.sum(host.get("skipped_B", 0)))
         return batch
 
-    def _settle(self, pending: tuple[int, Metrics, int] | None) -> None:
+    def _settle(self, pending: tuple[int, Metrics, int, float] | None) -> None:
         """Checks, shows and records the metrics of a step that is done."""
         if pending is None:
             return
-        step, metrics, skipped = pending
+        step, metrics, skipped, work = pending
+        self.watchdog.beat(step)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.window += 1
+        self.window, self.flops = self.window + 1, self.flops + work
         watched = {name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")}
         if not all(math.isfinite(value) for value in watched.values()):
             raise self._diverged(step, watched)
@@ -268,7 +326,7 @@ class _Run:
         self.console.progress(self._line(step, values), due)
         if due:
             self.records.add(step, "train", values | {"data/skipped": skipped})
-            self._close_window(step)
+            self.due = step
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         seconds = self.timer.total("input", "step")
@@ -284,22 +342,34 @@ class _Run:
             line += f"  left {format_seconds(left)}"
         return line
 
-    def _close_window(self, step: int) -> None:
-        """Records the speed since the last entry."""
+    def _close_window(self) -> None:
+        """Records the speed since the last entry, if one is due."""
+        if self.due is None:
+            return
         seconds = self.timer.total("input", "step")
         if self.window > 0 and seconds > 0:
+            elapsed, achieved = self.clock() - self.began, self.flops / seconds
+            peak = peak_flops(jax.devices()[0].device_kind, self.config.peak_tflops)
             self.records.add_timing(
-                step,
+                self.due,
                 {
                     "seconds_per_step": seconds / self.window,
                     "pairs_per_second": self.window * self.batch_size / seconds,
                     "input_share": self.timer.total("input") / seconds,
-                    "elapsed": self.clock() - self.began,
+                    **{f"{name}_seconds": self.timer.total(section) for name, section in SPLIT.items()},
+                    "tflops_per_device": achieved / 1e12,
+                    **({"mfu": achieved / peak} if peak else {}),
+                    **memory(),
+                    "elapsed": elapsed,
                 },
             )
             self.timed_steps, self.train_seconds = self.timed_steps + self.window, self.train_seconds + seconds
-        self.window = 0
-        self.timer.reset()
+            self.timer.reset()
+        else:
+            # Nothing to divide by: what compiling, saving and evaluating took waits for the next entry.
+            for section in ("input", "step"):
+                self.timer.seconds.pop(section, None)
+        self.window, self.flops, self.due = 0, 0.0, None
 
     def _stop_asked(self, step: int) -> int:
         """0, a signal's number, or OVER_BUDGET; the same on every process."""
@@ -336,7 +406,10 @@ class _Run:
         self.records.add(step, "eval", values)  # last: a start that finds this entry does not evaluate again
 
     def _finish(self, step: int, start: int, stop: int) -> None:
-        self.manager.wait()
+        with self._in("checkpoint", "checkpoint"):
+            self.manager.wait()
+        self._close_window()
+        self._end_profile()
         at = f"step {step}/{self.total_steps}, saved in {self.workdir / CHECKPOINTS}"
         if step == start:
             self.console.say(f"nothing left to train: {at}")

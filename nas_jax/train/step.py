@@ -14,7 +14,7 @@ from nas_jax.methods.albef import Stage
 from nas_jax.parallel.mesh import batch_sharding, replicated
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
-from nas_jax.typing import Batch, Metrics, PyTree
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 
 def make_train_step(
@@ -35,6 +35,8 @@ def make_train_step(
             **metrics,
             "optim/lr": schedule(state.step),
             "optim/grad_norm": optax.tree.norm(grads),
+            **{f"grad_norm/{module}": optax.tree.norm(part) for module, part in grads.items()},
+            "teacher/distance": relative_distance(method_state.teacher, params),
         }
         new_state = TrainState(
             step=state.step + 1,
@@ -46,6 +48,12 @@ def make_train_step(
         return new_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
 
     return step
+
+
+def relative_distance(teacher: Params, student: Params) -> Array:
+    """|teacher - student| / |student|, over the parameters that the teacher has."""
+    student = {name: student[name] for name in teacher}
+    return optax.tree.norm(optax.tree.sub(teacher, student)) / optax.tree.norm(student)
 
 
 def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:

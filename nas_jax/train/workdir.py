@@ -3,10 +3,13 @@
 config.json      the config of the run
 metrics.jsonl    one object a line, each with `step`; the same bytes whether or not the run was interrupted
 timings.jsonl    the same steps, with what depends on the machine and the hour
+starts.jsonl     one object each time the run was started: where it goes on, and on which machine
 evals/           one file an evaluation, with chance and blind values (written by the runner)
 checkpoints/     the state, by step
 tokenizer/       of the first start; later ones read it
 tensorboard/     the metrics once more
+profile/         of the steps in train.profile_steps
+hang-0.txt       stacks of process 0, if no step was done for train.hang_seconds
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.train.config import RESUMABLE
+from nas_jax.train.watch import Trackers
 from nas_jax.utils.errors import CheckpointError
-from nas_jax.utils.trees import diff
+from nas_jax.utils.trees import diff, with_defaults
 
 CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"
-CHECKPOINTS, EVALS, TENSORBOARD = "checkpoints", "evals", "tensorboard"
+STARTS = "starts.jsonl"
+CHECKPOINTS, EVALS, TENSORBOARD, PROFILE = "checkpoints", "evals", "tensorboard", "profile"
 FLUSH_SECONDS = 30  # between two writes of TensorBoard's file
 
 
@@ -42,7 +48,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_workdir(workdir: Path, run_record: Mapping[str, Any], write: bool = True) -> None:
+def open_workdir(
+    workdir: Path, run_record: Mapping[str, Any], write: bool = True, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Creates `workdir` and, unless `write` is off, puts `run_record` (the nested config) into its config.json.
 
     Raises CheckpointError if another config is there and has a checkpoint: only the fields in `RESUMABLE` may change
@@ -50,7 +58,7 @@ def open_workdir(workdir: Path, run_record: Mapping[str, Any], write: bool = Tru
     """
     path = workdir / CONFIG
     if has_checkpoint(workdir):
-        check_config(workdir, run_record, RESUMABLE)
+        check_config(workdir, run_record, RESUMABLE, defaults)
     if write:
         with writing(path):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -62,9 +70,17 @@ def has_checkpoint(workdir: Path) -> bool:
     return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
 
 
-def check_config(workdir: Path, run_record: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
-    """Raises CheckpointError if the run in `workdir` differs in fields or sections that are not in `ignore`."""
-    changed = diff(read_config(workdir), run_record, ignore)
+def check_config(
+    workdir: Path,
+    run_record: Mapping[str, Any],
+    ignore: tuple[str, ...],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Raises CheckpointError if the run in `workdir` differs in fields or sections that are not in `ignore`.
+
+    defaults: of all fields; what the run in `workdir` did where it is older than a field.
+    """
+    changed = diff(with_defaults(read_config(workdir), defaults or {}), run_record, ignore)
     if changed:
         raise CheckpointError(
             f"{workdir} holds a run with another config, (there, here): {', '.join(changed)}",
@@ -89,9 +105,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
 class Records:
     """The growing files. `enabled=False` (all processes but the first) writes nothing."""
 
-    def __init__(self, workdir: Path, start: int, enabled: bool = True):
-        """start: the step of the restored state; what a former start wrote beyond it is cut off."""
-        self._enabled = enabled
+    def __init__(self, workdir: Path, start: int, enabled: bool = True, trackers: Trackers | None = None):
+        """start: the step of the restored state; what a former start wrote beyond it is cut off.
+
+        trackers: get all numbers too. They are not closed here.
+        """
+        self._enabled, self._workdir, self._start, self._trackers = enabled, workdir, start, trackers or Trackers(())
         self.evaluated = False  # an evaluation of the state at `start` is on file
         if not enabled:
             return
@@ -108,12 +127,21 @@ class Records:
         if self._enabled:
             _append(self._metrics, {"step": step, "kind": kind} | dict(metrics))
             self._board.add(step, metrics)
+            self._trackers.add(step, metrics)
 
     def add_timing(self, step: int, timings: Mapping[str, float]) -> None:
         """Raises CheckpointError if it cannot be written."""
         if self._enabled:
             _append(self._timings, {"step": step} | dict(timings))
-            self._board.add(step, {f"time/{name}": value for name, value in timings.items()})
+            named = {f"time/{name}": value for name, value in timings.items()}
+            self._board.add(step, named)
+            self._trackers.add(step, named)
+
+    def add_start(self, machine: Mapping[str, Any]) -> None:
+        """What this start runs on. Raises CheckpointError if it cannot be written."""
+        if self._enabled:
+            with writing(self._workdir), (self._workdir / STARTS).open("a") as file:
+                _append(file, {"step": self._start} | dict(machine))
 
     def close(self) -> None:
         """Closes all files. Raises CheckpointError if what is left cannot be written."""
@@ -122,6 +150,19 @@ class Records:
                 for file in (self._metrics, self._timings, self._board):
                     stack.enter_context(writing(file.name))
                     stack.callback(file.close)
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """A context in which a module that is not imported yet cannot be."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 class _Board:
@@ -133,9 +174,10 @@ class _Board:
     def __init__(self, folder: Path, purge_step: int):
         """purge_step: what former files hold from this step on is not shown."""
         # Here: imports of seconds that reading a config does not need.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar
+        with _without("torch"):  # of seconds too, and for nothing, where it is installed
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.record_writer import RecordWriter
+            from tensorboardX.summary import scalar
 
         folder.mkdir(parents=True, exist_ok=True)
         self.name = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"

@@ -1,0 +1,152 @@
+"""Everything a work directory says about its run, read without a model and whatever state the run is in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas_jax.checkpoint.manager import DAMAGED
+from nas_jax.checkpoint.stored import Damage, read_record
+from nas_jax.train.workdir import CHECKPOINTS, EVALS, METRICS, PROFILE, STARTS, TIMINGS, read_config
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One directory in checkpoints/."""
+
+    name: str  # a step, or damaged-STEP
+    bytes: int
+    damage: str = ""  # what is wrong with it, as far as its record tells
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One file in evals/."""
+
+    step: int
+    metrics: tuple[Entry, ...]  # key, value, chance, blind, count
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What was found; empty where the run has not come that far."""
+
+    workdir: Path
+    config: Mapping[str, Any]
+    train: tuple[Entry, ...] = ()  # of metrics.jsonl, by step
+    timings: tuple[Entry, ...] = ()
+    starts: tuple[Entry, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    pictures: tuple[Path, ...] = ()
+    hangs: Mapping[str, str] = field(default_factory=dict)  # hang-0.txt -> its text
+    profile: bool = False
+    unreadable: tuple[str, ...] = ()  # a line about each file, or line of a file, that could not be used
+
+    @property
+    def step(self) -> int:
+        """The last step that anything tells of."""
+        steps = [entry["step"] for entry in self.train]
+        steps += [int(one.name) for one in self.checkpoints if one.name.isdecimal()]
+        return max(steps, default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """How long the run is to be; None if it is counted in epochs and no start has recorded it."""
+        said = [start["total_steps"] for start in self.starts if "total_steps" in start]
+        return (said[-1] if said else None) or self.config.get("train", {}).get("steps") or None
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done and saved."""
+        return any(one.name == str(self.total_steps) for one in self.checkpoints)
+
+    def value(self, dotted: str, default: Any = None) -> Any:
+        """A field of the config."""
+        found: Any = self.config
+        for name in dotted.split("."):
+            if not isinstance(found, Mapping) or name not in found:
+                return default
+            found = found[name]
+        return found
+
+
+def read_run(workdir: Path) -> RunFiles:
+    """Reads `workdir`. Raises CheckpointError if there is no config.json, so no run."""
+    config = read_config(workdir)
+    unreadable: list[str] = []
+    entries = list(_lines(workdir / METRICS, unreadable))
+    return RunFiles(
+        workdir,
+        config,
+        train=_by_step(entry for entry in entries if entry.get("kind") == "train"),
+        timings=_by_step(_lines(workdir / TIMINGS, unreadable)),
+        starts=tuple(_lines(workdir / STARTS, unreadable)),
+        evaluations=_evaluations(workdir / EVALS, unreadable),
+        checkpoints=_checkpoints(workdir / CHECKPOINTS),
+        pictures=tuple(sorted(workdir.glob("*.png"))),
+        hangs={path.name: path.read_text(errors="replace") for path in sorted(workdir.glob("hang-*.txt"))},
+        profile=(workdir / PROFILE).is_dir(),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _lines(path: Path, unreadable: list[str]) -> Iterator[Entry]:
+    """The objects of a JSONL file. Its last line may be half written: the run may be going on."""
+    if not path.exists():
+        return
+    lines = path.read_text(errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line) if line.strip() else None
+            if entry is not None:
+                yield {**entry, "step": int(entry["step"])}
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                unreadable.append(f"{path.name}, line {number}, is not an entry: left out")
+
+
+def _by_step(entries: Iterator[Entry]) -> tuple[Entry, ...]:
+    """In order; of a step that was done twice, the last."""
+    known = {entry["step"]: entry for entry in entries}
+    return tuple(known[step] for step in sorted(known))
+
+
+def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
+    found = []
+    for path in folder.glob("*.json"):
+        if not path.stem.isdecimal():
+            continue
+        try:
+            metrics = tuple(json.loads(path.read_text())["metrics"])
+            if not all({"key", "value", "chance", "blind", "count"} <= metric.keys() for metric in metrics):
+                raise KeyError
+            found.append(Evaluation(int(path.stem), metrics))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable.append(f"{EVALS}/{path.name} is not an evaluation: left out")
+    return tuple(sorted(found, key=lambda one: one.step))
+
+
+def _checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
+    if not folder.is_dir():
+        return ()
+    wanted = re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$")
+    found = [(int(wanted.match(path.name)[1]), path) for path in folder.iterdir() if wanted.match(path.name)]
+    return tuple(_checkpoint(path) for _, path in sorted(found))
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if not path.name.isdecimal():
+        return Checkpoint(path.name, size, "set aside by a start that could not read it")
+    try:
+        read_record(path)
+    except Damage as error:
+        return Checkpoint(path.name, size, str(error))
+    return Checkpoint(path.name, size)

@@ -1,0 +1,139 @@
+"""What in the numbers of a run deserves a second look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from nas_jax.inspect.run_files import RunFiles
+
+BAD, LOOK = "bad", "look"
+INPUT_SHARE = 0.1  # of a step spent waiting for data
+DEAD_SHARE = 0.2  # of the codes
+SKIPPED_SHARE = 0.01  # of the pairs
+STANDARD_ERRORS = 3  # below which two accuracies are taken as equal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding. level: BAD (something is broken) or LOOK (may be as it should)."""
+
+    level: str
+    text: str
+    remedy: str
+
+
+def find_warnings(run: RunFiles) -> list[Finding]:
+    """All findings, what is broken first."""
+    found = [
+        *_broken(run),
+        *_losses(run),
+        *_dictionary(run),
+        *_speed(run),
+        *_skipped(run),
+        *_temperature(run),
+        *_accuracies(run),
+    ]
+    return sorted(found, key=lambda one: one.level != BAD)
+
+
+def _broken(run: RunFiles) -> Iterator[Finding]:
+    for one in run.checkpoints:
+        if one.damage:
+            yield Finding(BAD, f"checkpoint {one.name} is damaged: {one.damage}", "see docs/checkpoints.md")
+    for line in run.unreadable:
+        yield Finding(BAD, line, "a full disk or a copy that broke off leaves such lines")
+    for name, text in run.hangs.items():
+        reports = [line for line in text.splitlines() if "hang: process" in line]
+        last = reports[-1].partition("; threads:")[0] if reports else "no report"
+        yield Finding(BAD, f"{name}: {len(reports)} hangs; the last: {last}", f"read the stacks in {name}")
+
+
+def _losses(run: RunFiles) -> Iterator[Finding]:
+    losses = [entry["loss"] for entry in run.train if "loss" in entry]
+    bad = [entry["step"] for entry in run.train if not math.isfinite(entry.get("loss", 0.0))]
+    if bad:
+        yield Finding(BAD, f"the loss is not finite at step {bad[0]}", "lower optimizer.lr or raise the warm-up")
+        return
+    tenth = len(losses) // 10
+    if tenth >= 3:
+        means = [fmean(losses[start : start + tenth]) for start in range(0, len(losses) - tenth + 1, tenth)]
+        if means[-1] > 1.1 * min(means):
+            text = f"the loss rose again: {means[-1]:.3g} over the last tenth, {min(means):.3g} at best"
+            yield Finding(LOOK, text, "lower optimizer.lr")
+
+
+def _dictionary(run: RunFiles) -> Iterator[Finding]:
+    codes, last = run.value("method.dictionary.codes", 0), run.train[-1] if run.train else {}
+    dead, perplexity = last.get("dictionary/dead_codes"), last.get("dictionary/perplexity")
+    if codes and dead is not None and dead > DEAD_SHARE * codes:
+        text = f"{dead:.0f} of {codes} codes of the dictionary are dead ({dead / codes:.0%})"
+        yield Finding(LOOK, text, "fewer method.dictionary.codes, or revive_every above 0")
+    if perplexity is not None and perplexity < 4:
+        text = f"the dictionary has a perplexity of {perplexity:.1f}: nearly all patches share a few codes"
+        yield Finding(BAD, text, "lower optimizer.lr, or method.dictionary.decay_min nearer to 1")
+
+
+def _speed(run: RunFiles) -> Iterator[Finding]:
+    shares = [entry["input_share"] for entry in run.timings if "input_share" in entry][-20:]
+    if shares and (share := median(shares)) > INPUT_SHARE:
+        text = f"the step waits for data {share:.0%} of its time"
+        yield Finding(LOOK, text, "more data.workers or data.threads, or pictures stored at the size they are read")
+
+
+def _skipped(run: RunFiles) -> Iterator[Finding]:
+    last = run.train[-1] if run.train else {}
+    pairs = last.get("step", 0) * run.value("data.batch_size", 0)
+    if pairs and last.get("data/skipped", 0) > SKIPPED_SHARE * pairs:
+        share = last["data/skipped"] / pairs
+        text = f"{last['data/skipped']:.0f} pictures could not be read and were replaced ({share:.1%})"
+        yield Finding(LOOK, text, "check the files; the console has named some")
+
+
+def _temperature(run: RunFiles) -> Iterator[Finding]:
+    values = [entry["itc/temp"] for entry in run.train if "itc/temp" in entry]
+    for name in ("temp_min", "temp_max"):
+        bound = run.value(f"method.itc.{name}")
+        tail = values[-max(1, len(values) // 10) :]
+        if bound is not None and len(values) >= 10 and all(math.isclose(value, bound, rel_tol=1e-4) for value in tail):
+            text = f"the temperature of the contrastive loss stands at its bound, {bound:g}"
+            yield Finding(LOOK, text, f"move method.itc.{name} if it should go on")
+
+
+def _accuracies(run: RunFiles) -> Iterator[Finding]:
+    if not run.evaluations:
+        return
+    last = run.evaluations[-1]
+    fallen, chance, blind = [], [], []
+    for metric in last.metrics:
+        key, value = metric["key"], metric["value"]
+        history = [(old["value"], one.step) for one in run.evaluations[:-1] for old in one.metrics if old["key"] == key]
+        best, when = max(history, default=(-math.inf, 0))
+        if best - value > STANDARD_ERRORS * _error(best, metric["count"]) * math.sqrt(2):
+            fallen.append(f"{key} from {best:.1f} at step {when} to {value:.1f}")
+        margin = STANDARD_ERRORS * _error(metric["chance"], metric["count"])
+        if value - metric["chance"] <= margin:
+            chance.append(f"{key} {value:.1f} (chance {metric['chance']:.1f})")
+        elif metric["blind"] is not None and value - metric["blind"] <= margin:
+            blind.append(f"{key} {value:.1f} (text alone {metric['blind']:.1f})")
+    if fallen:
+        yield Finding(
+            LOOK, f"falling: {_some(fallen)}", "take an earlier checkpoint (train.best_metric keeps the best)"
+        )
+    if chance:
+        yield Finding(LOOK, f"not above chance at step {last.step}: {_some(chance)}", "train longer, or on more data")
+    if blind:
+        text = f"no better than the text alone at step {last.step}: {_some(blind)}"
+        yield Finding(LOOK, text, "such a score says nothing about pictures")
+
+
+def _error(percent: float, count: int) -> float:
+    """Standard error of a share, in percent points; never 0, as a share of 100 % is an estimate too."""
+    share = min(max(percent / 100, 0.5 / max(count, 1)), 1 - 0.5 / max(count, 1))
+    return 100 * math.sqrt(share * (1 - share) / max(count, 1))
+
+
+def _some(lines: list[str], most: int = 4) -> str:
+    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")

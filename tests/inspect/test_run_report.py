@@ -1,0 +1,213 @@
+"""The report of a run: what is on the page, what it warns of, and that a browser draws it without a network."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import demo, emoji
+from nas_jax.config import from_config_dict, to_dict
+from nas_jax.evals.metrics import Metric
+from nas_jax.evals.suite import write_results
+from nas_jax.inspect.charts import Chart, Series, draw, number, ticks
+from nas_jax.inspect.nva import draw_nva
+from nas_jax.inspect.run import main, report, state_of
+from nas_jax.inspect.run_files import read_run
+from nas_jax.inspect.run_warnings import find_warnings
+from nas_jax.train.workdir import Records, open_workdir
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SAVED = Path(__file__).parents[1] / "fixtures/checkpoint_1/checkpoint.tar.gz"
+MACHINE = {
+    "time": "2026-01-02 03:04:05 +0000", "devices": 2, "device": "cpu", "platform": "cpu", "processes": 1,
+    "host": "here", "python": "3.11", "jax": "0.10", "nas_jax": "1.0", "parameters": 1_500_000, "total_steps": 1000,
+}  # fmt: skip
+# Runs in the browser once all is loaded, and leaves what it saw in the document.
+PROBE = """<script>addEventListener('load', () => {
+  const charts = [...document.querySelectorAll('figure.chart')];
+  document.documentElement.dataset.seen = JSON.stringify({
+    charts: charts.length,
+    drawn: charts.filter(c => [...c.querySelectorAll('path.line, circle.dot')].some(
+      p => p.getBoundingClientRect().width > 5)).length,
+    tips: document.querySelectorAll('.tip').length,
+    pictures: [...document.images].map(i => i.naturalWidth),
+    rows: document.querySelectorAll('#results tr').length,
+    requests: performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:')),
+  });
+});</script></body>"""
+
+
+def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
+    """A run as the loop leaves it: curves, two evaluations, a checkpoint, a picture."""
+    rng = np.random.default_rng(seed)
+    open_workdir(workdir, to_dict(from_config_dict(config)))
+    records = Records(workdir, 0)
+    records.add_start(MACHINE)
+    for step in range(10, steps + 1, 10):
+        share, noise = step / steps, rng.normal(0, 0.1)
+        records.add(
+            step,
+            "train",
+            {
+                "loss": 10 - 6 * share + noise, "loss/itc": 5 - 3 * share, "loss/itm": 0.5, "optim/lr": 1e-3,
+                "optim/grad_norm": 5 + noise, "grad_norm/image_encoder": 4.0, "grad_norm/neck": 1e-4,
+                "itm_accuracy/nva": 1.0, "itm_accuracy/positive": share, "itc/temp": 0.07 - 0.01 * share,
+                "dictionary/perplexity": 30.0, "dictionary/dead_codes": 100 * (1 - share), "nva/replaced_share": 0.1,
+                "teacher/distance": 0.01, "unheard/of": 1.0, "data/skipped": 0,
+            },
+        )  # fmt: skip
+        timing = {"seconds_per_step": 0.5, "pairs_per_second": 64.0, "input_share": 0.02, "mfu": 0.4, "host_gib": 2.0}
+        split = {"input_seconds": 0.1, "compute_seconds": 4.9, "checkpoint_seconds": 0.5, "evaluation_seconds": 1.0}
+        records.add_timing(step, timing | split | {"compile_seconds": 0.0, "elapsed": 0.65 * step})
+    for step, accuracy in ((steps // 2, 60.0), (steps, 80.0)):
+        write_results(
+            workdir / f"evals/{step}.json",
+            [
+                Metric("val/retrieval/itm/text_to_image_r@1", accuracy, 1.0, 0.0, 300),
+                Metric("val/foils/itm/colour", accuracy + 5, 50.0, 50.0, 300),
+                Metric("val/foils/itm/<b>", accuracy + 4, 50.0, 50.0, 300),
+            ],
+            {"step": step},
+        )
+    records.close()
+    with tarfile.open(SAVED) as archive:
+        archive.extractall(workdir / "checkpoints", filter="data")
+    (saved,) = (path for path in (workdir / "checkpoints").iterdir())
+    saved.rename(saved.with_name(str(steps)))
+    draw_nva(
+        workdir / "nva.png", rng.integers(0, 255, (2, 16, 16, 3), np.uint8), ["a cat", "a dog"], np.array([1, 2]),
+        np.eye(16, dtype=bool)[:2], rng.random((2, 16)),
+    )  # fmt: skip
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The demo's and the emoji's configs; the first is finished at step 1000, the second goes on."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "demo": write_run(folder / "demo", demo.get_config(), 1000),
+        "emoji": write_run(folder / "emoji", emoji.get_config(), 800, seed=1),
+    }
+
+
+def test_the_page_has_everything_and_refers_to_nothing(runs):
+    for workdir in runs.values():
+        assert main([str(workdir)]) == 0
+        text = (workdir / "report.html").read_text()
+        for wanted in (
+            "Losses by part", "Gradient norm by module", "Matching accuracy by kind of pair", "unheard/of", "MFU",
+            "Temperature", "Dictionary: perplexity", "Distance of the teacher", "val: retrieval, R@1",
+            "checkpoint 7.7%", "1.5 M", "2 x cpu (cpu), 1 processes", "train.log_every",
+            "text_to_image_r@1", "val: foils, itm",
+        ):  # fmt: skip
+            assert wanted in re.sub(r"</?b>", "", text), wanted
+        assert "data:image/png;base64," in text and "<b></td>" not in text  # names are escaped
+        references = re.findall(r"""(?:src|href|action|data)=["']?([^"'\s>]+)""", text)
+        assert all(one.startswith(("#", "data:image/png")) for one in references) and len(references) > 5
+        assert not re.search(r"url\(|@import|fetch\(|XMLHttp|://", text.replace(html.escape(str(workdir)), ""))
+    assert state_of(read_run(runs["demo"])) == "finished at step 1000"
+    assert state_of(read_run(runs["emoji"])) == "unfinished, at step 800 of 1000"
+
+
+def test_a_browser_draws_it_without_a_network(runs, tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    for name, workdir in runs.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(report(read_run(workdir)).replace("</body>", PROBE))
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+        done = subprocess.run(
+            [browser, *options, path.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"HOME": str(tmp_path)},
+        )
+        found = re.search(r'data-seen="([^"]*)"', done.stdout)
+        assert found, done.stderr[-2000:]
+        seen = json.loads(html.unescape(found[1]))
+        assert seen["charts"] == seen["drawn"] == seen["tips"] > 15
+        assert len(seen["pictures"]) == 1 and seen["pictures"][0] > 100
+        assert seen["rows"] == 2 + 3  # a head for each of two tables
+        assert seen["requests"] == []
+
+
+def texts(workdir: Path) -> str:
+    return "\n".join(f"{one.level}: {one.text}" for one in find_warnings(read_run(workdir)))
+
+
+def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path):
+    assert texts(runs["demo"]) == ""
+    broken = shutil.copytree(runs["demo"], tmp_path / "broken")
+    last = json.loads((broken / "metrics.jsonl").read_text().splitlines()[-1])
+    faulty = last | {"step": 1010, "dictionary/dead_codes": 90.0, "dictionary/perplexity": 1.5, "data/skipped": 900}
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write("not JSON\n" + json.dumps(faulty) + '\n{"step": 10')
+    with (broken / "timings.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": 1000 + n, "input_share": 0.5}) + "\n" for n in range(20))
+    (broken / "checkpoints/1000").rename(broken / "checkpoints/damaged-1000")
+    (broken / "checkpoints/1010/position").mkdir(parents=True)
+    (broken / "checkpoints/1010/position/metadata").write_text("{")
+    (broken / "hang-1.txt").write_text("hang: process 1: nothing done for 9s after step 7, waits for input; threads: a")
+    metrics = [Metric(f"val/foils/itm/{name}", value, 50.0, blind, 300) for name, value, blind in
+               (("colour", 60.0, 50.0), ("size", 90.0, 89.0), ("number", 50.0, 50.0))]  # fmt: skip
+    write_results(broken / "evals/1010.json", metrics, {})
+    found = texts(broken)
+    for wanted in (
+        "bad: checkpoint damaged-1000 is damaged",
+        "bad: checkpoint 1010 is damaged: position/metadata",
+        "bad: metrics.jsonl, line 101, is not an entry: left out",
+        "bad: hang-1.txt: 1 hangs; the last: hang: process 1: nothing done for 9s after step 7, waits for input",
+        "bad: the dictionary has a perplexity of 1.5",
+        "look: 90 of 128 codes of the dictionary are dead (70%)",
+        "look: the step waits for data 50% of its time",
+        "look: 900 pictures could not be read",
+        "look: falling: val/foils/itm/colour from 85.0 at step 1000 to 60.0",
+        "look: not above chance at step 1010: val/foils/itm/number 50.0 (chance 50.0)",
+        "look: no better than the text alone at step 1010: val/foils/itm/size 90.0 (text alone 89.0)",
+    ):
+        assert wanted in found, found
+    assert len(found.splitlines()) == 11  # a line half written at the end is no fault: the run may go on
+    assert "damaged-1000" in report(read_run(broken))
+
+
+def test_a_run_without_numbers_says_so_in_a_line(tmp_path, capsys):
+    open_workdir(tmp_path / "empty", to_dict(from_config_dict(demo.get_config())))
+    assert main([str(tmp_path / "empty"), "--out", str(tmp_path / "sub/page.html")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("nothing trained yet: numbers come with step ") and len(out) == 2
+    assert "nothing trained yet" in (tmp_path / "sub/page.html").read_text()
+    assert main([str(tmp_path / "nowhere")]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: no config.json in {tmp_path / 'nowhere'}; expected the --workdir of a run.")
+    assert main([str(tmp_path / "empty"), "--out", str(tmp_path / "sub/page.html/under.html")]) == 4
+    assert "Remedy: pass --out" in capsys.readouterr().err
+
+
+def test_a_chart_shows_values_where_they_are():
+    drawn = draw(Chart("t", [Series("a", [0, 50, 100], [0.0, 5.0, 10.0])], least=0.0, most=10.0, marks={5.0: "chance"}))
+    (path,) = re.findall(r'<path[^>]* d="M([^"]*)"', drawn)
+    points = [tuple(map(float, point.split(","))) for point in path.split("L")]
+    assert points[0][0] < points[1][0] < points[2][0] and points[0][1] > points[1][1] > points[2][1]
+    assert points[1][0] * 2 == pytest.approx(points[0][0] + points[2][0], abs=0.2)
+    (level,) = re.findall(r'<line class="mark"[^>]*y1="([\d.]+)"', drawn)
+    assert float(level) == pytest.approx(points[1][1], abs=0.1)
+    assert draw(Chart("t", [Series("a", [1, 2], [float("nan"), float("inf")])])) == ""
+    assert draw(Chart("t", [Series("a", [1, 2, 3], [0.0, 1e-4, 10.0])], log=True)).count("L") == 1  # no logarithm of 0
+    thousands = Series("a", range(5000), np.sin(np.arange(5000) / 300) + 2)
+    assert len(draw(Chart("t", [thousands]))) < 20_000
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(0.31, 0.34)[0] == pytest.approx(0.31)
+    assert [number(value) for value in (0, 1234, 48_000, 2.5e6, 1.2e-5, 0.123456)] == [
+        "0", "1234", "48 k", "2.5 M", "1.2e-5", "0.123",
+    ]  # fmt: skip
