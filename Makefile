@@ -3,7 +3,8 @@
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
 TEST_STAMP := .venv/.stamp-test
-JOBS := 2  # test files at a time; each takes a core and up to 4 GB
+# Test files at a time; each takes a core and up to 5 GB.
+JOBS := 2
 
 .PHONY: demo test docs venv lint format
 
