@@ -50,7 +50,7 @@ from nas_jax.negatives.nta import NtaConfig, WordTables
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch
 from nas_jax.parallel.rules import state_shardings
-from nas_jax.parallel.topology import CHIPS
+from nas_jax.train.machine import matmul_flops, peak_flops
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step, sharded_step
@@ -88,18 +88,6 @@ CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)  # BERT's
 FIRST_WORD = 1000  # in BERT's vocabulary; ids below are not used by random captions
 EPOCHS, STEPS_PER_EPOCH = 30, 1000  # of the schedule; any
-PEAKS = {
-    "H100 PCIe": None,
-    "H100 NVL": None,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v5 lite": CHIPS["v5e"].peak_flops,
-    "TPU v5e": CHIPS["v5e"].peak_flops,
-    "TPU v5": CHIPS["v5p"].peak_flops,
-    "TPU v6": CHIPS["v6e"].peak_flops,
-}
-"""Published dense bfloat16 operations a second by a part of `device_kind`, the first that fits; None: not listed."""
 
 
 class Counts(NamedTuple):
@@ -291,25 +279,6 @@ def build(options: argparse.Namespace) -> Built:
     return Built(method, init, step, stage, batch, mesh, shardings)
 
 
-def matmul_flops(jaxpr: Any) -> float:
-    """Operations of all matmuls in a traced program: loops by their length, conditions by the costliest branch."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-            continue
-        inner = [
-            matmul_flops(getattr(leaf, "jaxpr", leaf))
-            for leaf in jax.tree.leaves(list(eqn.params.values()))
-            if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")
-        ]
-        if inner:
-            total += max(inner) if eqn.primitive.name == "cond" else sum(inner) * eqn.params.get("length", 1)
-    return total
-
-
 def compile_step(built: Built) -> tuple[Any, Counts, dict[str, float]]:
     """The compiled step, its operations a pair, and the seconds that tracing and compiling took."""
     size, cpu, wall = len(built.batch["image_id_B"]), time.process_time(), time.perf_counter()
@@ -409,11 +378,6 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "jax": jax.__version__,
     }
-
-
-def peak_flops(kind: str) -> float | None:
-    """Published bfloat16 operations a second of a device, or None."""
-    return next((peak for name, peak in PEAKS.items() if name in kind), None)
 
 
 def speeds(known: dict[str, Any], timing: Timing, rate: float) -> dict[str, Any]:
