@@ -43,7 +43,8 @@ def _finish(leaf: Array, sums_2: np.ndarray) -> str:
 
 
 def _device_sums(array: Array) -> Array:
-    sums, devices = _sums(array), array.devices()
+    sums = _sums(array)
+    devices = sums.devices()
     if len(devices) > 1 and next(iter(devices)).platform == "cpu":
         # Simulated devices share the threads of one machine: sums under way that wait for each other can take them all.
         jax.block_until_ready(sums)
