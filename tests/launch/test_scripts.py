@@ -37,7 +37,7 @@ sys.exit(int(codes[number]))
 
 
 def wait_for(condition, log, seconds=60):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 6 * seconds
     while not (found := condition()):
         assert time.monotonic() < end, Path(log).read_text()[-3000:] if Path(log).exists() else "nothing started"
         time.sleep(0.05)
