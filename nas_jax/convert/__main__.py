@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from nas_jax.utils.errors import ConfigError, UserError
+from nas_jax.utils.commands import Parser, exit_code
 
 COMMANDS = {
     "from-albef": ("nas_jax.convert.from_albef", "a state dict of ALBEF or NAS_ALBEF -> a folder of weights"),
@@ -18,20 +18,15 @@ COMMANDS = {
 """Subcommand -> its module, which has `add_arguments(parser)` and `run(args) -> exit code`, and what it does."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.convert --help")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.convert",
         description="Weights of other code bases into our layout and back.",
         epilog="Exit codes: 0 done, 2 wrong flags or sizes, 3 unusable input, 4 unfit weights, "
         "7 the two sides differ, 130 interrupted.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for name, (module, about) in COMMANDS.items():
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         if name in argv[:1]:  # the others need not be imported
@@ -43,15 +38,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+
+    def run(words: Sequence[str]) -> int:
+        args = _parse(words)
         return args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

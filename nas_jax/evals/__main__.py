@@ -33,7 +33,8 @@ from nas_jax.parallel.mesh import make_mesh, replicated
 from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.workdir import CHECKPOINTS, CONFIG, EVALS, TOKENIZER, read_config
 from nas_jax.typing import Params
-from nas_jax.utils.errors import CheckpointError, ConfigError, UserError
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.fields import build
 from nas_jax.utils.logging import Console, set_up_logging
 
@@ -105,15 +106,10 @@ def _section(kind: type, saved: Mapping[str, Any], name: str) -> Any:
         raise CheckpointError(f"{CONFIG} of the run: {error.got}", error.expected, remedy) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.evals --help")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     width = max(map(len, runs.TABLE))
     listed = {runs.OWN_SETS: "the run's own held-out foils and quads (needs no --data)"} | runs.TABLE
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.evals",
         description="Scores a checkpoint on benchmarks; writes results.json, .md and .html.",
         epilog="benchmarks:\n" + "\n".join(f"  {name:<{width}}  {about}" for name, about in listed.items()),
@@ -203,15 +199,7 @@ def _score(
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     set_up_logging()
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ chance. Where each picture has one question there is McNemar's exact test beside
 
 from __future__ import annotations
 
-import argparse
 import html
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ import numpy as np
 
 from nas_jax.evals.results import Result, flat, page, read, table, whiskers, write_whole
 from nas_jax.evals.statistics import interval, mcnemar, resampled_weights
-from nas_jax.utils.errors import ConfigError, DataError, UserError
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import DataError
 
 SAME = ("text_length", "text", "largest_share_dropped")  # fields of the protocol in which A and B must agree
 RESAMPLES = 10_000
@@ -193,14 +193,9 @@ def to_html(protocols: Sequence[Mapping[str, Any]], differences: Sequence[Differ
     return page("A against B", [f"<ul>{lines}</ul>", table((*COLUMNS, ""), rows)])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "two results and flags that exist", "see python -m nas_jax.evals.compare --help")
-
-
 def run(argv: Sequence[str]) -> None:
     """What the command line does. Raises UserError."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.evals.compare",
         description="Paired differences of two models on the same benchmarks, B - A.",
         allow_abbrev=False,
@@ -223,12 +218,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ from nas_jax.evals.benchmarks.reading import read_json
 from nas_jax.evals.outcomes import Row, rows
 from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.evals.statistics import RESAMPLES, bootstrap_interval
-from nas_jax.utils.errors import ConfigError, DataError, UserError
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import ConfigError, DataError
 
 CUTS = (1, 5, 10)
 DIRECTIONS = {"i2t": "image_to_text", "t2i": "text_to_image"}
@@ -387,13 +388,8 @@ def _compared(path: Path, folder: Path, what: str, published: float, ours: float
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.evals.score --help")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.evals.score",
         description=__doc__,
         epilog="Exit codes: 0 done, 1 --check found a difference, 2 wrong flags, 3 unusable files.",
@@ -477,11 +473,7 @@ def _run_check(folder: Path, as_json: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

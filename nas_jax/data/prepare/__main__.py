@@ -8,17 +8,13 @@ from collections.abc import Sequence
 
 from nas_jax.data.overlap import MAX_DISTANCE
 from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
-from nas_jax.utils.errors import ConfigError, UserError
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.data.prepare --help")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.data.prepare",
         description="Turns pictures with captions into a prepared folder, and says what was lost.",
         epilog="Exit codes: 0 done, 2 wrong flags, 3 unusable data or too many losses, 130 interrupted.",
@@ -73,15 +69,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(run, argv, "interrupted; run the same command again to go on")
 
 
 if __name__ == "__main__":

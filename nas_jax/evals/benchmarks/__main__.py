@@ -13,12 +13,7 @@ from collections.abc import Sequence
 
 from nas_jax.evals.benchmarks import BENCHMARKS, load_benchmark
 from nas_jax.evals.questions import Benchmark
-from nas_jax.utils.errors import ConfigError, UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(message, "flags and values that exist", "see python -m nas_jax.evals.benchmarks --help")
+from nas_jax.utils.commands import Parser, exit_code
 
 
 def describe(benchmark: Benchmark) -> str:
@@ -34,7 +29,7 @@ def describe(benchmark: Benchmark) -> str:
 def run(argv: Sequence[str]) -> None:
     """What the command line does. Raises UserError."""
     width = max(map(len, BENCHMARKS))
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas_jax.evals.benchmarks",
         description="Loads a benchmark and says what is there.",
         epilog="benchmarks:\n" + "\n".join(f"  {name:<{width}}  {entry.about}" for name, entry in BENCHMARKS.items()),
@@ -52,12 +47,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""What the programs of the package share: wrong flags in one line, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from nas_jax.utils.errors import ConfigError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError, one line, where argparse prints its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """message: of argparse."""
+        raise ConfigError(message, "flags and values that exist", f"see {self.prog} --help")
+
+
+def exit_code(
+    run: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None, interrupted: str = "interrupted"
+) -> int:
+    """Calls run(argv) and returns the exit code: what it returns if that is an int, else 0; of a UserError its own.
+
+    argv: default: those of the process. interrupted: what Ctrl-C prints; the code is then 130.
+    """
+    try:
+        code = run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
