@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nas_jax.models.bert import BertLayer
-from nas_jax.models.pictures import Look, Pictures, Places, Replacement
+from nas_jax.models.pictures import Look, Pictures, Places, Replacement, cls_apart
 from nas_jax.models.sizes import ModelConfig, model_config
 from nas_jax.models.vit import Block
 from nas_jax.parallel.hlo import read_program
@@ -56,15 +56,16 @@ def image_block(shapes: Shapes, *streams: int) -> Given:
     return block.apply, jax.eval_shape(block.init, jax.random.key(0), tokens), tokens
 
 
-def fusion_layer(shapes: Shapes, cls_apart: bool) -> Given:
+def fusion_layer(shapes: Shapes, apart: bool) -> Given:
     """A layer of the fusion encoder."""
-    model = _model(cls_apart)
+    model = _model(apart)
     layer, shards = BertLayer(model), shapes.mesh.size
 
     def looks(given: dict) -> tuple[Pictures, ...]:
         replacement = Replacement(given["where"], given["base"], given["scale"])
         seen = (Look(2), Look(1, False, given["index"], shards), Look(1, True, None, 1, replacement), Look(1, True))
-        return (Pictures(given["tokens"], seen, Places(given["place"], given["bias"])),)
+        pictures = (Pictures((given["tokens"],), seen, Places(given["place"], given["bias"])),)
+        return cls_apart(pictures) if apart else pictures
 
     def call(function: Callable) -> Callable:
         return lambda first, given: function(

@@ -241,14 +241,14 @@ def _looks(ctx: Context, image_tokens_BxTxD: Array, passes: list[Pass]) -> tuple
     shards, looks, others = ctx.config.itm.mining_shards, [], []
     for row in passes:
         if _by_itself(ctx, row):
-            others.append(Pictures(tokens_seen(row, image_tokens_BxTxD, shards)))
+            others.append(Pictures((tokens_seen(row, image_tokens_BxTxD, shards),)))
         elif row.other_B is not None or row.replacement is not None:
             looks.append(Look(1, row.detached, row.other_B, shards, row.replacement))
         elif looks and looks[-1] == Look(looks[-1].rows, row.detached):
             looks[-1] = Look(looks[-1].rows + 1, row.detached)
         else:
             looks.append(Look(1, row.detached))
-    return (Pictures(image_tokens_BxTxD, tuple(looks)), *others)
+    return (Pictures((image_tokens_BxTxD,), tuple(looks)), *others)
 
 
 def _by_itself(ctx: Context, row: Pass) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -120,50 +121,107 @@ _project.defvjp(lambda x, kernel: (_project(x, kernel), (x, kernel)), _project_b
 _project_twice.defvjp(lambda x, kernel: (_project_twice(x, kernel), (x, kernel)), _project_twice_backward)
 
 
+class Drop(NamedTuple):
+    """Dropout of attention weights."""
+
+    rate: float
+    salt: str
+    seeds_BxL: Array  # of the queries
+
+
 def attend(
     query_BxLxHxF: Array,
     groups: Sequence[KeyValue],
     value_bias_HxF: Array,
     key_mask_BxT: Array | None = None,
-    drop: Callable[[Array, int], Array] | None = None,
+    drop: Drop | None = None,
     implementation: str = "xla",
 ) -> Array:
     """Attention (B, L, H, F) over the keys of all groups together; the same as over their concatenation.
 
     value_bias: added to all values, in effect: what is mixed gets it times the sum of the weights, 1 without dropout.
-    key_mask: True on real keys, with one group only. drop: dropout of the weights (B, H, L, T) from a first key on.
+    key_mask: True on real keys, with one group only.
     """
-    dtype, scale = query_BxLxHxF.dtype, query_BxLxHxF.shape[-1] ** -0.5
+    scale = query_BxLxHxF.shape[-1] ** -0.5
     if implementation == "cudnn" and len(groups) == 1 and drop is None:
         lengths_B = None if key_mask_BxT is None else key_mask_BxT.sum(-1, dtype=jnp.int32)
         mixed = jax.nn.dot_product_attention(
             query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
         )
         return mixed + value_bias_HxF
-    logits = [
-        jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF * scale, group.key_BxTxHxF).astype(jnp.float32) for group in groups
-    ]
+    rate, salt, seeds_BxL = (0.0, "", None) if drop is None else drop
+    mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF * scale, tuple(groups), key_mask_BxT, seeds_BxL)
+    return _pin(mixed + (value_bias_HxF if drop is None else kept_BxLxH[..., None] * value_bias_HxF))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(
+    drop: tuple[float, str],
+    query_BxLxHxF: Array,
+    groups: tuple[KeyValue, ...],
+    key_mask_BxT: Array | None,
+    seeds_BxL: Array | None,
+) -> tuple[Array, Array]:
+    """The values mixed (B, L, H, F), and the sum of the weights (B, L, H), which dropout moves away from 1.
+
+    The exponentials are computed once, and divided by their sum only after they have been multiplied with the values.
+    The backward pass reads them again; the sum it needs over the keys of each query is one over the F numbers of its
+    output (Dao et al. 2022, FlashAttention, appendix B).
+    """
+    return _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL)[0]
+
+
+def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
+    dtype = query_BxLxHxF.dtype
+    logits = [jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF, group.key_BxTxHxF).astype(jnp.float32) for group in groups]
     if key_mask_BxT is not None:
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
-    mixed, total, first = 0, 0, 0
-    for weights_BxHxLxT, group in zip(_softmax(logits), groups, strict=True):
-        weights_BxHxLxT = weights_BxHxLxT.astype(dtype)
-        if drop is not None:
-            weights_BxHxLxT = drop(weights_BxHxLxT, first)
-            total = total + jnp.einsum("bhlt->blh", weights_BxHxLxT)[..., None]
-        first += weights_BxHxLxT.shape[-1]
-        mixed = mixed + jnp.einsum("bhlt,bthf->blhf", weights_BxHxLxT, group.value_BxTxHxF)
-    return _pin(mixed + (value_bias_HxF if drop is None else total * value_bias_HxF))
+    largest_BxHxL = functools.reduce(jnp.maximum, (x.max(-1) for x in logits))
+    powers = [jnp.exp(x - largest_BxHxL[..., None]) for x in logits]
+    total_BxHxL = sum(x.sum(-1) for x in powers)
+    powers = tuple(x.astype(dtype) for x in powers)
+    dropped = _dropped(drop, powers, seeds_BxL)
+    scale_BxLxH = (1 / total_BxHxL).swapaxes(1, 2)
+    mixed = sum(jnp.einsum("bhlt,bthf->blhf", x, group.value_BxTxHxF) for x, group in zip(dropped, groups, strict=True))
+    mixed_BxLxHxF = (mixed * scale_BxLxH[..., None]).astype(dtype)
+    kept_BxLxH = (sum(jnp.einsum("bhlt->blh", x.astype(jnp.float32)) for x in dropped) * scale_BxLxH).astype(dtype)
+    saved = query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH
+    return (mixed_BxLxHxF, kept_BxLxH), saved
 
 
-def _softmax(logits: list[Array]) -> list[Array]:
-    """The softmax over the last axes of all arrays together."""
-    if len(logits) == 1:
-        return [jax.nn.softmax(logits[0])]
-    largest = jax.lax.stop_gradient(jnp.max(jnp.stack([x.max(-1) for x in logits]), axis=0))[..., None]
-    weights = [jnp.exp(x - largest) for x in logits]
-    total = sum(x.sum(-1, keepdims=True) for x in weights)
-    return [x / total for x in weights]
+def _mix_backward(drop, saved, grads):
+    query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH = saved
+    wide = [x.astype(jnp.float32) for x in grads]
+    grad_BxLxHxF = (wide[0] * scale_BxLxH[..., None]).astype(query_BxLxHxF.dtype)
+    mean_BxLxH = ((wide[0] * mixed_BxLxHxF).sum(-1) + wide[1] * kept_BxLxH) * scale_BxLxH
+    products = [jnp.einsum("blhf,bthf->bhlt", grad_BxLxHxF, group.value_BxTxHxF) for group in groups]
+    if seeds_BxL is not None:
+        extra_BxHxL = (wide[1] * scale_BxLxH).swapaxes(1, 2)[..., None]
+        products = _dropped(drop, [x.astype(jnp.float32) + extra_BxHxL for x in products], seeds_BxL)
+    grad_query, grad_groups = 0, []
+    dropped = _dropped(drop, powers, seeds_BxL)
+    for power, drop_power, product, group in zip(powers, dropped, products, groups, strict=True):
+        grad_logits = power.astype(jnp.float32) * (product.astype(jnp.float32) - mean_BxLxH.swapaxes(1, 2)[..., None])
+        if key_mask_BxT is not None:
+            grad_logits = jnp.where(key_mask_BxT[:, None, None, :], grad_logits, 0)
+        grad_logits = grad_logits.astype(query_BxLxHxF.dtype)
+        grad_query += jnp.einsum("bhlt,bthf->blhf", grad_logits, group.key_BxTxHxF)
+        grad_key = jnp.einsum("bhlt,blhf->bthf", grad_logits, query_BxLxHxF)
+        grad_groups.append(KeyValue(grad_key, jnp.einsum("bhlt,blhf->bthf", drop_power, grad_BxLxHxF)))
+    return grad_query, tuple(grad_groups), None, None
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _dropped(drop: tuple[float, str], weights: Sequence[Array], seeds_BxL: Array | None) -> list[Array]:
+    """The weights after dropout, those of a group after those of the groups before."""
+    if seeds_BxL is None:
+        return list(weights)
+    rate, salt = drop
+    firsts = [sum(x.shape[-1] for x in weights[:number]) for number in range(len(weights))]
+    seeds = seeds_BxL[:, None, :, None]
+    return [dropout(x, rate, seeds, salt, (1, 3), first) for x, first in zip(weights, firsts, strict=True)]
 
 
 class _Heads(nn.Module):
@@ -181,12 +239,8 @@ class _Heads(nn.Module):
     def _out(self, dim: int) -> nn.Module:
         return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")
 
-    def _drop(self, seeds_RxL: Array | None) -> Callable[[Array, int], Array] | None:
-        if seeds_RxL is None or self.dropout == 0:
-            return None
-        return lambda weights_RxHxLxT, first: dropout(
-            weights_RxHxLxT, self.dropout, seeds_RxL[:, None, :, None], self.name, (1, 3), first
-        )
+    def _drop(self, seeds_RxL: Array | None) -> Drop | None:
+        return None if seeds_RxL is None or self.dropout == 0 else Drop(self.dropout, self.name, seeds_RxL)
 
 
 class SelfAttention(_Heads):
@@ -216,13 +270,11 @@ class SelfAttention(_Heads):
 class CrossAttention(_Heads):
     """Attention of texts to pictures. Kernels: ``query`` (D, 1, H, F), ``key_value`` (D, 2, H, F), ``out``."""
 
-    cls_apart: bool = False  # [CLS] and patches are two groups of keys
-
     @nn.compact
     def __call__(self, x_RxLxD: Array, pictures: tuple[Pictures, ...], seeds_RxL: Array | None = None) -> Array:
         """R rows, those of a picture together, in the order of the looks; see `models/pictures.py`."""
         query, key_value = self._project("query", 1), self._project("key_value", 2)
-        batch, bias = pictures[0].tokens_BxTxD.shape[0], key_value.value_bias(x_RxLxD.shape[-1])
+        batch, bias = pictures[0].tokens[0].shape[0], key_value.value_bias(x_RxLxD.shape[-1])
 
         def by_picture(x: Array) -> Array:
             return pin_rows(x.reshape(batch, -1, *x.shape[1:]))
@@ -232,13 +284,10 @@ class CrossAttention(_Heads):
         seeds_BxPxL = None if seeds_RxL is None else by_picture(seeds_RxL)
         mixed, row = [], 0
         for seen in pictures:
-            tokens = [seen.tokens_BxTxD]
-            if self.cls_apart:
-                tokens = [seen.tokens_BxTxD[:, :1], seen.tokens_BxTxD[:, 1:]]
             if any(look.detached for look in seen.looks):
-                plain, detached = zip(*map(key_value.key_value_twice, tokens), strict=True)
+                plain, detached = zip(*map(key_value.key_value_twice, seen.tokens), strict=True)
             else:
-                plain = detached = [key_value.key_value(part) for part in tokens]
+                plain = detached = [key_value.key_value(part) for part in seen.tokens]
             for look in seen.looks:
                 rows = slice(row, row + look.rows)
 

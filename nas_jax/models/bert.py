@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
 from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
 from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
-from nas_jax.models.pictures import Pictures
+from nas_jax.models.pictures import Pictures, cls_apart
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -58,7 +58,7 @@ class BertLayer(nn.Module):
         residual = x_RxLxD if picked_RxM is None else gather_tokens(x_RxLxD, picked_RxM)
         x_RxLxD = add_and_norm("attention_norm", residual, update)
         if pictures is not None:
-            cross = CrossAttention(*heads, config.cls_apart, name="cross_attention")
+            cross = CrossAttention(*heads, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
         hidden = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(x_RxLxD)
         hidden = pin(gelu(hidden), BATCH, None, "tensor")
@@ -142,6 +142,8 @@ class FusionEncoder(nn.Module):
         config, layer_class = self.config, rematerialised(BertLayer, self.config.remat)
         layers = [layer_class(config, name=f"layer_{layer}") for layer in range(config.fusion_layers)]
         seeds_RxL = token_seeds(seeds_R, text_tokens_RxLxD.shape[1])
+        if config.cls_apart:
+            pictures = cls_apart(pictures)
         return picked_last(
             layers, config.scan_layers, text_tokens_RxLxD, config.text_layers, picked_RxM, token_mask_RxL, pictures,
             seeds_RxL,

@@ -47,13 +47,21 @@ class Look:
 
 @flax.struct.dataclass
 class Pictures:
-    """Image tokens of B pictures, and the looks of the texts beside each of them, in the order of the texts."""
+    """Image tokens of B pictures, and the looks of the texts beside each of them, in the order of the texts.
 
-    tokens_BxTxD: Array
+    The tokens (B, T, D) in one array, or [CLS] and the patches in two.
+    """
+
+    tokens: tuple[Array, ...]
     looks: tuple[Look, ...] = (Look(),)
     places: Places | None = None  # needed by looks with replacements
 
 
 def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
     """Image tokens alone are one row for each picture."""
-    return seen if isinstance(seen, tuple) else (Pictures(seen),)
+    return seen if isinstance(seen, tuple) else (Pictures((seen,)),)
+
+
+def cls_apart(pictures: tuple[Pictures, ...]) -> tuple[Pictures, ...]:
+    """[CLS] and patches in two arrays: once for all layers, whose gradients then need not be put together each time."""
+    return tuple(seen.replace(tokens=(seen.tokens[0][:, :1], seen.tokens[0][:, 1:])) for seen in pictures)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nas_jax.typing import Array, Batch, PyTree
@@ -129,9 +130,28 @@ def pin_rows(x: Array) -> Array:
 
 def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
     """x[index_B], where each index is in the row's own block of B / shards rows, so that no row leaves its device."""
-    if shards == 1:
+    if shards == 1 and row_devices() > 1:
         return pin_rows(x[index_B])
     block = x.shape[0] // shards
     blocks = pin_rows(x.reshape(shards, block, *x.shape[1:]))
     local = pin_rows(index_B.reshape(shards, block) % block)
-    return pin_rows(pin_rows(jax.vmap(lambda rows, index: rows[index])(blocks, local)).reshape(x.shape))
+    return pin_rows(pin_rows(_take(blocks, local)).reshape(x.shape))
+
+
+@jax.custom_vjp
+def _take(blocks: Array, index: Array) -> Array:
+    """blocks (S, N, ...) -> (S, M, ...), index (S, M).
+
+    The gradient is a matmul with the index as 0 and 1, which on TPUs is faster than adding rows where they belong, and
+    on GPUs adds in the same order each time.
+    """
+    return jax.vmap(lambda rows, index: rows[index])(blocks, index)
+
+
+def _take_backward(saved: tuple[Array, int], grad: Array) -> tuple[Array, None]:
+    index, size = saved
+    chosen_SxMxN = (index[..., None] == jnp.arange(size, dtype=index.dtype)).astype(grad.dtype)
+    return jnp.einsum("smn,sm...->sn...", chosen_SxMxN, grad, precision=jax.lax.Precision.HIGHEST), None
+
+
+_take.defvjp(lambda blocks, index: (_take(blocks, index), (index, blocks.shape[1])), _take_backward)
