@@ -100,7 +100,7 @@ def match_beside(method: Any) -> Callable[..., Array]:
     def match(params, image_tokens_BxTxD, image_index_G, text_tokens_RxLxD, token_mask_RxL):
         seen_GxTxD = _take_near(image_tokens_BxTxD, image_index_G)
         beside = text_tokens_RxLxD.shape[0] // image_index_G.shape[0]
-        seen = (Pictures(seen_GxTxD, (Look(beside),)),) if shares else jnp.repeat(seen_GxTxD, beside, axis=0)
+        seen = (Pictures((seen_GxTxD,), (Look(beside),)),) if shares else jnp.repeat(seen_GxTxD, beside, axis=0)
         return method.match(params, seen, text_tokens_RxLxD, token_mask_RxL)
 
     return match
