@@ -1,4 +1,4 @@
-"""Every recipe is built, reduced in size only, and stepped twice on data of its own kind."""
+"""Every recipe is built, reduced in size only, and stepped on data of its own kind; its report opens in a browser."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from browser import look
+from PIL import Image, ImageDraw
 
 from nas_jax import runner
 from nas_jax.config import from_config_dict
 from nas_jax.data.tokenizer import learn_wordpiece
+from nas_jax.inspect.run import REPORT
+from nas_jax.inspect.run import main as write_report
 from nas_jax.methods import make_method
 from nas_jax.methods.config import VARIANTS
 from nas_jax.negatives.nta import WordTables
@@ -26,7 +29,9 @@ from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.trees import num_params
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 WORDS = ("red", "blue", "cat", "dog", "runs", "sleeps", "left", "right")
+STEPS = 4
 
 
 def load(name: str, argument: str = ""):
@@ -40,12 +45,19 @@ def caption(index: int) -> str:
 
 
 def png(index: int) -> bytes:
+    """Drawn here, and nobody's emoji: a red or blue face or box on white, 64 x 64, as the emoji shards have them."""
+    picture = Image.new("RGB", (64, 64), "white")
+    pen, x, y = ImageDraw.Draw(picture), 4 + index % 5 * 4, 4 + index // 5 % 5 * 4
+    (pen.ellipse if index // 2 % 2 else pen.rectangle)((x, y, x + 40, y + 40), WORDS[index % 2], "black", 3)
+    for eye in (12, 26):
+        pen.ellipse((x + eye, y + 12, x + eye + 4, y + 16), "white")
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def emoji_folder(folder: Path) -> str:
+    """The files of configs/emoji.py (docs/data.md), with pictures that are drawn here."""
     for artist in ("noto", "openmoji"):
         with tarfile.open(folder / f"{artist}.tar", "w") as tar:
             for index in range(60):
@@ -92,28 +104,60 @@ def reduced(run, **data):
         model=replace(tiny.model(vocab_size=0, max_text_length=32), dtype=run.model.dtype, dropout=run.model.dropout),
         method=method,
         mesh=MeshConfig(data=1),
-        train=replace(run.train, steps=2, eval_every=0, checkpoint_every=2, log_every=1),
+        train=replace(run.train, steps=STEPS, eval_every=2, checkpoint_every=2, log_every=1),
         eval=replace(run.eval, batch_size=16, max_images=4, max_pairs=4, rerank_k=2),
     )
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
-def test_config_builds_and_steps_twice(name, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request, tmp_path_factory):
+    """The name of a recipe, and the work directory of a run of it."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
     prepare = {
         "demo": lambda: ("", {"num_train": 20}),
         "emoji": lambda: (f"folder={emoji_folder(folder)}", {}),
         "nas_base_4m": lambda: (f"folder={json_folder(folder)}", {"tokenizer": str(folder / "tokenizer")}),
     }
     argument, data = prepare[name]()
-    assert runner.train(reduced(load(name, argument), **data), tmp_path / "run") == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert runner.train(reduced(load(name, argument), **data), folder / "run") == 0
+    return name, folder / "run"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def entries(workdir: Path) -> list[dict]:
+    """What the run wrote of its steps."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_config_builds_and_steps(trained):
+    losses = [entry["loss"] for entry in entries(trained[1])]
+    assert len(losses) == STEPS and np.isfinite(losses).all()
+
+
+def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
+    name, workdir = trained
+    assert write_report([str(workdir)]) == 0
+    assert capsys.readouterr().out.startswith(f"finished at step {STEPS}\n")
+    seen = look((workdir / REPORT).read_text(), tmp_path)
+    assert seen["asked"] == seen["requests"] == seen["blocked"] == []
+    charts = {chart["title"]: chart for chart in seen["charts"]}
+    assert {"Losses by part", "Temperature", "Dictionary: perplexity", "Pairs a second"} <= charts.keys()
+    assert all(chart["lines"] and min(chart["lines"]) > 100 for chart in charts.values())  # pixels
+    last = entries(workdir)[-1]
+    assert charts["Loss"]["tip"] == [f"step {STEPS}", f"loss {float(format(last['loss'], '.4g')):g}"]
+    assert len(charts["Gradient norm by module"]["lines"]) == sum(key.startswith("grad_norm/") for key in last) > 5
+    assert seen["rows"]["checkpoints"] == 1 + 2 and seen["rows"]["summary"] > 8
+    if name == "nas_base_4m":  # holds nothing out: neither evaluations nor a picture
+        return
+    metrics = json.loads((workdir / f"evals/{STEPS}.json").read_text())["metrics"]
+    tables = {tuple(metric["key"].split("/")[:2]) for metric in metrics}
+    assert seen["rows"]["results"] == len(metrics) + len(tables) > 20
+    assert len(charts["val: retrieval, R@1"]["lines"]) == 4 and charts["val: foils, itm"]["tip"][0] == f"step {STEPS}"
+    ((width, height, shown),) = seen["pictures"]
+    assert min(width, height) > 500 and shown > 500
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_variants_differ_in_their_switches_only(name):
     nas = load(name)
     for variant, switches in VARIANTS.items():

@@ -134,16 +134,26 @@ def value_bar(value: float, chance: float, blind: float | None) -> str:
     )
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = LEGEND_DIGITS) -> str:
     """Short: 1234567 -> 1.23 M, 0.00012 -> 1.2e-4, 12.34 -> 12.3."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g} {letter}"
+            return f"{value / (1e3 if letter == 'k' else size):.{digits}g} {letter}"
     if abs(value) < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{LEGEND_DIGITS}g}"
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    return f"{value:.{max(digits - 4, 0)}f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def labels(levels: Sequence[float]) -> list[str]:
+    """The numbers beside an axis, with as many digits as tell each from the next: 0.07, 0.07002, 0.07004."""
+    space = levels[1] - levels[0] if len(levels) > 1 else math.inf
+    digits = LEGEND_DIGITS
+    while digits < 12 and any(abs(float(f"{level:.{digits}g}") - level) > 0.01 * space for level in levels):
+        digits += 1
+    return [number(level, digits) for level in levels]
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
@@ -213,12 +223,15 @@ def _axis(low: float, high: float, first: float, last: float, x, y, chart: Chart
         levels = ticks(low, high)
     lines = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
-        f'<text class="y" x="{LEFT - 6}" y="{y(level) + 4:.1f}">{number(level)}</text>'
-        for level in levels
+        f'<text class="y" x="{LEFT - 6}" y="{y(level) + 4:.1f}">{label}</text>'
+        for level, label in zip(levels, labels(levels), strict=True)
     ]
+    steps = [step for step in ticks(first, last, 5) if abs(step - round(step)) < 1e-6]  # there is no step 1.5
     lines += [
-        f'<text class="x" x="{x(step):.1f}" y="{HEIGHT - 8}">{number(step)}</text>' for step in ticks(first, last, 5)
+        f'<text class="x" x="{x(step):.1f}" y="{HEIGHT - 8}">{label}</text>'
+        for step, label in zip(steps, labels(steps), strict=True)
     ]
+    lines.append(f'<text class="y" x="{LEFT - 12}" y="{HEIGHT - 8}">step</text>')
     return "".join(lines)
 
 

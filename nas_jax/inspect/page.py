@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ nav a { color: var(--c0); text-decoration: none; } nav a:hover { text-decoration
 .tile span { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .tile small { color: var(--soft); }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
 table.narrow { width: auto; min-width: 18rem; margin: .4rem 0 1rem; }
 figure { margin: 0; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .8rem;
@@ -57,6 +58,7 @@ text.mark { text-anchor: end; fill: var(--mark); font-size: 10px;
 .split svg { border-radius: .4rem; }
 rect.ground { fill: var(--ground); } rect.over { fill: var(--c0); } rect.under { fill: var(--c7); }
 circle.blind { fill: var(--c1); }
+.bar { display: block; overflow: visible; } .bar .mark { stroke-width: 2; stroke-dasharray: 3 2; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
@@ -76,6 +78,8 @@ pre { overflow: auto; font-size: .78rem; max-height: 24rem; }
     + """
 path.line { fill: none; } .split rect { stroke: none; }
 @media print { nav { display: none; } }
+@media (max-width: 40rem) { body { padding: 1rem; } .facts td:first-child { width: 7rem; }
+  details { overflow-x: auto; padding: .5rem; } td { overflow-wrap: normal; } .facts td { overflow-wrap: anywhere; } }
 """
 )
 
@@ -158,7 +162,8 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 def tile(name: str, value: str, more: str = "") -> str:
     """A number to be seen first."""
     small = f"<small>{html.escape(more)}</small>" if more else ""
-    return f'<div class="tile"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>{small}</div>'
+    label = re.sub(r"([/_])", r"\1<wbr>", html.escape(name))  # a long name breaks between its words
+    return f'<div class="tile"><span>{label}</span><b>{html.escape(value)}</b>{small}</div>'
 
 
 def picture(path: Path) -> str:

@@ -41,7 +41,7 @@ def draw_nva_examples(
     text_length: int,
     seed: int = 0,
 ) -> None:
-    """Draws what NVA makes of the first images with captions: which patches it replaces, and what by."""
+    """Draws what NVA makes of a few images with captions: which patches it replaces, and what by."""
     captioned = [index for index, captions in enumerate(eval_set.captions) if captions][:READ]
     captions = [eval_set.captions[index][0] for index in captioned]
     images_BxHxWx3 = np.stack([eval_set.images[index] for index in captioned])
@@ -52,13 +52,14 @@ def draw_nva_examples(
         "token_mask_BxL": jnp.asarray(token_mask_BxL),
     }
     negative, code_ids_BxN = jax.device_get(jax.jit(method.explain_nva)(params, state, batch, jax.random.key(seed)))
+    shown = np.arange(min(SHOWN, len(captions))) * len(captions) // SHOWN  # neighbours are often alike
     draw_nva(
         path,
-        images_BxHxWx3[:SHOWN],
-        captions[:SHOWN],
-        negative.object_patch_B[:SHOWN],
-        negative.replaced_BxN[:SHOWN],
-        negative.similarity_BxN[:SHOWN],
+        images_BxHxWx3[shown],
+        [captions[index] for index in shown],
+        negative.object_patch_B[shown],
+        negative.replaced_BxN[shown],
+        negative.similarity_BxN[shown],
         code_patches=mean_patches(images_BxHxWx3, code_ids_BxN, method.ctx.model.config.patch_size),
-        new_code_B=negative.code_B[:SHOWN],
+        new_code_B=negative.code_B[shown],
     )

@@ -114,7 +114,7 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
         if best - value > STANDARD_ERRORS * _error(best, metric["count"]) * math.sqrt(2):
             fallen.append(f"{key} from {best:.1f} at step {when} to {value:.1f}")
         margin = STANDARD_ERRORS * _error(metric["chance"], metric["count"])
-        if value - metric["chance"] <= margin:
+        if value - metric["chance"] <= margin and metric["chance"] < 100:  # R@10 of ten pictures says nothing
             chance.append(f"{key} {value:.1f} (chance {metric['chance']:.1f})")
         elif metric["blind"] is not None and value - metric["blind"] <= margin:
             blind.append(f"{key} {value:.1f} (text alone {metric['blind']:.1f})")
@@ -123,7 +123,8 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
             LOOK, f"falling: {_some(fallen)}", "take an earlier checkpoint (train.best_metric keeps the best)"
         )
     if chance:
-        yield Finding(LOOK, f"not above chance at step {last.step}: {_some(chance)}", "train longer, or on more data")
+        text = f"not above chance at step {last.step}, {len(chance)} of {len(last.metrics)} metrics: {_some(chance)}"
+        yield Finding(LOOK, text, "train longer, or on more data")
     if blind:
         text = f"no better than the text alone at step {last.step}: {_some(blind)}"
         yield Finding(LOOK, text, "such a score says nothing about pictures")
