@@ -67,12 +67,8 @@ def parse(argv: list[str]) -> None:
         raise ConfigError(f"argument {rest[1]!r}", "only flags, which begin with --", remedy)
     if not _WORKDIR.value and _MODE.value != "compile":
         raise ConfigError("no --workdir", "a directory for the run", "pass --workdir=runs/demo")
-    if "://" in (_WORKDIR.value or ""):
-        got, remedy = (
-            f"--workdir={_WORKDIR.value}",
-            "mount the bucket (docs/launch.md does), and pass where it is mounted",
-        )
-        raise ConfigError(got, "a directory, as files are appended to and renamed there", remedy)
+    if "://" in (_WORKDIR.value or "") and not _WORKDIR.value.startswith("gs://"):
+        raise ConfigError(f"--workdir={_WORKDIR.value}", "a directory, or gs://BUCKET/FOLDER", "mount it, or use those")
 
 
 def _names_as_tuple(arg: str) -> str:

@@ -46,6 +46,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "compile": ["libtpu"],
+        "gcs": ["gcsfs>=2026.1"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "test": ["pytest>=8", "ruff>=0.9"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import Console
+from nas_jax.utils.paths import check_bucket, failures, in_words, is_bucket, reaching, write_whole
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
 
@@ -46,7 +48,8 @@ def preflight(run: RunConfig, workdir: Path) -> int:
     console, findings, code = Console(), [], 0
     for what, check in _checks(run, workdir):
         try:
-            verdict, text = check()
+            with reaching(workdir):
+                verdict, text = check()
         except UserError as error:
             verdict, text, code = ERROR, str(error), code or error.exit_code
         findings.append(Finding(what, verdict, text))
@@ -66,7 +69,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
             opened["train"] = pipeline.open_source(run.data, "train", run.seed)
         return opened["train"]
 
-    yield "config", lambda: _config(run)
+    yield "config", lambda: _config(run, workdir)
     yield "workdir", lambda: _workdir(workdir)
     yield "mesh", lambda: _mesh(run)
     yield "memory", lambda: _memory(run)
@@ -76,12 +79,14 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
     yield "checkpoint", lambda: _checkpoint(run, workdir)
 
 
-def _config(run: RunConfig) -> tuple[str, str]:
-    check_trackers(run.train)
+def _config(run: RunConfig, workdir: Path) -> tuple[str, str]:
+    check_trackers(run.train, workdir)
     return OK, f"{run.name}: {run.method.name}, batch {run.data.batch_size}"
 
 
 def _workdir(workdir: Path) -> tuple[str, str]:
+    if is_bucket(workdir):
+        return _bucket(workdir)
     nearest = workdir
     while not nearest.exists():
         nearest = nearest.parent
@@ -91,6 +96,18 @@ def _workdir(workdir: Path) -> tuple[str, str]:
     except OSError as error:
         raise CheckpointError(f"{nearest}: {error.strerror}", "a writable --workdir", "pass another") from error
     return OK, f"{workdir} can be written, {free / 2**30:.1f} GiB free"
+
+
+def _bucket(workdir: Path) -> tuple[str, str]:
+    check_bucket(workdir)
+    probe = workdir / f".check-{uuid.uuid4().hex}"
+    try:
+        write_whole(probe, "")
+        probe.unlink()
+    except failures() as error:
+        remedy = "give the account the roles of docs/launch.md"
+        raise CheckpointError(f"{workdir}: {in_words(error)}", "a writable --workdir", remedy) from error
+    return OK, f"{workdir} can be written"
 
 
 def _mesh(run: RunConfig) -> tuple[str, str]:

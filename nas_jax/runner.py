@@ -5,6 +5,8 @@ Outermost layer: the only place that knows every room. `main.py` calls `main`.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ from nas_jax.train.step import make_train_step
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir, writing
 from nas_jax.utils.logging import Console, set_up_logging
+from nas_jax.utils.paths import absolute, as_path, check_bucket, is_bucket, reaching, through_disk
 from nas_jax.utils.trees import num_params
 
 if TYPE_CHECKING:
@@ -68,21 +71,35 @@ def main(
     """
     set_up_logging()
     run = from_config_dict(config)
-    if mode == "compile":
-        return compile_step(run, topology, Path(workdir) if workdir else None, compile_effort)
-    start(processes)
+    folder = as_path(workdir) if workdir else None
     if mode == "check":
-        return preflight(run, Path(workdir))
-    # A restart finds the compiled step of the run it continues.
-    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / COMPILE_CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small ones add up to seconds
-    return {"train": train, "eval": evaluate}[mode](run, Path(workdir))
+        start(processes)
+        return preflight(run, folder)
+    check_bucket(folder or "")
+    with reaching(folder or ""):
+        if mode == "compile":
+            return compile_step(run, topology, folder, compile_effort)
+        start(processes)
+        jax.config.update("jax_compilation_cache_dir", str(_compile_cache(folder)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small ones add up to seconds
+        return {"train": train, "eval": evaluate}[mode](run, folder)
+
+
+def _compile_cache(workdir: Path) -> Path | str:
+    """Where compiled programs are kept: a restart finds the step of the run it continues.
+
+    Not in a bucket: it would be asked for hundreds of small programs, one by one.
+    """
+    if not is_bucket(workdir):
+        return absolute(workdir) / COMPILE_CACHE
+    here = Path(tempfile.gettempdir(), f"nas_jax-{os.getuid()}", COMPILE_CACHE)
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or here
 
 
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
-    check_trackers(run.train)
+    check_trackers(run.train, workdir)
     # Before the tokenizer, which must not come from another config's run.
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=DEFAULTS)
     mesh = make_mesh(run.mesh)
@@ -122,9 +139,9 @@ def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: 
         path = workdir / NVA_PICTURE
         params, method_state = everywhere((state.params, state.method_state), mesh)
         if jax.process_index() == 0:
-            with writing(path):
+            with writing(path), through_disk(path) as file:
                 draw_nva_examples(
-                    path, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
+                    file, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
                 )
         console.say(f"what NVA makes of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
@@ -223,7 +240,7 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
         return load_tokenizer(str(saved))
     parent = run.train.continue_from or run.train.weights
     if parent and not run.data.tokenizer:  # the rows of its embedding table are the words of its tokenizer
-        tokenizer = load_tokenizer(str(Path(parent) / TOKENIZER))
+        tokenizer = load_tokenizer(str(as_path(parent) / TOKENIZER))
     else:
         tokenizer = pipeline.build_tokenizer(run.data, source)
     if jax.process_index() == 0:

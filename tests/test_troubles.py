@@ -239,10 +239,10 @@ def test_an_evaluation_that_cannot_be_written_is_made_again(saved, capfd):
 
 
 def test_a_full_disk_at_the_first_byte(saved, capfd, monkeypatch):
-    def no_room(self, text, real=Path.write_text):
+    def no_room(self, text, real=Path.write_text, **options):
         if saved in self.parents:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return real(self, text)
+        return real(self, text, **options)
 
     before = contents(saved)
     monkeypatch.setattr(Path, "write_text", no_room)

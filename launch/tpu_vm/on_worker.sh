@@ -30,7 +30,7 @@ install() {
   # uv brings a Python of its own: the images of TPU VMs have one that is too old.
   python3 -m pip install --quiet --user uv
   [[ -x .venv/bin/python ]] || python3 -m uv venv --quiet --python 3.11 .venv
-  python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.txt -e '.[tpu]'
+  python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.txt -e '.[tpu,gcs]'
   touch "$stamp"
 }
 

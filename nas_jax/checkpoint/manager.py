@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from nas_jax.checkpoint.retention import Retention
 from nas_jax.checkpoint.stored import (
     Damage,
     Shapes,
+    complete_steps,
     is_damage,
     is_read_error,
     make_record,
@@ -32,6 +32,7 @@ from nas_jax.checkpoint.stored import (
 )
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
+from nas_jax.utils.paths import absolute, check_bucket, failures, in_words, reaching, rename_folder, write_whole
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint
@@ -72,10 +73,11 @@ class CheckpointManager:
         keep, keep_every, keep_best, best_metric, best_mode: see `Retention`. say: takes one line for each checkpoint
         that is damaged or cannot be verified; called on every process.
         """
-        self.directory = Path(directory).absolute()  # Orbax takes nothing else
+        self.directory = absolute(directory)  # Orbax takes nothing else
         self._read_only, self._say = read_only, say
         self._retention = Retention(keep, keep_every, keep_best, best_metric, best_mode)
         self._retention.validate()
+        check_bucket(self.directory, described=True)
         if read_only and not self.directory.is_dir():
             raise CheckpointError(
                 f"no checkpoints in {directory}", "the directory of a run that has saved", "pass its --workdir"
@@ -87,16 +89,14 @@ class CheckpointManager:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=not read_only,
         )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
         with ExitStack() as stack:
             stack.enter_context(Quiet())
             try:
-                self._manager = ocp.CheckpointManager(
-                    self.directory,
-                    options=options,
-                    item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
-                )
-            except OSError as error:
-                raise CheckpointError(f"{directory}: {error.strerror}", "a writable directory", "mend it") from error
+                with reaching(self.directory):
+                    self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            except failures() as error:
+                raise CheckpointError(f"{directory}: {in_words(error)}", "a writable directory", "mend it") from error
             stack.callback(self._manager.close)
             if not read_only:
                 self._retention.metrics.update(self._read_metrics())
@@ -126,7 +126,7 @@ class CheckpointManager:
         )
         try:
             self._manager.save(step, args=items, force=True)
-        except _WRITE_ERRORS as error:
+        except (*_WRITE_ERRORS, *failures()) as error:
             raise self._failed_write(error) from error
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -149,10 +149,8 @@ class CheckpointManager:
         if jax.process_index() == 0:
             text = json.dumps({str(step): known[step] for step in sorted(known)}, indent=1) + "\n"
             try:
-                partial = self.directory / f"{METRICS}.tmp"
-                partial.write_text(text)
-                os.replace(partial, self.directory / METRICS)
-            except OSError as error:
+                write_whole(self.directory / METRICS, text)
+            except failures() as error:
                 raise self._failed_write(error) from error
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
@@ -206,7 +204,7 @@ class CheckpointManager:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except _WRITE_ERRORS as error:
+        except (*_WRITE_ERRORS, *failures()) as error:
             raise self._failed_write(error) from error
 
     def close(self) -> None:
@@ -308,10 +306,10 @@ class CheckpointManager:
             _barrier("names of damaged checkpoints")  # all have chosen the same ones
             for step, target in targets.items() if jax.process_index() == 0 else ():
                 try:
-                    os.rename(self.directory / str(step), target)
-                except OSError as error:
+                    rename_folder(self.directory / str(step), target)
+                except failures() as error:
                     raise CheckpointError(
-                        f"damaged checkpoint {self.directory / str(step)} cannot be renamed ({error.strerror})",
+                        f"damaged checkpoint {self.directory / str(step)} cannot be renamed ({in_words(error)})",
                         "a writable directory",
                         "move it away and start again",
                     ) from error
@@ -337,7 +335,7 @@ class CheckpointManager:
             return {}
         try:
             return {int(step): dict(metrics) for step, metrics in json.loads(path.read_bytes()).items()}
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, AttributeError, *failures()) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({reason(error, self.directory)})",
                 "the metrics of the checkpoints beside it",
@@ -346,10 +344,13 @@ class CheckpointManager:
 
     def _failed_write(self, error: Exception) -> CheckpointError:
         # Orbax has already struck those off its list that the failed one would have replaced.
-        there = [int(path.name) for path in self.directory.glob("*") if path.name.isdecimal()]
+        try:
+            newest = max(complete_steps(self.directory), default="none")
+        except failures():  # a bucket that does not answer
+            newest = "unknown"
         return CheckpointError(
             f"saving to {self.directory} failed ({reason(error, self.directory)}), "
-            f"newest complete checkpoint: {max(there, default='none')}",
+            f"newest complete checkpoint: {newest}",
             "a writable directory with room",
             "make room or allow writing, and start again: it goes on from there",
         )

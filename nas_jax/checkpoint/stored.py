@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from nas_jax.checkpoint.digest import digests
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.paths import entries, failures, in_words, is_bucket, is_out_of_reach
 from nas_jax.utils.trees import named_leaves
 
 FORMAT = 1
@@ -32,7 +33,14 @@ FORMAT = 1
 _KEYS = {"format", "position", "metadata", "arrays", "crc"}
 # What says nothing about the files: such a checkpoint is not damaged, it only cannot be read at this moment.
 _DAMAGE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL)
-_NOT_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_NOT_DAMAGE = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "UNAUTHENTICATED",
+)
 
 # Raised by Orbax, TensorStore and the JSON reader on files that are missing, cut short or altered.
 _READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError, OSError)
@@ -43,6 +51,17 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 class Damage(Exception):
     """A checkpoint that is not what was saved; the text says what is wrong."""
+
+
+def complete_steps(directory: Path) -> list[int]:
+    """The checkpoints in `directory` that are whole as far as their names tell, oldest first.
+
+    On the disk a checkpoint gets its name last; in a bucket, where nothing can be renamed, Orbax writes a last file.
+    """
+    steps = [path for path in entries(directory) if path.name.isdecimal()]
+    if is_bucket(directory):
+        steps = [path for path in steps if (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()]
+    return sorted(int(path.name) for path in steps)
 
 
 def make_record(state: PyTree, position: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,12 +161,14 @@ def is_read_error(error: Exception) -> bool:
     """Whether `error` came from reading files, and not from a device without room or a fault in the code."""
     # Orbax wraps what TensorStore raises while it reads an array in a plain Exception.
     cause = _cause(error)
-    return isinstance(cause, _READ_ERRORS) or type(cause) is Exception
+    return isinstance(cause, (*_READ_ERRORS, *failures())) or type(cause) is Exception
 
 
 def is_damage(error: Exception) -> bool:
     """Whether a read error tells that the files are not what was saved."""
     cause = _cause(error)
+    if is_out_of_reach(cause):
+        return False
     if isinstance(cause, OSError):
         return cause.errno is None or cause.errno in _DAMAGE_ERRNOS
     return not any(code in str(cause) for code in _NOT_DAMAGE)
@@ -155,6 +176,8 @@ def is_damage(error: Exception) -> bool:
 
 def reason(error: BaseException, root: Path) -> str:
     """An error in one short line, with paths from `root` on."""
+    if is_out_of_reach(_cause(error)):
+        return in_words(_cause(error))
     text = (str(_cause(error)).strip() or type(error).__name__).splitlines()[0]
     text = re.split(r" \[\w+(?:\[\d+\])?=| \[source locations", text)[0]  # details for the authors of TensorStore
     text = text.replace('Error opening "cast" driver: Error opening "zarr" driver: ', "").replace(f"{root}/", "")

@@ -12,11 +12,12 @@ class DataConfig:
     """Sources, cleaning, augmentation and batching. Defaults are ALBEF's where it has the setting."""
 
     # What is read. An entry is "scenes" (drawn from the seed), a folder made by nas_jax.data.prepare, a path or glob of
-    # WebDataset *.tar or of ALBEF's *.json lists, or tfds:NAME[:SPLIT].
+    # WebDataset *.tar or of ALBEF's *.json lists, or tfds:NAME[:SPLIT]. All paths may be gs://BUCKET/...
     train: tuple[str, ...] = ("scenes",)
     weights: tuple[float, ...] = ()  # share of each entry in a batch, in any unit; () = every record equally often
     shared_keys: bool = False  # the same key in two entries names the same picture; False: another
     image_root: str = ""  # *.json: the folder that relative image paths start from
+    cache: str = ""  # gs://: local folder for copies of prepared and tfds: folders and indices of tars; "" = none
     tfds_captions: str = ""  # tfds: the text feature with the captions, as a/b/c; "" = known or the only one
     holdout: float = 0.0  # share of the keys in `train`, scenes apart, kept out of training, as the validation split
     val: tuple[str, ...] = ()  # validation files instead of a holdout
@@ -48,6 +49,8 @@ class DataConfig:
         """Raises ConfigError on values that are out of range or contradict each other."""
         if not self.train:
             raise ConfigError("an empty data.train", "files to read, or scenes", "list them in data.train")
+        if "://" in self.cache:
+            raise ConfigError(f"data.cache={self.cache!r}", "a folder on a local disk", "name one with room")
         if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
             raise ConfigError(
                 f"data.weights={self.weights}",

@@ -7,6 +7,8 @@ An entry says by its form what it is:
     *.tar                     WebDataset shards (path or glob)
     *.json                    ALBEF's lists (path or glob)
     tfds:NAME[:SPLIT]         a TensorFlow Datasets data set, by name or folder
+
+Paths may be gs://BUCKET/...: tars and lists are read there, the other two from a copy in data.cache.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from nas_jax.data import storage
 from nas_jax.data.config import DataConfig
-from nas_jax.data.prepared import PreparedSource, is_prepared
+from nas_jax.data.prepared import PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import Record
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import AlbefJsonSource, Report, Source, Split, WebDatasetSource, expand, read_jsonl
-from nas_jax.data.tfds_source import TfdsSource
+from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.utils.errors import DataError
 
 SCENES = "scenes"
@@ -41,6 +44,7 @@ class Corpus:
         self.starts = (0, *accumulate(len(part) for part in parts))  # of each part, and the length at the end
         self.files = tuple(file for part in parts for file in part.files)
         self.origins = tuple(file for part in parts for file in part.origins)
+        self.remote = any(part.remote for part in parts)
         self.report = Report()
         for part in parts:
             self.report.merge(part.report)
@@ -148,11 +152,12 @@ def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, see
 
 
 def _open_tfds(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return TfdsSource(entries[0], split, config.clean_captions, config.tfds_captions)
+    entry = local_entry(entries[0], config.cache)
+    return TfdsSource(entry, split, config.clean_captions, config.tfds_captions)
 
 
 def _open_tars(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return WebDatasetSource(paths, split, config.clean_captions)
+    return WebDatasetSource(paths, split, config.clean_captions, config.cache)
 
 
 def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
@@ -160,7 +165,7 @@ def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: 
 
 
 def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return PreparedSource(os.path.expanduser(folders[0]), split, config.clean_captions)
+    return PreparedSource(local_folder(folders[0], config.cache), split, config.clean_captions)
 
 
 JOINED = (_open_tars, _open_lists)  # neighbouring files of these make one source
@@ -175,7 +180,8 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
         return _open_tars
     if entry.endswith(".json"):
         return _open_lists
-    if is_prepared(os.path.expanduser(entry)) or os.path.isdir(os.path.expanduser(entry)):
+    folder = os.path.expanduser(entry)
+    if is_prepared(folder) or storage.is_dir(folder):
         return _open_prepared  # which says what is missing in a folder that is not prepared
     raise DataError(
         f"the entry {entry!r} of data.train or data.val",

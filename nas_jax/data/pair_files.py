@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from nas_jax.data import storage
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
@@ -30,15 +31,22 @@ class ImageList(Sequence):
         self._cache: list[np.ndarray] | None = [] if len(source) * size * size * 3 <= CACHE_BYTES else None
         self.kept: list[int] = []
         self.dropped: list[str] = []
-        for index in range(len(source)):
-            try:
-                image_HxWx3 = self._read(index)
-            except (OSError, ImageError) as error:
-                self.dropped.append(f"{source.key(index)} in {source.file(index)}: {error}")
+        for index, image_HxWx3 in enumerate(self._all(self._try, range(len(source)))):
+            if isinstance(image_HxWx3, Exception):
+                self.dropped.append(f"{source.key(index)} in {source.file(index)}: {image_HxWx3}")
                 continue
             self.kept.append(index)
             if self._cache is not None:
                 self._cache.append(image_HxWx3)
+
+    def _all(self, read: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+        return storage.each(read, indices) if self._source.remote else map(read, indices)
+
+    def _try(self, index: int) -> np.ndarray | Exception:
+        try:
+            return self._read(index)
+        except (OSError, ImageError) as error:
+            return error
 
     def _read(self, index: int) -> np.ndarray:
         return resize(decode(self._source[index].image), self._size)
@@ -48,7 +56,7 @@ class ImageList(Sequence):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return list(self._all(self.__getitem__, range(*index.indices(len(self)))))
         return self._read(self.kept[index]) if self._cache is None else self._cache[index]
 
 

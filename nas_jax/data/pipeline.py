@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from nas_jax.data import storage
 from nas_jax.data.buckets import ByLength, Draw, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
@@ -190,9 +191,13 @@ def train_batches(
         lengths = (*config.text_buckets, config.text_length)
         count = _CountTokens(source, tokenizer, config)
         dataset = ByLength(dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count))
-    dataset = dataset.map(_Example(source, config))
+    example, stack = _Example(source, config), _Stack(tokenizer)
+    if source.remote:
+        stack = _SideBySide(example, stack)
+    else:
+        dataset = dataset.map(example)
     # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block of the global batch.
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True, batch_fn=_Stack(tokenizer))
+    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True, batch_fn=stack)
     dataset = dataset[process_index + start_step * process_count :: process_count]
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
@@ -307,6 +312,17 @@ class _Stack:
             "image_id_B": np.asarray([example["image_id"] for example in examples], np.int32),
             "skip_Bx2": np.asarray([example["skip"] for example in examples], np.int64),
         }
+
+
+@dataclass(frozen=True)
+class _SideBySide:
+    """Draws -> a batch, the same as one after the other: for pictures in a bucket, each of which is waited for."""
+
+    example: _Example
+    stack: _Stack
+
+    def __call__(self, draws: list[Draw]) -> Batch:
+        return self.stack(list(storage.each(self.example, draws)))
 
 
 class Batches:

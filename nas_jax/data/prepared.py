@@ -24,6 +24,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from nas_jax.data import local_copy, storage
 from nas_jax.data.records import Record
 from nas_jax.data.sources import ALL, AlbefJsonSource, Report, Split, WebDatasetSource
 from nas_jax.utils.errors import DataError
@@ -102,35 +103,63 @@ def _write_error(error: RuntimeError, path: str) -> OSError:
 
 def is_prepared(path: str | os.PathLike) -> bool:
     """Whether the folder holds a finished prepared data set."""
-    return os.path.isfile(os.path.join(path, MANIFEST))
+    return storage.is_file(os.path.join(path, MANIFEST))
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a prepared folder.
+    """The manifest of a prepared folder, which may be in a bucket.
 
     Raises:
       DataError: no such folder, not prepared or not finished, damaged, or of another format.
     """
-    path = Path(folder, MANIFEST)
-    if not path.is_file():
-        if Path(folder, UNITS).is_dir():
+    path = os.path.join(folder, MANIFEST)
+    if not storage.is_file(path):
+        if storage.is_dir(os.path.join(folder, UNITS)):
             raise DataError(
                 f"{folder} is not finished: {MANIFEST} is missing",
                 "a folder whose preparation has ended",
                 "run the same command of nas_jax.data.prepare again; it goes on where it stopped",
             )
-        what = "no manifest.json" if Path(folder).is_dir() else "no such folder"
+        what = "no manifest.json" if storage.is_dir(os.fspath(folder)) else "no such folder"
         raise DataError(
             f"{folder}: {what}", "a prepared folder", "make one with python -m nas_jax.data.prepare INPUT --out DIR"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = storage.read_bytes(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error}", "a manifest", "prepare the folder again") from error
+    try:
+        manifest = json.loads(content.decode())
         found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: {error}", "a manifest", "prepare the folder again") from error
     if found != FORMAT:
         raise DataError(f"{path} of format {found}", f"format {FORMAT}", "prepare the data again with this version")
     return manifest
+
+
+def local_folder(folder: str, cache: str) -> str:
+    """The folder, or for one in a bucket its copy below the local folder `cache`, made if it is not there.
+
+    Raises:
+      ConfigError: a bucket and no cache.
+      DataError: those of read_manifest and local_copy.copy_folder; a file that is missing or not as long as it was.
+    """
+    if not storage.is_bucket(folder):
+        return os.path.expanduser(folder)
+    local_copy.check_cache(cache, folder)
+    manifest = read_manifest(folder)
+    sizes = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
+    sizes |= {shard["about"]: shard["about_bytes"] for shard in manifest["shards"]}
+    found = storage.files_below(folder)
+    for name, size in sizes.items():  # before hours of copying
+        if name not in found:
+            raise damaged(storage.join(folder, name), "missing")
+        if found[name].size != size:
+            raise damaged(storage.join(folder, name), f"{found[name].size} bytes, but {size} in the manifest")
+    local = local_copy.copy_folder(folder, sizes, cache, manifest["id"])
+    local_copy.write_whole(Path(local, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    return local
 
 
 def count_records(path: str | os.PathLike) -> int:
@@ -213,6 +242,8 @@ class PreparedSource:
     Nothing is held but the number of records of each shard and, with a holdout, the indices that are kept. Files are
     opened when first read, a bounded number at a time, and anew in each process.
     """
+
+    remote = False
 
     def __init__(self, folder: str | os.PathLike, split: Split = ALL, clean: bool = True):
         """Args: the folder, and which keys to keep.

@@ -336,6 +336,7 @@ class SceneSource:
 
     files = origins = ("scenes",)
     name_first = False
+    remote = False
 
     def __init__(self, split: str, size: int, seed: int, image_size: int):
         """split: "train", "val" (pairs of SEEN) or "heldout"; size: number of records; image_size: pixels a side.

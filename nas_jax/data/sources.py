@@ -1,4 +1,4 @@
-"""Pictures with captions on disk, by index: ALBEF's json lists and WebDataset tars.
+"""Pictures with captions on disk or in a bucket, by index: ALBEF's json lists and WebDataset tars.
 
 Opening a source reads all captions once, drops what cannot be used and counts it by reason in `source.report`. After
 that it holds offsets and short strings in flat arrays, so it is cheap to send to a worker, and reads one file (or one
@@ -7,24 +7,23 @@ slice of a tar) an item. Nothing stays open.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from nas_jax.data import storage
 from nas_jax.data.records import Record
+from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.text_ops import clean_words
 from nas_jax.utils.errors import DataError
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_BLOCK = 512  # bytes; a tar ends with a block of zeros
 
 
 def image_id_of(key: str) -> int:
@@ -100,6 +99,7 @@ class Source(Protocol):
     files: tuple[str, ...]  # what is read
     origins: tuple[str, ...]  # what the pictures came in first; the same but for prepared folders
     name_first: bool  # the first caption names the picture, the others may fit other pictures too
+    remote: bool  # pictures come from a bucket, so that reading one is mostly waiting
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
@@ -129,6 +129,7 @@ class _Table:
 
     def __init__(self, files: tuple[str, ...]):
         self.files = self.origins = files
+        self.remote = any(map(storage.is_bucket, files))
         self.report = Report()
         self._keys: list[str] | Strings = []
         self._captions: list[str] | Strings = []
@@ -189,9 +190,7 @@ def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
     """Paths and globs to sorted paths. Raises DataError where one names no file; `setting` is for the message."""
     paths: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(os.path.expanduser(pattern)))
-        if not found and os.path.exists(pattern):  # a name with brackets in it
-            found = [pattern]
+        found = storage.glob(pattern)
         if not found:
             raise DataError(f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}")
         paths += [path for path in found if path not in paths]
@@ -243,6 +242,7 @@ class AlbefJsonSource(_Table):
         """
         super().__init__(files)
         self.image_root = image_root
+        self.remote = storage.is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
             self._check_first_image(path, entries[0]["image"])
@@ -259,9 +259,11 @@ class AlbefJsonSource(_Table):
     @staticmethod
     def _read(path: str) -> list:
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = storage.read_bytes(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
+        try:
+            entries = json.loads(content.decode())
         except ValueError as error:
             raise DataError(f"{path}: {error}", "a json list", "check the file; it may be cut short") from error
         if not isinstance(entries, list) or not entries:
@@ -284,8 +286,8 @@ class AlbefJsonSource(_Table):
         return image, [captions] if isinstance(captions, str) else captions
 
     def _check_first_image(self, path: str, image: str) -> None:
-        full = os.path.join(self.image_root, image)
-        if not os.path.isfile(full):
+        full = storage.join(self.image_root, image)
+        if not storage.is_file(full):
             raise DataError(
                 f"no picture {full!r}, the first in {path}",
                 "image paths that start from data.image_root",
@@ -298,35 +300,37 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        return Path(self.image_root, self.key(index)).read_bytes()
+        return storage.read_bytes(storage.join(self.image_root, self.key(index)))
 
 
 class WebDatasetSource(_Table):
     """Tar shards as img2dataset writes them: KEY.png|jpg|jpeg|webp with KEY.json {caption, captions} or KEY.txt.
 
     The key is the file name up to its first dot; the same key in two tars means the same content, whatever the folder
-    or tar. Tars are indexed once, from their headers; a record is one `pread`, nothing is unpacked.
+    or tar. Tars are indexed once, from their headers; a record is one `pread` or one request, nothing is unpacked.
     """
 
     name_first = True
 
-    def __init__(self, files: tuple[str, ...], split: Split = ALL, clean: bool = True):
+    def __init__(self, files: tuple[str, ...], split: Split = ALL, clean: bool = True, cache: str = ""):
         """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
 
         Raises:
           DataError: a tar is missing, cut short, compressed or no tar, or no member has a picture and a caption.
         """
         super().__init__(files)
-        slices: list[tuple[int, int]] = []
-        for number, path in enumerate(files):
-            for key, parts in _index_tar(path).items():
+        slices: list[Place] = []
+        index = partial(index_tar, cache=cache)
+        indices = storage.each(index, files) if self.remote else map(index, files)
+        for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
+            for key, parts in members.items():
                 if not split.keeps(key):
                     continue
                 image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
                 if image is None:
                     self.report.drop("no image", f"{key} in {path}")
                     continue
-                captions, damaged = self._read_captions(path, parts)
+                captions, damaged = self._read_captions(path, parts, texts)
                 if usable := usable_captions(captions, clean):
                     self._add(key, number, usable)
                     slices.append(image)
@@ -336,21 +340,25 @@ class WebDatasetSource(_Table):
         self._slices = np.asarray(slices, np.int64)
 
     @staticmethod
-    def _read_captions(path: str, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
+    def _read_captions(path: str, parts: dict[str, Place], texts: Mapping[Place, bytes]) -> tuple[list[str], bool]:
         """All captions of a key, `caption` first, and whether its json cannot be read."""
+
+        def read(place: Place) -> bytes:
+            return texts[place] if place in texts else storage.read_bytes(path, *place)
+
         captions: list = []
         damaged = False
         if "json" in parts:
             try:
-                fields = json.loads(_read_slice(path, *parts["json"]))
+                fields = json.loads(read(parts["json"]))
                 more = fields.get("captions") or []
                 captions = [fields.get("caption"), *(more if isinstance(more, list) else [more])]
             except (ValueError, AttributeError):
                 damaged = True
-        texts = [text for text in captions if isinstance(text, str)]
-        if "txt" in parts and not texts:
-            texts = [_read_slice(path, *parts["txt"]).decode("utf-8", "replace")]
-        return list(dict.fromkeys(texts)), damaged
+        captions = [text for text in captions if isinstance(text, str)]
+        if "txt" in parts and not captions:
+            captions = [read(parts["txt"]).decode("utf-8", "replace")]
+        return list(dict.fromkeys(captions)), damaged
 
     @staticmethod
     def key_of(name: str) -> str:
@@ -358,56 +366,13 @@ class WebDatasetSource(_Table):
         return os.path.basename(name).partition(".")[0]
 
     def _image(self, index: int) -> bytes:
-        return _read_slice(self.file(index), *self._slices[index].tolist())
-
-
-def _index_tar(path: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """key -> suffix -> (offset, size) of the members of one tar, in their order."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        size = os.path.getsize(path)
-        with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed files, of which no slice can be read
-            end = 0
-            for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                name = os.path.basename(member.name)
-                if end > size:
-                    raise tarfile.ReadError(f"member {member.name!r} is cut off")
-                if not member.isreg() or name.startswith("."):
-                    continue
-                key, _, suffix = name.partition(".")
-                parts = members.setdefault(key, {})
-                if suffix.lower() in parts:
-                    raise DataError(
-                        f"{path} with two members {name!r}", "one file of a name", "give the samples keys of their own"
-                    )
-                parts[suffix.lower()] = (member.offset_data, member.size)
-        if size < end + _BLOCK:
-            raise tarfile.ReadError("the end mark is missing")
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(
-            f"{path}: {error}",
-            "a whole, uncompressed tar",
-            "copy or unpack the file again, or save what is whole with python -m nas_jax.data.prepare",
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
-    return members
-
-
-def _read_slice(path: str, offset: int, size: int) -> bytes:
-    """Opened anew each time: costs microseconds, and nothing has to survive pickling, threads or a thousand shards."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
+        return storage.read_bytes(self.file(index), *self._slices[index].tolist())
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
     """The objects of a jsonl file. Raises DataError, with the line, where one is none or lacks a text field."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = storage.read_bytes(path).decode().splitlines()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads") from error
     entries = []

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nas_jax.data import local_copy, storage
 from nas_jax.data.records import Record
 from nas_jax.data.sources import ALL, Report, Split, image_id_of, usable_captions
 from nas_jax.utils.errors import DataError
@@ -30,6 +31,8 @@ CAPTION_FEATURES = {
 """Data set -> where its captions are. Others may have one text feature, or data.tfds_captions says which."""
 
 KEY_FEATURES = ("image/id", "image/filename")
+INFO = "dataset_info.json"  # in the folder of each version of a data set
+_SHARD = re.compile(r"-([\w-]+)\.array_record-\d{5}-of-\d{5}$")
 _NO_CAPTION = re.compile(r"(^|[/_])(id|file_?name|url|path|license|split)$")  # text features that name things
 _SPLIT = r"[\w-]+(?:\[[^\]/]*\])?"
 _ENTRY = re.compile(rf"tfds:(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))?")
@@ -37,6 +40,39 @@ _ENTRY = re.compile(rf"tfds:(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))
 
 class NoCaption(OSError):
     """A record without a usable caption. An OSError, so that training takes the next record and counts this one."""
+
+
+def local_entry(entry: str, cache: str) -> str:
+    """The entry, or for a folder in a bucket that of its copy below the local folder `cache`, made if it is not there.
+
+    Only the splits that the entry names are copied.
+
+    Raises:
+      ConfigError: a bucket and no cache.
+      DataError: no TFDS folder, no ArrayRecord file of such a split, and what local_copy.copy_folder raises.
+    """
+    match = _ENTRY.fullmatch(entry)
+    if not match or not storage.is_bucket(match["name"]):
+        return entry
+    folder, split = match["name"].rstrip("/"), match["split"] or "train"
+    local_copy.check_cache(cache, entry)
+    found = storage.files_below(folder)
+    if INFO not in found:
+        inside = next((name for name in sorted(found) if name.endswith(f"/{INFO}")), "")
+        raise _no_folder(folder, f"{folder}/{os.path.dirname(inside)}" if inside else "")
+    shards = {name: shard[1] for name in found if (shard := _SHARD.search(name))}
+    splits = set(re.findall(r"(?:^|\+)([\w-]+)", split))
+    if missing := splits - set(shards.values()) - {"all"}:
+        known = ", ".join(sorted(set(shards.values()))) or "none"
+        raise DataError(
+            f"{entry} without ArrayRecord files of {', '.join(sorted(missing))}",
+            f"a split that is there as array_record ({known})",
+            "correct the split, or prepare the data set with file_format='array_record'",
+        )
+    wanted = {name for name in found if "all" in splits or shards.get(name) in {None, *splits}}
+    sizes = {name: found[name].size for name in wanted}
+    local = local_copy.copy_folder(folder, sizes, cache, local_copy.digest(found))
+    return f"tfds:{local}:{split}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,7 @@ class TfdsSource:
     captions_field: str = ""
     report: Report = field(default_factory=Report, init=False)
     name_first: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
 
     def __post_init__(self):
         self._opened: _Parts | None = None
@@ -197,6 +234,12 @@ def _open(entry: str, captions_field: str) -> _Parts:
         raise DataError(repr(entry), "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT", "correct data.train or data.val")
     name, split = os.path.expanduser(match["name"]), match["split"] or "train"
     builder = _builder(name)
+    if storage.is_bucket(folder := str(builder.data_dir)):  # from TFDS_DATA_DIR
+        raise DataError(
+            f"{entry}, which is in {folder}",
+            "a path that says so, as the files are read from a copy in data.cache",
+            f"write tfds:{folder}:{split}",
+        )
     features = builder.info.features
     image, skipped = _images(features, entry)
     try:
@@ -221,7 +264,7 @@ def _open(entry: str, captions_field: str) -> _Parts:
 
 def _builder(name: str) -> Any:
     tfds = _tfds()
-    if os.path.isfile(os.path.join(name, "dataset_info.json")):
+    if os.path.isfile(os.path.join(name, INFO)):
         try:
             return tfds.builder_from_directory(name)
         except Exception as error:  # on a damaged dataset_info.json TFDS and protobuf raise about anything
@@ -229,13 +272,9 @@ def _builder(name: str) -> Any:
                 f"{name}: {_first_line(error)}", "a folder that TFDS wrote", "prepare the data set again"
             ) from error
     if os.path.isdir(name) or name.startswith((".", "/", "~")) or "://" in name:
-        inside = [str(path.parent) for path in sorted(Path(name).glob("*/dataset_info.json"))[:1]]
-        inside = inside or [str(path.parent) for path in sorted(Path(name).glob("*/*/dataset_info.json"))[:1]]
-        raise DataError(
-            f"no dataset_info.json in {name}",
-            "the folder of one version of a data set, as NAME/1.0.0",
-            f"write tfds:{inside[0]}" if inside else "check the path",
-        )
+        inside = [str(path.parent) for path in sorted(Path(name).glob(f"*/{INFO}"))[:1]]
+        inside = inside or [str(path.parent) for path in sorted(Path(name).glob(f"*/*/{INFO}"))[:1]]
+        raise _no_folder(name, *inside)
     try:
         return tfds.builder(name)
     except tfds.core.registered.DatasetNotFoundError as error:
@@ -257,6 +296,14 @@ def _builder(name: str) -> Any:
         raise DataError(f"tfds:{name}: {_first_line(error)}", "NAME or NAME/CONFIG of TFDS", "correct it") from error
 
 
+def _no_folder(name: str, inside: str = "") -> DataError:
+    return DataError(
+        f"no {INFO} in {name}",
+        "the folder of one version of a data set, as NAME/1.0.0",
+        f"write tfds:{inside}" if inside else "check the path",
+    )
+
+
 def _tfds() -> Any:
     """The package, imported when it is first needed: it takes a second."""
     try:
@@ -269,7 +316,7 @@ def _tfds() -> Any:
 
 def _not_prepared(builder: Any, name: str) -> DataError:
     command = f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()"
-    if not os.path.exists(os.path.join(str(builder.data_dir), "dataset_info.json")):
+    if not os.path.exists(os.path.join(str(builder.data_dir), INFO)):
         return DataError(
             f"tfds:{name}, not prepared in {builder.data_dir}",
             "a prepared data set",

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from nas_jax.utils.errors import ConfigError, DataError, UserError
+from nas_jax.utils.paths import as_path, check_bucket, make_folder, write_whole
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # at ids 0 to 4 of a learned vocabulary
 _ROLES = {  # role -> its names in the families of tokenizers
@@ -109,8 +110,8 @@ class TextTokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, which any Hugging Face tool reads, and text_tokenizer.json; `load_tokenizer` reads
         both back."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = as_path(folder)
+        make_folder(folder)
         # Whole or not at all: a run that is killed here must not leave half a file to resume from.
         words = None if self.whole_words is None else sorted(self.whole_words)
         settings = {"add_sep": self.add_sep, "vocab_size": self.vocab_size, "whole_words": words}
@@ -118,9 +119,7 @@ class TextTokenizer:
             ("tokenizer.json", self._tokenizer.to_str(pretty=True)),
             (_SETTINGS, json.dumps(settings, ensure_ascii=False)),
         ):
-            part = folder / f"{name}.part"
-            part.write_text(text, encoding="utf-8")
-            part.replace(folder / name)
+            write_whole(folder / name, text)
 
     def __getstate__(self) -> dict:
         return {"tokenizer": self._tokenizer.to_str(), "add_sep": self.add_sep, "whole_words": self.whole_words}
@@ -140,7 +139,8 @@ def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
       DataError: the folder has neither file, a file is damaged, or a special token is missing.
       UserError: the hub does not give the tokenizer.
     """
-    folder = Path(spec)
+    folder = as_path(spec)
+    check_bucket(folder, DataError)
     if not folder.is_dir():
         if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or folder.exists():
             raise DataError(
@@ -155,9 +155,9 @@ def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
     settings: dict = {}
     try:
         if (folder / _SETTINGS).is_file():
-            settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+            settings = json.loads((folder / _SETTINGS).read_bytes())
         words = None if settings.get("whole_words") is None else frozenset(settings["whole_words"])
-        tokenizer = Tokenizer.from_file(str(whole)) if whole.is_file() else _from_word_list(folder)
+        tokenizer = Tokenizer.from_buffer(whole.read_bytes()) if whole.is_file() else _from_word_list(folder)
     except Exception as error:  # the library raises bare Exception on a damaged file
         raise DataError(f"tokenizer in {spec!r}: {_one_line(error)}", "undamaged files", "copy them again") from error
     return TextTokenizer(tokenizer, bool(settings.get("add_sep") if add_sep is None else add_sep), words)

@@ -37,6 +37,7 @@ from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.fields import build
 from nas_jax.utils.logging import Console, set_up_logging
+from nas_jax.utils.paths import as_path, check_bucket, reaching
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def open_checkpoint(path: str | Path, say=print) -> Trained:
 
     Only parameters and dictionary are read, and config and tokenizer of the work directory. Raises CheckpointError.
     """
-    workdir, step = _parts_of(Path(path))
+    workdir, step = _parts_of(as_path(path))
     saved = read_config(workdir)
     model, method = _section(ModelConfig, saved, "model"), _section(MethodConfig, saved, "method")
     tokenizer = load_tokenizer(str(workdir / TOKENIZER))
@@ -91,6 +92,7 @@ def _parts_of(path: Path) -> tuple[Path, int | None]:
     """Work directory and step of --checkpoint."""
     if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
         return path.parent.parent, int(path.name)
+    check_bucket(path)
     if not (path / CONFIG).is_file():
         expected = f"a work directory with {CONFIG}, or WORKDIR/{CHECKPOINTS}/STEP"
         raise CheckpointError(f"--checkpoint {path}", expected, "pass the --workdir of a run")
@@ -136,6 +138,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(argv: Sequence[str], console: Console | None = None) -> Path:
     """What the command line does; returns the folder of results. Raises UserError."""
     args = _parse(argv)
+    with reaching(args.checkpoint):
+        return _run(args, console)
+
+
+def _run(args: argparse.Namespace, console: Console | None) -> Path:
     console = console or Console()
     names = [name for name in args.benchmark.split(",") if name]
     public = [name for name in names if name != runs.OWN_SETS]
@@ -170,8 +177,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> Path:
     for name in names:
         results += _score(name, scorer, trained, config, args, alone=len(public) == 1)
     protocol = runs.protocol(config, trained.texts, trained.image_size, trained.info)
-    workdir, _ = _parts_of(Path(args.checkpoint))
-    out = Path(args.out) if args.out else workdir / EVALS / f"{trained.step}-{'-'.join(names)}"
+    workdir, _ = _parts_of(as_path(args.checkpoint))
+    out = as_path(args.out) if args.out else workdir / EVALS / f"{trained.step}-{'-'.join(names)}"
     write(out, protocol, results)
     console.close()
     for row in (row for result in results for row in result.rows if row.part == "all" or "/" in row.part):

@@ -13,15 +13,15 @@ import html
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nas_jax.evals.results import Result, flat, page, read, table, whiskers, write_whole
+from nas_jax.evals.results import Result, flat, page, read, table, whiskers
 from nas_jax.evals.statistics import interval, mcnemar, resampled_weights
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import DataError
+from nas_jax.utils.paths import as_path, make_folder, write_whole
 
 SAME = ("text_length", "text", "largest_share_dropped")  # fields of the protocol in which A and B must agree
 RESAMPLES = 10_000
@@ -210,8 +210,8 @@ def run(argv: Sequence[str]) -> None:
     text = to_markdown((protocol_a, protocol_b), differences)
     print(text)
     if args.out:
-        folder = Path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = as_path(args.out)
+        make_folder(folder)
         write_whole(folder / f"{COMPARISON}.md", text)
         write_whole(folder / f"{COMPARISON}.html", to_html((protocol_a, protocol_b), differences))
 

@@ -23,6 +23,7 @@ import numpy as np
 from nas_jax.checkpoint.stored import Damage, read_record
 from nas_jax.evals.outcomes import Row
 from nas_jax.utils.errors import CheckpointError, DataError
+from nas_jax.utils.paths import as_path, failures, in_words, make_folder, write_whole
 
 RESULTS = "results"  # .json, .md, .html
 FORMAT = 1
@@ -55,8 +56,8 @@ def plain(cell: np.ndarray) -> list:
 
 def write(folder: str | os.PathLike[str], protocol: Mapping[str, Any], results: Sequence[Result]) -> Path:
     """Writes results.json, .md and .html; returns the folder. Each is whole or not there."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = as_path(folder)
+    make_folder(target)
     content = {"format": FORMAT, "protocol": dict(protocol), "results": [_entry(result) for result in results]}
     write_whole(target / f"{RESULTS}.json", json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(target / f"{RESULTS}.md", to_markdown(protocol, results))
@@ -66,15 +67,16 @@ def write(folder: str | os.PathLike[str], protocol: Mapping[str, Any], results: 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
     """Protocol and results of a results.json, or of the folder with it. Raises DataError where it is none."""
-    file = Path(path) / f"{RESULTS}.json" if Path(path).is_dir() else Path(path)
+    file = as_path(path)
+    file = file / f"{RESULTS}.json" if file.is_dir() else file
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())
         if content["format"] != FORMAT:
             raise DataError(f"{file}: format {content['format']}", f"format {FORMAT}", "evaluate again")
         return content["protocol"], [_result(entry) for entry in content["results"]]
-    except OSError as error:
+    except failures() as error:
         raise DataError(
-            f"{file}: {error.strerror}", "a results.json, or a folder with one", "check the path"
+            f"{file}: {in_words(error)}", "a results.json, or a folder with one", "check the path"
         ) from error
     except DataError:
         raise
@@ -109,13 +111,6 @@ def _entry(result: Result) -> dict[str, Any]:
 
 def _number(name: str, value: Any) -> Any:
     return math.nan if name in ("low", "high") and value is None else value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and then renames it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

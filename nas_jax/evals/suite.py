@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
@@ -23,6 +22,7 @@ from nas_jax.evals.scorers import Scorer, ScoringFunctions, TextEncoding
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
+from nas_jax.utils.paths import as_path, make_folder, write_whole
 
 if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet
@@ -112,9 +112,7 @@ def make_evaluator(
 
 def write_results(path: str | os.PathLike[str], metrics: Sequence[Metric], info: Mapping[str, Any]) -> None:
     """Writes `{"info": ..., "metrics": [{key, value, chance, blind, count}, ...]}` as JSON, whole or not at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = as_path(path)
+    make_folder(target.parent)
     text = json.dumps({"info": dict(info), "metrics": [asdict(m) for m in metrics]}, indent=1, allow_nan=False)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_whole(target, text + "\n")

@@ -11,15 +11,15 @@ import html
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from nas_jax.evals.results import flat, write_whole
+from nas_jax.evals.results import flat
 from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value_bar
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
 from nas_jax.inspect.run_warnings import Finding, find_warnings
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import format_seconds
+from nas_jax.utils.paths import as_path, failures, in_words, make_folder, reaching, write_whole
 
 REPORT = "report.html"
 SPLIT = ("input", "compute", "checkpoint", "evaluation", "compile")
@@ -148,7 +148,7 @@ def _summary(run: RunFiles) -> str:
     sources = [train] if isinstance(train, str) else [str(one) for one in train]
     pairs: list[tuple[str, object]] = [
         ("method", value("method.name", "-")),
-        ("parameters", f"{start['parameters'] / 1e6:.1f} M" if "parameters" in start else "not recorded"),
+        ("parameters", number(start["parameters"]) if "parameters" in start else "not recorded"),
         ("data", ", ".join(sources) or "-"),
         ("batch size", value("data.batch_size", "-")),
         ("image size", f"{value('model.image_size', '-')}, patches of {value('model.patch_size', '-')}"),
@@ -158,7 +158,8 @@ def _summary(run: RunFiles) -> str:
         ("optimizer", f"lr {value('optimizer.lr', '-')}, {value('optimizer.schedule', '-')} schedule"),
     ]
     if start:
-        devices = f"{start['devices']} x {start['device']} ({start['platform']}), {start['processes']} processes"
+        processes = "1 process" if start["processes"] == 1 else f"{start['processes']} processes"
+        devices = f"{start['devices']} x {start['device']} ({start['platform']}), {processes}"
         pairs.append(("hardware", devices))
         pairs.append(("versions", f"nas_jax {start['nas_jax']}, jax {start['jax']}, Python {start['python']}"))
         pairs += [("start", f"{one['time']} on {one['host']}, from step {one['step']}") for one in run.starts[-5:]]
@@ -303,14 +304,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="", help=f"the file to write; default: WORKDIR/{REPORT}")
     options = parser.parse_args(argv)
     try:
-        run = read_run(Path(options.workdir))
-        out = Path(options.out) if options.out else run.workdir / REPORT
-        text = report(run)
+        with reaching(options.workdir):
+            run = read_run(as_path(options.workdir))
+            text = report(run)
+        out = as_path(options.out) if options.out else run.workdir / REPORT
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
             write_whole(out, text)
-        except OSError as error:
-            raise CheckpointError(f"{out}: {error.strerror}", "a file that can be written", "pass --out") from error
+        except failures() as error:
+            raise CheckpointError(f"{out}: {in_words(error)}", "a file that can be written", "pass --out") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.checkpoint.manager import DAMAGED
-from nas_jax.checkpoint.stored import Damage, read_record
+from nas_jax.checkpoint.stored import Damage, complete_steps, read_record
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, METRICS, PROFILE, STARTS, TIMINGS, read_config
+from nas_jax.utils.paths import entries, read_text, total_bytes
 
 Entry = dict[str, Any]
 
@@ -81,17 +82,17 @@ def read_run(workdir: Path) -> RunFiles:
     """Reads `workdir`. Raises CheckpointError if there is no config.json, so no run."""
     config = read_config(workdir)
     unreadable: list[str] = []
-    entries = list(_lines(workdir / METRICS, unreadable))
+    metrics, there = list(_lines(workdir / METRICS, unreadable)), entries(workdir)
     return RunFiles(
         workdir,
         config,
-        train=_by_step(entry for entry in entries if entry.get("kind") == "train"),
+        train=_by_step(entry for entry in metrics if entry.get("kind") == "train"),
         timings=_by_step(_lines(workdir / TIMINGS, unreadable)),
         starts=tuple(_lines(workdir / STARTS, unreadable)),
         evaluations=_evaluations(workdir / EVALS, unreadable),
         checkpoints=_checkpoints(workdir / CHECKPOINTS),
-        pictures=tuple(sorted(workdir.glob("*.png"))),
-        hangs={path.name: path.read_text(errors="replace") for path in sorted(workdir.glob("hang-*.txt"))},
+        pictures=tuple(path for path in there if path.match("*.png")),
+        hangs={path.name: read_text(path, "replace") for path in there if path.match("hang-*.txt")},
         profile=(workdir / PROFILE).is_dir(),
         unreadable=tuple(unreadable),
     )
@@ -101,7 +102,7 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[Entry]:
     """The objects of a JSONL file. Its last line may be half written: the run may be going on."""
     if not path.exists():
         return
-    lines = path.read_text(errors="replace").split("\n")
+    lines = read_text(path, "replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line) if line.strip() else None
@@ -120,11 +121,11 @@ def _by_step(entries: Iterator[Entry]) -> tuple[Entry, ...]:
 
 def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
     found = []
-    for path in folder.glob("*.json"):
-        if not path.stem.isdecimal():
+    for path in entries(folder):
+        if path.suffix != ".json" or not path.stem.isdecimal():
             continue
         try:
-            metrics = tuple(json.loads(path.read_text())["metrics"])
+            metrics = tuple(json.loads(read_text(path))["metrics"])
             if not all({"key", "value", "chance", "blind", "count"} <= metric.keys() for metric in metrics):
                 raise KeyError
             found.append(Evaluation(int(path.stem), metrics))
@@ -134,15 +135,13 @@ def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
 
 
 def _checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    if not folder.is_dir():
-        return ()
-    wanted = re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$")
-    found = [(int(wanted.match(path.name)[1]), path) for path in folder.iterdir() if wanted.match(path.name)]
-    return tuple(_checkpoint(path) for _, path in sorted(found))
+    wanted, complete = re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$"), complete_steps(folder)
+    found = [(int(wanted.match(path.name)[1]), path) for path in entries(folder) if wanted.match(path.name)]
+    return tuple(_checkpoint(path) for step, path in sorted(found) if not path.name.isdecimal() or step in complete)
 
 
 def _checkpoint(path: Path) -> Checkpoint:
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = total_bytes(path)
     if not path.name.isdecimal():
         return Checkpoint(path.name, size, "set aside by a start that could not read it")
     try:

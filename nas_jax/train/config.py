@@ -35,6 +35,7 @@ RESUMABLE = (
     "model.remat",
     "data.workers",
     "data.threads",
+    "data.cache",
 )
 # What else an evaluation of a trained state may change: what it measures, and on what.
 EVALUABLE = (*RESUMABLE, "data.val", "data.foils", "data.quads")

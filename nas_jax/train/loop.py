@@ -36,6 +36,7 @@ from nas_jax.train.workdir import CHECKPOINTS, PROFILE, Records, open_workdir, w
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
+from nas_jax.utils.paths import as_path
 from nas_jax.utils.signals import SIGNALS, StopSignals
 from nas_jax.utils.trees import all_finite
 
@@ -123,7 +124,7 @@ def run(
         batches=batches,
         evaluators=evaluators,
         config=config,
-        workdir=Path(workdir),
+        workdir=as_path(workdir),
         run_record=run_record,
         run_defaults=run_defaults,
         total_steps=total_steps,
@@ -388,6 +389,7 @@ class _Run:
 
     def _save(self, state: PyTree, step: int) -> None:
         position = {"next_step": step, "skipped": self.skipped, "data": self.data_id}
+        self.records.sync()
         self.manager.save(step, state, position, {"config": dict(self.run_record)})
 
     def _evaluate(self, state: PyTree, step: int) -> None:

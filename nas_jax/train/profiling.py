@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
+
+from nas_jax.utils.paths import through_disk
 
 
 class StepProfile:
@@ -18,7 +20,7 @@ class StepProfile:
     def __init__(self, steps: tuple[int, ...], folder: Path):
         """steps: (first, last), counted from 1, or () for no profile."""
         self._first, self._last = steps or (0, -1)
-        self._folder, self._running = folder, False
+        self._folder, self._running, self._place = folder, False, ExitStack()
 
     def wanted(self, step: int) -> bool:
         """Whether `step` is recorded. A run that starts again in the middle records the rest."""
@@ -31,7 +33,7 @@ class StepProfile:
             yield
             return
         if not self._running:
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._place.enter_context(through_disk(self._folder)))
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
@@ -46,5 +48,6 @@ class StepProfile:
         """Writes what was recorded, if anything; the devices must be done. Returns whether there was something."""
         was, self._running = self._running, False
         if was:
-            jax.profiler.stop_trace()
+            with self._place:
+                jax.profiler.stop_trace()
         return was

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from nas_jax.train.state import TrainState
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import MissingPart
+from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 Position = dict[str, Any]
@@ -135,7 +135,7 @@ def _restore(manager: CheckpointManager, which: str, wanted: PyTree, shardings: 
 
 
 def _open(workdir: str, say: Callable[[str], None]) -> CheckpointManager:
-    return CheckpointManager(Path(workdir) / CHECKPOINTS, read_only=True, say=say)
+    return CheckpointManager(as_path(workdir) / CHECKPOINTS, read_only=True, say=say)
 
 
 def _place(tree: PyTree, shardings: PyTree) -> PyTree:

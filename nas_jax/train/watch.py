@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 
 from nas_jax.train.config import TrainConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError
+from nas_jax.utils.paths import failures, in_words, is_bucket, read_text, write_whole
 from nas_jax.utils.trees import flatten_dict
 
 IDS = "trackers.json"  # in the work directory: the run's names over there, so that a second start goes on in them
@@ -42,8 +45,8 @@ class Tracker(Protocol):
         """Sends what is left and ends the run there."""
 
 
-def check_trackers(config: TrainConfig) -> None:
-    """Raises ConfigError if a package is missing that the config asks for. Imports nothing."""
+def check_trackers(config: TrainConfig, workdir: Path) -> None:
+    """Raises ConfigError if a package is missing that the config asks for, or a tracker would write into a bucket."""
     for package, wanted in (("wandb", config.wandb), ("mlflow", config.mlflow)):
         if wanted and package not in sys.modules and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -51,6 +54,18 @@ def check_trackers(config: TrainConfig) -> None:
                 "the package in this environment",
                 f"pip install {package}, or unset train.{package}",
             )
+    if not is_bucket(workdir):
+        return
+    if config.wandb and config.wandb_mode == "offline":
+        raise ConfigError(
+            f"train.wandb_mode=offline with {workdir}", "a --workdir on the disk, where it writes", "set it to online"
+        )
+    if config.mlflow and not (config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise ConfigError(
+            f"train.mlflow={config.mlflow!r} with {workdir}",
+            "a server, or a --workdir on the disk",
+            "set train.mlflow_uri",
+        )
 
 
 def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, Any], write: bool = True) -> Trackers:
@@ -59,7 +74,7 @@ def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, A
     Raises ConfigError if a package is missing (on every process) or a tracker does not start, as without a login, and
     CheckpointError if the work directory cannot be written.
     """
-    check_trackers(config)
+    check_trackers(config, workdir)
     if not write or not (config.wandb or config.mlflow):
         return Trackers(())
     ids, name = _read_ids(workdir), str(run_record.get("name", workdir.name))
@@ -79,10 +94,10 @@ def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, A
         ids[field] = tracker.id
         trackers.append(tracker)
     try:
-        (workdir / IDS).write_text(json.dumps(ids) + "\n")
-    except OSError as error:
+        write_whole(workdir / IDS, json.dumps(ids) + "\n")
+    except failures() as error:
         Trackers(trackers).close(failed=True)
-        raise CheckpointError(f"{workdir / IDS}: {error.strerror}", "a writable --workdir", "make room") from error
+        raise CheckpointError(f"{workdir / IDS}: {in_words(error)}", "a writable --workdir", "make room") from error
     return Trackers(trackers)
 
 
@@ -130,7 +145,8 @@ class WandbTracker:
 
         self.id = known or uuid.uuid4().hex[:12]
         self._run = wandb.init(
-            project=config.wandb, name=name, id=self.id, resume="allow", mode=config.wandb_mode, dir=str(workdir),
+            project=config.wandb, name=name, id=self.id, resume="allow", mode=config.wandb_mode,
+            dir=tempfile.gettempdir() if is_bucket(workdir) else str(workdir),
             config=dict(run_record), settings=wandb.Settings(console="off"),
         )  # fmt: skip
         # By our own step: theirs may only grow, and a run that was killed repeats some.
@@ -149,8 +165,6 @@ class MlflowTracker:
     name = "MLflow"
 
     def __init__(self, config: TrainConfig, workdir: Path, name: str, run_record: Mapping[str, Any], known: str | None):
-        import os
-
         import mlflow  # here: of seconds, and not needed
         from mlflow.entities import Metric, Param
 
@@ -189,7 +203,7 @@ def _letters(name: str) -> str:
 def _read_ids(workdir: Path) -> dict[str, str]:
     with suppress(FileNotFoundError):
         try:
-            return dict(json.loads((workdir / IDS).read_text()))
+            return dict(json.loads(read_text(workdir / IDS)))
         except ValueError:
             _LOG.warning("%s is not JSON: the trackers begin new runs", workdir / IDS)
     return {}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nas_jax.utils.logging import format_seconds
+from nas_jax.utils.paths import Mirror, failures, in_words
 
 STDERR = 2  # by number: sys.stderr may be a stand-in without one, which faulthandler cannot write to
 PATIENCE = {"start": 6, "compile": 6, "evaluation": 6}  # times the limit: these are long where nothing is wrong
@@ -95,12 +96,14 @@ class Watchdog:
         _write(STDERR, text)
         faulthandler.dump_traceback(STDERR, all_threads=True)
         try:
-            with self._path.open("a") as file:
+            mirror = Mirror(self._path)
+            with mirror.local.open("a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.lstrip()}")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        except OSError as error:
-            _write(STDERR, f"{HEADER}: writing {self._path} failed ({error.strerror})\n")
+            mirror.close()
+        except failures() as error:
+            _write(STDERR, f"{HEADER}: writing {self._path} failed ({in_words(error)})\n")
 
 
 def _threads() -> str:

@@ -10,12 +10,13 @@ tokenizer/       of the first start; later ones read it
 tensorboard/     the metrics once more
 profile/         of the steps in train.profile_steps
 hang-0.txt       stacks of process 0, if no step was done for train.hang_seconds
+
+In a bucket (gs://...) the growing files are copied there now and then, and always before a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import time
@@ -24,9 +25,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from nas_jax.checkpoint.stored import complete_steps
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import Trackers
 from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.paths import (
+    GrowingText,
+    Mirror,
+    check_bucket,
+    failures,
+    in_words,
+    make_folder,
+    read_text,
+    write_whole,
+)
 from nas_jax.utils.trees import diff, with_defaults
 
 CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"
@@ -40,9 +52,9 @@ def writing(path: Path) -> Iterator[None]:
     """A context that writes to `path`: a full disk, a read-only directory and the like raise CheckpointError."""
     try:
         yield
-    except OSError as error:
+    except failures() as error:
         raise CheckpointError(
-            f"writing to {error.filename or path} failed ({error.strerror or error})",
+            f"writing to {getattr(error, 'filename', None) or path} failed ({in_words(error)})",
             "a writable --workdir with room",
             "make room or allow writing, and start again: it goes on from the newest checkpoint",
         ) from error
@@ -61,13 +73,13 @@ def open_workdir(
         check_config(workdir, run_record, RESUMABLE, defaults)
     if write:
         with writing(path):
-            workdir.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, json.dumps(run_record, indent=2) + "\n")
+            make_folder(workdir)
+            write_whole(path, json.dumps(run_record, indent=2) + "\n")
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether the run in `workdir` has a complete checkpoint."""
-    return any(path.name.isdecimal() for path in (workdir / CHECKPOINTS).glob("*"))
+    return bool(complete_steps(workdir / CHECKPOINTS))
 
 
 def check_config(
@@ -93,8 +105,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The nested config of the run in `workdir`. Raises CheckpointError if there is none."""
     path = workdir / CONFIG
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
     except FileNotFoundError:
+        check_bucket(workdir)
         raise CheckpointError(f"no {CONFIG} in {workdir}", "the --workdir of a run", "pass another, or train") from None
     except ValueError as error:
         raise CheckpointError(
@@ -118,8 +131,8 @@ class Records:
             kept = _truncate(workdir / name, start)
             self.evaluated |= any(entry["step"] == start and entry.get("kind") == "eval" for entry in kept)
         with writing(workdir):
-            self._metrics = (workdir / METRICS).open("a")
-            self._timings = (workdir / TIMINGS).open("a")
+            self._metrics = GrowingText(workdir / METRICS)
+            self._timings = GrowingText(workdir / TIMINGS)
             self._board = _Board(workdir / TENSORBOARD, purge_step=start + 1)
 
     def add(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
@@ -140,8 +153,17 @@ class Records:
     def add_start(self, machine: Mapping[str, Any]) -> None:
         """What this start runs on. Raises CheckpointError if it cannot be written."""
         if self._enabled:
-            with writing(self._workdir), (self._workdir / STARTS).open("a") as file:
+            with writing(self._workdir), GrowingText(self._workdir / STARTS) as file:
                 _append(file, {"step": self._start} | dict(machine))
+
+    def sync(self) -> None:
+        """For the moment before a checkpoint: what is on record must not begin behind it after a kill.
+
+        Raises CheckpointError if it cannot be written.
+        """
+        for file in (self._metrics, self._timings) if self._enabled else ():
+            with writing(file.name):
+                file.sync()
 
     def close(self) -> None:
         """Closes all files. Raises CheckpointError if what is left cannot be written."""
@@ -179,10 +201,11 @@ class _Board:
             from tensorboardX.record_writer import RecordWriter
             from tensorboardX.summary import scalar
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.name = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
-        self._file = RecordWriter(str(self.name))
+        self._mirror = Mirror(self.name)
+        self._file = RecordWriter(str(self._mirror.local))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -192,39 +215,34 @@ class _Board:
                 self._write(step=step, summary=self._scalar(name, value))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._file.flush()
+                self._mirror.flush()
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._file.close()
+        self._mirror.close()
 
     def _write(self, **fields: Any) -> None:
         self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def _append(file, entry: Mapping[str, Any]) -> None:
+def _append(file: GrowingText, entry: Mapping[str, Any]) -> None:
     with writing(file.name):
         file.write(json.dumps(entry) + "\n")
-        file.flush()
 
 
 def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Drops the entries of later steps, and a last line cut short by a kill; returns the entries that stay."""
     if not path.exists():
         return []
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    whole = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
     try:
         entries = [json.loads(line) for line in whole]
         kept = [entry for entry in entries if entry["step"] <= last_step]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error})", "one JSON object a line", "repair or move it") from error
     with writing(path):
-        _write_atomically(
+        write_whole(
             path, "".join(line for line, entry in zip(whole, entries, strict=True) if entry["step"] <= last_step)
         )
     return kept
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)

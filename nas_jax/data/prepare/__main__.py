@@ -46,6 +46,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ConfigError(f"{flag} without --against", "an evaluation set", "pass --against OTHER")
     if args.workers is not None and args.workers < 0:
         raise ConfigError(f"--workers {args.workers}", "at least 0", "leave it out to use all cores")
+    for path in (*args.inputs, args.out, *args.against, args.image_root):
+        if "gs://" in path:
+            raise ConfigError(
+                f"{path}, in a bucket",
+                "files and folders of this machine",
+                "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and name the folder there",
+            )
     if not (args.inputs or args.against or args.verify):
         raise ConfigError("no INPUT", "files to prepare, or --against or --verify", "name the files before --out")
     return args
