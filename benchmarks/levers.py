@@ -2,11 +2,12 @@
 
     python -m benchmarks.levers                       v5e:2x2, ViT-B/16 and BERT base, 32 pairs a chip, minutes
     python -m benchmarks.levers --topology v5p:2x2x1
+    python -m benchmarks.levers --only fusion --length 16
 
 Prints for each form the predicted time of forward and backward, its share of the chip's peak, the temporary memory and
 the seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom calls. The fusion
-layer is one of NAS: beside each picture five texts of 25 tokens, of which two read it, one reads another picture, one
-reads it with replaced patches and one without a gradient to it.
+layer is one of NAS: beside each picture five texts, of which two read it, one reads another picture, one reads it with
+replaced patches and one without a gradient to it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from nas_jax.parallel.topology import topology_devices
 from nas_jax.rehearsal import EFFORTS
 from nas_jax.typing import PyTree
 
-PATCHES, LENGTH, ROWS = 256, 25, 5
+PATCHES, ROWS = 256, 5
 
 Given = tuple[Callable, PyTree, PyTree]  # apply(params, inputs) -> arrays, shapes of the parameters, of the inputs
 
@@ -37,8 +38,8 @@ Given = tuple[Callable, PyTree, PyTree]  # apply(params, inputs) -> arrays, shap
 class Shapes:
     """Arrays without contents: split by rows, or whole on every chip."""
 
-    def __init__(self, mesh: Mesh, pairs: int):
-        self.mesh, self.pairs = mesh, pairs * mesh.size
+    def __init__(self, mesh: Mesh, pairs: int, length: int):
+        self.mesh, self.pairs, self.length = mesh, pairs * mesh.size, length
 
     def rows(self, *shape: int, of: int = 1, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         """`of` rows a pair."""
@@ -73,9 +74,9 @@ def fusion_layer(shapes: Shapes, apart: bool) -> Given:
         )
 
     given = {
-        "texts": shapes.rows(LENGTH, model.dim, of=ROWS),
-        "mask": shapes.rows(LENGTH, of=ROWS, dtype=jnp.bool_),
-        "seeds": shapes.rows(LENGTH, of=ROWS, dtype=jnp.uint32),
+        "texts": shapes.rows(shapes.length, model.dim, of=ROWS),
+        "mask": shapes.rows(shapes.length, of=ROWS, dtype=jnp.bool_),
+        "seeds": shapes.rows(shapes.length, of=ROWS, dtype=jnp.uint32),
         "tokens": shapes.rows(PATCHES + 1, model.dim),
         "index": shapes.rows(dtype=jnp.int32),
         "where": shapes.rows(PATCHES, dtype=jnp.bool_),
@@ -101,10 +102,10 @@ FORMS: dict[str, tuple[Callable[[Shapes], Given], str]] = {  # what is built, ef
 }
 
 
-def predict(topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int) -> dict[str, float]:
-    """Compiles one layer, forward and backward, for `pairs` a chip."""
+def predict(topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int, length: int) -> dict[str, float]:
+    """Compiles one layer, forward and backward, for `pairs` a chip with texts of `length` tokens."""
     devices, chip = topology_devices(topology)
-    shapes = Shapes(make_mesh(devices=devices), pairs)
+    shapes = Shapes(make_mesh(devices=devices), pairs, length)
     apply, params, given = build(shapes)
     params = jax.tree.map(lambda leaf: shapes.whole(*leaf.shape, dtype=leaf.dtype), params)
 
@@ -132,10 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--pairs", type=int, default=32, help="a chip")
+    parser.add_argument("--length", type=int, default=25, help="tokens of each text")
+    parser.add_argument("--only", default="", help="forms whose name begins with this")
     options = parser.parse_args()
     print(f"{'form':<39} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
     for form, (build, effort) in FORMS.items():
-        found = predict(options.topology, build, effort, options.pairs)
+        if not form.startswith(options.only):
+            continue
+        found = predict(options.topology, build, effort, options.pairs, options.length)
         print(
             f"{form:<39} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
             f"{found['compile_s']:>14.0f}",

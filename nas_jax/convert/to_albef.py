@@ -13,6 +13,7 @@ from nas_jax.convert.albef_names import state_entries, student_entries, to_torch
 from nas_jax.convert.from_albef import MODULE
 from nas_jax.convert.torch_files import Tensors, write_state_dict
 from nas_jax.utils.errors import CheckpointError, ConfigError
+from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists():
         raise CheckpointError(f"--out {out}, which is there already", "a new file", "name another, or remove it")
-    weights, conversion, unused = folder.read(Path(args.workdir), args.step)
+    weights, conversion, unused = folder.read(as_path(args.workdir), args.step)
     tensors, dtypes, left = state_dict(weights, conversion, unused)
     for name in left:
         print(f"left out  {name}  ALBEF's code has no place for it")

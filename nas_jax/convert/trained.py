@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from nas_jax.checkpoint.manager import PARTS
-from nas_jax.checkpoint.stored import Damage, Shapes, is_read_error, other_bits, read_arrays, read_record, saved_shapes
+from nas_jax.checkpoint.stored import (
+    Damage,
+    Shapes,
+    complete_steps,
+    is_read_error,
+    other_bits,
+    read_arrays,
+    read_record,
+    saved_shapes,
+)
 from nas_jax.convert.hf_names import DICTIONARY
 from nas_jax.train.workdir import CHECKPOINTS, read_config
 from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.paths import absolute, check_bucket
 from nas_jax.utils.trees import named_leaves
 
 
@@ -66,12 +76,12 @@ def open_trained(path: str | Path) -> Trained:
 
     A damaged one is refused: another step would be another model. Raises CheckpointError.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
+    check_bucket(path)
     if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
         workdir, step = path.parents[1], int(path.name)
     else:
-        workdir = path
-        step = max((int(found.name) for found in (path / CHECKPOINTS).glob("*") if found.name.isdecimal()), default=-1)
+        workdir, step = path, max(complete_steps(path / CHECKPOINTS), default=-1)
     checkpoint = workdir / CHECKPOINTS / str(step)
     if step < 0 or not checkpoint.is_dir():
         raise CheckpointError(

@@ -116,7 +116,7 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
         margin = STANDARD_ERRORS * _error(metric["chance"], metric["count"])
         if value - metric["chance"] <= margin and metric["chance"] < 100:  # R@10 of ten pictures says nothing
             chance.append(f"{key} {value:.1f} (chance {metric['chance']:.1f})")
-        elif metric["blind"] is not None and value - metric["blind"] <= margin:
+        elif metric["blind"] is not None and metric["blind"] < 100 and value - metric["blind"] <= margin:
             blind.append(f"{key} {value:.1f} (text alone {metric['blind']:.1f})")
     if fallen:
         yield Finding(

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import fake_gcs
 import numpy as np
 import pytest
 import tiny
@@ -156,6 +157,22 @@ def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
 def test_every_name_goes_there_and_back(workdir):
     for name in trained.open_trained(workdir).shapes:
         assert hf_names.our_name(hf_names.hf_name(name)) == name
+
+
+def test_a_run_in_a_bucket_is_read_there(workdir):
+    here = trained.open_trained(workdir)
+    with fake_gcs.bucket() as bucket:
+        for file in workdir.rglob("*"):
+            if file.is_file():
+                bucket.put(f"run/{file.relative_to(workdir)}", file.read_bytes())
+        there = trained.open_trained(f"{bucket.url}/run")
+        assert (there.step, there.shapes, there.verified) == (here.step, here.shapes, True)
+        names = here.groups()[0]
+        for (name, array), (_, wanted) in zip(there.read(names), here.read(names), strict=True):
+            np.testing.assert_array_equal(array, wanted, err_msg=name)
+        assert load_tokenizer(f"{bucket.url}/run/tokenizer").tokens() == load_tokenizer(f"{workdir}/tokenizer").tokens()
+        with pytest.raises(CheckpointError, match="no checkpoint in gs://"):
+            trained.open_trained(f"{bucket.url}/other")
 
 
 @pytest.mark.parametrize(("clean", "max_words", "add_sep"), [(True, 30, False), (True, 4, True), (False, 30, True)])
