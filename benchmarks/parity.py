@@ -249,6 +249,7 @@ def compare(path: str, params_hook=lambda params: params) -> list[Row]:
         )
 
     grads, (state, metrics) = jax.jit(jax.grad(loss, has_aux=True))(method.constrain(params))
+    state = method.settle(state, grads)
     losses = {
         name: abs(float(metrics[f"loss/{name}"]) - float(arrays[f"out/loss_{name}"])) for name in ("mlm", "itc", "itm")
     }

@@ -38,7 +38,7 @@ from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
-from nas_jax.train.step import make_train_step
+from nas_jax.train.step import make_train_step, observe
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir, writing
 from nas_jax.utils.logging import Console, set_up_logging
@@ -123,6 +123,7 @@ def train(run: RunConfig, workdir: Path) -> int:
         total_steps=parts.total_steps,
         mesh=mesh,
         stage=parts.method.stage,
+        observe=observe,
         shardings=state_shardings,
         data_id=parts.source.identity(),
         report=lambda step, metrics: _report(run, workdir, step, metrics),

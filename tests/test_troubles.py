@@ -71,6 +71,7 @@ def make_small_step(*args):
 def quick(monkeypatch):
     monkeypatch.setattr(runner.Parts, "init_state", small_state)
     monkeypatch.setattr(runner, "make_train_step", make_small_step)
+    monkeypatch.setattr(runner, "observe", lambda state: {})
     monkeypatch.setattr(runner, "make_evaluator", lambda *args: lambda *args: [Metric()])
     monkeypatch.setattr(runner, "format_table", lambda metrics: "")
     cache = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.soft_targets import soft_cross_entropy
-from nas_jax.parallel.mesh import pin, pin_rows
+from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
 
 
@@ -21,6 +21,16 @@ class QueueState:
     pointer: Array  # int32, next row to overwrite
 
 
+@flax.struct.dataclass
+class Arriving:
+    """A queue, and the keys that are to overwrite its next block: until the end of the step the old ones are read."""
+
+    queue: QueueState
+    image_BxE: Array
+    text_BxE: Array
+    image_id_B: Array
+
+
 def init_queue(key: Array, size: int, embed_dim: int) -> QueueState:
     """Queues of unit Gaussian noise, as ALBEF starts them."""
     image_key, text_key = jax.random.split(key)
@@ -32,8 +42,13 @@ def init_queue(key: Array, size: int, embed_dim: int) -> QueueState:
     return QueueState(noise(image_key), noise(text_key), jnp.full((size,), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def enqueue(queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Array) -> QueueState:
-    """Overwrites the block at the pointer with the (global) batch; B must divide Q. An empty queue stays empty."""
+def enqueue(
+    queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Array, keep: Array | bool = True
+) -> QueueState:
+    """The block at the pointer overwritten with the (global) batch; B must divide Q. An empty queue stays empty.
+
+    keep: bool; where it is False the old rows stay.
+    """
     size = queue.image_QxE.shape[0]
     if size == 0:
         return queue
@@ -41,7 +56,10 @@ def enqueue(queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Ar
         raise ValueError(f"queue of {size} rows, batch of {image_BxE.shape[0]}: the batch must divide the queue")
 
     def write(rows: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), queue.pointer, axis=0)
+        old = jax.lax.dynamic_slice_in_dim(rows, queue.pointer, len(new), axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(
+            rows, jnp.where(keep, new.astype(rows.dtype), old), queue.pointer, axis=0
+        )
 
     return QueueState(
         write(queue.image_QxE, image_BxE),
@@ -66,6 +84,21 @@ def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array,
     return same_BxB / total_Bx1, same_BxQ / total_Bx1
 
 
+@jax.custom_vjp
+def similarities(rows_BxE: Array, taught_BxE: Array, keys_PxE: Array) -> tuple[Array, Array]:
+    """Dot products (B, P) of student and teacher with the keys, read once for both. A gradient goes to `rows` alone."""
+    both_2xBxE = pin(jnp.stack([rows_BxE, taught_BxE]), None, BATCH, None)
+    both_2xBxP = pin(jnp.einsum("sbe,pe->sbp", both_2xBxE, keys_PxE), None, BATCH, None)
+    return both_2xBxP[0], both_2xBxP[1]
+
+
+def _similarities_backward(keys_PxE: Array, grads: tuple[Array, Array]) -> tuple[Array, None, None]:
+    return pin_rows(jnp.einsum("bp,pe->be", grads[0], keys_PxE)), None, None
+
+
+similarities.defvjp(lambda rows, taught, keys: (similarities(rows, taught, keys), keys), _similarities_backward)
+
+
 def itc_loss(
     image_BxE: Array,
     text_BxE: Array,
@@ -85,16 +118,11 @@ def itc_loss(
     taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE))
     queued = queue.image_QxE.shape[0] > 0
 
-    def similarities(rows_Bx2xE: Array, keys_BxE: Array, queue_QxE: Array) -> list[Array]:
-        # Only the features of the batch travel: all keys are on every device, the similarities stay with their rows.
-        groups = (pin(keys_BxE, None, None), pin(queue_QxE, None, None))
-        return [pin_rows(jnp.einsum("bse,pe->bsp", rows_Bx2xE, keys_PxE)) for keys_PxE in groups[: 1 + queued]]
-
     def direction(rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array) -> tuple[Array, Array]:
-        # Student and teacher together: the keys are read once.
-        both_Bx2xE = jnp.stack([rows_BxE / temp, taught_BxE / jax.lax.stop_gradient(temp)], axis=1)
-        both = similarities(pin_rows(both_Bx2xE), keys_BxE, queue_QxE)
-        logits, teacher = (tuple(group[:, side] for group in both) for side in range(2))
+        # Only the features of the batch travel: all keys are on every device, the similarities stay with their rows.
+        groups = (pin(keys_BxE, None, None), pin(queue_QxE, None, None))[: 1 + queued]
+        rows_BxE, taught_BxE = rows_BxE / temp, taught_BxE / jax.lax.stop_gradient(temp)
+        logits, teacher = zip(*(similarities(rows_BxE, taught_BxE, keys_PxE) for keys_PxE in groups), strict=True)
         return soft_cross_entropy(logits, teacher, truth[: 1 + queued], alpha).mean(), logits[0]
 
     loss_i2t, logits_i2t_BxB = direction(image_BxE, taught[0], taught[1], queue.text_QxE)

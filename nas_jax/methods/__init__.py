@@ -75,8 +75,12 @@ class Method:
         stage: Stage,
         replay: Replay | None = None,
     ) -> tuple[Array, tuple[MethodState, Metrics]]:
-        """The scalar loss of a batch, the next method state, and metrics."""
+        """The scalar loss of a batch, the next method state up to `settle`, and metrics."""
         return LOSSES[self.ctx.config.name](self.ctx, params, state, batch, rng, step, stage, replay)
+
+    def settle(self, state: MethodState, grads: Params) -> MethodState:
+        """The method state that `loss` gave, for the next step; grads: of that loss."""
+        return albef.settle(state, grads)
 
     def encode_image(self, params: Params, state: MethodState, image_BxHxWx3: Array) -> tuple[Array, Array]:
         """Image tokens (B, T, D) as the matching head reads them, and unit ITC features (B, E)."""

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.itc import QueueState, enqueue, itc_loss, positives
+from nas_jax.losses.itc import Arriving, QueueState, enqueue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, masked_mean, mlm_rows
 from nas_jax.methods.config import MethodConfig
@@ -33,6 +33,8 @@ KEYS = (
     "dictionary", "object", "neighbour", "words", "refill", "refilled",
 )  # fmt: skip
 """Names of the random streams of a step. New ones go to the end, so that the others keep their numbers."""
+QUEUE_READERS = ("image_proj", "text_proj")
+"""The parameters whose gradients are the last to read the queue."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class MethodState:
     """What changes with every step besides parameters and optimizer."""
 
     teacher: Params
-    queue: QueueState
+    queue: QueueState | Arriving  # Arriving: between the loss and `settle`
     dictionary: DictionaryState | None
 
 
@@ -158,8 +160,8 @@ def encode(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: di
 
 def contrast(
     ctx: Context, params: Params, queue: QueueState, encoded: Encoded, image_id_B: Array, alpha: Array
-) -> tuple[Array, Array, Array, QueueState]:
-    """ITC (section 3.2, eq. 2 and 6): the loss, the in-batch similarities both ways (B, B), and the new queue."""
+) -> tuple[Array, Array, Array, QueueState | Arriving]:
+    """ITC (section 3.2, eq. 2 and 6): the loss, the in-batch similarities both ways (B, B), and what enters queues."""
     truth = positives(image_id_B, queue.image_id_Q, ctx.config.itc.positives_by_id)
     loss, logits_i2t_BxB, logits_t2i_BxB = itc_loss(
         encoded.image_BxE,
@@ -172,8 +174,22 @@ def contrast(
         alpha,
     )
     if not ctx.config.itc.queue_frozen:
-        queue = enqueue(queue, encoded.teacher_image_BxE, encoded.teacher_text_BxE, image_id_B)
+        queue = Arriving(queue, encoded.teacher_image_BxE, encoded.teacher_text_BxE, image_id_B)
     return loss, logits_i2t_BxB, logits_t2i_BxB, queue
+
+
+def settle(state: MethodState, grads: Params) -> MethodState:
+    """The state that `loss` gave, for the next step: the arriving keys overwrite the oldest in the queue.
+
+    They do not where a gradient that reads the queue is not finite. Such a run is lost anyway; but as the gradients
+    must then come first, the queue is overwritten where it lies, and not copied in every step.
+    """
+    if not isinstance(state.queue, Arriving):
+        return state
+    read = jax.tree.leaves({name: grads[name] for name in QUEUE_READERS})
+    sane = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in read]))
+    queue = state.queue
+    return state.replace(queue=enqueue(queue.queue, queue.image_BxE, queue.text_BxE, queue.image_id_B, sane))
 
 
 def mine(

@@ -90,6 +90,7 @@ def run(
     total_steps: int,
     mesh: Mesh,
     stage: Callable[[int], Hashable] = lambda step: None,
+    observe: Callable[[PyTree], Metrics] = lambda state: {},
     shardings: Callable[[PyTree, Mesh], PyTree] | None = None,
     data_id: str = "",
     report: Callable[[int, Sequence[Metric]], str] | None = None,
@@ -108,6 +109,7 @@ def run(
       run_record: the nested config, written to config.json.
       run_defaults: of all its fields, for a run in `workdir` that is older than one of them.
       stage: which parts of the method are on after that many steps; `train_step` is compiled once for each value.
+      observe: more metrics of the state after a step that is recorded; must be traceable by `jax.jit`.
       shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of NamedSharding`; None: all of it
         on every device.
       data_id: a digest of the records that are read; a checkpoint of a run on others is refused.
@@ -130,6 +132,7 @@ def run(
         total_steps=total_steps,
         mesh=mesh,
         stage=stage,
+        observe=observe,
         shardings=shardings,
         data_id=data_id,
         report=report,
@@ -153,6 +156,7 @@ class _Run:
     total_steps: int
     mesh: Mesh
     stage: Callable
+    observe: Callable
     shardings: Callable | None
     data_id: str
     report: Callable | None
@@ -217,6 +221,7 @@ class _Run:
         params_finite = jax.jit(all_finite)
         self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
         self.due, self.flops = None, 0.0  # the step whose timings are to be written; operations since the last ones
+        observe = jax.jit(self.observe)
         flops = {}  # of a step, by program
         compiled = set()  # stages, and lengths of texts
         stop, step = 0, start
@@ -253,6 +258,9 @@ class _Run:
                     # Waiting for the step before, while this one runs, keeps the device busy.
                     jax.block_until_ready(pending)
                 self._settle(pending)
+            if self._recorded(step):
+                with self._in("step", "compute"), jax.set_mesh(self.mesh):
+                    metrics = metrics | observe(state)
             pending = (step, metrics, self.skipped, work)
             with self.watchdog.waiting("barrier"):
                 stop = self._stop_asked(step)
@@ -323,11 +331,14 @@ class _Run:
         watched = {name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")}
         if not all(math.isfinite(value) for value in watched.values()):
             raise self._diverged(step, watched)
-        due = step % self.config.log_every == 0 or step == self.total_steps
+        due = self._recorded(step)
         self.console.progress(self._line(step, values), due)
         if due:
             self.records.add(step, "train", values | {"data/skipped": skipped})
             self.due = step
+
+    def _recorded(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.total_steps
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         seconds = self.timer.total("input", "step")

@@ -14,7 +14,7 @@ from nas_jax.methods.albef import Stage
 from nas_jax.parallel.mesh import batch_sharding, replicated
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
-from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
+from nas_jax.typing import Batch, Metrics, PyTree
 
 
 def make_train_step(
@@ -30,13 +30,13 @@ def make_train_step(
             return method.loss(params, state.method_state, batch, rng, state.step, stage)
 
         grads, (method_state, metrics) = jax.grad(loss, has_aux=True)(params)
+        method_state = method.settle(method_state, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         metrics = {
             **metrics,
             "optim/lr": schedule(state.step),
             "optim/grad_norm": optax.tree.norm(grads),
             **{f"grad_norm/{module}": optax.tree.norm(part) for module, part in grads.items()},
-            "teacher/distance": relative_distance(method_state.teacher, params),
         }
         new_state = TrainState(
             step=state.step + 1,
@@ -50,10 +50,14 @@ def make_train_step(
     return step
 
 
-def relative_distance(teacher: Params, student: Params) -> Array:
-    """|teacher - student| / |student|, over the parameters that the teacher has."""
-    student = {name: student[name] for name in teacher}
-    return optax.tree.norm(optax.tree.sub(teacher, student)) / optax.tree.norm(student)
+def observe(state: TrainState) -> Metrics:
+    """What is asked of the steps that are recorded only, as it reads all parameters twice.
+
+    teacher/distance: |teacher - student| / |student|, over the parameters that the teacher has.
+    """
+    teacher = state.method_state.teacher
+    student = {name: state.params[name] for name in teacher}
+    return {"teacher/distance": optax.tree.norm(optax.tree.sub(teacher, student)) / optax.tree.norm(student)}
 
 
 def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:

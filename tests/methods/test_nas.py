@@ -10,7 +10,7 @@ import tiny
 
 from nas_jax.losses.itc import init_queue
 from nas_jax.methods import nas
-from nas_jax.methods.albef import Encoded, Stage, contrast, update_teacher
+from nas_jax.methods.albef import QUEUE_READERS, Encoded, MethodState, Stage, contrast, settle, update_teacher
 from nas_jax.methods.config import VARIANTS, ItcConfig, MlmConfig
 from nas_jax.models.visual_dictionary import DictionaryConfig, start_from_data
 from nas_jax.negatives.nta import NtaConfig
@@ -134,12 +134,17 @@ def test_queue_modes():
     ):
         queue = init_queue(jax.random.key(0), itc.queue_size, 8)
         ctx = tiny.method("albef", itc=itc).ctx
-        _, i2t_BxB, _, queues[name] = contrast(ctx, params, queue, encoded, ids, jnp.float32(0.4))
+        _, i2t_BxB, _, arriving = contrast(ctx, params, queue, encoded, ids, jnp.float32(0.4))
         assert i2t_BxB.shape == (6, 6)
-    assert int(queues["frozen"].pointer) == 0 and int(queues["full"].pointer) == 6
-    assert queues["none"].image_QxE.shape == (0, 8)
-    np.testing.assert_array_equal(queues["full"].image_QxE[:6], features)
-    np.testing.assert_array_equal(queues["full"].image_QxE[6:], queues["frozen"].image_QxE[6:])
+        for grad in (0.0, jnp.nan):  # a step whose gradients are lost leaves the rows as they are
+            grads = {reader: {"kernel": jnp.full((2, 2), grad)} for reader in QUEUE_READERS}
+            queues[name, grad == 0] = settle(MethodState({}, arriving, None), grads).queue
+    frozen, full, lost = queues["frozen", True], queues["full", True], queues["full", False]
+    assert int(frozen.pointer) == 0 and int(full.pointer) == 6
+    assert queues["none", True].image_QxE.shape == (0, 8)
+    np.testing.assert_array_equal(full.image_QxE[:6], features)
+    np.testing.assert_array_equal(full.image_QxE[6:], frozen.image_QxE[6:])
+    np.testing.assert_array_equal(lost.image_QxE, frozen.image_QxE)
 
 
 def test_the_literal_gate_has_two_values():
