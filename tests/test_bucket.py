@@ -151,6 +151,7 @@ def test_a_run_from_a_bucket_into_a_bucket_goes_on_after_a_kill_as_on_the_disk(b
     workdir = f"{bucket.url}/runs/small"
     place = workdir, f"{bucket.url}/pairs/*.tar"
     killed = os.environ | {"KILL_AT": "3", "SAVED": f"{workdir}/checkpoints/2/commit_success.txt"}
+    killed["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={jax.device_count()}"  # as many as here
     killed["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     first = subprocess.run([sys.executable, __file__, *words(*place)[1:]], env=killed, capture_output=True, text=True)
     assert first.returncode == -signal.SIGKILL, first.stdout + first.stderr

@@ -16,8 +16,9 @@ FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 )
-os.environ["XLA_FLAGS"] = " ".join(FLAGS)
-os.environ["JAX_PLATFORMS"] = "cpu"
+if __name__ == "__main__":  # not for the tests that import the table of cases
+    os.environ["XLA_FLAGS"] = " ".join(FLAGS)
+    os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import jax  # noqa: E402
