@@ -161,8 +161,8 @@ def _mix(
     groups: tuple[KeyValue, ...],
     key_mask_BxT: Array | None,
     seeds_BxL: Array | None,
-) -> tuple[Array, Array]:
-    """The values mixed (B, L, H, F), and the sum of the weights (B, L, H), which dropout moves away from 1.
+) -> tuple[Array, Array | None]:
+    """The values mixed (B, L, H, F), and with dropout the sum of the weights (B, L, H), which it moves away from 1.
 
     The exponentials are computed once, and divided by their sum only after they have been multiplied with the values.
     The backward pass reads them again; the sum it needs over the keys of each query is one over the F numbers of its
@@ -184,20 +184,24 @@ def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
     scale_BxLxH = (1 / total_BxHxL).swapaxes(1, 2)
     mixed = sum(jnp.einsum("bhlt,bthf->blhf", x, group.value_BxTxHxF) for x, group in zip(dropped, groups, strict=True))
     mixed_BxLxHxF = (mixed * scale_BxLxH[..., None]).astype(dtype)
-    kept_BxLxH = (sum(jnp.einsum("bhlt->blh", x.astype(jnp.float32)) for x in dropped) * scale_BxLxH).astype(dtype)
+    kept_BxLxH = None
+    if seeds_BxL is not None:
+        kept_BxLxH = (sum(jnp.einsum("bhlt->blh", x.astype(jnp.float32)) for x in dropped) * scale_BxLxH).astype(dtype)
     saved = query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH
     return (mixed_BxLxHxF, kept_BxLxH), saved
 
 
 def _mix_backward(drop, saved, grads):
     query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH = saved
-    wide = [x.astype(jnp.float32) for x in grads]
-    grad_BxLxHxF = (wide[0] * scale_BxLxH[..., None]).astype(query_BxLxHxF.dtype)
-    mean_BxLxH = ((wide[0] * mixed_BxLxHxF).sum(-1) + wide[1] * kept_BxLxH) * scale_BxLxH
+    wide_BxLxHxF = grads[0].astype(jnp.float32)
+    grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(query_BxLxHxF.dtype)
+    mean_BxLxH = (wide_BxLxHxF * mixed_BxLxHxF).sum(-1) * scale_BxLxH
     products = [jnp.einsum("blhf,bthf->bhlt", grad_BxLxHxF, group.value_BxTxHxF) for group in groups]
     if seeds_BxL is not None:
-        extra_BxHxL = (wide[1] * scale_BxLxH).swapaxes(1, 2)[..., None]
-        products = _dropped(drop, [x.astype(jnp.float32) + extra_BxHxL for x in products], seeds_BxL)
+        extra_BxLxH = grads[1].astype(jnp.float32) * scale_BxLxH
+        mean_BxLxH += extra_BxLxH * kept_BxLxH
+        extra_BxHxLx1 = extra_BxLxH.swapaxes(1, 2)[..., None]
+        products = _dropped(drop, [x.astype(jnp.float32) + extra_BxHxLx1 for x in products], seeds_BxL)
     grad_query, grad_groups = 0, []
     dropped = _dropped(drop, powers, seeds_BxL)
     for power, drop_power, product, group in zip(powers, dropped, products, groups, strict=True):
