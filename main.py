@@ -19,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from nas_jax.utils.errors import ConfigError, UserError
+from nas_jax.utils.memory import cpu_only, keep_freed_memory
 
 MODES = ("train", "eval", "compile", "check")
 CONFIG = re.compile(r"--?config(?:=(.*))?$")
@@ -111,6 +112,8 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         parse(argv)
+        if cpu_only():
+            keep_freed_memory()
         from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
         from nas_jax.parallel.processes import Processes
 

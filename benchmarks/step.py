@@ -56,6 +56,7 @@ from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step, sharded_step
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError, UserError
+from nas_jax.utils.memory import cpu_only, keep_freed_memory
 from nas_jax.utils.trees import num_params
 
 
@@ -501,6 +502,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     options = parse(argv)
+    if cpu_only():
+        keep_freed_memory()  # as main.py does
     try:
         if options.threads is not None:
             limit_threads(options.threads)

@@ -52,7 +52,21 @@ def _matmul(x_BxTxD: Array, kernel_DxF: Array) -> Array:
 def _matmul_backward(saved: tuple[Array, Array], grad_BxTxF: Array) -> tuple[Array, Array]:
     x_BxTxD, kernel_DxF = saved
     grad_BxTxD = jnp.einsum("btf,df->btd", grad_BxTxF, kernel_DxF)
-    return grad_BxTxD, jnp.einsum("btd,btf->df", x_BxTxD, grad_BxTxF)
+    if x_BxTxD.shape[-1] <= grad_BxTxF.shape[-1]:
+        return grad_BxTxD, _products(x_BxTxD, grad_BxTxF)
+    grad_DxF = jax.lax.platform_dependent(x_BxTxD, grad_BxTxF, cpu=_products_of_wide, default=_products)
+    return grad_BxTxD, grad_DxF
+
+
+def _products(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
+    return jnp.einsum("btd,btf->df", x_BxTxD, grad_BxTxF)
+
+
+def _products_of_wide(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
+    # XLA turns x over before the matmul, number by number. Where its rows are a multiple of 4 kB, these share a few
+    # lines of the cache, and that takes as long as the matmul; behind a barrier, it is left to the matmul itself.
+    x_NxD = jax.lax.optimization_barrier(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))
+    return x_NxD.T @ grad_BxTxF.reshape(-1, grad_BxTxF.shape[-1])
 
 
 _matmul.defvjp(lambda x, kernel: (_matmul(x, kernel), (x, kernel)), _matmul_backward)
