@@ -104,10 +104,11 @@ class Counts(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of each repetition."""
+    """Seconds and page faults of each repetition."""
 
     cpu: list[float]
     wall: list[float]
+    faults: list[int]
 
 
 def say(text: str) -> None:
@@ -306,13 +307,23 @@ def _flops(program: Any) -> float:
 
 def measure(run: Callable[[], Any], times: int) -> Timing:
     """CPU time of the process and wall time of each call; `run` returns arrays, for which this waits."""
-    timing = Timing([], [])
+    timing = Timing([], [], [])
     for _ in range(times):
-        cpu, wall = time.process_time(), time.perf_counter()
+        faults, cpu, wall = page_faults(), time.process_time(), time.perf_counter()
         jax.block_until_ready(run())
         timing.cpu.append(time.process_time() - cpu)
         timing.wall.append(time.perf_counter() - wall)
+        timing.faults.append(page_faults() - faults)
     return timing
+
+
+def page_faults() -> int:
+    """How often the system has given this process an empty page; 0 where it does not count."""
+    try:
+        import resource  # not on every system that has devices
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def matmul_rate(dtype: str, platform: str, times: int = 5) -> float:
@@ -445,7 +456,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     timing, loss = time_steps(built, compiled, options.steps)
     used = peak_memory()
     rate = max(before, matmul_rate(options.dtype, result["platform"]))
-    result |= {"steps": options.steps, "loss": loss, **used, **speeds(result, timing, rate)}
+    result |= {
+        "steps": options.steps,
+        "loss": loss,
+        "page_faults": int(median(timing.faults)),
+        **used,
+        **speeds(result, timing, rate),
+    }
     say(f"{result['pairs_per_second']:.4g} pairs a second, {result['matmul_share']:.1%} of a matmul")
     return result
 
@@ -495,6 +512,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=IMPLEMENTATIONS, default="xla")
     parser.add_argument("--steps", type=_number(1), default=10, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, help="CPUs of this process, of those it may use")
+    parser.add_argument("--return-memory", action="store_true", help="on CPUs, let freed memory go to the system")
     parser.add_argument("--count-only", action="store_true", help="compile and count, run nothing")
     return parser.parse_args(argv)
 
@@ -502,7 +520,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     options = parse(argv)
-    if cpu_only():
+    if cpu_only() and not options.return_memory:
         keep_freed_memory()  # as main.py does
     try:
         if options.threads is not None:

@@ -124,7 +124,7 @@ def test_matmuls_are_counted_inside_loops_and_conditions():
 def test_the_best_matmul_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch, platform: str):
     def measured(run, times):
         assert times == 4
-        return step.Timing(cpu=[1.0, 4.0, 2.0, 8.0], wall=[1.0, 16.0, 64.0, 32.0])
+        return step.Timing(cpu=[1.0, 4.0, 2.0, 8.0], wall=[1.0, 16.0, 64.0, 32.0], faults=[0] * 4)
 
     monkeypatch.setattr(step, "measure", measured)
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: np.zeros((1, 1), np.float32))
@@ -135,7 +135,7 @@ def test_the_best_matmul_counts_and_the_first_does_not(monkeypatch: pytest.Monke
 def test_speeds_are_those_of_the_cpu_time():
     known = {"preset": "base", "method": "nas", "nta": False, "dtype": "float32", "length": 25, "batch": 4}
     known |= {"platform": "cpu", "device": "cpu", "gflop_per_pair": 300.0}
-    timing = step.Timing(cpu=[20.0, 16.0], wall=[40.0, 50.0])
+    timing = step.Timing(cpu=[20.0, 16.0], wall=[40.0, 50.0], faults=[0, 0])
     speeds = step.speeds(known, timing, rate=100.0)
     assert speeds["pairs_per_second"] == pytest.approx(0.1)
     assert speeds["matmul_share"] == pytest.approx(0.75)
