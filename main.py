@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         parse(argv)
-        if cpu_only():
+        if _MODE.value in ("train", "eval") and cpu_only():  # compiling has many threads, which would share one heap
             keep_freed_memory()
         from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
         from nas_jax.parallel.processes import Processes

@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import sys
 import time
 import zipfile
@@ -318,11 +319,7 @@ def measure(run: Callable[[], Any], times: int) -> Timing:
 
 
 def page_faults() -> int:
-    """How often the system has given this process an empty page; 0 where it does not count."""
-    try:
-        import resource  # not on every system that has devices
-    except ImportError:
-        return 0
+    """How often the system has given this process a page that it did not have to read."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
@@ -428,8 +425,6 @@ def peak_memory() -> dict[str, Any]:
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return {"peak_memory_MB": stats["peak_bytes_in_use"] / 1e6, "peak_memory_of": "device"}
-    import resource  # not on every system that has devices
-
     unit = 1 if sys.platform == "darwin" else 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak_memory_MB": used / 1e6, "peak_memory_of": "process"}

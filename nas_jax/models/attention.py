@@ -245,7 +245,7 @@ def _mix_backward(drop, saved, grads):
     return grad_query, tuple(grad_groups), None, None
 
 
-# The larger array first, and heads moved after: on CPUs twice as fast as what einsum makes of "bhlt,bthf->blhf".
+# The larger array first, and heads moved after: faster on CPUs than what einsum makes of "bhlt,bthf->blhf".
 
 
 def _over_keys(weights_BxHxLxT: Array, x_BxTxHxF: Array) -> Array:

@@ -63,8 +63,8 @@ def _products(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
 
 
 def _products_of_wide(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
-    # XLA turns x over before the matmul, number by number. Where its rows are a multiple of 4 kB, these share a few
-    # lines of the cache, and that takes as long as the matmul; behind a barrier, it is left to the matmul itself.
+    # XLA turns x over before the matmul, number by number, which is slow where its rows are a multiple of 4 kB long and
+    # share a few lines of the cache. Behind a barrier it leaves that to the matmul itself.
     x_NxD = jax.lax.optimization_barrier(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))
     return x_NxD.T @ grad_BxTxF.reshape(-1, grad_BxTxF.shape[-1])
 

@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     """Lets this process keep memory that it frees, for its next allocation; returns whether the system can.
 
     On CPUs a step takes its temporary arrays from malloc and gives them back. glibc returns arrays of that size to the
-    system at once, which hands out empty pages again, one fault each 4 kB: a tenth to a fifth of a step. Must be called
-    before there are other threads, as each would get a heap of its own, which cannot hold large arrays.
+    system at once, which hands out empty pages again, one fault each 4 kB (`benchmarks.step --return-memory`). Must be
+    called before there are other threads, as each would get a heap of its own, which cannot hold large arrays.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nas_jax.utils import memory
 
+ROOT = Path(__file__).parents[2]
 ROUNDS = """
 import resource, sys, threading
 from nas_jax.utils.memory import keep_freed_memory
@@ -26,6 +28,23 @@ thread.start()
 thread.join()
 """
 
+# Flags are global: a fork for each mode.
+MODES = """
+import os, sys
+import main
+from nas_jax import runner
+main.keep_freed_memory = lambda: print(mode, flush=True)
+runner.main = lambda *given: 0
+for platform in ("cpu", "cuda"):
+    os.environ["JAX_PLATFORMS"] = platform
+    for mode in main.MODES:
+        pid = os.fork()
+        if not pid:
+            sys.argv = ["main.py", "--config=configs/demo.py", "--workdir=w", f"--mode={mode}"]
+            os._exit(main.main(sys.argv))
+        assert os.waitpid(pid, 0)[1] == 0
+"""
+
 
 def last_round(how: str) -> int:
     """Page faults of the third time that 128 MiB are written and freed."""
@@ -37,6 +56,11 @@ def last_round(how: str) -> int:
 def test_freed_memory_is_kept():
     assert last_round("keep") < 10
     assert last_round("leave") > 10  # one fault for 2 MiB at least
+
+
+def test_runs_on_a_cpu_keep_it_and_nothing_else_does():
+    done = subprocess.run([sys.executable, "-c", MODES], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["train", "eval"]
 
 
 def test_a_named_platform_decides_and_else_the_devices(monkeypatch, tmp_path):
