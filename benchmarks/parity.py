@@ -29,6 +29,7 @@ from nas_jax.methods.albef import (
     Stage,
     apply,
     encode,
+    fuse,
     in_batch_passes,
     match,
     split_keys,
@@ -159,7 +160,7 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     ctx, state, batch, replay = recorded.method.ctx, recorded.state, recorded.batch, recorded.replay
     keys, mask_BxL = split_keys(jax.random.key(0)), batch["token_mask_BxL"]
     teacher = update_teacher(ctx, state.teacher, params)
-    encoded = encode(ctx, params, teacher, batch, keys)
+    encoded, taught = encode(ctx, params, teacher, batch, replay["masked"].token_ids_BxL, keys)
     words, _, _ = nas.look_up(ctx, params, state.dictionary, encoded.image_tokens_BxTxD)
     nva = nas.negative_images(ctx, params, state.dictionary, encoded, words, keys, replay)
     batch_size, patches, dim = words.features_BxNxD.shape
@@ -170,17 +171,17 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     passes["nva"] = Pass(
         encoded.text_tokens_BxLxD, mask_BxL, tokens_BxTxD=nva.tokens_BxTxD, replacement=nva.replacement, detached=True
     )
-    itm = match(ctx, params, words.tokens_BxTxD, passes, keys["match"])
+    itm = match(ctx, params, fuse(ctx, params, words.tokens_BxTxD, passes, keys["match"]))
 
-    def mlm_logits(params: Params, image_tokens_BxTxD: Array) -> Array:
-        text_tokens, _ = apply(ctx, params, "encode_text", replay["masked"].token_ids_BxL, mask_BxL)
-        return apply(ctx, params, "mlm_logits", apply(ctx, params, "fuse", text_tokens, mask_BxL, image_tokens_BxTxD))
+    def mlm_logits(params: Params, text_tokens_BxLxD: Array, image_tokens_BxTxD: Array) -> Array:
+        fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD)
+        return apply(ctx, params, "mlm_logits", fused_BxLxD)
 
     return {
         "image_tokens": encoded.image_tokens_BxTxD,
-        "teacher_image_tokens": encoded.teacher_image_tokens_BxTxD,
+        "teacher_image_tokens": taught.image_tokens_BxTxD,
         "text_tokens": encoded.text_tokens_BxLxD,
-        "teacher_text_tokens": apply(ctx, teacher, "encode_text", batch["token_ids_BxL"], mask_BxL)[0],
+        "teacher_text_tokens": taught.text_tokens_BxLxD,
         "dictionary_tokens": words.tokens_BxTxD[:, 1:],
         "negative_dictionary_tokens": nva.tokens_BxTxD[:, 1:],
         "object_similarity": nva.similarity_BxN,
@@ -188,8 +189,8 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
         "itm_logits_pos_nva_negimage_negtext": jnp.concatenate(
             [itm[kind] for kind in ("positive", "nva", "hard_image", "hard_text")]
         ),
-        "mlm_logits": mlm_logits(params, encoded.image_tokens_BxTxD),
-        "teacher_mlm_logits": mlm_logits(teacher, encoded.teacher_image_tokens_BxTxD),
+        "mlm_logits": mlm_logits(params, encoded.masked_tokens_BxLxD, encoded.image_tokens_BxTxD),
+        "teacher_mlm_logits": mlm_logits(teacher, taught.masked_tokens_BxLxD, taught.image_tokens_BxTxD),
         "code_ids": words.code_ids_BxN,
         "neighbour_ids": codes.reshape(batch_size, patches, -1),
         "object_candidates": jax.lax.top_k(nva.similarity_BxN, ctx.config.nva.object_candidates)[1],

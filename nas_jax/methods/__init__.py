@@ -96,8 +96,7 @@ class Method:
         text_tokens_BxLxD, text_BxE = self.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])
         words, _, _ = nas.look_up(self.ctx, params, state.dictionary, image_tokens_BxTxD)
         keys = albef.split_keys(rng)
-        student = (image_tokens_BxTxD, image_BxE, text_tokens_BxLxD, text_BxE)
-        encoded = albef.Encoded(*student, image_tokens_BxTxD, image_BxE, text_BxE)
+        encoded = albef.Encoded(image_tokens_BxTxD, image_BxE, text_tokens_BxLxD, text_BxE)
         negative = nas.negative_images(self.ctx, params, state.dictionary, encoded, words, keys)
         return negative, words.code_ids_BxN
 

@@ -19,6 +19,7 @@ from nas_jax.losses.itc import Arriving, QueueState, enqueue, itc_loss, positive
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import MaskedText, SpecialTokens, gather_positions, mask_tokens, masked_mean, mlm_rows
 from nas_jax.methods.config import MethodConfig
+from nas_jax.models.bert import Wanted
 from nas_jax.models.pictures import Look, Pictures, Replacement
 from nas_jax.models.vision_language import TEACHER_GROUPS, VisionLanguageModel
 from nas_jax.models.visual_dictionary import DictionaryState
@@ -30,7 +31,7 @@ from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 KEYS = (
     "image_negative", "text_negative", "mask", "student", "teacher", "match", "mlm_student", "mlm_teacher",
-    "dictionary", "object", "neighbour", "words", "refill", "refilled",
+    "dictionary", "object", "neighbour", "words", "refill", "refilled", "match_teacher",
 )  # fmt: skip
 """Names of the random streams of a step. New ones go to the end, so that the others keep their numbers."""
 QUEUE_READERS = ("image_proj", "text_proj")
@@ -69,15 +70,14 @@ class Stage(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Both towers of student and teacher on one batch."""
+    """Both towers, of the student or of the teacher, on one batch."""
 
     image_tokens_BxTxD: Array
     image_BxE: Array
     text_tokens_BxLxD: Array
     text_BxE: Array
-    teacher_image_tokens_BxTxD: Array
-    teacher_image_BxE: Array
-    teacher_text_BxE: Array
+    masked_tokens_BxLxD: Array | None = None  # of the masked captions that MLM reads
+    negative_tokens_BxLxD: Array | None = None  # of NTA's negative captions
 
 
 class Pass(NamedTuple):
@@ -93,6 +93,7 @@ class Pass(NamedTuple):
     tokens_BxTxD: Array | None = None
     replacement: Replacement | None = None
     detached: bool = False  # trains neither encoder
+    picked_BxM: Array | None = None  # positions of the text that are read; None: [CLS] alone
 
 
 Replay = dict[str, Array]
@@ -138,43 +139,87 @@ def teacher_groups(ctx: Context) -> tuple[str, ...]:
     return TEACHER_GROUPS + (("generator_head",) if ctx.model.generator else ())
 
 
-def encode(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> Encoded:
-    """Unimodal tokens and ITC features (section 3.1). The teacher keeps its dropout, and gets no gradient."""
-    inputs = {name: batch[name] for name in ("image_BxHxWx3", "token_ids_BxL", "token_mask_BxL")}
-    size = batch["token_ids_BxL"].shape[0]
+def masked_text(ctx: Context, batch: Batch, keys: dict[str, Array], replay: Replay | None = None) -> MaskedText:
+    """The captions that MLM reads."""
+    config, vocab_size = ctx.config.mlm, ctx.model.config.vocab_size
+    texts = batch["token_ids_BxL"], batch["token_mask_BxL"]
 
-    def towers(params: Params, key: Array, features_only: bool) -> tuple[Array, ...]:
-        def piece(rows: dict[str, Array]) -> tuple[Array, ...]:
-            text = (rows["token_ids_BxL"], rows["token_mask_BxL"], rows["seeds_B"])
+    def sample() -> MaskedText:
+        return mask_tokens(keys["mask"], *texts, ctx.special, vocab_size, config.probability, config.max_masked)
+
+    return drawn(replay, "masked", sample)
+
+
+def encode(
+    ctx: Context,
+    params: Params,
+    teacher: Params,
+    batch: Batch,
+    masked_ids_BxL: Array,
+    keys: dict[str, Array],
+    negative_ids_BxL: Array | None = None,
+) -> tuple[Encoded, Encoded]:
+    """Unimodal tokens and ITC features (section 3.1) of student and teacher.
+
+    Captions, masked captions, and for the student NTA's negative ones, go through the text encoder in one call; with
+    `plain` each by itself. The teacher keeps its dropout, and gets no gradient.
+    """
+    ids_BxL, size = batch["token_ids_BxL"], masked_ids_BxL.shape[0]
+
+    def towers(params: Params, **texts: Array) -> Encoded:  # texts by the names of their random streams
+        def piece(rows: dict[str, Array]) -> Encoded:
             images = apply(ctx, params, "encode_image", rows["image_BxHxWx3"])
-            if features_only and not ctx.config.plain:
-                return *images, apply(ctx, params, "text_features", *text)
-            texts = apply(ctx, params, "encode_text", *text)
-            return *images, *texts[features_only:]
+            ids_BxPxL, seeds_BxP = rows["ids_BxPxL"], rows["seeds_BxP"]
+            mask_BxPxL = jnp.broadcast_to(rows["mask_BxL"][:, None], ids_BxPxL.shape)
+            if ctx.config.plain:
+                each = [x.swapaxes(0, 1) for x in (ids_BxPxL, mask_BxPxL, seeds_BxP)]
+                encoded = [apply(ctx, params, "encode_text", *text) for text in zip(*each, strict=True)]
+                (tokens_BxLxD, text_BxE), *others = encoded
+                return Encoded(*images, tokens_BxLxD, text_BxE, *(tokens for tokens, _ in others))
+            flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in (ids_BxPxL, mask_BxPxL, seeds_BxP)]
+            tokens_BxPxLxD, text_BxPxE = (
+                pin_rows(x.reshape(-1, len(texts), *x.shape[1:])) for x in apply(ctx, params, "encode_text", *flat)
+            )
+            others = [tokens_BxPxLxD[:, number] for number in range(1, len(texts))]
+            return Encoded(*images, tokens_BxPxLxD[:, 0], text_BxPxE[:, 0], *others)
 
-        return in_pieces(piece, ctx.pieces, inputs | {"seeds_B": row_seeds(key, size)})
+        rows = {
+            "image_BxHxWx3": batch["image_BxHxWx3"],
+            "mask_BxL": batch["token_mask_BxL"],
+            "ids_BxPxL": jnp.stack(list(texts.values()), 1),
+            "seeds_BxP": jnp.stack([row_seeds(keys[name], size) for name in texts], 1),
+        }
+        return in_pieces(piece, ctx.pieces, rows)
 
-    taught = jax.lax.stop_gradient(towers(jax.lax.stop_gradient(teacher), keys["teacher"], True))
-    return Encoded(*towers(params, keys["student"], False), *taught)
+    taught = towers(jax.lax.stop_gradient(teacher), teacher=ids_BxL, mlm_teacher=masked_ids_BxL)
+    negative = {} if negative_ids_BxL is None else {"refilled": negative_ids_BxL}
+    student = towers(params, student=ids_BxL, mlm_student=masked_ids_BxL, **negative)
+    return student, jax.lax.stop_gradient(taught)
 
 
 def contrast(
-    ctx: Context, params: Params, queue: QueueState, encoded: Encoded, image_id_B: Array, alpha: Array
+    ctx: Context,
+    params: Params,
+    queue: QueueState,
+    encoded: Encoded,
+    taught: Encoded,
+    image_id_B: Array,
+    alpha: Array,
 ) -> tuple[Array, Array, Array, QueueState | Arriving]:
     """ITC (section 3.2, eq. 2 and 6): the loss, the in-batch similarities both ways (B, B), and what enters queues."""
     truth = positives(image_id_B, queue.image_id_Q, ctx.config.itc.positives_by_id)
     loss, logits_i2t_BxB, logits_t2i_BxB = itc_loss(
         encoded.image_BxE,
         encoded.text_BxE,
-        encoded.teacher_image_BxE,
-        encoded.teacher_text_BxE,
+        taught.image_BxE,
+        taught.text_BxE,
         queue,
         truth,
         params["temp"],
         alpha,
     )
     if not ctx.config.itc.queue_frozen:
-        queue = Arriving(queue, encoded.teacher_image_BxE, encoded.teacher_text_BxE, image_id_B)
+        queue = Arriving(queue, taught.image_BxE, taught.text_BxE, image_id_B)
     return loss, logits_i2t_BxB, logits_t2i_BxB, queue
 
 
@@ -207,10 +252,10 @@ def mine(
     return drawn(replay, "negative_image_B", lambda: image_B), drawn(replay, "negative_text_B", lambda: text_B), valid_B
 
 
-def match(
+def fuse(
     ctx: Context, params: Params, image_tokens_BxTxD: Array, passes: dict[str, Pass], key: Array
 ) -> dict[str, Array]:
-    """ITM logits (B, 2) of each kind of rows; all of them in one call of the fusion encoder.
+    """Fused tokens (B, M, D) that are read of each kind of rows; all of them in one call of the fusion encoder.
 
     The rows of a pair stand together, so that they stay on the device that has the pair. What several kinds have in
     common is computed once (`models/pictures.py`); `plain` computes each row by itself, to the same numbers.
@@ -220,10 +265,13 @@ def match(
     order = [list(passes).index(kind) for kind in kinds]
     # Letter P here: the kinds of rows.
     seeds_BxP = row_seeds(key, image_tokens_BxTxD.shape[0], len(passes))[:, jnp.array(order)]
+    first_Bx1 = jnp.zeros_like(seeds_BxP[:, :1], jnp.int32)
+    picked = {kind: first_Bx1 if passes[kind].picked_BxM is None else passes[kind].picked_BxM for kind in kinds}
     rows = {
         "text_BxPxLxD": jnp.stack([_text(passes[kind]) for kind in kinds], axis=1),
         "mask_BxPxL": jnp.stack([passes[kind].token_mask_BxL for kind in kinds], axis=1),
         "seeds_BxP": seeds_BxP,
+        "picked": picked,
     }
     alone = ctx.config.plain
     if alone:
@@ -231,17 +279,35 @@ def match(
         rows["seen"] = jnp.stack(seen, axis=1)
     else:
         rows["seen"] = _looks(ctx, image_tokens_BxTxD, [passes[kind] for kind in kinds])
+    # Kinds of which the same number of positions is read go through the last layer together.
+    groups = [
+        [kind for kind in kinds if picked[kind].shape == shape] for shape in {x.shape: 0 for x in picked.values()}
+    ]
 
-    def piece(rows: dict[str, PyTree]) -> Array:
+    def piece(rows: dict[str, PyTree]) -> dict[str, Array]:
         def flat(x: Array) -> Array:
             return pin_rows(x.reshape(-1, *x.shape[2:]))
 
-        seen = flat(rows["seen"]) if alone else rows["seen"]
-        inputs = (flat(rows["text_BxPxLxD"]), flat(rows["mask_BxPxL"]), seen, flat(rows["seeds_BxP"]), alone)
-        return apply(ctx, params, "match", *inputs).reshape(-1, len(kinds), 2)
+        inputs = flat(rows["text_BxPxLxD"]), flat(rows["mask_BxPxL"])
+        if alone:
+            fused = apply(ctx, params, "fuse", *inputs, flat(rows["seen"]), flat(rows["seeds_BxP"]))
+            fused_BxPxLxD = fused.reshape(-1, len(kinds), *fused.shape[1:])
+            return {kind: gather_positions(fused_BxPxLxD[:, n], rows["picked"][kind]) for n, kind in enumerate(kinds)}
+        wanted = [
+            Wanted(tuple(map(kinds.index, group)), jnp.stack([rows["picked"][kind] for kind in group], 1))
+            for group in groups
+        ]
+        fused = apply(ctx, params, "fuse", *inputs, rows["seen"], flat(rows["seeds_BxP"]), wanted)
+        pairs = zip(groups, fused, strict=True)
+        return {kind: tokens_BxPxMxD[:, n] for group, tokens_BxPxMxD in pairs for n, kind in enumerate(group)}
 
-    logits_BxPx2 = in_pieces(piece, ctx.pieces, rows)
-    return {kind: logits_BxPx2[:, kinds.index(kind)] for kind in passes}
+    fused = in_pieces(piece, ctx.pieces, rows)
+    return {kind: fused[kind] for kind in passes}
+
+
+def match(ctx: Context, params: Params, fused: dict[str, Array]) -> dict[str, Array]:
+    """ITM logits (B, 2) of each kind of rows."""
+    return {kind: apply(ctx, params, "itm_logits", fused_BxMxD) for kind, fused_BxMxD in fused.items()}
 
 
 def tokens_seen(row: Pass, image_tokens_BxTxD: Array, shards: int) -> Array:
@@ -296,65 +362,44 @@ def in_batch_passes(
     }
 
 
+def masked_pass(encoded: Encoded, mask_BxL: Array, masked: MaskedText, image_tokens_BxTxD: Array | None = None) -> Pass:
+    """The B rows of MLM: masked captions beside these image tokens, or beside those that the other rows see."""
+    return Pass(encoded.masked_tokens_BxLxD, mask_BxL, tokens_BxTxD=image_tokens_BxTxD, picked_BxM=masked.positions_BxM)
+
+
 def masked_language(
     ctx: Context,
     params: Params,
     teacher: Params,
-    batch: Batch,
-    image_tokens_BxTxD: Array,
-    teacher_image_tokens_BxTxD: Array,
+    mask_BxL: Array,
+    masked: MaskedText,
+    taught: Encoded,
+    fused_BxMxD: Array,
     alpha: Array,
     keys: dict[str, Array],
-    replay: Replay | None,
-) -> tuple[Array, MaskedText, Array]:
-    """MLM (section 3.2, eq. 4 and 7): the loss, the masked text, and its text tokens (B, L, D)."""
-    mask_BxL = batch["token_mask_BxL"]
-    masked = drawn(
-        replay,
-        "masked",
-        lambda: mask_tokens(
-            keys["mask"],
-            batch["token_ids_BxL"],
-            mask_BxL,
-            ctx.special,
-            ctx.model.config.vocab_size,
-            ctx.config.mlm.probability,
-            ctx.config.mlm.max_masked,
-        ),
-    )
-
-    size = mask_BxL.shape[0]
+) -> Array:
+    """MLM (section 3.2, eq. 4 and 7): the loss of the student's fused tokens at the masked positions."""
+    teacher = jax.lax.stop_gradient(teacher)
     rows = {
         "masked": masked,
+        "fused_BxMxD": fused_BxMxD,
         "mask_BxL": mask_BxL,
-        "image_BxTxD": image_tokens_BxTxD,
-        "teacher_image_BxTxD": jax.lax.stop_gradient(teacher_image_tokens_BxTxD),
-        "seeds_Bx2": row_seeds(keys["mlm_student"], size, 2),
-        "teacher_seeds_Bx2": row_seeds(keys["mlm_teacher"], size, 2),
+        "text_BxLxD": taught.masked_tokens_BxLxD,
+        "image_BxTxD": taught.image_tokens_BxTxD,
+        "seeds_B": row_seeds(keys["match_teacher"], mask_BxL.shape[0]),
     }
 
-    def piece(rows: dict[str, PyTree]) -> tuple[Array, Array]:
-        masked, mask_BxL = rows["masked"], rows["mask_BxL"]
+    def piece(rows: dict[str, PyTree]) -> Array:
+        masked, inputs = rows["masked"], [rows[name] for name in ("text_BxLxD", "mask_BxL", "image_BxTxD", "seeds_B")]
+        if ctx.config.plain:
+            taught_BxMxD = gather_positions(apply(ctx, teacher, "fuse", *inputs), masked.positions_BxM)
+        else:  # the last layer computes the masked positions only
+            wanted = [Wanted((0,), masked.positions_BxM[:, None])]
+            taught_BxMxD = apply(ctx, teacher, "fuse", *inputs, wanted)[0][:, 0]
+        student_BxMxV = apply(ctx, params, "mlm_logits", rows["fused_BxMxD"])
+        return mlm_rows(student_BxMxV, apply(ctx, teacher, "mlm_logits", taught_BxMxD), masked, alpha)
 
-        def logits(params: Params, image_tokens_BxTxD: Array, seeds_Bx2: Array) -> tuple[Array, Array]:
-            text_tokens_BxLxD, _ = apply(
-                ctx, params, "encode_text", masked.token_ids_BxL, mask_BxL, seeds_Bx2[:, 0]
-            )  # fmt: skip
-            fuse = (text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD, seeds_Bx2[:, 1])
-            if ctx.config.plain:
-                picked_BxMxD = gather_positions(apply(ctx, params, "fuse", *fuse), masked.positions_BxM)
-            else:  # the last layer computes the masked positions only
-                picked_BxMxD = apply(ctx, params, "fuse", *fuse, masked.positions_BxM)
-            return apply(ctx, params, "mlm_logits", picked_BxMxD), text_tokens_BxLxD
-
-        student_BxMxV, text_tokens_BxLxD = logits(params, rows["image_BxTxD"], rows["seeds_Bx2"])
-        taught_BxMxV, _ = logits(
-            jax.lax.stop_gradient(teacher), rows["teacher_image_BxTxD"], rows["teacher_seeds_Bx2"]
-        )  # fmt: skip
-        return mlm_rows(student_BxMxV, taught_BxMxV, masked, alpha), text_tokens_BxLxD
-
-    loss_B, text_tokens_BxLxD = in_pieces(piece, ctx.pieces, rows)
-    return masked_mean(loss_B, masked), masked, text_tokens_BxLxD
+    return masked_mean(in_pieces(piece, ctx.pieces, rows), masked)
 
 
 def itm_metrics(groups: dict[str, MatchRows]) -> Metrics:
@@ -376,31 +421,24 @@ def loss(
     keys, alpha = split_keys(rng), soft_weight(ctx, step)
     mask_BxL, image_id_B = batch["token_mask_BxL"], batch["image_id_B"]
     teacher = update_teacher(ctx, state.teacher, params)
-    encoded = encode(ctx, params, teacher, batch, keys)
+    masked = masked_text(ctx, batch, keys, replay)
+    encoded, taught = encode(ctx, params, teacher, batch, masked.token_ids_BxL, keys)
 
-    loss_itc, i2t_BxB, t2i_BxB, queue = contrast(ctx, params, state.queue, encoded, image_id_B, alpha)
+    loss_itc, i2t_BxB, t2i_BxB, queue = contrast(ctx, params, state.queue, encoded, taught, image_id_B, alpha)
 
     negative_image_B, negative_text_B, valid_B = mine(ctx, i2t_BxB, t2i_BxB, image_id_B, keys, replay)
     passes = in_batch_passes(ctx, encoded, mask_BxL, negative_image_B, negative_text_B)
-    logits = match(ctx, params, encoded.image_tokens_BxTxD, passes, keys["match"])
+    passes["mlm"] = masked_pass(encoded, mask_BxL, masked)
+    fused = fuse(ctx, params, encoded.image_tokens_BxTxD, passes, keys["match"])
+    loss_mlm = masked_language(ctx, params, teacher, mask_BxL, masked, taught, fused.pop("mlm"), alpha, keys)
+
+    logits = match(ctx, params, fused)
     groups = {
         "positive": MatchRows(logits["positive"], 1, jnp.ones_like(valid_B)),
         "hard_image": MatchRows(logits["hard_image"], 0, valid_B),
         "hard_text": MatchRows(logits["hard_text"], 0, valid_B),
     }
     loss_itm = itm_loss(groups)
-
-    loss_mlm, _, _ = masked_language(
-        ctx,
-        params,
-        teacher,
-        batch,
-        encoded.image_tokens_BxTxD,
-        encoded.teacher_image_tokens_BxTxD,
-        alpha,
-        keys,
-        replay,
-    )
     total = loss_itc + loss_itm + loss_mlm
     metrics = {
         "loss": total,

@@ -59,7 +59,6 @@ class NtaTexts(NamedTuple):
     """Negative captions."""
 
     token_ids_BxL: Array
-    text_tokens_BxLxD: Array
     valid_B: Array
 
 
@@ -145,8 +144,8 @@ def negative_images(
     return NvaImages(tokens_BxTxD, similarity_BxN, object_patch_B, code_B, replaced_BxN, valid_B, replacement)
 
 
-def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
-    """NTA: words masked and refilled by the teacher's text layers and generator head, then read by the student."""
+def negative_texts(ctx: Context, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
+    """NTA: words masked and refilled by the teacher's text layers and generator head."""
     config, ids_BxL, mask_BxL = ctx.config.nta, batch["token_ids_BxL"], batch["token_mask_BxL"]
     masked = choose_words(keys["words"], ids_BxL, mask_BxL, ctx.tables, ctx.special.mask, config.share)
     teacher = jax.lax.stop_gradient(teacher)
@@ -160,13 +159,7 @@ def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, 
         return candidates(ids_BxL, masked, logits_BxMxV, ctx.tables, config.top_words)
 
     scores_BxMxC, words_BxMxC = in_pieces(best_words, ctx.pieces, (masked, ids_BxL, mask_BxL))
-    new_ids_BxL, valid_B = refill(keys["refill"], ids_BxL, masked, scores_BxMxC, words_BxMxC)
-
-    def read(rows: tuple[Array, Array, Array]) -> Array:
-        return apply(ctx, params, "encode_text", *rows)[0]
-
-    seeds_B = albef.row_seeds(keys["refilled"], ids_BxL.shape[0])
-    return NtaTexts(new_ids_BxL, in_pieces(read, ctx.pieces, (new_ids_BxL, mask_BxL, seeds_B)), valid_B)
+    return NtaTexts(*refill(keys["refill"], ids_BxL, masked, scores_BxMxC, words_BxMxC))
 
 
 def generator_loss(ctx: Context, params: Params, masked: MaskedText, text_tokens_BxLxD: Array) -> Array:
@@ -197,11 +190,14 @@ def loss(
     config, keys, alpha = ctx.config, albef.split_keys(rng), albef.soft_weight(ctx, step)
     mask_BxL, image_id_B = batch["token_mask_BxL"], batch["image_id_B"]
     teacher = albef.update_teacher(ctx, state.teacher, params)
-    encoded = albef.encode(ctx, params, teacher, batch, keys)
+    masked = albef.masked_text(ctx, batch, keys, replay)
+    nta = negative_texts(ctx, teacher, batch, keys) if stage.nta else None
+    negative_ids_BxL = None if nta is None else nta.token_ids_BxL
+    encoded, taught = albef.encode(ctx, params, teacher, batch, masked.token_ids_BxL, keys, negative_ids_BxL)
     metrics: Metrics = {}
 
     # ITC on the continuous features, exactly ALBEF's.
-    loss_itc, i2t_BxB, t2i_BxB, queue = albef.contrast(ctx, params, state.queue, encoded, image_id_B, alpha)
+    loss_itc, i2t_BxB, t2i_BxB, queue = albef.contrast(ctx, params, state.queue, encoded, taught, image_id_B, alpha)
 
     # The pictures in the words of the dictionary.
     dictionary, image_tokens_BxTxD = state.dictionary, encoded.image_tokens_BxTxD
@@ -237,32 +233,26 @@ def loss(
         )
         labels["nva"] = (0, nva.valid_B)
         metrics["nva/replaced_share"] = nva.replaced_BxN.mean()
-    if stage.nta:
-        nta = negative_texts(ctx, params, teacher, batch, keys)
-        passes["nta"] = Pass(nta.text_tokens_BxLxD, mask_BxL, detached=config.nta.stop_gradient)
+    if nta is not None:
+        passes["nta"] = Pass(encoded.negative_tokens_BxLxD, mask_BxL, detached=config.nta.stop_gradient)
         labels["nta"] = (0, nta.valid_B)
         metrics["nta/changed_share"] = nta.valid_B.mean()
-    logits = albef.match(ctx, params, image_tokens_BxTxD, passes, keys["match"])
-    groups = {kind: MatchRows(logits[kind], *labels[kind]) for kind in passes}
+
+    # The rows of MLM, by default beside the continuous image tokens, go through the fusion encoder with the others.
+    apart = None if stage.mlm_on_dictionary or not config.dictionary.enabled else encoded.image_tokens_BxTxD
+    passes["mlm"] = albef.masked_pass(encoded, mask_BxL, masked, apart)
+    fused = albef.fuse(ctx, params, image_tokens_BxTxD, passes, keys["match"])
+    fused_mlm = fused.pop("mlm")
+    loss_mlm = albef.masked_language(ctx, params, teacher, mask_BxL, masked, taught, fused_mlm, alpha, keys)
+
+    logits = albef.match(ctx, params, fused)
+    groups = {kind: MatchRows(logits[kind], *labels[kind]) for kind in logits}
     weights = {"nva": config.itm.nva_weight, "nta": config.itm.nta_weight} if config.itm.form == "weighted" else None
     loss_itm = itm_loss(groups, weights)
-
-    # MLM, by default on the continuous image tokens.
-    loss_mlm, masked, masked_tokens_BxLxD = albef.masked_language(
-        ctx,
-        params,
-        teacher,
-        batch,
-        image_tokens_BxTxD if stage.mlm_on_dictionary else encoded.image_tokens_BxTxD,
-        encoded.teacher_image_tokens_BxTxD,
-        alpha,
-        keys,
-        replay,
-    )
     total = loss_itc + loss_itm + loss_mlm
     metrics |= {"loss/itc": loss_itc, "loss/itm": loss_itm, "loss/mlm": loss_mlm}
     if config.nta.enabled:
-        loss_generator = generator_loss(ctx, params, masked, masked_tokens_BxLxD)
+        loss_generator = generator_loss(ctx, params, masked, encoded.masked_tokens_BxLxD)
         total = total + config.nta.generator_weight * loss_generator
         metrics["loss/generator"] = loss_generator
     metrics |= {"loss": total, "itc/temp": params["temp"], "itc/alpha": alpha, **albef.itm_metrics(groups)}

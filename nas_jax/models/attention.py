@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nas_jax.models.dropout import dropout
 from nas_jax.models.pictures import Pictures, Places, Replacement
-from nas_jax.parallel.mesh import BATCH, pin, pin_rows, take_rows
+from nas_jax.parallel.mesh import BATCH, one_device, pin, pin_rows, take_rows
 from nas_jax.typing import Array
 
 MASKED = -1e9  # added to logits of padding; finite, so that a row without any key stays finite too
@@ -41,7 +41,7 @@ class HeadProjection(nn.Module):
         shape = (self.parts, self.heads, dim // self.heads)
         kernel = self.param("kernel", self._init, (dim, *shape)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
-        return ToHeads(_split(kernel), bias)
+        return ToHeads(kernel, _split(kernel), bias)
 
     def _init(self, key: Array, shape: tuple[int, ...]) -> Array:
         return self.kernel_init(key, (shape[0], shape[1] * shape[2] * shape[3]), jnp.float32).reshape(shape)
@@ -55,8 +55,14 @@ class ToHeads:
     of values is added to what they are mixed to (`attend`), which are fewer numbers.
     """
 
-    kernels_DxHxF: list[Array]
+    kernel_DxPxHxF: Array
+    kernels_DxHxF: list[Array]  # its parts
     bias_PxHxF: Array
+
+    def query_key_value(self, x_BxTxD: Array) -> tuple[Array, KeyValue]:
+        """`query` and `key_value` of the same tokens."""
+        query, *key_value = _project_all(self._cast(x_BxTxD), self.kernel_DxPxHxF)
+        return _pin(query + self.bias_PxHxF[0]), KeyValue(*map(_pin, key_value))
 
     def query(self, x_BxTxD: Array) -> Array:
         """Part 0 (B, T, H, F)."""
@@ -136,6 +142,44 @@ def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Arra
     return _grad_x(grads[0], kernel), jnp.einsum("btd,bthf->dhf", x, grads[0] + grads[1])
 
 
+@jax.custom_vjp
+def _project_all(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
+    if not one_device():
+        return _project_each(x_BxTxD, kernel_DxPxHxF)
+    return jax.lax.platform_dependent(x_BxTxD, kernel_DxPxHxF, cpu=_project_joined, default=_project_each)
+
+
+def _project_each(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
+    return [_project(x_BxTxD, kernel_DxHxF) for kernel_DxHxF in _split(kernel_DxPxHxF)]
+
+
+def _project_joined(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
+    # A CPU would copy each part of the kernel first.
+    parts = kernel_DxPxHxF.shape[1:]
+    joined_BxTxPxHxF = (x_BxTxD @ kernel_DxPxHxF.reshape(len(kernel_DxPxHxF), -1)).reshape(*x_BxTxD.shape[:2], *parts)
+    return [joined_BxTxPxHxF[:, :, part] for part in range(parts[0])]
+
+
+def _project_all_backward(saved: tuple[Array, Array], grads: list[Array]) -> tuple[Array, Array]:
+    x_BxTxD, kernel_DxPxHxF = saved
+
+    def each(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
+        pairs = [_project_backward((x, part), grad) for part, grad in zip(_split(kernel), grads, strict=True)]
+        return sum(grad_x for grad_x, _ in pairs), jnp.stack([grad_kernel for _, grad_kernel in pairs], 1)
+
+    def joined(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
+        grad = jnp.stack(grads, 2).reshape(*x.shape[:2], -1)
+        grad_x = jnp.einsum("btk,dk->btd", grad, kernel.reshape(len(kernel), -1))
+        return grad_x, jnp.einsum("btd,btk->dk", x, grad).reshape(kernel.shape)
+
+    if not one_device():
+        return each(x_BxTxD, kernel_DxPxHxF, *grads)
+    return jax.lax.platform_dependent(x_BxTxD, kernel_DxPxHxF, *grads, cpu=joined, default=each)
+
+
+_project_all.defvjp(lambda x, kernel: (_project_all(x, kernel), (x, kernel)), _project_all_backward)
+
+
 def _grad_x(grad_BxTxHxF: Array, kernel_DxHxF: Array) -> Array:
     # On CPUs a sum over two axes makes XLA turn the kernel over first; on TPUs one over their product is slower.
     def flat(grad: Array, kernel: Array) -> Array:
@@ -149,6 +193,40 @@ def _grad_x(grad_BxTxHxF: Array, kernel_DxHxF: Array) -> Array:
 
 _project.defvjp(lambda x, kernel: (_project(x, kernel), (x, kernel)), _project_backward)
 _project_twice.defvjp(lambda x, kernel: (_project_twice(x, kernel), (x, kernel)), _project_twice_backward)
+
+
+class FromHeads(nn.Module):
+    """The projection of all heads together: kernel (H, F, D), bias (D,). As flax's DenseGeneral, whose gradient of the
+    kernel comes turned over, so that the optimizer would read it across.
+    """
+
+    dim: int
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_BxTxHxF: Array) -> Array:
+        """(B, T, H, F) -> (B, T, D)."""
+        kernel_HxFxD = self.param("kernel", self._init, (*x_BxTxHxF.shape[-2:], self.dim)).astype(self.dtype)
+        bias_D = self.param("bias", nn.initializers.zeros, (self.dim,)).astype(self.dtype)
+        return _join(x_BxTxHxF.astype(self.dtype), kernel_HxFxD) + bias_D
+
+    def _init(self, key: Array, shape: tuple[int, ...]) -> Array:
+        return self.kernel_init(key, (shape[0] * shape[1], shape[2]), jnp.float32).reshape(shape)
+
+
+@jax.custom_vjp
+def _join(x_BxTxHxF: Array, kernel_HxFxD: Array) -> Array:
+    return jnp.einsum("bthf,hfd->btd", x_BxTxHxF, kernel_HxFxD)
+
+
+def _join_backward(saved: tuple[Array, Array], grad_BxTxD: Array) -> tuple[Array, Array]:
+    x_BxTxHxF, kernel_HxFxD = saved
+    grad_BxTxHxF = jnp.einsum("btd,hfd->bthf", grad_BxTxD, kernel_HxFxD)
+    return grad_BxTxHxF, jnp.einsum("bthf,btd->hfd", x_BxTxHxF, grad_BxTxD)
+
+
+_join.defvjp(lambda x, kernel: (_join(x, kernel), (x, kernel)), _join_backward)
 
 
 class Drop(NamedTuple):
@@ -284,7 +362,7 @@ class _Heads(nn.Module):
         return HeadProjection(parts, self.heads, self.dtype, self.kernel_init, name=name)
 
     def _out(self, dim: int) -> nn.Module:
-        return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")
+        return FromHeads(dim, self.dtype, self.kernel_init, name="out")
 
     def _drop(self, seeds_RxL: Array | None) -> Drop | None:
         return None if seeds_RxL is None or self.dropout == 0 else Drop(self.dropout, self.name, seeds_RxL)
@@ -306,10 +384,13 @@ class SelfAttention(_Heads):
         seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens ask; with one stream.
         """
         qkv = self._project("qkv", 3)(streams[0].shape[-1])
-        groups = [qkv.key_value(x) for x in streams]
-        asking = streams if picked_RxM is None else [gather_tokens(streams[0], picked_RxM)]
+        if picked_RxM is None:
+            queries, groups = zip(*map(qkv.query_key_value, streams), strict=True)
+        else:
+            queries = [qkv.query(gather_tokens(streams[0], picked_RxM))]
+            groups = [qkv.key_value(streams[0])]
         bias_HxF, drop = qkv.value_bias_HxF, self._drop(seeds_RxL)
-        mixed = [attend(qkv.query(x), groups, bias_HxF, key_mask_RxL, drop, self.implementation) for x in asking]
+        mixed = [attend(query, groups, bias_HxF, key_mask_RxL, drop, self.implementation) for query in queries]
         out = self._out(streams[0].shape[-1])
         return [pin_rows(out(one)) for one in mixed]
 

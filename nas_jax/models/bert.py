@@ -5,13 +5,16 @@ The first layers read text alone; the others also attend to the image tokens. Po
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
 from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
 from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
-from nas_jax.models.pictures import Pictures, cls_apart
+from nas_jax.models.pictures import Pictures, cls_apart, looks_of
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import BATCH, pin, pin_rows
 from nas_jax.typing import Array
@@ -66,17 +69,6 @@ class BertLayer(nn.Module):
         return add_and_norm("mlp_norm", x_RxLxD, update)
 
 
-def picked_last(
-    layers: list[BertLayer], scan: bool, x_RxLxD: Array, first: int, picked_RxM: Array | None, *inputs
-) -> Array:
-    """All layers, the last of them for the picked tokens only. `first`: number of the first layer in BERT."""
-    whole = layers if picked_RxM is None else layers[:-1]
-    x_RxLxD = run_layers(whole, scan, first, x_RxLxD, *inputs)
-    if picked_RxM is None:
-        return x_RxLxD
-    return layers[-1](x_RxLxD, first + len(whole), *inputs, picked_RxM)
-
-
 class TextEncoder(nn.Module):
     """Embeddings and the text-only layers."""
 
@@ -99,9 +91,8 @@ class TextEncoder(nn.Module):
         token_ids_RxL: Array,
         token_mask_RxL: Array,
         seeds_R: Array | None = None,
-        picked_RxM: Array | None = None,
     ) -> Array:
-        """Token ids -> text tokens (R, L, D), CLS first; or (R, M, D) of the picked positions."""
+        """Token ids -> text tokens (R, L, D), CLS first."""
         config, seeds_RxL = self.config, token_seeds(seeds_R, token_ids_RxL.shape[1])
         # Whole on every device: rows looked up in a table split by width would have to be put together again.
         words_VxD = pin(self.word_embedding.embedding.astype(self.word_embedding.dtype), None, None)
@@ -112,13 +103,18 @@ class TextEncoder(nn.Module):
         )
         seeds = None if seeds_RxL is None else seeds_RxL[..., None]
         x_RxLxD = pin_rows(dropout(self.embedding_norm(x_RxLxD), config.dropout, seeds, "embedding", (2,)))
-        return picked_last(
-            self.layer, config.scan_layers, x_RxLxD, 0, picked_RxM, token_mask_RxL, None, seeds_RxL
-        )  # fmt: skip
+        return run_layers(self.layer, config.scan_layers, 0, x_RxLxD, token_mask_RxL, None, seeds_RxL)
 
     def word_table(self) -> Array:
         """Word embeddings (V, D), to which the MLM heads are tied."""
         return self.word_embedding.embedding
+
+
+class Wanted(NamedTuple):
+    """Some of the texts beside each picture, by their numbers, and the positions of theirs that are read."""
+
+    texts: tuple[int, ...]
+    positions_BxPxM: Array
 
 
 class FusionEncoder(nn.Module):
@@ -126,28 +122,51 @@ class FusionEncoder(nn.Module):
 
     config: ModelConfig
 
-    @nn.compact
+    def setup(self):
+        layer = rematerialised(BertLayer, self.config.remat)
+        self.layer = [layer(self.config) for _ in range(self.config.fusion_layers)]
+
     def __call__(
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
         pictures: tuple[Pictures, ...],
         seeds_R: Array | None = None,
-        picked_RxM: Array | None = None,
-    ) -> Array:
-        """Fused tokens (R, L, D), or (R, M, D) of the picked positions; the ITM head reads position 0.
+        wanted: Sequence[Wanted] | None = None,
+    ) -> Array | list[Array]:
+        """Fused tokens (R, L, D) of R rows, those beside a picture together (`models/pictures.py`).
 
-        R rows, those beside a picture together (`models/pictures.py`).
+        wanted: (B, P, M, D) for each of several groups of texts instead; the last layer computes those tokens only.
         """
-        config, layer_class = self.config, rematerialised(BertLayer, self.config.remat)
-        layers = [layer_class(config, name=f"layer_{layer}") for layer in range(config.fusion_layers)]
+        config, number = self.config, self.config.text_layers
         seeds_RxL = token_seeds(seeds_R, text_tokens_RxLxD.shape[1])
         if config.cls_apart:
             pictures = cls_apart(pictures)
-        return picked_last(
-            layers, config.scan_layers, text_tokens_RxLxD, config.text_layers, picked_RxM, token_mask_RxL, pictures,
-            seeds_RxL,
+        layers = self.layer if wanted is None else self.layer[:-1]
+        x_RxLxD = run_layers(
+            layers, config.scan_layers, number, text_tokens_RxLxD, token_mask_RxL, pictures, seeds_RxL
         )  # fmt: skip
+        if wanted is None:
+            return x_RxLxD
+        batch, last = pictures[0].tokens[0].shape[0], number + len(layers)
+
+        def last_layer(group: Wanted) -> Array:
+            def rows_of(x: Array | None) -> Array | None:
+                if x is None:
+                    return None
+                by_picture = x.reshape(batch, -1, *x.shape[1:])
+                if len(group.texts) < by_picture.shape[1]:
+                    by_picture = jnp.stack([by_picture[:, text] for text in group.texts], 1)
+                return pin_rows(by_picture.reshape(-1, *x.shape[1:]))
+
+            positions_RxM = group.positions_BxPxM.reshape(-1, group.positions_BxPxM.shape[-1])
+            seen = looks_of(pictures, group.texts)
+            x_RxMxD = self.layer[-1](
+                rows_of(x_RxLxD), last, rows_of(token_mask_RxL), seen, rows_of(seeds_RxL), positions_RxM
+            )  # fmt: skip
+            return pin_rows(x_RxMxD.reshape(batch, len(group.texts), *x_RxMxD.shape[1:]))
+
+        return [last_layer(group) for group in wanted]
 
 
 class MlmHead(nn.Module):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nas_jax.parallel.mesh import one_device
 from nas_jax.typing import Array, PyTree
 
 POLICIES = ("none", "dots", "full")
@@ -46,7 +47,21 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def _matmul(x_BxTxD: Array, kernel_DxF: Array) -> Array:
+    rows, (wide, narrow) = x_BxTxD.shape[0] * x_BxTxD.shape[1], kernel_DxF.shape
+    if wide % narrow or rows < narrow or not one_device():
+        return _whole(x_BxTxD, kernel_DxF)
+    return jax.lax.platform_dependent(x_BxTxD, kernel_DxF, cpu=_in_parts, default=_whole)
+
+
+def _whole(x_BxTxD: Array, kernel_DxF: Array) -> Array:
     return jnp.einsum("btd,df->btf", x_BxTxD, kernel_DxF)
+
+
+def _in_parts(x_BxTxD: Array, kernel_DxF: Array) -> Array:
+    # Parts as wide as the output stay in the cache. Not where a mesh splits the input: a part might be elsewhere.
+    parts = kernel_DxF.shape[0] // kernel_DxF.shape[1]
+    pairs = zip(jnp.split(x_BxTxD, parts, -1), jnp.split(kernel_DxF, parts), strict=True)
+    return sum(_whole(x, kernel) for x, kernel in pairs)
 
 
 def _matmul_backward(saved: tuple[Array, Array], grad_BxTxF: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ looked up among the keys and values that are there; and a picture with some toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -65,3 +66,18 @@ def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
 def cls_apart(pictures: tuple[Pictures, ...]) -> tuple[Pictures, ...]:
     """[CLS] and patches in two arrays: once for all layers, whose gradients then need not be put together each time."""
     return tuple(seen.replace(tokens=(seen.tokens[0][:, :1], seen.tokens[0][:, 1:])) for seen in pictures)
+
+
+def looks_of(pictures: tuple[Pictures, ...], texts: Sequence[int]) -> tuple[Pictures, ...]:
+    """What some of the texts beside each picture look at. `texts`: their numbers, in the order of all looks."""
+    kept, first = [], 0
+    for seen in pictures:
+        looks = []
+        for look in seen.looks:
+            rows = sum(first <= text < first + look.rows for text in texts)
+            if rows:
+                looks.append(look.replace(rows=rows))
+            first += look.rows
+        if looks:
+            kept.append(seen.replace(looks=tuple(looks)))
+    return tuple(kept)

@@ -6,11 +6,13 @@ the same module applied to a copy of the parameter groups `TEACHER_GROUPS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
+from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, Wanted, kernel_init
 from nas_jax.models.pictures import Pictures, Replacement, as_pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
@@ -67,31 +69,26 @@ class VisionLanguageModel(nn.Module):
         tokens_RxLxD = self.text_encoder(token_ids_RxL, token_mask_RxL, seeds_R)
         return tokens_RxLxD, unit(self.text_proj(tokens_RxLxD[:, 0]))
 
-    def text_features(self, token_ids_RxL: Array, token_mask_RxL: Array, seeds_R: Array | None = None) -> Array:
-        """Unit ITC features (R, E) alone: the last layer computes [CLS] only."""
-        picked_Rx1 = jnp.zeros((token_ids_RxL.shape[0], 1), jnp.int32)
-        return unit(self.text_proj(self.text_encoder(token_ids_RxL, token_mask_RxL, seeds_R, picked_Rx1)[:, 0]))
-
     def fuse(
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
         seen: Array | tuple[Pictures, ...],
         seeds_R: Array | None = None,
-        picked_RxM: Array | None = None,
-    ) -> Array:
-        """Fused tokens (R, L, D), or (R, M, D) of the picked positions. `seen`: image tokens (R, T, D), or pictures."""
+        wanted: Sequence[Wanted] | None = None,
+    ) -> Array | list[Array]:
+        """Fused tokens (R, L, D), or (B, P, M, D) of what is wanted. `seen`: image tokens (R, T, D), or pictures."""
         pictures = as_pictures(seen)
         if any(look.replacement is not None for one in pictures for look in one.looks):
             places = jax.lax.stop_gradient(self.neck.places())
             pictures = tuple(one.replace(places=places) for one in pictures)
-        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, pictures, seeds_R, picked_RxM)
+        return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, pictures, seeds_R, wanted)
 
     def match(
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        seen: Array | tuple[Pictures, ...],
+        image_tokens_RxTxD: Array,
         seeds_R: Array | None = None,
         plain: bool = False,
     ) -> Array:
@@ -99,8 +96,14 @@ class VisionLanguageModel(nn.Module):
 
         plain: the last layer computes all tokens, not only the one that the head reads.
         """
-        first_Rx1 = None if plain else jnp.zeros((text_tokens_RxLxD.shape[0], 1), jnp.int32)
-        fused_RxMxD = self.fuse(text_tokens_RxLxD, token_mask_RxL, seen, seeds_R, first_Rx1)
+        rows = (text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
+        if plain:
+            return self.itm_logits(self.fuse(*rows))
+        first = Wanted((0,), jnp.zeros((text_tokens_RxLxD.shape[0], 1, 1), jnp.int32))
+        return self.itm_logits(self.fuse(*rows, [first])[0][:, 0])
+
+    def itm_logits(self, fused_RxMxD: Array) -> Array:
+        """ITM logits (R, 2) in float32 of the first token of each row."""
         return self.itm_head(fused_RxMxD[:, 0].astype(jnp.float32))
 
     def mlm_logits(self, tokens_BxMxD: Array) -> Array:

@@ -32,6 +32,8 @@ def make_train_step(
         grads, (method_state, metrics) = jax.grad(loss, has_aux=True)(params)
         method_state = method.settle(method_state, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        # Apart from the optimizer's: shared, their squares would be written out, and read again for the norms.
+        grads = jax.tree.map(jax.lax.optimization_barrier, grads)
         metrics = {
             **metrics,
             "optim/lr": schedule(state.step),

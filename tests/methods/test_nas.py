@@ -125,7 +125,7 @@ def test_the_teacher_is_a_moving_average_and_the_temperature_stays_inside_its_bo
 
 def test_queue_modes():
     features = jnp.eye(6, 8)
-    encoded = Encoded(None, features, None, features, None, features, features)
+    encoded = Encoded(None, features, None, features)
     params, ids, queues = {"temp": jnp.float32(0.07)}, jnp.arange(6, dtype=jnp.int32), {}
     for name, itc in (
         ("full", ItcConfig(queue_size=24)),
@@ -134,7 +134,7 @@ def test_queue_modes():
     ):
         queue = init_queue(jax.random.key(0), itc.queue_size, 8)
         ctx = tiny.method("albef", itc=itc).ctx
-        _, i2t_BxB, _, arriving = contrast(ctx, params, queue, encoded, ids, jnp.float32(0.4))
+        _, i2t_BxB, _, arriving = contrast(ctx, params, queue, encoded, encoded, ids, jnp.float32(0.4))
         assert i2t_BxB.shape == (6, 6)
         for grad in (0.0, jnp.nan):  # a step whose gradients are lost leaves the rows as they are
             grads = {reader: {"kernel": jnp.full((2, 2), grad)} for reader in QUEUE_READERS}

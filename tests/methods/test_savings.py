@@ -54,16 +54,16 @@ def test_the_whole_step_equals_its_plain_form():
     assert_same(results[True], results[False])
 
 
-def match(method, inputs, detached, gated, pieces, index):
-    """ITM logits and gradients for rows of every kind."""
+def read(method, inputs, detached, gated, pieces, index):
+    """What is read of rows of every kind, and gradients."""
     ctx = replace(method.ctx, pieces=pieces)
 
-    def logits(params, image, texts):
+    def fused(params, image, texts):
         mask_BxL = inputs["mask_BxL"]
         where_BxN, new_BxD = inputs["where_BxN"], apply(ctx, params, "dictionary_align", inputs["code_BxD"])
         # NVA's picture, as `nas.negative_images` makes it: its own tokens, some of them replaced.
         own_BxNxD = apply(ctx, params, "dictionary_finish", inputs["mixed_BxNxD"])
-        image = jnp.concatenate([image[:, :1], own_BxNxD], axis=1)
+        continuous, image = image, jnp.concatenate([image[:, :1], own_BxNxD], axis=1)
         mixed = jnp.where(where_BxN[..., None], new_BxD[:, None], inputs["mixed_BxNxD"])
         changed = jnp.concatenate([image[:, :1], apply(ctx, params, "dictionary_finish", mixed)], axis=1)
         replacement = None
@@ -75,12 +75,14 @@ def match(method, inputs, detached, gated, pieces, index):
             "hard_text": Pass(texts[1], mask_BxL),
             "nva": Pass(texts[0], mask_BxL, tokens_BxTxD=changed, replacement=replacement, detached=detached),
             "nta": Pass(texts[2], mask_BxL, detached=detached),
+            "mlm": Pass(texts[1], mask_BxL, picked_BxM=inputs["picked_BxM"]),
+            "mlm_apart": Pass(texts[2], mask_BxL, tokens_BxTxD=continuous, picked_BxM=inputs["picked_BxM"]),
         }
-        return albef.match(ctx, params, image, passes, jax.random.key(7))
+        return albef.fuse(ctx, params, image, passes, jax.random.key(7))
 
     def value(params, image, texts):
-        found = logits(params, image, texts)
-        return sum((1 + number) * (x[:, 0] * x[:, 1]).sum() for number, x in enumerate(found.values())), found
+        found = fused(params, image, texts)
+        return sum((1 + number) * (x[..., 0] * x[..., 1]).sum() for number, x in enumerate(found.values())), found
 
     return jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(inputs["params"], inputs["image"], inputs["texts"])
 
@@ -98,13 +100,14 @@ def test_rows_that_share_pictures_equal_rows_alone(detached, gated, pieces):
         "params": noisy(params), "image": normal(6, 17, 16), "texts": normal(3, 6, 8, 16),
         "mixed_BxNxD": normal(6, 16, 16), "code_BxD": normal(6, 16),
         "where_BxN": jnp.asarray(rng.random((6, 16)) < 0.3), "mask_BxL": batch["token_mask_BxL"],
+        "picked_BxM": jnp.asarray(rng.integers(0, 8, (6, 3))),
     }  # fmt: skip
     index = jnp.asarray([2, 2, 1, 4, 5, 3])
-    plain = match(built("nas", True, itm=ItmConfig(mining_shards=2)), inputs, detached, gated, 1, index)
-    assert_same(plain, match(method, inputs, detached, gated, pieces, index))
+    plain = read(built("nas", True, itm=ItmConfig(mining_shards=2)), inputs, detached, gated, 1, index)
+    assert_same(plain, read(method, inputs, detached, gated, pieces, index))
     if detached and not gated:
         with pytest.raises(AssertionError):
-            assert_same(plain, match(method, inputs | {"where_BxN": ~inputs["where_BxN"]}, True, False, 1, index))
+            assert_same(plain, read(method, inputs | {"where_BxN": ~inputs["where_BxN"]}, True, False, 1, index))
 
 
 @pytest.mark.parametrize("form", [{"cls_apart": True}, {"scan_layers": True}, {"scan_layers": True, "remat": "full"}])

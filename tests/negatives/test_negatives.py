@@ -32,7 +32,7 @@ def test_hard_negatives_follow_the_softmax_and_never_share_the_id():
 def make_nva(method, seed=0):
     params, state = method.init(jax.random.key(seed))
     batch, keys = tiny.batch(), split_keys(jax.random.key(seed + 1))
-    encoded = albef.encode(method.ctx, params, state.teacher, batch, keys)
+    encoded, _ = albef.encode(method.ctx, params, state.teacher, batch, batch["token_ids_BxL"], keys)
     words, dictionary, _ = nas.look_up(
         method.ctx, params, state.dictionary, encoded.image_tokens_BxTxD, key=keys["dictionary"]
     )
@@ -76,7 +76,7 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
         batch, ctx, keys = tiny.batch(), method.ctx, split_keys(jax.random.key(1))
 
         def loss(params):
-            encoded = albef.encode(ctx, params, params, batch, keys)
+            encoded, _ = albef.encode(ctx, params, params, batch, batch["token_ids_BxL"], keys)
             words, _, _ = nas.look_up(ctx, params, dictionary, encoded.image_tokens_BxTxD)
             negative = nas.negative_images(ctx, params, dictionary, encoded, words, keys)
             rows = (encoded.text_tokens_BxLxD, batch["token_mask_BxL"], negative.tokens_BxTxD)
@@ -129,9 +129,7 @@ def test_nta_never_sees_the_picture():
     method = tiny.method("nas")
     params, state = method.init(jax.random.key(0))
     batch, keys = tiny.batch(), split_keys(jax.random.key(1))
-    texts = nas.negative_texts(method.ctx, params, state.teacher, batch, keys).token_ids_BxL
+    texts = nas.negative_texts(method.ctx, state.teacher, batch, keys).token_ids_BxL
     other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}
-    np.testing.assert_array_equal(
-        texts, nas.negative_texts(method.ctx, params, state.teacher, other, keys).token_ids_BxL
-    )
+    np.testing.assert_array_equal(texts, nas.negative_texts(method.ctx, state.teacher, other, keys).token_ids_BxL)
     assert (texts != batch["token_ids_BxL"]).any(-1).all()
