@@ -88,7 +88,7 @@ class VisionLanguageModel(nn.Module):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        image_tokens_RxTxD: Array,
+        seen: Array | tuple[Pictures, ...],
         seeds_R: Array | None = None,
         plain: bool = False,
     ) -> Array:
@@ -96,11 +96,13 @@ class VisionLanguageModel(nn.Module):
 
         plain: the last layer computes all tokens, not only the one that the head reads.
         """
-        rows = (text_tokens_RxLxD, token_mask_RxL, image_tokens_RxTxD, seeds_R)
+        inputs = (text_tokens_RxLxD, token_mask_RxL, seen, seeds_R)
         if plain:
-            return self.itm_logits(self.fuse(*rows))
-        first = Wanted((0,), jnp.zeros((text_tokens_RxLxD.shape[0], 1, 1), jnp.int32))
-        return self.itm_logits(self.fuse(*rows, [first])[0][:, 0])
+            return self.itm_logits(self.fuse(*inputs))
+        batch, rows = as_pictures(seen)[0].tokens[0].shape[0], text_tokens_RxLxD.shape[0]
+        first = jnp.zeros((batch, rows // batch, 1), jnp.int32)
+        (fused_BxPx1xD,) = self.fuse(*inputs, [Wanted(tuple(range(rows // batch)), first)])
+        return self.itm_logits(fused_BxPx1xD.reshape(rows, 1, -1))
 
     def itm_logits(self, fused_RxMxD: Array) -> Array:
         """ITM logits (R, 2) in float32 of the first token of each row."""
