@@ -77,7 +77,6 @@ class Encoded(NamedTuple):
     text_tokens_BxLxD: Array
     text_BxE: Array
     masked_tokens_BxLxD: Array | None = None  # of the masked captions that MLM reads
-    negative_tokens_BxLxD: Array | None = None  # of NTA's negative captions
 
 
 class Pass(NamedTuple):
@@ -151,18 +150,12 @@ def masked_text(ctx: Context, batch: Batch, keys: dict[str, Array], replay: Repl
 
 
 def encode(
-    ctx: Context,
-    params: Params,
-    teacher: Params,
-    batch: Batch,
-    masked_ids_BxL: Array,
-    keys: dict[str, Array],
-    negative_ids_BxL: Array | None = None,
+    ctx: Context, params: Params, teacher: Params, batch: Batch, masked_ids_BxL: Array, keys: dict[str, Array]
 ) -> tuple[Encoded, Encoded]:
     """Unimodal tokens and ITC features (section 3.1) of student and teacher.
 
-    Captions, masked captions, and for the student NTA's negative ones, go through the text encoder in one call; with
-    `plain` each by itself. The teacher keeps its dropout, and gets no gradient.
+    Captions and masked captions go through the text encoder in one call, with `plain` each by itself. The teacher
+    keeps its dropout, and gets no gradient.
     """
     ids_BxL, size = batch["token_ids_BxL"], masked_ids_BxL.shape[0]
 
@@ -192,9 +185,7 @@ def encode(
         return in_pieces(piece, ctx.pieces, rows)
 
     taught = towers(jax.lax.stop_gradient(teacher), teacher=ids_BxL, mlm_teacher=masked_ids_BxL)
-    negative = {} if negative_ids_BxL is None else {"refilled": negative_ids_BxL}
-    student = towers(params, student=ids_BxL, mlm_student=masked_ids_BxL, **negative)
-    return student, jax.lax.stop_gradient(taught)
+    return towers(params, student=ids_BxL, mlm_student=masked_ids_BxL), jax.lax.stop_gradient(taught)
 
 
 def contrast(

@@ -59,6 +59,7 @@ class NtaTexts(NamedTuple):
     """Negative captions."""
 
     token_ids_BxL: Array
+    text_tokens_BxLxD: Array
     valid_B: Array
 
 
@@ -144,8 +145,11 @@ def negative_images(
     return NvaImages(tokens_BxTxD, similarity_BxN, object_patch_B, code_B, replaced_BxN, valid_B, replacement)
 
 
-def negative_texts(ctx: Context, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
-    """NTA: words masked and refilled by the teacher's text layers and generator head."""
+def negative_texts(ctx: Context, params: Params, teacher: Params, batch: Batch, keys: dict[str, Array]) -> NtaTexts:
+    """NTA: words masked and refilled by the teacher's text layers and generator head, then read by the student.
+
+    In a call of its own: where it gives no gradient (`nta.stop_gradient`), rows beside it would make it compute one.
+    """
     config, ids_BxL, mask_BxL = ctx.config.nta, batch["token_ids_BxL"], batch["token_mask_BxL"]
     masked = choose_words(keys["words"], ids_BxL, mask_BxL, ctx.tables, ctx.special.mask, config.share)
     teacher = jax.lax.stop_gradient(teacher)
@@ -159,7 +163,13 @@ def negative_texts(ctx: Context, teacher: Params, batch: Batch, keys: dict[str, 
         return candidates(ids_BxL, masked, logits_BxMxV, ctx.tables, config.top_words)
 
     scores_BxMxC, words_BxMxC = in_pieces(best_words, ctx.pieces, (masked, ids_BxL, mask_BxL))
-    return NtaTexts(*refill(keys["refill"], ids_BxL, masked, scores_BxMxC, words_BxMxC))
+    new_ids_BxL, valid_B = refill(keys["refill"], ids_BxL, masked, scores_BxMxC, words_BxMxC)
+
+    def read(rows: tuple[Array, Array, Array]) -> Array:
+        return apply(ctx, params, "encode_text", *rows)[0]
+
+    seeds_B = albef.row_seeds(keys["refilled"], ids_BxL.shape[0])
+    return NtaTexts(new_ids_BxL, in_pieces(read, ctx.pieces, (new_ids_BxL, mask_BxL, seeds_B)), valid_B)
 
 
 def generator_loss(ctx: Context, params: Params, masked: MaskedText, text_tokens_BxLxD: Array) -> Array:
@@ -191,9 +201,7 @@ def loss(
     mask_BxL, image_id_B = batch["token_mask_BxL"], batch["image_id_B"]
     teacher = albef.update_teacher(ctx, state.teacher, params)
     masked = albef.masked_text(ctx, batch, keys, replay)
-    nta = negative_texts(ctx, teacher, batch, keys) if stage.nta else None
-    negative_ids_BxL = None if nta is None else nta.token_ids_BxL
-    encoded, taught = albef.encode(ctx, params, teacher, batch, masked.token_ids_BxL, keys, negative_ids_BxL)
+    encoded, taught = albef.encode(ctx, params, teacher, batch, masked.token_ids_BxL, keys)
     metrics: Metrics = {}
 
     # ITC on the continuous features, exactly ALBEF's.
@@ -233,8 +241,9 @@ def loss(
         )
         labels["nva"] = (0, nva.valid_B)
         metrics["nva/replaced_share"] = nva.replaced_BxN.mean()
-    if nta is not None:
-        passes["nta"] = Pass(encoded.negative_tokens_BxLxD, mask_BxL, detached=config.nta.stop_gradient)
+    if stage.nta:
+        nta = negative_texts(ctx, params, teacher, batch, keys)
+        passes["nta"] = Pass(nta.text_tokens_BxLxD, mask_BxL, detached=config.nta.stop_gradient)
         labels["nta"] = (0, nta.valid_B)
         metrics["nta/changed_share"] = nta.valid_B.mean()
 

@@ -129,7 +129,9 @@ def test_nta_never_sees_the_picture():
     method = tiny.method("nas")
     params, state = method.init(jax.random.key(0))
     batch, keys = tiny.batch(), split_keys(jax.random.key(1))
-    texts = nas.negative_texts(method.ctx, state.teacher, batch, keys).token_ids_BxL
+    texts = nas.negative_texts(method.ctx, params, state.teacher, batch, keys).token_ids_BxL
     other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}
-    np.testing.assert_array_equal(texts, nas.negative_texts(method.ctx, state.teacher, other, keys).token_ids_BxL)
+    np.testing.assert_array_equal(
+        texts, nas.negative_texts(method.ctx, params, state.teacher, other, keys).token_ids_BxL
+    )
     assert (texts != batch["token_ids_BxL"]).any(-1).all()
