@@ -508,6 +508,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=_number(1), default=10, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, help="CPUs of this process, of those it may use")
     parser.add_argument("--return-memory", action="store_true", help="on CPUs, let freed memory go to the system")
+    parser.add_argument("--small-pages", action="store_true", help="on CPUs, keep memory in pages of 4 kB")
     parser.add_argument("--count-only", action="store_true", help="compile and count, run nothing")
     return parser.parse_args(argv)
 
@@ -516,7 +517,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
     options = parse(argv)
     if cpu_only() and not options.return_memory:
-        keep_freed_memory()  # as main.py does
+        keep_freed_memory(huge_pages=not options.small_pages)  # as main.py does
     try:
         if options.threads is not None:
             limit_threads(options.threads)

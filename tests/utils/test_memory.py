@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = """
 import resource, sys, threading
 from nas_jax.utils.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+if sys.argv[1] != "leave":
+    assert keep_freed_memory(huge_pages=sys.argv[1] == "huge")
 def rounds():  # in a thread, as XLA's steps
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -46,16 +46,36 @@ for platform in ("cpu", "cuda"):
 """
 
 
-def last_round(how: str) -> int:
-    """Page faults of the third time that 128 MiB are written and freed."""
-    done = subprocess.run([sys.executable, "-c", ROUNDS, how], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_freed_memory_is_kept():
-    assert last_round("keep") < 10
-    assert last_round("leave") > 10  # one fault for 2 MiB at least
+def faults(how: str, before: str = "") -> list[int]:
+    """Page faults of each of three times that 128 MiB are written and freed."""
+    done = subprocess.run([sys.executable, "-c", before + ROUNDS, how], check=True, capture_output=True, text=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+@needs_glibc
+@pytest.mark.parametrize("how", ["keep", "huge"])
+def test_freed_memory_is_kept(how):
+    assert faults(how)[-1] < 10
+    assert faults("leave")[-1] > 10  # one fault for 2 MiB at least
+
+
+@needs_glibc
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="needs huge pages for who asks"
+)
+def test_memory_is_asked_for_in_huge_pages():
+    assert faults("huge")[0] < 1000  # 64 pages of 2 MB, where the system finds them in one piece
+    assert faults("keep")[0] > 30_000  # one for 4 kB
+
+
+@needs_glibc
+def test_freed_memory_is_kept_where_the_heap_may_not_grow_as_large_as_the_machine():
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
+    assert faults("huge", before=limit)[-1] < 10
 
 
 def test_runs_on_a_cpu_keep_it_and_nothing_else_does():
