@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,16 @@ class KeyValue(NamedTuple):
     value_BxTxHxF: Array
 
 
+def _init_flat(kernel_init: nn.initializers.Initializer, inputs: int) -> nn.initializers.Initializer:
+    """Draws a kernel as one matrix, whose rows are its first `inputs` axes."""
+
+    def init(key: Array, shape: tuple[int, ...]) -> Array:
+        rows, columns = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+        return kernel_init(key, (rows, columns), jnp.float32).reshape(shape)
+
+    return init
+
+
 class HeadProjection(nn.Module):
     """Several projections to heads: kernel (D, P, H, F), bias (P, H, F)."""
 
@@ -39,12 +50,9 @@ class HeadProjection(nn.Module):
     def __call__(self, dim: int) -> ToHeads:
         """The weights for tokens of D numbers, in the dtype of the matmuls."""
         shape = (self.parts, self.heads, dim // self.heads)
-        kernel = self.param("kernel", self._init, (dim, *shape)).astype(self.dtype)
+        kernel = self.param("kernel", _init_flat(self.kernel_init, inputs=1), (dim, *shape)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         return ToHeads(kernel, _split(kernel), bias)
-
-    def _init(self, key: Array, shape: tuple[int, ...]) -> Array:
-        return self.kernel_init(key, (shape[0], shape[1] * shape[2] * shape[3]), jnp.float32).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -196,8 +204,9 @@ _project_twice.defvjp(lambda x, kernel: (_project_twice(x, kernel), (x, kernel))
 
 
 class FromHeads(nn.Module):
-    """The projection of all heads together: kernel (H, F, D), bias (D,). As flax's DenseGeneral, whose gradient of the
-    kernel comes turned over, so that the optimizer would read it across.
+    """The projection of all heads together: kernel (H, F, D), bias (D,).
+
+    As flax's DenseGeneral, whose gradient of the kernel comes turned over, so that the optimizer would read it across.
     """
 
     dim: int
@@ -207,12 +216,10 @@ class FromHeads(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxHxF: Array) -> Array:
         """(B, T, H, F) -> (B, T, D)."""
-        kernel_HxFxD = self.param("kernel", self._init, (*x_BxTxHxF.shape[-2:], self.dim)).astype(self.dtype)
+        shape = (*x_BxTxHxF.shape[-2:], self.dim)
+        kernel_HxFxD = self.param("kernel", _init_flat(self.kernel_init, inputs=2), shape).astype(self.dtype)
         bias_D = self.param("bias", nn.initializers.zeros, (self.dim,)).astype(self.dtype)
         return _join(x_BxTxHxF.astype(self.dtype), kernel_HxFxD) + bias_D
-
-    def _init(self, key: Array, shape: tuple[int, ...]) -> Array:
-        return self.kernel_init(key, (shape[0] * shape[1], shape[2]), jnp.float32).reshape(shape)
 
 
 @jax.custom_vjp

@@ -48,7 +48,7 @@ class Dense(nn.Module):
 @jax.custom_vjp
 def _matmul(x_BxTxD: Array, kernel_DxF: Array) -> Array:
     rows, (wide, narrow) = x_BxTxD.shape[0] * x_BxTxD.shape[1], kernel_DxF.shape
-    if wide % narrow or rows < narrow or not one_device():
+    if wide == narrow or wide % narrow or rows < narrow or not one_device():
         return _whole(x_BxTxD, kernel_DxF)
     return jax.lax.platform_dependent(x_BxTxD, kernel_DxF, cpu=_in_parts, default=_whole)
 
