@@ -68,8 +68,8 @@ def test_freed_memory_is_kept(how):
     not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="needs huge pages for who asks"
 )
 def test_memory_is_asked_for_in_huge_pages():
-    assert faults("huge")[0] < 1000  # 64 pages of 2 MB, where the system finds them in one piece
-    assert faults("keep")[0] > 30_000  # one for 4 kB
+    assert faults("huge")[0] < 15_000  # 64, or more where memory is in pieces
+    assert faults("keep")[0] > 30_000  # one for each 4 kB
 
 
 @needs_glibc
