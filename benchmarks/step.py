@@ -12,10 +12,12 @@ dictionary stands still unless --update-dictionary, as in the authors' stage wit
 
 Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count leaves out the
 libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced step. `matmul_share` is the speed of
-the step, in those operations, over that of one dense matmul of the same dtype in this process; `peak_share` the same
-over the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul computes in the
-time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread, whose texts are always padded to 25:
-its operations a pair over its own matmul share. On CPUs all but `pairs_per_second` is from the CPU time of the
+the step, in those operations, over that of one dense matmul of the same dtype in this process, which runs after each
+step for a third as long: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
+over the matmuls before and after it, which a clock that comes and goes disturbs less. `peak_share` is the fastest
+step's over the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul computes
+in the time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread, whose texts are always padded
+to 25: its operations a pair over its own matmul share. On CPUs all but `pairs_per_second` is from the CPU time of the
 process, which other programs disturb less.
 Imports jax, flax, optax and numpy only.
 """
@@ -86,6 +88,7 @@ PRESETS = {
 }
 REFERENCE_LENGTH = 25
 CODES = 2048
+MATMUL_TIME = 0.3  # of a step's, for the dense matmul after it
 CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_masked`
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)  # BERT's
 FIRST_WORD = 1000  # in BERT's vocabulary; ids below are not used by random captions
@@ -323,8 +326,8 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def matmul_rate(dtype: str, platform: str, times: int = 5) -> float:
-    """GFLOP a second of one dense matmul, the best of several; on CPUs a second of CPU time."""
+def dense_matmul(dtype: str, platform: str) -> Callable[[float], float]:
+    """A function that multiplies for so many seconds at least: GFLOP a second; on CPUs a second of CPU time."""
     side, together = (2048, 1) if platform == "cpu" else (8192, 10)
     left, right = (jax.random.normal(jax.random.key(seed), (side, side), jnp.dtype(dtype)) for seed in range(2))
 
@@ -336,24 +339,46 @@ def matmul_rate(dtype: str, platform: str, times: int = 5) -> float:
         return left
 
     right = right * side**-0.5  # the product stays as large as it was
-    timing = measure(lambda: multiply(left, right), times + 1)
-    return together * 2 * side**3 / 1e9 / min((timing.cpu if platform == "cpu" else timing.wall)[1:])
+    measure(lambda: multiply(left, right), 1)  # compiles
+
+    def rate(seconds: float) -> float:
+        spent: list[float] = []
+        while sum(spent) < seconds or not spent:
+            timing = measure(lambda: multiply(left, right), 1)
+            spent += timing.cpu if platform == "cpu" else timing.wall
+        return together * 2 * side**3 / 1e9 * len(spent) / sum(spent)
+
+    return rate
 
 
-def time_steps(built: Built, compiled: Any, steps: int) -> tuple[Timing, float]:
-    """Times of some steps after a first one, and the loss of that one. The state is overwritten by each."""
+class Run(NamedTuple):
+    """What was seen while the steps ran."""
+
+    timing: Timing
+    rates: list[float]  # of the dense matmul, GFLOP a second: before the first step and after each
+    loss: float  # of the first step, which is not timed
+    memory: dict[str, Any]
+
+
+def time_steps(built: Built, compiled: Any, steps: int, matmul: Callable[[float], float]) -> Run:
+    """Some steps after a first one, and the matmul between them. The state is overwritten by each."""
     with jax.set_mesh(built.mesh):
         state = jax.jit(built.init, out_shardings=built.shardings)()
         batch = put_batch(built.batch, built.mesh)
         state, metrics = compiled(state, batch)
-        first = float(metrics["loss"])
+        loss, used = float(metrics["loss"]), peak_memory()
 
         def run() -> Any:
             nonlocal state
             state, metrics = compiled(state, batch)
             return state, metrics
 
-        return measure(run, steps), first
+        timing, rates = Timing([], [], []), [matmul(0)]
+        for _ in range(steps):
+            for values, value in zip(timing, measure(run, 1), strict=True):
+                values += value
+            rates.append(matmul(timing.wall[-1] * MATMUL_TIME))
+        return Run(timing, rates, loss, used)
 
 
 # --------------------------------------------------------------------------------------------------------------- result
@@ -389,25 +414,32 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
     }
 
 
-def speeds(known: dict[str, Any], timing: Timing, rate: float) -> dict[str, Any]:
-    """Speed of the step from what was counted and timed; `rate` in GFLOP a second of a matmul."""
+def speeds(known: dict[str, Any], timing: Timing, rates: list[float]) -> dict[str, Any]:
+    """Speed of the step from what was counted and timed; `rates` of a matmul, GFLOP a second, around each step."""
     on_cpu, batch = known["platform"] == "cpu", known["batch"]
-    seconds = min(timing.cpu if on_cpu else timing.wall) / batch
+    times = [seconds / batch for seconds in (timing.cpu if on_cpu else timing.wall)]
     peak, preset = peak_flops(known["device"]), PRESETS[known["preset"]]
     alike = (
         on_cpu and known["method"] == "nas" and not known["nta"] and known["dtype"] == "float32"
         and known["length"] <= REFERENCE_LENGTH
     )  # fmt: skip
+    around = [(before + after) / 2 for before, after in zip(rates, rates[1:], strict=False)]
+    equivalent = {
+        "min": min(times) * max(rates),
+        "median": median(seconds * rate for seconds, rate in zip(times, around, strict=True)),
+    }
     return {
         "cpu_seconds": {"min": min(timing.cpu), "median": median(timing.cpu)},
         "wall_seconds": {"min": min(timing.wall), "median": median(timing.wall)},
         "pairs_per_second": batch / min(timing.wall),
-        "matmul_gflops": rate,
-        "matmul_share": known["gflop_per_pair"] / seconds / rate,
-        "peak_share": known["gflop_per_pair"] * 1e9 / seconds / peak if peak else None,
-        "gflop_equivalent_per_pair": seconds * rate,
+        "matmul_gflops": {"max": max(rates), "median": median(rates)},
+        "peak_share": known["gflop_per_pair"] * 1e9 / min(times) / peak if peak else None,
+        "gflop_equivalent_per_pair": equivalent,
+        "matmul_share": {name: known["gflop_per_pair"] / value for name, value in equivalent.items()},
         "reference_equivalent": preset.reference_equivalent,
-        "times_reference": preset.reference_equivalent / (seconds * rate) if alike else None,
+        "times_reference": {name: preset.reference_equivalent / value for name, value in equivalent.items()}
+        if alike
+        else None,
     }
 
 
@@ -447,18 +479,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     say(f"compiled in {seconds['compile_seconds']:.0f} s: {result['gflop_per_pair']:.4g} GFLOP a pair")
     if options.count_only:
         return result | peak_memory()
-    before = matmul_rate(options.dtype, result["platform"])
-    timing, loss = time_steps(built, compiled, options.steps)
-    used = peak_memory()
-    rate = max(before, matmul_rate(options.dtype, result["platform"]))
+    seen = time_steps(built, compiled, options.steps, dense_matmul(options.dtype, result["platform"]))
     result |= {
         "steps": options.steps,
-        "loss": loss,
-        "page_faults": int(median(timing.faults)),
-        **used,
-        **speeds(result, timing, rate),
+        "loss": seen.loss,
+        "page_faults": int(median(seen.timing.faults)),
+        **seen.memory,
+        **speeds(result, seen.timing, seen.rates),
     }
-    say(f"{result['pairs_per_second']:.4g} pairs a second, {result['matmul_share']:.1%} of a matmul")
+    say(f"{result['pairs_per_second']:.4g} pairs a second, {result['matmul_share']['median']:.1%} of a matmul")
     return result
 
 

@@ -84,7 +84,7 @@ def test_a_run_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         )
 
     monkeypatch.setattr(step, "build", build)
-    monkeypatch.setattr(step, "matmul_rate", lambda dtype, platform: 50.0)
+    monkeypatch.setattr(step, "dense_matmul", lambda dtype, platform: lambda seconds: 50.0)
     more = ["--count-only"] if count_only else []
     assert step.main(["--preset", "tinybody", "--steps", "3", *more]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -121,30 +121,33 @@ def test_matmuls_are_counted_inside_loops_and_conditions():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_the_best_matmul_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch, platform: str):
-    def measured(run, times):
-        assert times == 4
-        return step.Timing(cpu=[1.0, 4.0, 2.0, 8.0], wall=[1.0, 16.0, 64.0, 32.0], faults=[0] * 4)
-
-    monkeypatch.setattr(step, "measure", measured)
+def test_the_matmul_runs_as_long_as_asked_and_its_first_call_does_not_count(monkeypatch, platform: str):
+    cpu, wall = iter([9.0, 1.0, 3.0, 8.0]), iter([99.0, 16.0, 64.0, 2.0])
+    monkeypatch.setattr(step, "measure", lambda run, times: step.Timing([next(cpu)], [next(wall)], [0]))
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: np.zeros((1, 1), np.float32))
-    expected = {"cpu": 2 * 2048**3 / 2.0, "gpu": 10 * 2 * 8192**3 / 16.0}
-    assert step.matmul_rate("float32", platform, 3) == pytest.approx(expected[platform] / 1e9)
+    rate = step.dense_matmul("float32", platform)
+    expected = {"cpu": [2 * 2048**3 / 2.0, 2 * 2048**3 / 8.0], "gpu": [20 * 8192**3 / 40.0, 20 * 8192**3 / 2.0]}
+    assert [rate(2.0 if platform == "cpu" else 20.0), rate(0)] == pytest.approx([x / 1e9 for x in expected[platform]])
 
 
 def test_speeds_are_those_of_the_cpu_time():
     known = {"preset": "base", "method": "nas", "nta": False, "dtype": "float32", "length": 25, "batch": 4}
     known |= {"platform": "cpu", "device": "cpu", "gflop_per_pair": 300.0}
-    timing = step.Timing(cpu=[20.0, 16.0], wall=[40.0, 50.0], faults=[0, 0])
-    speeds = step.speeds(known, timing, rate=100.0)
+    timing, rates = (
+        step.Timing(cpu=[20.0, 16.0, 24.0], wall=[40.0, 50.0, 60.0], faults=[0] * 3),
+        [90.0, 74.0, 100.0, 60],
+    )
+    speeds = step.speeds(known, timing, rates)
     assert speeds["pairs_per_second"] == pytest.approx(0.1)
-    assert speeds["matmul_share"] == pytest.approx(0.75)
-    assert speeds["gflop_equivalent_per_pair"] == pytest.approx(400.0)
-    assert speeds["times_reference"] == pytest.approx(311.8 / 0.84 / 400)
+    # 4 s a pair at 100; 5 s at 82, 4 at 87, 6 at 80
+    assert speeds["gflop_equivalent_per_pair"] == pytest.approx({"min": 400.0, "median": 410.0})
+    assert speeds["matmul_share"] == pytest.approx({"min": 300 / 400, "median": 300 / 410})
+    assert speeds["times_reference"]["min"] == pytest.approx(311.8 / 0.84 / 400)
+    assert speeds["matmul_gflops"] == {"max": 100.0, "median": 82.0}
     for changed in ({"length": 26}, {"dtype": "bfloat16"}, {"method": "albef"}, {"nta": True}, {"platform": "gpu"}):
-        assert step.speeds(known | changed, timing, 100.0)["times_reference"] is None
+        assert step.speeds(known | changed, timing, rates)["times_reference"] is None
     on_gpu = known | {"platform": "gpu", "device": "NVIDIA H100 80GB HBM3"}
-    assert step.speeds(on_gpu, timing, 100.0)["peak_share"] == pytest.approx(300e9 / 10 / 989e12)
+    assert step.speeds(on_gpu, timing, rates)["peak_share"] == pytest.approx(300e9 / 10 / 989e12)
 
 
 def test_peaks_are_told_apart_by_the_kind_of_device():
