@@ -13,7 +13,7 @@ dictionary stands still unless --update-dictionary, as in the authors' stage wit
 Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count leaves out the
 libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced step. `matmul_share` is the speed of
 the step, in those operations, over that of one dense matmul of the same dtype in this process, which runs after each
-step for a third as long: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
+step for 0.3 of its time: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
 over the matmuls before and after it, which a clock that comes and goes disturbs less. `peak_share` is the fastest
 step's over the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul computes
 in the time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread, whose texts are always padded
