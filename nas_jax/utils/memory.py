@@ -26,7 +26,7 @@ def keep_freed_memory(huge_pages: bool = True) -> bool:
     system at once, which hands out empty pages again, one fault each 4 kB (`benchmarks.step --return-memory`). Must be
     called before there are other threads, as each would get a heap of its own, which cannot hold large arrays.
 
-    huge_pages: asks for pages of 2 MB too, which a step finds faster; where the system has none, it goes on without.
+    huge_pages: asks for pages of 2 MB too, of which a step needs fewer; where the system has none, it goes on without.
     """
     try:
         libc = ctypes.CDLL(None)
