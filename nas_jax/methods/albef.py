@@ -385,8 +385,10 @@ def masked_language(
         if ctx.config.plain:
             taught_BxMxD = gather_positions(apply(ctx, teacher, "fuse", *inputs), masked.positions_BxM)
         else:  # the last layer computes the masked positions only
-            wanted = [Wanted((0,), masked.positions_BxM[:, None])]
-            taught_BxMxD = apply(ctx, teacher, "fuse", *inputs, wanted)[0][:, 0]
+            text_BxLxD, mask_BxL, image_BxTxD, seeds_B = inputs
+            wanted, seen = [Wanted((0,), masked.positions_BxM[:, None])], (Pictures((image_BxTxD,)),)
+            (taught,) = apply(ctx, teacher, "fuse", text_BxLxD, mask_BxL, seen, seeds_B, wanted)
+            taught_BxMxD = taught[:, 0]
         student_BxMxV = apply(ctx, params, "mlm_logits", rows["fused_BxMxD"])
         return mlm_rows(student_BxMxV, apply(ctx, teacher, "mlm_logits", taught_BxMxD), masked, alpha)
 

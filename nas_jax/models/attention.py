@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.models.dropout import dropout
-from nas_jax.models.pictures import Pictures, Places, Replacement
+from nas_jax.models.pictures import Look, Pictures, Places, Replacement, tokens_of
 from nas_jax.parallel.mesh import BATCH, one_device, pin, pin_rows, take_rows
 from nas_jax.typing import Array
 
@@ -22,10 +22,10 @@ IMPLEMENTATIONS = ("xla", "cudnn")
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of some tokens."""
+    """Keys and values of some tokens: (B, T, H, F), or (B, T, F) the same for all heads."""
 
-    key_BxTxHxF: Array
-    value_BxTxHxF: Array
+    key: Array
+    value: Array
 
 
 def _init_flat(kernel_init: nn.initializers.Initializer, inputs: int) -> nn.initializers.Initializer:
@@ -93,9 +93,35 @@ class ToHeads:
         """Bias of the last part."""
         return self.bias_PxHxF[-1]
 
+    def absorbs(self, queries: int, tokens: Sequence[Array]) -> bool:
+        """Whether `attend_tokens` is fewer operations than keys and values, for so many queries of these tokens."""
+        dim, heads = self.kernel_DxPxHxF.shape[0], self.bias_PxHxF.shape[1]
+        count = sum(x_BxTxD.shape[1] for x_BxTxD in tokens)
+        return queries * (dim + (heads - 1) * count) < count * dim
+
+    def attend_tokens(
+        self,
+        query_BxLxHxF: Array,
+        tokens: Sequence[Array],
+        key_mask_BxT: Array | None = None,
+        drop: Drop | None = None,
+    ) -> Array:
+        """`attend` (B, L, H, F) to the tokens, each (B, T, D), without their keys and values.
+
+        q (x W_k) = (q W_k') x and p (x W_v) = (p x) W_v: the kernels go to the queries and to what is mixed (DeepSeek-AI
+        2024, DeepSeek-V2, section 2.1.2), of which there may be fewer than tokens.
+        """
+        key_DxHxF, value_DxHxF = self.kernels_DxHxF[-2:]
+        scale = query_BxLxHxF.shape[-1] ** -0.5
+        query_BxLxHxD = _pin(jnp.einsum("blhf,dhf->blhd", query_BxLxHxF * scale, key_DxHxF))
+        groups = [KeyValue(x_BxTxD, x_BxTxD) for x_BxTxD in map(self._cast, tokens)]
+        mixed_BxLxHxD, weight = _weighted(query_BxLxHxD, groups, key_mask_BxT, drop)
+        mixed_BxLxHxF = _pin(jnp.einsum("blhd,dhf->blhf", mixed_BxLxHxD, value_DxHxF))
+        return mixed_BxLxHxF + weight * self.value_bias_HxF
+
     def replaced(self, keys: KeyValue, replacement: Replacement, places: Places) -> KeyValue:
         """`keys` (B, T, H, F) of the patches, perhaps with [CLS] before, and those of the replaced patches instead."""
-        before = keys.key_BxTxHxF.shape[1] - places.place_NxD.shape[0]
+        before = keys.key.shape[1] - places.place_NxD.shape[0]
 
         def with_cls(x: Array, axis: int) -> Array:
             return jnp.pad(x, [(before * (number == axis), 0) for number in range(x.ndim)])
@@ -264,9 +290,17 @@ def attend(
             query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
         )
         return mixed + value_bias_HxF
+    mixed, weight = _weighted(query_BxLxHxF * scale, groups, key_mask_BxT, drop)
+    return _pin(mixed + weight * value_bias_HxF)
+
+
+def _weighted(
+    query_BxLxHxF: Array, groups: Sequence[KeyValue], key_mask_BxT: Array | None, drop: Drop | None
+) -> tuple[Array, Array | float]:
+    """The values mixed (B, L, H, F), and the sum of their weights (B, L, H, 1), which is 1 without dropout."""
     rate, salt, seeds_BxL = (0.0, "", None) if drop is None else drop
-    mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF * scale, tuple(groups), key_mask_BxT, seeds_BxL)
-    return _pin(mixed + (value_bias_HxF if drop is None else kept_BxLxH[..., None] * value_bias_HxF))
+    mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF, tuple(groups), key_mask_BxT, seeds_BxL)
+    return mixed, 1.0 if drop is None else kept_BxLxH[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -288,7 +322,7 @@ def _mix(
 
 def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
     dtype = query_BxLxHxF.dtype
-    logits = [jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF, group.key_BxTxHxF).astype(jnp.float32) for group in groups]
+    logits = [_products(query_BxLxHxF, group.key).astype(jnp.float32) for group in groups]
     if key_mask_BxT is not None:
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
     largest_BxHxL = functools.reduce(jnp.maximum, (x.max(-1) for x in logits))
@@ -297,7 +331,7 @@ def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
     powers = tuple(x.astype(dtype) for x in powers)
     dropped = _dropped(drop, powers, seeds_BxL)
     scale_BxLxH = (1 / total_BxHxL).swapaxes(1, 2)
-    mixed = sum(_over_keys(x, group.value_BxTxHxF) for x, group in zip(dropped, groups, strict=True))
+    mixed = sum(_over_keys(x, group.value) for x, group in zip(dropped, groups, strict=True))
     mixed_BxLxHxF = (mixed * scale_BxLxH[..., None]).astype(dtype)
     kept_BxLxH = None
     if seeds_BxL is not None:
@@ -311,7 +345,7 @@ def _mix_backward(drop, saved, grads):
     wide_BxLxHxF = grads[0].astype(jnp.float32)
     grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(query_BxLxHxF.dtype)
     mean_BxLxH = (wide_BxLxHxF * mixed_BxLxHxF).sum(-1) * scale_BxLxH
-    products = [jnp.einsum("blhf,bthf->bhlt", grad_BxLxHxF, group.value_BxTxHxF) for group in groups]
+    products = [_products(grad_BxLxHxF, group.value) for group in groups]
     if seeds_BxL is not None:
         extra_BxLxH = grads[1].astype(jnp.float32) * scale_BxLxH
         mean_BxLxH += extra_BxLxH * kept_BxLxH
@@ -324,22 +358,32 @@ def _mix_backward(drop, saved, grads):
         if key_mask_BxT is not None:
             grad_logits = jnp.where(key_mask_BxT[:, None, None, :], grad_logits, 0)
         grad_logits = grad_logits.astype(query_BxLxHxF.dtype)
-        grad_query += _over_keys(grad_logits, group.key_BxTxHxF)
-        grad_key = _over_queries(grad_logits, query_BxLxHxF)
-        grad_groups.append(KeyValue(grad_key, _over_queries(drop_power, grad_BxLxHxF)))
+        grad_query += _over_keys(grad_logits, group.key)
+        grad_key = _over_queries(grad_logits, query_BxLxHxF, group.key.ndim)
+        grad_groups.append(KeyValue(grad_key, _over_queries(drop_power, grad_BxLxHxF, group.value.ndim)))
     return grad_query, tuple(grad_groups), None, None
+
+
+def _products(query_BxLxHxF: Array, key: Array) -> Array:
+    """Inner products (B, H, L, T) of all queries and keys."""
+    if key.ndim == 3:
+        return jnp.einsum("blhf,btf->bhlt", query_BxLxHxF, key)
+    return jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF, key)
 
 
 # The larger array first, and heads moved after: faster on CPUs than what einsum makes of "bhlt,bthf->blhf".
 
 
-def _over_keys(weights_BxHxLxT: Array, x_BxTxHxF: Array) -> Array:
+def _over_keys(weights_BxHxLxT: Array, value: Array) -> Array:
     """Weighted sums (B, L, H, F) over all keys."""
-    return jnp.einsum("bhlt,bthf->bhlf", weights_BxHxLxT, x_BxTxHxF).swapaxes(1, 2)
+    pattern = "bhlt,btf->bhlf" if value.ndim == 3 else "bhlt,bthf->bhlf"
+    return jnp.einsum(pattern, weights_BxHxLxT, value).swapaxes(1, 2)
 
 
-def _over_queries(weights_BxHxLxT: Array, x_BxLxHxF: Array) -> Array:
-    """Weighted sums (B, T, H, F) over all queries."""
+def _over_queries(weights_BxHxLxT: Array, x_BxLxHxF: Array, ndim: int) -> Array:
+    """Weighted sums over all queries: (B, T, H, F), or (B, T, F) over heads too."""
+    if ndim == 3:
+        return jnp.einsum("bhlt,blhf->btf", weights_BxHxLxT, x_BxLxHxF)
     return jnp.einsum("bhlt,blhf->bhtf", weights_BxHxLxT, x_BxLxHxF).swapaxes(1, 2)
 
 
@@ -391,13 +435,17 @@ class SelfAttention(_Heads):
         seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens ask; with one stream.
         """
         qkv = self._project("qkv", 3)(streams[0].shape[-1])
-        if picked_RxM is None:
-            queries, groups = zip(*map(qkv.query_key_value, streams), strict=True)
-        else:
-            queries = [qkv.query(gather_tokens(streams[0], picked_RxM))]
-            groups = [qkv.key_value(streams[0])]
         bias_HxF, drop = qkv.value_bias_HxF, self._drop(seeds_RxL)
-        mixed = [attend(query, groups, bias_HxF, key_mask_RxL, drop, self.implementation) for query in queries]
+        if picked_RxM is not None:
+            query_RxMxHxF = qkv.query(gather_tokens(streams[0], picked_RxM))
+            if self.implementation == "xla" and qkv.absorbs(picked_RxM.shape[1], streams):
+                mixed = [qkv.attend_tokens(query_RxMxHxF, streams, key_mask_RxL, drop)]
+            else:
+                keys = [qkv.key_value(streams[0])]
+                mixed = [attend(query_RxMxHxF, keys, bias_HxF, key_mask_RxL, drop, self.implementation)]
+        else:
+            queries, groups = zip(*map(qkv.query_key_value, streams), strict=True)
+            mixed = [attend(query, groups, bias_HxF, key_mask_RxL, drop, self.implementation) for query in queries]
         out = self._out(streams[0].shape[-1])
         return [pin_rows(out(one)) for one in mixed]
 
@@ -410,7 +458,7 @@ class CrossAttention(_Heads):
         """R rows, those of a picture together, in the order of the looks; see `models/pictures.py`."""
         dim = x_RxLxD.shape[-1]
         query, key_value = self._project("query", 1)(dim), self._project("key_value", 2)(dim)
-        batch, bias_HxF = pictures[0].tokens[0].shape[0], key_value.value_bias_HxF
+        batch = pictures[0].tokens[0].shape[0]
 
         def by_picture(x: Array) -> Array:
             return pin_rows(x.reshape(batch, -1, *x.shape[1:]))
@@ -420,10 +468,7 @@ class CrossAttention(_Heads):
         seeds_BxPxL = None if seeds_RxL is None else by_picture(seeds_RxL)
         mixed, row = [], 0
         for seen in pictures:
-            if any(look.detached for look in seen.looks):
-                plain, detached = zip(*map(key_value.key_value_twice, seen.tokens), strict=True)
-            else:
-                plain = detached = [key_value.key_value(part) for part in seen.tokens]
+            attend_as = self._reader(key_value, seen, seen.rows * x_RxLxD.shape[1])
             for look in seen.looks:
                 rows = slice(row, row + look.rows)
 
@@ -431,17 +476,35 @@ class CrossAttention(_Heads):
                     return pin_rows(x[:, rows].reshape(batch, -1, *x.shape[3:]))
 
                 drop = None if seeds_BxPxL is None else self._drop(together(seeds_BxPxL))
-                keys = detached if look.detached else plain
-                if look.index_B is not None:
-                    keys = [KeyValue(*(take_rows(x, look.index_B, look.shards) for x in group)) for group in keys]
-                if look.replacement is not None:
-                    keys = [*keys[:-1], key_value.replaced(keys[-1], look.replacement, seen.places)]
-                query_BxQxHxF = query.query(together(x_BxPxLxD))
-                mixed_BxQxD = out(attend(query_BxQxHxF, keys, bias_HxF, None, drop, self.implementation))
+                mixed_BxQxD = out(attend_as(look, query.query(together(x_BxPxLxD)), drop))
                 mixed.append(mixed_BxQxD.reshape(batch, look.rows, *x_RxLxD.shape[1:]))
                 row += look.rows
         mixed_BxPxLxD = jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
         return pin_rows(mixed_BxPxLxD.reshape(x_RxLxD.shape))
+
+    def _reader(self, to_heads: ToHeads, seen: Pictures, queries: int) -> Callable[[Look, Array, Drop | None], Array]:
+        """What mixes (B, Q, H, F) for the queries (B, Q, H, F) of a look, of `queries` of all looks at each picture."""
+        if self.implementation == "xla" and not seen.plain and to_heads.absorbs(queries, seen.tokens):
+
+            def read(look: Look, query_BxQxHxF: Array, drop: Drop | None) -> Array:
+                return to_heads.attend_tokens(query_BxQxHxF, tokens_of(look, seen), drop=drop)
+
+            return read
+
+        if any(look.detached for look in seen.looks):
+            plain, detached = zip(*map(to_heads.key_value_twice, seen.tokens), strict=True)
+        else:
+            plain = detached = [to_heads.key_value(part) for part in seen.tokens]
+
+        def read(look: Look, query_BxQxHxF: Array, drop: Drop | None) -> Array:
+            keys = detached if look.detached else plain
+            if look.index_B is not None:
+                keys = [KeyValue(*(take_rows(x, look.index_B, look.shards) for x in group)) for group in keys]
+            if look.replacement is not None:
+                keys = [*keys[:-1], to_heads.replaced(keys[-1], look.replacement, seen.places)]
+            return attend(query_BxQxHxF, keys, to_heads.value_bias_HxF, None, drop, self.implementation)
+
+        return read
 
 
 def gather_tokens(x_RxLxD: Array, picked_RxM: Array) -> Array:

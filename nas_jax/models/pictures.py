@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 
+from nas_jax.parallel.mesh import take_rows
 from nas_jax.typing import Array
 
 
@@ -56,11 +59,17 @@ class Pictures:
     tokens: tuple[Array, ...]
     looks: tuple[Look, ...] = (Look(),)
     places: Places | None = None  # needed by looks with replacements
+    plain: bool = flax.struct.field(pytree_node=False, default=False)  # keys and values of all tokens in any case
+
+    @property
+    def rows(self) -> int:
+        """Texts beside each picture."""
+        return sum(look.rows for look in self.looks)
 
 
 def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
-    """Image tokens alone are one row for each picture."""
-    return seen if isinstance(seen, tuple) else (Pictures((seen,)),)
+    """Image tokens alone are one row for each picture, in the plain form."""
+    return seen if isinstance(seen, tuple) else (Pictures((seen,), plain=True),)
 
 
 def cls_apart(pictures: tuple[Pictures, ...]) -> tuple[Pictures, ...]:
@@ -81,3 +90,23 @@ def looks_of(pictures: tuple[Pictures, ...], texts: Sequence[int]) -> tuple[Pict
         if looks:
             kept.append(seen.replace(looks=tuple(looks)))
     return tuple(kept)
+
+
+def tokens_of(look: Look, seen: Pictures) -> list[Array]:
+    """The tokens (B, T, D) that a look reads, in the parts of `seen`."""
+    tokens = [jax.lax.stop_gradient(x) if look.detached else x for x in seen.tokens]
+    if look.index_B is not None:
+        tokens = [take_rows(x, look.index_B, look.shards) for x in tokens]
+    if look.replacement is not None:
+        base_Bx1xD, (place_NxD, bias_D) = look.replacement.base_BxD[:, None], seen.places
+        new_BxNxD = look.replacement.scale_BxN[..., None] * (base_Bx1xD + place_NxD) + bias_D
+        tokens[-1] = replace_patches(tokens[-1], look.replacement.where_BxN, new_BxNxD)
+    return tokens
+
+
+def replace_patches(kept: Array, where_BxN: Array, new: Array) -> Array:
+    """(B, T, ...) with the new patches (B, N, ...) where they are wanted; [CLS], if it stands before, is kept."""
+    where = where_BxN.reshape(*where_BxN.shape, *(1,) * (kept.ndim - 2))
+    before = kept.shape[1] - where.shape[1]
+    patches = jnp.where(where, new.astype(kept.dtype), kept[:, before:])
+    return jnp.concatenate([kept[:, :before], patches], axis=1) if before else patches
