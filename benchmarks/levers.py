@@ -7,12 +7,13 @@
 Prints for each form the predicted time of forward and backward, its share of the chip's peak, the temporary memory and
 the seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom calls. The fusion
 layer is one of NAS: beside each picture five texts, of which two read it, one reads another picture, one reads it with
-replaced patches and one without a gradient to it.
+replaced patches and one without a gradient to it; or one text, as MLM has it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -65,7 +66,7 @@ def fusion_layer(shapes: Shapes, apart: bool) -> Given:
     def looks(given: dict) -> tuple[Pictures, ...]:
         replacement = Replacement(given["where"], given["base"], given["scale"])
         seen = (Look(2), Look(1, False, given["index"], shards), Look(1, True, None, 1, replacement), Look(1, True))
-        pictures = (Pictures((given["tokens"],), seen, Places(given["place"], given["bias"])),)
+        pictures = (Pictures((given["tokens"],), seen, Places(given["row"], given["column"], given["bias"])),)
         return cls_apart(pictures) if apart else pictures
 
     def call(function: Callable) -> Callable:
@@ -82,8 +83,30 @@ def fusion_layer(shapes: Shapes, apart: bool) -> Given:
         "where": shapes.rows(PATCHES, dtype=jnp.bool_),
         "base": shapes.rows(model.dim),
         "scale": shapes.rows(PATCHES),
-        "place": shapes.whole(PATCHES, model.dim),
+        "row": shapes.whole(math.isqrt(PATCHES), model.dim),
+        "column": shapes.whole(math.isqrt(PATCHES), model.dim),
         "bias": shapes.whole(model.dim),
+    }
+    return call(layer.apply), jax.eval_shape(call(layer.init), jax.random.key(0), given), given
+
+
+def masked_layer(shapes: Shapes, plain: bool) -> Given:
+    """A layer of the fusion encoder with one text beside each picture, as MLM has it."""
+    model = _model(True)
+    layer = BertLayer(model)
+
+    def call(function: Callable) -> Callable:
+        def called(first: PyTree, given: dict) -> PyTree:
+            pictures = cls_apart((Pictures((given["tokens"],), plain=plain),))
+            return function(first, given["texts"], model.text_layers, given["mask"], pictures, given["seeds"])
+
+        return called
+
+    given = {
+        "texts": shapes.rows(shapes.length, model.dim),
+        "mask": shapes.rows(shapes.length, dtype=jnp.bool_),
+        "seeds": shapes.rows(shapes.length, dtype=jnp.uint32),
+        "tokens": shapes.rows(PATCHES + 1, model.dim),
     }
     return call(layer.apply), jax.eval_shape(call(layer.init), jax.random.key(0), given), given
 
@@ -99,7 +122,10 @@ FORMS: dict[str, tuple[Callable[[Shapes], Given], str]] = {  # what is built, ef
     "image: one array, compiled quickly": (lambda shapes: image_block(shapes, PATCHES + 1), "quick"),
     "fusion: [CLS] and patches in one array": (lambda shapes: fusion_layer(shapes, False), "full"),
     "fusion: [CLS] apart (model.cls_apart)": (lambda shapes: fusion_layer(shapes, True), "full"),
+    "fusion, one text: keys and values of all tokens": (lambda shapes: masked_layer(shapes, True), "full"),
+    "fusion, one text: none of them (attend_tokens)": (lambda shapes: masked_layer(shapes, False), "full"),
 }
+WIDTH = max(map(len, FORMS))
 
 
 def predict(topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int, length: int) -> dict[str, float]:
@@ -136,13 +162,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=25, help="tokens of each text")
     parser.add_argument("--only", default="", help="forms whose name begins with this")
     options = parser.parse_args()
-    print(f"{'form':<39} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
+    print(f"{'form':<{WIDTH}} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
     for form, (build, effort) in FORMS.items():
         if not form.startswith(options.only):
             continue
         found = predict(options.topology, build, effort, options.pairs, options.length)
         print(
-            f"{form:<39} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
+            f"{form:<{WIDTH}} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
             f"{found['compile_s']:>14.0f}",
             flush=True,
         )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.models.dropout import dropout
-from nas_jax.models.pictures import Look, Pictures, Places, Replacement, tokens_of
+from nas_jax.models.pictures import Look, Pictures, Places, Replacement, replace_patches, tokens_of
 from nas_jax.parallel.mesh import BATCH, one_device, pin, pin_rows, take_rows
 from nas_jax.typing import Array
 
@@ -108,8 +108,8 @@ class ToHeads:
     ) -> Array:
         """`attend` (B, L, H, F) to the tokens, each (B, T, D), without their keys and values.
 
-        q (x W_k) = (q W_k') x and p (x W_v) = (p x) W_v: the kernels go to the queries and to what is mixed (DeepSeek-AI
-        2024, DeepSeek-V2, section 2.1.2), of which there may be fewer than tokens.
+        q (x W_k)' = (q W_k') x' and p (x W_v) = (p x) W_v: the kernels are absorbed by the queries and by what is mixed
+        (DeepSeek-AI 2024, DeepSeek-V2, section 2.1.2), of which there are fewer than tokens.
         """
         key_DxHxF, value_DxHxF = self.kernels_DxHxF[-2:]
         scale = query_BxLxHxF.shape[-1] ** -0.5
@@ -120,21 +120,13 @@ class ToHeads:
         return mixed_BxLxHxF + weight * self.value_bias_HxF
 
     def replaced(self, keys: KeyValue, replacement: Replacement, places: Places) -> KeyValue:
-        """`keys` (B, T, H, F) of the patches, perhaps with [CLS] before, and those of the replaced patches instead."""
-        before = keys.key.shape[1] - places.place_NxD.shape[0]
-
-        def with_cls(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(before * (number == axis), 0) for number in range(x.ndim)])
-
-        scale_BxT, where_BxT = with_cls(replacement.scale_BxN, 1), with_cls(replacement.where_BxN, 1)
+        """`keys` of the tokens, and those of the replaced patches instead."""
 
         def part(kernel_DxHxF: Array, kept_BxTxHxF: Array) -> Array:
             def project(x: Array) -> Array:
                 return jnp.einsum("...d,dhf->...hf", self._cast(x), kernel_DxHxF, preferred_element_type=jnp.float32)
 
-            base_BxHxF, place_TxHxF = project(replacement.base_BxD), with_cls(project(places.place_NxD), 0)
-            new_BxTxHxF = (base_BxHxF[:, None] + place_TxHxF) * scale_BxT[..., None, None] + project(places.bias_D)
-            return jnp.where(where_BxT[..., None, None], new_BxTxHxF.astype(kept_BxTxHxF.dtype), kept_BxTxHxF)
+            return replace_patches(kept_BxTxHxF, replacement, places, project)
 
         return KeyValue(*map(part, self.kernels_DxHxF[-2:], keys))
 
@@ -250,12 +242,26 @@ class FromHeads(nn.Module):
 
 @jax.custom_vjp
 def _join(x_BxTxHxF: Array, kernel_HxFxD: Array) -> Array:
-    return jnp.einsum("bthf,hfd->btd", x_BxTxHxF, kernel_HxFxD)
+    # On CPUs XLA sums over numbers and heads in the order in which the larger array comes, and turns the kernel to it.
+    def flat(x: Array, kernel: Array) -> Array:
+        return x.reshape(*x.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+    def by_heads(x: Array, kernel: Array) -> Array:
+        return jnp.einsum("bthf,hfd->btd", x, kernel)
+
+    return jax.lax.platform_dependent(x_BxTxHxF, kernel_HxFxD, cpu=flat, default=by_heads)
 
 
 def _join_backward(saved: tuple[Array, Array], grad_BxTxD: Array) -> tuple[Array, Array]:
+    def flat(grad: Array, kernel: Array) -> Array:
+        joined = jnp.einsum("btd,kd->btk", grad, kernel.reshape(-1, kernel.shape[-1]))
+        return joined.reshape(*grad.shape[:2], *kernel.shape[:2])
+
+    def by_heads(grad: Array, kernel: Array) -> Array:
+        return jnp.einsum("btd,hfd->bthf", grad, kernel)
+
     x_BxTxHxF, kernel_HxFxD = saved
-    grad_BxTxHxF = jnp.einsum("btd,hfd->bthf", grad_BxTxD, kernel_HxFxD)
+    grad_BxTxHxF = jax.lax.platform_dependent(grad_BxTxD, kernel_HxFxD, cpu=flat, default=by_heads)
     return grad_BxTxHxF, jnp.einsum("bthf,btd->hfd", x_BxTxHxF, grad_BxTxD)
 
 
@@ -366,9 +372,18 @@ def _mix_backward(drop, saved, grads):
 
 def _products(query_BxLxHxF: Array, key: Array) -> Array:
     """Inner products (B, H, L, T) of all queries and keys."""
+
+    def heads_first(query: Array, key: Array) -> Array:
+        # Else a CPU turns the keys over, number by number.
+        query, key = jax.lax.optimization_barrier((query.swapaxes(1, 2), key.swapaxes(1, 2)))
+        return jnp.einsum("bhlf,bhtf->bhlt", query, key)
+
+    def as_they_are(query: Array, key: Array) -> Array:
+        return jnp.einsum("blhf,bthf->bhlt", query, key)
+
     if key.ndim == 3:
         return jnp.einsum("blhf,btf->bhlt", query_BxLxHxF, key)
-    return jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF, key)
+    return jax.lax.platform_dependent(query_BxLxHxF, key, cpu=heads_first, default=as_they_are)
 
 
 # The larger array first, and heads moved after: faster on CPUs than what einsum makes of "bhlt,bthf->blhf".

@@ -2,12 +2,13 @@
 
 Several texts stand beside each picture: the true one, hard negatives, generated ones. They read the same image tokens,
 so their keys and values are computed once for each picture and not once for each row; another picture of the batch is
-looked up among the keys and values that are there; and a picture with some tokens replaced differs in those only.
+looked up among the keys and values that are there; and a picture with some tokens replaced differs in those only. Where
+few tokens of text look, they read the image tokens without any keys and values (`attention.ToHeads.attend_tokens`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -22,8 +23,9 @@ from nas_jax.typing import Array
 class Replacement:
     """Tokens of each picture that are replaced, all by the same code (NVA), in the parts that LayerNorm leaves of them.
 
-    The new token at patch n is scale_BxN * (base_BxD + place_NxD) + bias_D. So its keys and values follow from one
-    projection for each picture and one for each patch position, however many tokens are replaced.
+    The new token at patch n is scale_BxN * (base_BxD + place_NxD) + bias_D, and a place is the sum of its row's and its
+    column's code. So the new keys and values follow from one projection for each picture, and one for each row and
+    column of patches, however many tokens are replaced.
     """
 
     where_BxN: Array  # bool, True where replaced
@@ -32,9 +34,10 @@ class Replacement:
 
 
 class Places(NamedTuple):
-    """The parts of a replaced token that are the same for all pictures."""
+    """The parts of a replaced token that are the same for all pictures, on a grid of S x S patches."""
 
-    place_NxD: Array
+    row_SxD: Array
+    column_SxD: Array
     bias_D: Array
 
 
@@ -98,15 +101,26 @@ def tokens_of(look: Look, seen: Pictures) -> list[Array]:
     if look.index_B is not None:
         tokens = [take_rows(x, look.index_B, look.shards) for x in tokens]
     if look.replacement is not None:
-        base_Bx1xD, (place_NxD, bias_D) = look.replacement.base_BxD[:, None], seen.places
-        new_BxNxD = look.replacement.scale_BxN[..., None] * (base_Bx1xD + place_NxD) + bias_D
-        tokens[-1] = replace_patches(tokens[-1], look.replacement.where_BxN, new_BxNxD)
+        tokens[-1] = replace_patches(tokens[-1], look.replacement, seen.places)
     return tokens
 
 
-def replace_patches(kept: Array, where_BxN: Array, new: Array) -> Array:
-    """(B, T, ...) with the new patches (B, N, ...) where they are wanted; [CLS], if it stands before, is kept."""
-    where = where_BxN.reshape(*where_BxN.shape, *(1,) * (kept.ndim - 2))
-    before = kept.shape[1] - where.shape[1]
-    patches = jnp.where(where, new.astype(kept.dtype), kept[:, before:])
-    return jnp.concatenate([kept[:, :before], patches], axis=1) if before else patches
+def replace_patches(
+    kept: Array, replacement: Replacement, places: Places, project: Callable[[Array], Array] = lambda x: x
+) -> Array:
+    """(B, T, ...): what a linear map gives of the tokens, and what it gives of the new ones at the replaced patches.
+
+    kept: that of the picture's own tokens, the patches and perhaps [CLS] before. project: the map, (..., D) -> ....
+    """
+    base, bias = project(replacement.base_BxD)[:, None], project(places.bias_D)
+    place = project(places.row_SxD)[:, None] + project(places.column_SxD)[None]
+    place = place.reshape(-1, *place.shape[2:])
+    before = kept.shape[1] - place.shape[0]
+
+    def of_tokens(x_BxN: Array) -> Array:
+        x_BxT = jnp.pad(x_BxN, ((0, 0), (before, 0)))
+        return x_BxT.reshape(*x_BxT.shape, *(1,) * (kept.ndim - 2))
+
+    place = jnp.pad(place, ((before, 0), *((0, 0),) * (place.ndim - 1)))
+    new = (base + place) * of_tokens(replacement.scale_BxN) + bias
+    return jnp.where(of_tokens(replacement.where_BxN), new.astype(kept.dtype), kept)

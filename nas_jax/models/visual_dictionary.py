@@ -242,14 +242,19 @@ def quantize(
 
 def sine_position_code(side: int, dim: int) -> np.ndarray:
     """Fixed 2-D sine code (side * side, dim) in row-major order: y half, then x half (DETR, Carion et al. 2020)."""
+    row_SxD, column_SxD = sine_row_and_column_codes(side, dim)
+    return (row_SxD[:, None] + column_SxD[None]).reshape(side * side, dim)
+
+
+def sine_row_and_column_codes(side: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes (side, dim) of rows and of columns, whose sum is that of a patch."""
     half = dim // 2
     coordinate_S = (np.arange(side) + 1) / (side + 1e-6) * 2 * np.pi
     frequency = 10000.0 ** (2 * (np.arange(half) // 2) / half)
     angle_SxF = coordinate_S[:, None] / frequency
-    code_SxF = np.where(np.arange(half) % 2 == 0, np.sin(angle_SxF), np.cos(angle_SxF))
-    rows = np.broadcast_to(code_SxF[:, None], (side, side, half))
-    columns = np.broadcast_to(code_SxF[None], (side, side, half))
-    return np.concatenate([rows, columns], axis=-1).reshape(side * side, dim).astype(np.float32)
+    code_SxF = np.where(np.arange(half) % 2 == 0, np.sin(angle_SxF), np.cos(angle_SxF)).astype(np.float32)
+    nothing_SxF = np.zeros_like(code_SxF)
+    return np.concatenate([code_SxF, nothing_SxF], axis=-1), np.concatenate([nothing_SxF, code_SxF], axis=-1)
 
 
 class DictionaryNeck(nn.Module):
@@ -303,7 +308,9 @@ class DictionaryNeck(nn.Module):
     def places(self) -> Places:
         """What replaced tokens have in common."""
         norm = self.norm.variables["params"]
-        return Places(_centred(self._position(self.config.num_patches)) * norm["scale"], norm["bias"])
+        codes = sine_row_and_column_codes(math.isqrt(self.config.num_patches), self.config.dim)
+        row_SxD, column_SxD = (_centred(jnp.asarray(code_SxD)) * norm["scale"] for code_SxD in codes)
+        return Places(row_SxD, column_SxD, norm["bias"])
 
     def _position(self, patches: int) -> Array:
         return jnp.asarray(sine_position_code(math.isqrt(patches), self.config.dim))

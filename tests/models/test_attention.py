@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nas_jax.models.attention import MASKED, Drop, KeyValue, attend
+from nas_jax.models.attention import MASKED, Drop, KeyValue, ToHeads, attend
 from nas_jax.models.dropout import dropout
+from nas_jax.train.machine import matmul_flops
 
 B, L, H, F, LENGTHS = 2, 3, 2, 4, (1, 5)
 
@@ -24,27 +25,79 @@ def written_out(query, keys, values, bias, mask, drop):
     return jnp.einsum("bhlt,bthf->blhf", weights, values + bias)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "masked", "rate"), [((6,), False, 0.0), (LENGTHS, False, 0.0), ((6,), True, 0.5), (LENGTHS, False, 0.5)]
-)
-def test_values_and_gradients_are_those_of_the_formula(lengths, masked, rate):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    query, keys, values, bias = draw(B, L, H, F), draw(B, 6, H, F), draw(B, 6, H, F), draw(H, F)
+FORMS = [((6,), False, 0.0), (LENGTHS, False, 0.0), ((6,), True, 0.5), (LENGTHS, False, 0.5)]
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+def variant(masked, rate):
+    """Mask and dropout; the second row of the mask has no key."""
     mask = jnp.asarray([[True] * 4 + [False] * 2, [False] * 6]) if masked else None
-    drop = Drop(rate, "here", jnp.arange(B * L, dtype=jnp.uint32).reshape(B, L)) if rate else None
-    seen, ends = draw(B, L, H, F), np.cumsum(lengths)[:-1]
+    return mask, Drop(rate, "here", jnp.arange(B * L, dtype=jnp.uint32).reshape(B, L)) if rate else None
+
+
+def assert_same(ours, formula, given):
+    """Values and gradients."""
+    seen = draw(B, L, H, F, seed=9)
+    np.testing.assert_allclose(ours(*given), formula(*given), atol=2e-6, rtol=1e-6)
+    numbers = tuple(range(len(given)))
+    grads = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) * seen), numbers)(*given) for f in (ours, formula)]
+    for got, wanted in zip(*grads, strict=True):
+        assert np.abs(wanted).max() > 0.1
+        np.testing.assert_allclose(got, wanted, atol=1e-6 * max(2, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize(("lengths", "masked", "rate"), FORMS)
+def test_values_and_gradients_are_those_of_the_formula(lengths, masked, rate):
+    query, keys, values, bias = draw(B, L, H, F), draw(B, 6, H, F, seed=1), draw(B, 6, H, F, seed=2), draw(H, F)
+    (mask, drop), ends = variant(masked, rate), np.cumsum(lengths)[:-1]
 
     def ours(query, keys, values, bias):
         groups = [KeyValue(*both) for both in zip(jnp.split(keys, ends, 1), jnp.split(values, ends, 1), strict=True)]
         return attend(query, groups, bias, mask, drop)
 
-    def formula(query, keys, values, bias):
-        return written_out(query, keys, values, bias, mask, drop)
+    assert_same(ours, lambda *given: written_out(*given, mask, drop), (query, keys, values, bias))
 
-    given = (query, keys, values, bias)
-    np.testing.assert_allclose(ours(*given), formula(*given), atol=1e-6)
-    grads = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) * seen), (0, 1, 2, 3))(*given) for f in (ours, formula)]
-    for got, wanted in zip(*grads, strict=True):
-        assert np.abs(wanted).max() > 0.1
-        np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+def weights(kernel, bias):
+    return ToHeads(kernel, [kernel[:, part] for part in range(kernel.shape[1])], bias)
+
+
+@pytest.mark.parametrize(("lengths", "masked", "rate"), FORMS)
+def test_tokens_are_read_without_their_keys_as_with_them(lengths, masked, rate):
+    (mask, drop), ends = variant(masked, rate), np.cumsum(lengths)[:-1]
+
+    def ours(query, tokens, kernel, value_bias):
+        bias = jnp.stack([jnp.zeros_like(value_bias), value_bias])
+        return weights(kernel, bias).attend_tokens(query, jnp.split(tokens, ends, 1), mask, drop)
+
+    def formula(query, tokens, kernel, value_bias):
+        keys, values = jnp.einsum("btd,dphf->pbthf", tokens, kernel)
+        return written_out(query, keys, values, value_bias, mask, drop)
+
+    assert_same(
+        ours, formula, (draw(B, L, H, F), draw(B, 6, H * F), draw(H * F, 2, H, F) * (H * F) ** -0.5, draw(H, F))
+    )
+
+
+@pytest.mark.parametrize("queries", [1, 6, 7, 60])
+def test_keys_are_left_out_where_that_is_fewer_operations(queries):
+    tokens, bias = draw(B, 40, H * F), draw(2, H, F)
+
+    def with_keys(query, x, kernel):
+        to_heads = weights(kernel, bias)
+        return attend(query, [to_heads.key_value(x)], to_heads.value_bias_HxF)
+
+    def without(query, x, kernel):
+        return weights(kernel, bias).attend_tokens(query, [x])
+
+    given = draw(B, queries, H, F), tokens, draw(H * F, 2, H, F)
+
+    def operations(function):
+        grads = jax.grad(lambda *given: function(*given).sum(), (0, 1, 2))
+        return matmul_flops(jax.make_jaxpr(grads)(*given).jaxpr)
+
+    fewer = operations(without) < operations(with_keys)
+    assert weights(given[2], bias).absorbs(queries, [tokens]) == fewer == (queries < 7)
