@@ -123,7 +123,7 @@ FORMS: dict[str, tuple[Callable[[Shapes], Given], str]] = {  # what is built, ef
     "fusion: [CLS] and patches in one array": (lambda shapes: fusion_layer(shapes, False), "full"),
     "fusion: [CLS] apart (model.cls_apart)": (lambda shapes: fusion_layer(shapes, True), "full"),
     "fusion, one text: keys and values of all tokens": (lambda shapes: masked_layer(shapes, True), "full"),
-    "fusion, one text: none of them (attend_tokens)": (lambda shapes: masked_layer(shapes, False), "full"),
+    "fusion, one text: the tokens as they are": (lambda shapes: masked_layer(shapes, False), "full"),
 }
 WIDTH = max(map(len, FORMS))
 

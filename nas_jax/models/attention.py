@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.models.dropout import dropout
-from nas_jax.models.pictures import Look, Pictures, Places, Replacement, replace_patches, tokens_of
+from nas_jax.models.pictures import Look, Pictures, Places, Replacement, replace_patches
 from nas_jax.parallel.mesh import BATCH, one_device, pin, pin_rows, take_rows
 from nas_jax.typing import Array
 
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = ("xla", "cudnn")
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of some tokens: (B, T, H, F), or (B, T, F) the same for all heads."""
+    """Keys and values (B, T, H, F) of some tokens, or the kernels (D, H, F) that make them."""
 
     key: Array
     value: Array
@@ -93,34 +93,41 @@ class ToHeads:
         """Bias of the last part."""
         return self.bias_PxHxF[-1]
 
-    def absorbs(self, queries: int, tokens: Sequence[Array]) -> bool:
-        """Whether `attend_tokens` is fewer operations than keys and values, for so many queries of these tokens."""
+    def absorbs(self, queries: int, tokens: int) -> bool:
+        """Whether so many queries read so many tokens with fewer operations as they are than by keys and values."""
         dim, heads = self.kernel_DxPxHxF.shape[0], self.bias_PxHxF.shape[1]
-        count = sum(x_BxTxD.shape[1] for x_BxTxD in tokens)
-        return queries * (dim + (heads - 1) * count) < count * dim
+        return queries * (dim + (heads - 1) * tokens) < tokens * dim
 
-    def attend_tokens(
+    def attend(
         self,
         query_BxLxHxF: Array,
-        tokens: Sequence[Array],
+        groups: Sequence[KeyValue | Array],
         key_mask_BxT: Array | None = None,
         drop: Drop | None = None,
+        implementation: str = "xla",
     ) -> Array:
-        """`attend` (B, L, H, F) to the tokens, each (B, T, D), without their keys and values.
+        """Attention (B, L, H, F) over all groups together, of keys and values or of tokens (B, T, D) as they are.
 
-        q (x W_k)' = (q W_k') x' and p (x W_v) = (p x) W_v: the kernels are absorbed by the queries and by what is mixed
-        (DeepSeek-AI 2024, DeepSeek-V2, section 2.1.2), of which there are fewer than tokens.
+        It is the same as over the concatenation of their keys and values, whose bias is added to what is mixed, times
+        the sum of the weights, which is 1 without dropout. key_mask: True on real keys, with one group only.
         """
-        key_DxHxF, value_DxHxF = self.kernels_DxHxF[-2:]
         scale = query_BxLxHxF.shape[-1] ** -0.5
-        query_BxLxHxD = _pin(jnp.einsum("blhf,dhf->blhd", query_BxLxHxF * scale, key_DxHxF))
-        groups = [KeyValue(x_BxTxD, x_BxTxD) for x_BxTxD in map(self._cast, tokens)]
-        mixed_BxLxHxD, weight = _weighted(query_BxLxHxD, groups, key_mask_BxT, drop)
-        mixed_BxLxHxF = _pin(jnp.einsum("blhd,dhf->blhf", mixed_BxLxHxD, value_DxHxF))
-        return mixed_BxLxHxF + weight * self.value_bias_HxF
+        if implementation == "cudnn" and len(groups) == 1 and drop is None:
+            lengths_B = None if key_mask_BxT is None else key_mask_BxT.sum(-1, dtype=jnp.int32)
+            mixed = jax.nn.dot_product_attention(
+                query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
+            )
+            return mixed + self.value_bias_HxF
+        groups = tuple(group if isinstance(group, KeyValue) else self._cast(group) for group in groups)
+        kernels = None if all(isinstance(group, KeyValue) for group in groups) else KeyValue(*self.kernels_DxHxF[-2:])
+        rate, salt, seeds_BxL = (0.0, "", None) if drop is None else drop
+        mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF * scale, groups, kernels, key_mask_BxT, seeds_BxL)
+        return _pin(mixed + (self.value_bias_HxF if drop is None else kept_BxLxH[..., None] * self.value_bias_HxF))
 
-    def replaced(self, keys: KeyValue, replacement: Replacement, places: Places) -> KeyValue:
-        """`keys` of the tokens, and those of the replaced patches instead."""
+    def replaced(self, group: KeyValue | Array, replacement: Replacement, places: Places) -> KeyValue | Array:
+        """The group of these tokens with some patches replaced."""
+        if not isinstance(group, KeyValue):
+            return replace_patches(group, replacement, places)
 
         def part(kernel_DxHxF: Array, kept_BxTxHxF: Array) -> Array:
             def project(x: Array) -> Array:
@@ -128,7 +135,7 @@ class ToHeads:
 
             return replace_patches(kept_BxTxHxF, replacement, places, project)
 
-        return KeyValue(*map(part, self.kernels_DxHxF[-2:], keys))
+        return KeyValue(*map(part, self.kernels_DxHxF[-2:], group))
 
     def _cast(self, x: Array) -> Array:
         return x.astype(self.bias_PxHxF.dtype)
@@ -276,44 +283,12 @@ class Drop(NamedTuple):
     seeds_BxL: Array  # of the queries
 
 
-def attend(
-    query_BxLxHxF: Array,
-    groups: Sequence[KeyValue],
-    value_bias_HxF: Array,
-    key_mask_BxT: Array | None = None,
-    drop: Drop | None = None,
-    implementation: str = "xla",
-) -> Array:
-    """Attention (B, L, H, F) over the keys of all groups together; the same as over their concatenation.
-
-    value_bias: added to all values, in effect: what is mixed gets it times the sum of the weights, 1 without dropout.
-    key_mask: True on real keys, with one group only.
-    """
-    scale = query_BxLxHxF.shape[-1] ** -0.5
-    if implementation == "cudnn" and len(groups) == 1 and drop is None:
-        lengths_B = None if key_mask_BxT is None else key_mask_BxT.sum(-1, dtype=jnp.int32)
-        mixed = jax.nn.dot_product_attention(
-            query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
-        )
-        return mixed + value_bias_HxF
-    mixed, weight = _weighted(query_BxLxHxF * scale, groups, key_mask_BxT, drop)
-    return _pin(mixed + weight * value_bias_HxF)
-
-
-def _weighted(
-    query_BxLxHxF: Array, groups: Sequence[KeyValue], key_mask_BxT: Array | None, drop: Drop | None
-) -> tuple[Array, Array | float]:
-    """The values mixed (B, L, H, F), and the sum of their weights (B, L, H, 1), which is 1 without dropout."""
-    rate, salt, seeds_BxL = (0.0, "", None) if drop is None else drop
-    mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF, tuple(groups), key_mask_BxT, seeds_BxL)
-    return mixed, 1.0 if drop is None else kept_BxLxH[..., None]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(
     drop: tuple[float, str],
     query_BxLxHxF: Array,
-    groups: tuple[KeyValue, ...],
+    groups: tuple[KeyValue | Array, ...],
+    kernels: KeyValue | None,
     key_mask_BxT: Array | None,
     seeds_BxL: Array | None,
 ) -> tuple[Array, Array | None]:
@@ -322,13 +297,18 @@ def _mix(
     The exponentials are computed once, and divided by their sum only after they have been multiplied with the values.
     The backward pass reads them again; the sum it needs over the keys of each query is one over the F numbers of its
     output (Dao et al. 2022, FlashAttention, appendix B).
+
+    Of tokens as they are, no keys and values are computed: q (x W_k)' = (q W_k') x' and p (x W_v) = (p x) W_v, so the
+    kernels are absorbed by the queries and by what is mixed (DeepSeek-AI 2024, DeepSeek-V2, section 2.1.2).
     """
-    return _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL)[0]
+    return _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL)[0]
 
 
-def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
+def _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL):
     dtype = query_BxLxHxF.dtype
-    logits = [_products(query_BxLxHxF, group.key).astype(jnp.float32) for group in groups]
+    query_BxLxHxD = None if kernels is None else _absorb(query_BxLxHxF, kernels.key)
+    pairs = [_key_value(group) for group in groups]
+    logits = [_products(_by_width(query_BxLxHxF, query_BxLxHxD, key), key).astype(jnp.float32) for key, _ in pairs]
     if key_mask_BxT is not None:
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
     largest_BxHxL = functools.reduce(jnp.maximum, (x.max(-1) for x in logits))
@@ -337,41 +317,74 @@ def _mix_forward(drop, query_BxLxHxF, groups, key_mask_BxT, seeds_BxL):
     powers = tuple(x.astype(dtype) for x in powers)
     dropped = _dropped(drop, powers, seeds_BxL)
     scale_BxLxH = (1 / total_BxHxL).swapaxes(1, 2)
-    mixed = sum(_over_keys(x, group.value) for x, group in zip(dropped, groups, strict=True))
+    sums = [_over_keys(x, value) for x, (_, value) in zip(dropped, pairs, strict=True)]
+    mixed = sum(x for x, (_, value) in zip(sums, pairs, strict=True) if value.ndim == 4)
+    mixed_BxLxHxD = None
+    if kernels is not None:
+        mixed_BxLxHxD = sum(x for x, (_, value) in zip(sums, pairs, strict=True) if value.ndim == 3)
+        mixed += jnp.einsum("blhd,dhf->blhf", mixed_BxLxHxD, kernels.value)
     mixed_BxLxHxF = (mixed * scale_BxLxH[..., None]).astype(dtype)
     kept_BxLxH = None
     if seeds_BxL is not None:
         kept_BxLxH = (sum(jnp.einsum("bhlt->blh", x.astype(jnp.float32)) for x in dropped) * scale_BxLxH).astype(dtype)
-    saved = query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH
+    inputs = query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL
+    saved = inputs, query_BxLxHxD, powers, scale_BxLxH, mixed_BxLxHxF, mixed_BxLxHxD, kept_BxLxH
     return (mixed_BxLxHxF, kept_BxLxH), saved
 
 
 def _mix_backward(drop, saved, grads):
-    query_BxLxHxF, groups, key_mask_BxT, seeds_BxL, powers, scale_BxLxH, mixed_BxLxHxF, kept_BxLxH = saved
+    inputs, query_BxLxHxD, powers, scale_BxLxH, mixed_BxLxHxF, mixed_BxLxHxD, kept_BxLxH = saved
+    query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL = inputs
+    dtype, pairs = query_BxLxHxF.dtype, [_key_value(group) for group in groups]
     wide_BxLxHxF = grads[0].astype(jnp.float32)
-    grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(query_BxLxHxF.dtype)
+    grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(dtype)
+    grad_BxLxHxD = None if kernels is None else _absorb(grad_BxLxHxF, kernels.value)
     mean_BxLxH = (wide_BxLxHxF * mixed_BxLxHxF).sum(-1) * scale_BxLxH
-    products = [_products(grad_BxLxHxF, group.value) for group in groups]
+    products = [_products(_by_width(grad_BxLxHxF, grad_BxLxHxD, value), value) for _, value in pairs]
     if seeds_BxL is not None:
         extra_BxLxH = grads[1].astype(jnp.float32) * scale_BxLxH
         mean_BxLxH += extra_BxLxH * kept_BxLxH
         extra_BxHxLx1 = extra_BxLxH.swapaxes(1, 2)[..., None]
         products = _dropped(drop, [x.astype(jnp.float32) + extra_BxHxLx1 for x in products], seeds_BxL)
-    grad_query, grad_groups = 0, []
     dropped = _dropped(drop, powers, seeds_BxL)
-    for power, drop_power, product, group in zip(powers, dropped, products, groups, strict=True):
+    grad_query, grad_query_BxLxHxD, grad_groups = 0, 0, []
+    for power, drop_power, product, (key, _) in zip(powers, dropped, products, pairs, strict=True):
         grad_logits = power.astype(jnp.float32) * (product.astype(jnp.float32) - mean_BxLxH.swapaxes(1, 2)[..., None])
         if key_mask_BxT is not None:
             grad_logits = jnp.where(key_mask_BxT[:, None, None, :], grad_logits, 0)
-        grad_logits = grad_logits.astype(query_BxLxHxF.dtype)
-        grad_query += _over_keys(grad_logits, group.key)
-        grad_key = _over_queries(grad_logits, query_BxLxHxF, group.key.ndim)
-        grad_groups.append(KeyValue(grad_key, _over_queries(drop_power, grad_BxLxHxF, group.value.ndim)))
-    return grad_query, tuple(grad_groups), None, None
+        grad_logits = grad_logits.astype(dtype)
+        if key.ndim == 4:
+            grad_query += _over_keys(grad_logits, key)
+            grad_value = _over_queries(drop_power, grad_BxLxHxF)
+            grad_groups.append(KeyValue(_over_queries(grad_logits, query_BxLxHxF), grad_value))
+        else:
+            grad_query_BxLxHxD += _over_keys(grad_logits, key)
+            both = zip((grad_logits, drop_power), (query_BxLxHxD, grad_BxLxHxD), strict=True)
+            grad_groups.append(sum(jnp.einsum("bhlt,blhd->btd", *one) for one in both))
+    grad_kernels = None
+    if kernels is not None:
+        grad_query += jnp.einsum("blhd,dhf->blhf", grad_query_BxLxHxD, kernels.key)
+        grad_key_DxHxF = jnp.einsum("blhd,blhf->dhf", grad_query_BxLxHxD, query_BxLxHxF)
+        grad_kernels = KeyValue(grad_key_DxHxF, jnp.einsum("blhd,blhf->dhf", mixed_BxLxHxD, grad_BxLxHxF))
+    return grad_query, tuple(grad_groups), grad_kernels, None, None
 
 
-def _products(query_BxLxHxF: Array, key: Array) -> Array:
-    """Inner products (B, H, L, T) of all queries and keys."""
+def _key_value(group: KeyValue | Array) -> KeyValue:
+    """Tokens as they are stand for both."""
+    return group if isinstance(group, KeyValue) else KeyValue(group, group)
+
+
+def _absorb(x_BxLxHxF: Array, kernel_DxHxF: Array) -> Array:
+    return _pin(jnp.einsum("blhf,dhf->blhd", x_BxLxHxF, kernel_DxHxF))
+
+
+def _by_width(x_BxLxHxF: Array, x_BxLxHxD: Array | None, key: Array) -> Array:
+    """What is multiplied with these keys, or with tokens as they are."""
+    return x_BxLxHxF if key.ndim == 4 else x_BxLxHxD
+
+
+def _products(query: Array, key: Array) -> Array:
+    """Inner products (B, H, L, T) of all queries with keys (B, T, H, F), or with tokens (B, T, D)."""
 
     def heads_first(query: Array, key: Array) -> Array:
         # Else a CPU turns the keys over, number by number.
@@ -382,23 +395,21 @@ def _products(query_BxLxHxF: Array, key: Array) -> Array:
         return jnp.einsum("blhf,bthf->bhlt", query, key)
 
     if key.ndim == 3:
-        return jnp.einsum("blhf,btf->bhlt", query_BxLxHxF, key)
-    return jax.lax.platform_dependent(query_BxLxHxF, key, cpu=heads_first, default=as_they_are)
+        return jnp.einsum("blhd,btd->bhlt", query, key)
+    return jax.lax.platform_dependent(query, key, cpu=heads_first, default=as_they_are)
 
 
 # The larger array first, and heads moved after: faster on CPUs than what einsum makes of "bhlt,bthf->blhf".
 
 
 def _over_keys(weights_BxHxLxT: Array, value: Array) -> Array:
-    """Weighted sums (B, L, H, F) over all keys."""
-    pattern = "bhlt,btf->bhlf" if value.ndim == 3 else "bhlt,bthf->bhlf"
+    """Weighted sums (B, L, H, F) over all keys, or (B, L, H, D) over tokens."""
+    pattern = "bhlt,btd->bhld" if value.ndim == 3 else "bhlt,bthf->bhlf"
     return jnp.einsum(pattern, weights_BxHxLxT, value).swapaxes(1, 2)
 
 
-def _over_queries(weights_BxHxLxT: Array, x_BxLxHxF: Array, ndim: int) -> Array:
-    """Weighted sums over all queries: (B, T, H, F), or (B, T, F) over heads too."""
-    if ndim == 3:
-        return jnp.einsum("bhlt,blhf->btf", weights_BxHxLxT, x_BxLxHxF)
+def _over_queries(weights_BxHxLxT: Array, x_BxLxHxF: Array) -> Array:
+    """Weighted sums (B, T, H, F) over all queries."""
     return jnp.einsum("bhlt,blhf->bhtf", weights_BxHxLxT, x_BxLxHxF).swapaxes(1, 2)
 
 
@@ -430,6 +441,9 @@ class _Heads(nn.Module):
     def _out(self, dim: int) -> nn.Module:
         return FromHeads(dim, self.dtype, self.kernel_init, name="out")
 
+    def _absorbs(self, to_heads: ToHeads, queries: int, x_BxTxD: Array) -> bool:
+        return self.implementation == "xla" and to_heads.absorbs(queries, x_BxTxD.shape[1])
+
     def _drop(self, seeds_RxL: Array | None) -> Drop | None:
         return None if seeds_RxL is None or self.dropout == 0 else Drop(self.dropout, self.name, seeds_RxL)
 
@@ -450,17 +464,14 @@ class SelfAttention(_Heads):
         seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens ask; with one stream.
         """
         qkv = self._project("qkv", 3)(streams[0].shape[-1])
-        bias_HxF, drop = qkv.value_bias_HxF, self._drop(seeds_RxL)
-        if picked_RxM is not None:
-            query_RxMxHxF = qkv.query(gather_tokens(streams[0], picked_RxM))
-            if self.implementation == "xla" and qkv.absorbs(picked_RxM.shape[1], streams):
-                mixed = [qkv.attend_tokens(query_RxMxHxF, streams, key_mask_RxL, drop)]
-            else:
-                keys = [qkv.key_value(streams[0])]
-                mixed = [attend(query_RxMxHxF, keys, bias_HxF, key_mask_RxL, drop, self.implementation)]
-        else:
+        if picked_RxM is None:
             queries, groups = zip(*map(qkv.query_key_value, streams), strict=True)
-            mixed = [attend(query, groups, bias_HxF, key_mask_RxL, drop, self.implementation) for query in queries]
+        else:
+            queries = [qkv.query(gather_tokens(streams[0], picked_RxM))]
+            as_they_are = self._absorbs(qkv, picked_RxM.shape[1], streams[0])
+            groups = [streams[0] if as_they_are else qkv.key_value(streams[0])]
+        drop = self._drop(seeds_RxL)
+        mixed = [qkv.attend(query, groups, key_mask_RxL, drop, self.implementation) for query in queries]
         out = self._out(streams[0].shape[-1])
         return [pin_rows(out(one)) for one in mixed]
 
@@ -483,7 +494,7 @@ class CrossAttention(_Heads):
         seeds_BxPxL = None if seeds_RxL is None else by_picture(seeds_RxL)
         mixed, row = [], 0
         for seen in pictures:
-            attend_as = self._reader(key_value, seen, seen.rows * x_RxLxD.shape[1])
+            groups_of = self._reader(key_value, seen, seen.rows * x_RxLxD.shape[1])
             for look in seen.looks:
                 rows = slice(row, row + look.rows)
 
@@ -491,35 +502,36 @@ class CrossAttention(_Heads):
                     return pin_rows(x[:, rows].reshape(batch, -1, *x.shape[3:]))
 
                 drop = None if seeds_BxPxL is None else self._drop(together(seeds_BxPxL))
-                mixed_BxQxD = out(attend_as(look, query.query(together(x_BxPxLxD)), drop))
+                query_BxQxHxF = query.query(together(x_BxPxLxD))
+                mixed_BxQxHxF = key_value.attend(query_BxQxHxF, groups_of(look), None, drop, self.implementation)
+                mixed_BxQxD = out(mixed_BxQxHxF)
                 mixed.append(mixed_BxQxD.reshape(batch, look.rows, *x_RxLxD.shape[1:]))
                 row += look.rows
         mixed_BxPxLxD = jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
         return pin_rows(mixed_BxPxLxD.reshape(x_RxLxD.shape))
 
-    def _reader(self, to_heads: ToHeads, seen: Pictures, queries: int) -> Callable[[Look, Array, Drop | None], Array]:
-        """What mixes (B, Q, H, F) for the queries (B, Q, H, F) of a look, of `queries` of all looks at each picture."""
-        if self.implementation == "xla" and not seen.plain and to_heads.absorbs(queries, seen.tokens):
+    def _reader(self, to_heads: ToHeads, seen: Pictures, queries: int) -> Callable[[Look], list[KeyValue | Array]]:
+        """What a look attends to: in the parts of the tokens, keys and values, or less work for so many queries."""
+        any_detached = any(look.detached for look in seen.looks)
 
-            def read(look: Look, query_BxQxHxF: Array, drop: Drop | None) -> Array:
-                return to_heads.attend_tokens(query_BxQxHxF, tokens_of(look, seen), drop=drop)
+        def both(x_BxTxD: Array) -> tuple[KeyValue | Array, KeyValue | Array]:  # for looks with and without a gradient
+            if not seen.plain and self._absorbs(to_heads, queries, x_BxTxD):
+                return x_BxTxD, jax.lax.stop_gradient(x_BxTxD)
+            if any_detached:
+                return to_heads.key_value_twice(x_BxTxD)
+            return (to_heads.key_value(x_BxTxD),) * 2
 
-            return read
+        plain, detached = zip(*map(both, seen.tokens), strict=True)
 
-        if any(look.detached for look in seen.looks):
-            plain, detached = zip(*map(to_heads.key_value_twice, seen.tokens), strict=True)
-        else:
-            plain = detached = [to_heads.key_value(part) for part in seen.tokens]
-
-        def read(look: Look, query_BxQxHxF: Array, drop: Drop | None) -> Array:
-            keys = detached if look.detached else plain
+        def groups_of(look: Look) -> list[KeyValue | Array]:
+            groups = list(detached if look.detached else plain)
             if look.index_B is not None:
-                keys = [KeyValue(*(take_rows(x, look.index_B, look.shards) for x in group)) for group in keys]
+                groups = jax.tree.map(lambda x: take_rows(x, look.index_B, look.shards), groups)
             if look.replacement is not None:
-                keys = [*keys[:-1], to_heads.replaced(keys[-1], look.replacement, seen.places)]
-            return attend(query_BxQxHxF, keys, to_heads.value_bias_HxF, None, drop, self.implementation)
+                groups[-1] = to_heads.replaced(groups[-1], look.replacement, seen.places)
+            return groups
 
-        return read
+        return groups_of
 
 
 def gather_tokens(x_RxLxD: Array, picked_RxM: Array) -> Array:

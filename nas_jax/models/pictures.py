@@ -3,7 +3,7 @@
 Several texts stand beside each picture: the true one, hard negatives, generated ones. They read the same image tokens,
 so their keys and values are computed once for each picture and not once for each row; another picture of the batch is
 looked up among the keys and values that are there; and a picture with some tokens replaced differs in those only. Where
-few tokens of text look, they read the image tokens without any keys and values (`attention.ToHeads.attend_tokens`).
+few tokens of text look, they read the image tokens without any keys and values (`attention.ToHeads.absorbs`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
-from nas_jax.parallel.mesh import take_rows
 from nas_jax.typing import Array
 
 
@@ -93,16 +91,6 @@ def looks_of(pictures: tuple[Pictures, ...], texts: Sequence[int]) -> tuple[Pict
         if looks:
             kept.append(seen.replace(looks=tuple(looks)))
     return tuple(kept)
-
-
-def tokens_of(look: Look, seen: Pictures) -> list[Array]:
-    """The tokens (B, T, D) that a look reads, in the parts of `seen`."""
-    tokens = [jax.lax.stop_gradient(x) if look.detached else x for x in seen.tokens]
-    if look.index_B is not None:
-        tokens = [take_rows(x, look.index_B, look.shards) for x in tokens]
-    if look.replacement is not None:
-        tokens[-1] = replace_patches(tokens[-1], look.replacement, seen.places)
-    return tokens
 
 
 def replace_patches(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nas_jax.models.attention import MASKED, Drop, KeyValue, ToHeads, attend
+from nas_jax.models.attention import MASKED, Drop, KeyValue, ToHeads
 from nas_jax.models.dropout import dropout
 from nas_jax.train.machine import matmul_flops
 
@@ -56,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_formula(lengths, masked, rate):
 
     def ours(query, keys, values, bias):
         groups = [KeyValue(*both) for both in zip(jnp.split(keys, ends, 1), jnp.split(values, ends, 1), strict=True)]
-        return attend(query, groups, bias, mask, drop)
+        return weights(jnp.zeros((H * F, 1, H, F)), bias[None]).attend(query, groups, mask, drop)
 
     assert_same(ours, lambda *given: written_out(*given, mask, drop), (query, keys, values, bias))
 
@@ -70,8 +70,9 @@ def test_tokens_are_read_without_their_keys_as_with_them(lengths, masked, rate):
     (mask, drop), ends = variant(masked, rate), np.cumsum(lengths)[:-1]
 
     def ours(query, tokens, kernel, value_bias):
-        bias = jnp.stack([jnp.zeros_like(value_bias), value_bias])
-        return weights(kernel, bias).attend_tokens(query, jnp.split(tokens, ends, 1), mask, drop)
+        to_heads, groups = weights(kernel, value_bias[None]), jnp.split(tokens, ends, 1)
+        groups[1:] = map(to_heads.key_value, groups[1:])  # both kinds together
+        return to_heads.attend(query, groups, mask, drop)
 
     def formula(query, tokens, kernel, value_bias):
         keys, values = jnp.einsum("btd,dphf->pbthf", tokens, kernel)
@@ -88,10 +89,10 @@ def test_keys_are_left_out_where_that_is_fewer_operations(queries):
 
     def with_keys(query, x, kernel):
         to_heads = weights(kernel, bias)
-        return attend(query, [to_heads.key_value(x)], to_heads.value_bias_HxF)
+        return to_heads.attend(query, [to_heads.key_value(x)])
 
     def without(query, x, kernel):
-        return weights(kernel, bias).attend_tokens(query, [x])
+        return weights(kernel, bias).attend(query, [x])
 
     given = draw(B, queries, H, F), tokens, draw(H * F, 2, H, F)
 
@@ -100,4 +101,4 @@ def test_keys_are_left_out_where_that_is_fewer_operations(queries):
         return matmul_flops(jax.make_jaxpr(grads)(*given).jaxpr)
 
     fewer = operations(without) < operations(with_keys)
-    assert weights(given[2], bias).absorbs(queries, [tokens]) == fewer == (queries < 7)
+    assert weights(given[2], bias).absorbs(queries, tokens.shape[1]) == fewer == (queries < 7)
