@@ -13,7 +13,7 @@ dictionary stands still unless --update-dictionary, as in the authors' stage wit
 Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count leaves out the
 libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced step. `matmul_share` is the speed of
 the step, in those operations, over that of one dense matmul of the same dtype in this process, which runs after each
-step for 0.3 of its time: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
+step for as long: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
 over the matmuls before and after it, which a clock that comes and goes disturbs less. `peak_share` is the fastest
 step's over the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul computes
 in the time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread, whose texts are always padded
@@ -88,7 +88,7 @@ PRESETS = {
 }
 REFERENCE_LENGTH = 25
 CODES = 2048
-MATMUL_TIME = 0.3  # of a step's, for the dense matmul after it
+MATMUL_TIME = 1.0  # of a step's, for the dense matmul after it: the fastest of both are then of windows alike
 CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_masked`
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)  # BERT's
 FIRST_WORD = 1000  # in BERT's vocabulary; ids below are not used by random captions
