@@ -387,8 +387,8 @@ def masked_language(
         else:  # the last layer computes the masked positions only
             text_BxLxD, mask_BxL, image_BxTxD, seeds_B = inputs
             wanted, seen = [Wanted((0,), masked.positions_BxM[:, None])], (Pictures((image_BxTxD,)),)
-            (taught,) = apply(ctx, teacher, "fuse", text_BxLxD, mask_BxL, seen, seeds_B, wanted)
-            taught_BxMxD = taught[:, 0]
+            (fused_BxPxMxD,) = apply(ctx, teacher, "fuse", text_BxLxD, mask_BxL, seen, seeds_B, wanted)
+            taught_BxMxD = fused_BxPxMxD[:, 0]
         student_BxMxV = apply(ctx, params, "mlm_logits", rows["fused_BxMxD"])
         return mlm_rows(student_BxMxV, apply(ctx, teacher, "mlm_logits", taught_BxMxD), masked, alpha)
 

@@ -41,12 +41,12 @@ def variant(masked, rate):
 def assert_same(ours, formula, given):
     """Values and gradients."""
     seen = draw(B, L, H, F, seed=9)
-    np.testing.assert_allclose(ours(*given), formula(*given), atol=2e-6, rtol=1e-6)
+    np.testing.assert_allclose(ours(*given), formula(*given), atol=1e-6)
     numbers = tuple(range(len(given)))
     grads = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) * seen), numbers)(*given) for f in (ours, formula)]
     for got, wanted in zip(*grads, strict=True):
         assert np.abs(wanted).max() > 0.1
-        np.testing.assert_allclose(got, wanted, atol=1e-6 * max(2, np.abs(wanted).max()))
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize(("lengths", "masked", "rate"), FORMS)
@@ -78,9 +78,8 @@ def test_tokens_are_read_without_their_keys_as_with_them(lengths, masked, rate):
         keys, values = jnp.einsum("btd,dphf->pbthf", tokens, kernel)
         return written_out(query, keys, values, value_bias, mask, drop)
 
-    assert_same(
-        ours, formula, (draw(B, L, H, F), draw(B, 6, H * F), draw(H * F, 2, H, F) * (H * F) ** -0.5, draw(H, F))
-    )
+    kernel = draw(H * F, 2, H, F) * (H * F) ** -0.5
+    assert_same(ours, formula, (draw(B, L, H, F), draw(B, 6, H * F), kernel, draw(H, F)))
 
 
 @pytest.mark.parametrize("queries", [1, 6, 7, 60])
