@@ -198,7 +198,10 @@ def _project_all_backward(saved: tuple[Array, Array], grads: list[Array]) -> tup
 
     def each(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
         pairs = [_project_backward((x, part), grad) for part, grad in zip(_split(kernel), grads, strict=True)]
-        return sum(grad_x for grad_x, _ in pairs), jnp.stack([grad_kernel for _, grad_kernel in pairs], 1)
+        total = pairs[0][0]
+        for grad_x, _ in pairs[1:]:  # one behind the other: a TPU adds each while it multiplies
+            total = grad_x + jax.lax.optimization_barrier(total)
+        return total, jnp.stack([grad_kernel for _, grad_kernel in pairs], 1)
 
     def joined(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
         grad = jnp.stack(grads, 2).reshape(*x.shape[:2], -1)
@@ -313,8 +316,8 @@ def _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL):
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
     largest_BxHxL = functools.reduce(jnp.maximum, (x.max(-1) for x in logits))
     powers = [jnp.exp(x - largest_BxHxL[..., None]) for x in logits]
-    total_BxHxL = sum(x.sum(-1) for x in powers)
     powers = tuple(x.astype(dtype) for x in powers)
+    total_BxHxL = sum(map(_sum_last, powers))
     dropped = _dropped(drop, powers, seeds_BxL)
     scale_BxLxH = (1 / total_BxHxL).swapaxes(1, 2)
     sums = [_over_keys(x, value) for x, (_, value) in zip(dropped, pairs, strict=True)]
@@ -326,7 +329,7 @@ def _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL):
     mixed_BxLxHxF = (mixed * scale_BxLxH[..., None]).astype(dtype)
     kept_BxLxH = None
     if seeds_BxL is not None:
-        kept_BxLxH = (sum(jnp.einsum("bhlt->blh", x.astype(jnp.float32)) for x in dropped) * scale_BxLxH).astype(dtype)
+        kept_BxLxH = (sum(map(_sum_last, dropped)).swapaxes(1, 2) * scale_BxLxH).astype(dtype)
     inputs = query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL
     saved = inputs, query_BxLxHxD, powers, scale_BxLxH, mixed_BxLxHxF, mixed_BxLxHxD, kept_BxLxH
     return (mixed_BxLxHxF, kept_BxLxH), saved
@@ -339,7 +342,7 @@ def _mix_backward(drop, saved, grads):
     wide_BxLxHxF = grads[0].astype(jnp.float32)
     grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(dtype)
     grad_BxLxHxD = None if kernels is None else _absorb(grad_BxLxHxF, kernels.value)
-    mean_BxLxH = (wide_BxLxHxF * mixed_BxLxHxF).sum(-1) * scale_BxLxH
+    mean_BxLxH = _sum_last(wide_BxLxHxF * mixed_BxLxHxF, dtype) * scale_BxLxH
     products = [_products(_by_width(grad_BxLxHxF, grad_BxLxHxD, value), value) for _, value in pairs]
     if seeds_BxL is not None:
         extra_BxLxH = grads[1].astype(jnp.float32) * scale_BxLxH
@@ -392,7 +395,9 @@ def _products(query: Array, key: Array) -> Array:
         return jnp.einsum("bhlf,bhtf->bhlt", query, key)
 
     def as_they_are(query: Array, key: Array) -> Array:
-        return jnp.einsum("blhf,bthf->bhlt", query, key)
+        if key.shape[1] == 1:
+            return _matmul("bthf,blhf->bhlt", key, query)
+        return _matmul("blhf,bthf->bhlt", query, key)
 
     if key.ndim == 3:
         return jnp.einsum("blhd,btd->bhlt", query, key)
@@ -405,12 +410,60 @@ def _products(query: Array, key: Array) -> Array:
 def _over_keys(weights_BxHxLxT: Array, value: Array) -> Array:
     """Weighted sums (B, L, H, F) over all keys, or (B, L, H, D) over tokens."""
     pattern = "bhlt,btd->bhld" if value.ndim == 3 else "bhlt,bthf->bhlf"
-    return jnp.einsum(pattern, weights_BxHxLxT, value).swapaxes(1, 2)
+    return _matmul(pattern, weights_BxHxLxT, value).swapaxes(1, 2)
 
 
 def _over_queries(weights_BxHxLxT: Array, x_BxLxHxF: Array) -> Array:
     """Weighted sums (B, T, H, F) over all queries."""
-    return jnp.einsum("bhlt,blhf->bhtf", weights_BxHxLxT, x_BxLxHxF).swapaxes(1, 2)
+    return _matmul("bhlt,blhf->bhtf", weights_BxHxLxT, x_BxLxHxF).swapaxes(1, 2)
+
+
+def _matmul(pattern: str, x: Array, y: Array) -> Array:
+    """einsum of batches of matrices, also on a TPU where those on the left have a single row."""
+
+    def as_it_is(x: Array, y: Array) -> Array:
+        return jnp.einsum(pattern, x, y)
+
+    def of_single_row(x: Array, y: Array) -> Array:
+        return _matmul_of_single_row(pattern, x, y)
+
+    left, right, result = pattern.replace("->", ",").split(",")
+    sizes = dict(zip(left + right, x.shape + y.shape, strict=True))
+    rows, columns, summed = (
+        math.prod(sizes[letter] for letter in letters)
+        for letters in (set(left) - set(right), set(right) - set(left), set(left) & set(right) - set(result))
+    )
+    if rows > 1 or columns == 1 or summed == 1:
+        return as_it_is(x, y)
+    return jax.lax.platform_dependent(x, y, tpu=of_single_row, default=as_it_is)
+
+
+def _matmul_of_single_row(pattern: str, x: Array, y: Array) -> Array:
+    # XLA would multiply number by number and add along the lanes of a TPU, which is slow. With rows of zeros below it
+    # stays a matmul; XLA leaves them out again later.
+    left, right, result = pattern.replace("->", ",").split(",")
+    row = min(set(left) - set(right))
+    padded = jnp.pad(x, [(0, 7 if letter == row else 0) for letter in left])
+    return jax.lax.slice_in_dim(jnp.einsum(pattern, padded, y), 0, 1, axis=result.index(row))
+
+
+def _sum_last(x: Array, dtype: jnp.dtype | None = None) -> Array:
+    """Sums over the last axis in float32. dtype: that in which a TPU reads the summands, else their own."""
+
+    def add(x: Array) -> Array:
+        return x.astype(jnp.float32).sum(-1)
+
+    def multiply(x: Array) -> Array:
+        return _sum_last_by_matmul(x.astype(dtype or x.dtype))
+
+    return jax.lax.platform_dependent(x, tpu=multiply, default=add)
+
+
+def _sum_last_by_matmul(x: Array) -> Array:
+    # Sums along the lanes of a TPU are slow; XLA would make such a sum of a matmul with ones that it knows of, or with
+    # one column.
+    ones = jax.lax.optimization_barrier(jnp.ones((x.shape[-1], 8), x.dtype))
+    return jnp.einsum("...t,tn->...n", x, ones, preferred_element_type=jnp.float32)[..., 0]
 
 
 _mix.defvjp(_mix_forward, _mix_backward)

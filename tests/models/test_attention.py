@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nas_jax.models import attention
 from nas_jax.models.attention import MASKED, Drop, KeyValue, ToHeads
 from nas_jax.models.dropout import dropout
 from nas_jax.train.machine import matmul_flops
@@ -101,3 +102,17 @@ def test_keys_are_left_out_where_that_is_fewer_operations(queries):
 
     fewer = operations(without) < operations(with_keys)
     assert weights(given[2], bias).absorbs(queries, tokens.shape[1]) == fewer == (queries < 7)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["blhf,bthf->bhlt", "bthf,blhf->bhlt", "bhlt,bthf->bhlf", "bhlt,blhf->bhtf", "bhlt,btd->bhld"]
+)
+def test_what_stands_for_matmuls_and_sums_on_tpus_is_the_same(pattern):
+    left, right, _ = pattern.replace("->", ",").split(",")
+    single = set(left) - set(right)
+    sizes = {letter: 1 if letter in single else number for number, letter in enumerate("bhltdf", 2)}
+    x, y = draw(*(sizes[letter] for letter in left)), draw(*(sizes[letter] for letter in right), seed=1)
+    formula = jnp.einsum(pattern, x, y)
+    assert formula.size > 1
+    np.testing.assert_allclose(attention._matmul_of_single_row(pattern, x, y), formula, atol=1e-6)
+    np.testing.assert_allclose(attention._sum_last_by_matmul(y), y.sum(-1), atol=1e-6)
