@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.models.dropout import dropout
+from nas_jax.models.layers import grad_of_kernel
 from nas_jax.models.pictures import Look, Pictures, Places, Replacement, replace_patches
 from nas_jax.parallel.mesh import BATCH, one_device, pin, pin_rows, take_rows
 from nas_jax.typing import Array
@@ -167,12 +168,12 @@ def _project_twice(x: Array, kernel: Array) -> tuple[Array, Array]:
 
 def _project_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return _grad_x(grad, kernel), jnp.einsum("btd,bthf->dhf", x, grad)
+    return _grad_x(grad, kernel), grad_of_kernel(x, grad)
 
 
 def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Array]) -> tuple[Array, Array]:
     x, kernel = saved
-    return _grad_x(grads[0], kernel), jnp.einsum("btd,bthf->dhf", x, grads[0] + grads[1])
+    return _grad_x(grads[0], kernel), grad_of_kernel(x, grads[0] + grads[1])
 
 
 @jax.custom_vjp
@@ -206,7 +207,7 @@ def _project_all_backward(saved: tuple[Array, Array], grads: list[Array]) -> tup
     def joined(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
         grad = jnp.stack(grads, 2).reshape(*x.shape[:2], -1)
         grad_x = jnp.einsum("btk,dk->btd", grad, kernel.reshape(len(kernel), -1))
-        return grad_x, jnp.einsum("btd,btk->dk", x, grad).reshape(kernel.shape)
+        return grad_x, grad_of_kernel(x, grad).reshape(kernel.shape)
 
     if not one_device():
         return each(x_BxTxD, kernel_DxPxHxF, *grads)
@@ -272,7 +273,7 @@ def _join_backward(saved: tuple[Array, Array], grad_BxTxD: Array) -> tuple[Array
 
     x_BxTxHxF, kernel_HxFxD = saved
     grad_BxTxHxF = jax.lax.platform_dependent(grad_BxTxD, kernel_HxFxD, cpu=flat, default=by_heads)
-    return grad_BxTxHxF, jnp.einsum("bthf,btd->hfd", x_BxTxHxF, grad_BxTxD)
+    return grad_BxTxHxF, grad_of_kernel(x_BxTxHxF, grad_BxTxD)
 
 
 _join.defvjp(lambda x, kernel: (_join(x, kernel), (x, kernel)), _join_backward)
@@ -427,13 +428,12 @@ def _matmul(pattern: str, x: Array, y: Array) -> Array:
     def of_single_row(x: Array, y: Array) -> Array:
         return _matmul_of_single_row(pattern, x, y)
 
-    left, right, result = pattern.replace("->", ",").split(",")
+    left, right, _ = pattern.replace("->", ",").split(",")
     sizes = dict(zip(left + right, x.shape + y.shape, strict=True))
-    rows, columns, summed = (
-        math.prod(sizes[letter] for letter in letters)
-        for letters in (set(left) - set(right), set(right) - set(left), set(left) & set(right) - set(result))
+    rows, columns = (
+        math.prod(sizes[letter] for letter in letters) for letters in (set(left) - set(right), set(right) - set(left))
     )
-    if rows > 1 or columns == 1 or summed == 1:
+    if rows > 1 or columns == 1:
         return as_it_is(x, y)
     return jax.lax.platform_dependent(x, y, tpu=of_single_row, default=as_it_is)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -66,22 +67,22 @@ def _in_parts(x_BxTxD: Array, kernel_DxF: Array) -> Array:
 
 def _matmul_backward(saved: tuple[Array, Array], grad_BxTxF: Array) -> tuple[Array, Array]:
     x_BxTxD, kernel_DxF = saved
-    grad_BxTxD = jnp.einsum("btf,df->btd", grad_BxTxF, kernel_DxF)
-    if x_BxTxD.shape[-1] <= grad_BxTxF.shape[-1]:
-        return grad_BxTxD, _products(x_BxTxD, grad_BxTxF)
-    grad_DxF = jax.lax.platform_dependent(x_BxTxD, grad_BxTxF, cpu=_products_of_wide, default=_products)
-    return grad_BxTxD, grad_DxF
+    return jnp.einsum("btf,df->btd", grad_BxTxF, kernel_DxF), grad_of_kernel(x_BxTxD, grad_BxTxF)
 
 
-def _products(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
-    return jnp.einsum("btd,btf->df", x_BxTxD, grad_BxTxF)
+def grad_of_kernel(x: Array, grad: Array) -> Array:
+    """The gradient (*I, *O) of a kernel that takes x (B, T, *I) to (B, T, *O), by that of the result."""
 
+    def as_they_are(x: Array, grad: Array) -> Array:
+        return jnp.tensordot(x, grad, ((0, 1), (0, 1)))
 
-def _products_of_wide(x_BxTxD: Array, grad_BxTxF: Array) -> Array:
-    # XLA turns x over before the matmul, number by number, which is slow where its rows are a multiple of 4 kB long and
-    # share a few lines of the cache. Behind a barrier it leaves that to the matmul itself.
-    x_NxD = jax.lax.optimization_barrier(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))
-    return x_NxD.T @ grad_BxTxF.reshape(-1, grad_BxTxF.shape[-1])
+    def flat(x: Array, grad: Array) -> Array:
+        # XLA turns x over before the matmul, number by number, which is slow above all where its rows are a multiple of
+        # 4 kB long and share a few lines of the cache. Behind a barrier it leaves that to the matmul itself.
+        x_NxI = jax.lax.optimization_barrier(x.reshape(-1, math.prod(x.shape[2:])))
+        return (x_NxI.T @ grad.reshape(len(x_NxI), -1)).reshape(*x.shape[2:], *grad.shape[2:])
+
+    return jax.lax.platform_dependent(x, grad, cpu=flat, default=as_they_are)
 
 
 _matmul.defvjp(lambda x, kernel: (_matmul(x, kernel), (x, kernel)), _matmul_backward)

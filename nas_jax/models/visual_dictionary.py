@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.models.layers import Dense
 from nas_jax.models.pictures import Places, Replacement
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array, Metrics
@@ -266,9 +267,9 @@ class DictionaryNeck(nn.Module):
     def setup(self):
         dim, dtype = self.config.dim, jnp.dtype(self.config.dtype)
         init = nn.initializers.xavier_normal()
-        self.linear = nn.Dense(dim, dtype=dtype, kernel_init=init)
+        self.linear = Dense(dim, dtype, init)
         self.linear_norm = nn.LayerNorm(LAYER_NORM_EPS)
-        self.align_linear = nn.Dense(dim, dtype=dtype, kernel_init=init)
+        self.align_linear = Dense(dim, dtype, init)
         self.gate = nn.Dense(2, kernel_init=init if self.literal_gate else nn.initializers.zeros)
         if self.literal_gate:
             # Two values only: E[x^2] - E[x]^2 would lose their variance to rounding.
@@ -281,7 +282,7 @@ class DictionaryNeck(nn.Module):
 
     def align(self, quantized: Array) -> Array:
         """a = W' q, any leading shape."""
-        return self.align_linear(quantized)
+        return self.align_linear(quantized.reshape(len(quantized), -1, quantized.shape[-1])).reshape(quantized.shape)
 
     def mix(self, features_BxNxD: Array, quantized_BxNxD: Array) -> Array:
         """u = g0 a + g1 x with a softmax gate on [a ; x]."""

@@ -59,7 +59,7 @@ class VisionTransformer(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         init = nn.initializers.truncated_normal(config.init_std)
         patches_BxNxP = patchify(image_BxHxWx3, config.patch_size).astype(dtype)
-        x_BxNxD = nn.Dense(config.dim, dtype=dtype, kernel_init=init, name="patch_embed")(patches_BxNxP)
+        x_BxNxD = Dense(config.dim, dtype, init, name="patch_embed")(patches_BxNxP)
         cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
         position_1xTxD = self.param("position_embedding", init, (1, config.num_patches + 1, config.dim))
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
