@@ -68,7 +68,7 @@ class CheckpointManager:
         best_mode: str = "max",
         say: Callable[[str], None] = logging.warning,
     ):
-        """Opens `directory`, creates it if need be, and removes what a kill left; read_only: changes nothing there.
+        """Opens `directory`, creates it if need be, and has what a kill left removed; read_only: changes nothing there.
 
         keep, keep_every, keep_best, best_metric, best_mode: see `Retention`. say: takes one line for each checkpoint
         that is damaged or cannot be verified; called on every process.
