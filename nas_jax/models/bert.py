@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
 from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
-from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
+from nas_jax.models.layers import DenseWeights, gelu, mlp, rematerialised, run_layers
 from nas_jax.models.pictures import Pictures, cls_apart, looks_of
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.parallel.mesh import BATCH, pin, pin_rows
+from nas_jax.parallel.mesh import pin, pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-12
@@ -63,10 +63,9 @@ class BertLayer(nn.Module):
         if pictures is not None:
             cross = CrossAttention(*heads, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
-        hidden = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(x_RxLxD)
-        hidden = pin(gelu(hidden), BATCH, None, "tensor")
-        update = Dense(config.dim, dtype, init, name="mlp_out")(hidden)
-        return add_and_norm("mlp_norm", x_RxLxD, update)
+        mlp_in = DenseWeights(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(config.dim)
+        mlp_out = DenseWeights(config.dim, dtype, init, name="mlp_out")(config.mlp_ratio * config.dim)
+        return add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out))
 
 
 class TextEncoder(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nas_jax.parallel.mesh import one_device
+from nas_jax.parallel.mesh import BATCH, one_device, pin
 from nas_jax.typing import Array, PyTree
 
 POLICIES = ("none", "dots", "full")
@@ -41,9 +42,61 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: Array) -> Array:
         """(B, T, D) -> (B, T, F)."""
-        kernel_DxF = self.param("kernel", self.kernel_init, (x_BxTxD.shape[-1], self.features), jnp.float32)
+        return _dense(x_BxTxD, self._weights(x_BxTxD.shape[-1]))
+
+    def _weights(self, dim: int) -> Weights:
+        kernel_DxF = self.param("kernel", self.kernel_init, (dim, self.features), jnp.float32)
         bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return _matmul(x_BxTxD.astype(self.dtype), kernel_DxF.astype(self.dtype)) + bias_F.astype(self.dtype)
+        return Weights(kernel_DxF.astype(self.dtype), bias_F.astype(self.dtype))
+
+
+class DenseWeights(Dense):
+    """The weights of a `Dense` alone."""
+
+    @nn.compact
+    def __call__(self, dim: int) -> Weights:
+        """In the dtype of the matmuls."""
+        return self._weights(dim)
+
+
+class Weights(NamedTuple):
+    """Kernel (D, F) and bias (F,)."""
+
+    kernel: Array
+    bias: Array
+
+
+def _dense(x_BxTxD: Array, weights: Weights) -> Array:
+    return _matmul(x_BxTxD.astype(weights.kernel.dtype), weights.kernel) + weights.bias
+
+
+@jax.custom_vjp
+def mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+    """Two projections with exact GELU between them: (B, T, D) -> (B, T, D)."""
+    rows, dim = x_BxTxD.shape[0] * x_BxTxD.shape[1], x_BxTxD.shape[-1]
+    if rows < dim or not one_device():
+        return _mlp(x_BxTxD, mlp_in, mlp_out)
+    return jax.lax.platform_dependent(x_BxTxD, mlp_in, mlp_out, cpu=_mlp_turned, default=_mlp)
+
+
+def _mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+    with jax.named_scope("mlp_in"):
+        hidden_BxTxF = _dense(x_BxTxD, mlp_in)
+    hidden_BxTxF = pin(gelu(hidden_BxTxF), BATCH, None, "tensor")
+    with jax.named_scope("mlp_out"):
+        return _dense(hidden_BxTxF, mlp_out)
+
+
+def _mlp_turned(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+    # Both matmuls have their left side turned, and XLA takes a faster library for these. Gradients would be slower.
+    x_NxD = x_BxTxD.astype(mlp_in.kernel.dtype).reshape(-1, x_BxTxD.shape[-1])
+    with jax.named_scope("mlp_in"):
+        hidden_FxN = gelu(jnp.einsum("df,nd->fn", mlp_in.kernel, x_NxD) + mlp_in.bias[:, None])
+    with jax.named_scope("mlp_out"):
+        return jnp.einsum("fn,fd->nd", hidden_FxN, mlp_out.kernel).reshape(x_BxTxD.shape) + mlp_out.bias
+
+
+mlp.defvjp(lambda *inputs: jax.vjp(_mlp, *inputs), lambda backward, grad: backward(grad))
 
 
 @jax.custom_vjp

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.models.attention import SelfAttention
-from nas_jax.models.layers import Dense, gelu, rematerialised, run_layers
+from nas_jax.models.layers import Dense, DenseWeights, mlp, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.parallel.mesh import BATCH, pin, pin_rows
+from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-6
@@ -28,13 +28,12 @@ class Block(nn.Module):
         attention = SelfAttention(config.vit_heads, 0.0, dtype, init, config.attention, name="attention")
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
-        mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")
-        mlp_out = Dense(config.dim, dtype, init, name="mlp_out")
+        mlp_in = DenseWeights(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(config.dim)
+        mlp_out = DenseWeights(config.dim, dtype, init, name="mlp_out")(config.mlp_ratio * config.dim)
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD
-            hidden = pin(gelu(mlp_in(mlp_norm(x_BxTxD))), BATCH, None, "tensor")
-            return pin_rows(x_BxTxD + mlp_out(hidden))
+            return pin_rows(x_BxTxD + mlp(mlp_norm(x_BxTxD), mlp_in, mlp_out))
 
         return tuple(map(rest, streams, mixed))
 

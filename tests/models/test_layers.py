@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nas_jax.models.layers import Dense, gelu
+from nas_jax.models.layers import Dense, DenseWeights, gelu, mlp
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -34,3 +34,31 @@ def test_dense_is_that_of_flax():
 
         results.append((params, jax.value_and_grad(value, (0, 1))(params, x)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_mlp_is_its_two_projections(tokens):
+    """Of few rows and of many, whose hidden numbers lie turned where no gradient is asked."""
+    x = jax.random.normal(jax.random.key(0), (2, tokens, 8))
+    init = nn.initializers.normal(0.5)
+
+    class Apart(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            hidden = nn.Dense(32, kernel_init=init, bias_init=init, name="mlp_in")(x)
+            return nn.Dense(8, kernel_init=init, bias_init=init, name="mlp_out")(nn.gelu(hidden, approximate=False))
+
+    class Together(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            mlp_in = DenseWeights(32, jnp.float32, init, name="mlp_in")(8)
+            return mlp(x, mlp_in, DenseWeights(8, jnp.float32, init, name="mlp_out")(32))
+
+    params, results = Apart().init(jax.random.key(1), x), []
+    for layer in (Apart(), Together()):
+
+        def value(params, x, layer=layer):
+            return jnp.sum(jnp.sin(layer.apply(params, x)))
+
+        results.append((jax.jit(layer.apply)(params, x), jax.value_and_grad(value, (0, 1))(params, x)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
