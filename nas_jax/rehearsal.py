@@ -319,6 +319,7 @@ def _operation_lines(program: Program) -> list[str]:
 def part_of(source: str) -> str:
     """`image_encoder/block_*/mlp_in backward` of an operation's name."""
     backward = "transpose(" in source
+    source = re.sub(r"/jvp\(([a-z_0-9]+)\)", r"/\1", source)
     parts = [part for part in source.split("/") if re.fullmatch(r"[a-z_0-9]+", part)]
     layered = [
         re.sub(r"_\d+$", "_*", part) for part in parts if part not in ("closed_call", "while", "body", "checkpoint")

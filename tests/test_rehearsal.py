@@ -32,7 +32,7 @@ def result(**changes):
         (gathered, replace(gathered, branch=True)),
         (
             Operation("jit(step)/image_encoder/block_3/mlp_in/dot_general", 3e6, "fusion"),
-            Operation("jit(step)/transpose(jvp())/image_encoder/block_1/mlp_in/dot_general", 1e6, "fusion"),
+            Operation("jit(step)/transpose(jvp())/image_encoder/block_1/jvp(mlp_in)/dot_general", 1e6, "fusion"),
         ),
         2,
     )

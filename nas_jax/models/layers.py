@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,6 +30,13 @@ def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(layer)
 
 
+class Weights(NamedTuple):
+    """Kernel (D, F) and bias (F,) of a `Dense`."""
+
+    kernel: Array
+    bias: Array
+
+
 class Dense(nn.Module):
     """x W + b over the last axis; kernel (D, F), bias (F,). As flax's, with the kernel's gradient in one matmul.
 
@@ -42,12 +50,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: Array) -> Array:
         """(B, T, D) -> (B, T, F)."""
-        return _dense(x_BxTxD, self._weights(x_BxTxD.shape[-1]))
+        return _dense(x_BxTxD, self._weights(x_BxTxD.shape[-1]), self.dtype)
 
     def _weights(self, dim: int) -> Weights:
         kernel_DxF = self.param("kernel", self.kernel_init, (dim, self.features), jnp.float32)
-        bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return Weights(kernel_DxF.astype(self.dtype), bias_F.astype(self.dtype))
+        return Weights(kernel_DxF, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
 
 
 class DenseWeights(Dense):
@@ -55,48 +62,45 @@ class DenseWeights(Dense):
 
     @nn.compact
     def __call__(self, dim: int) -> Weights:
-        """In the dtype of the matmuls."""
+        """For inputs of D numbers."""
         return self._weights(dim)
 
 
-class Weights(NamedTuple):
-    """Kernel (D, F) and bias (F,)."""
-
-    kernel: Array
-    bias: Array
+def _dense(x_BxTxD: Array, weights: Weights, dtype: jnp.dtype) -> Array:
+    return _matmul(x_BxTxD.astype(dtype), weights.kernel.astype(dtype)) + weights.bias.astype(dtype)
 
 
-def _dense(x_BxTxD: Array, weights: Weights) -> Array:
-    return _matmul(x_BxTxD.astype(weights.kernel.dtype), weights.kernel) + weights.bias
-
-
-@jax.custom_vjp
-def mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
     """Two projections with exact GELU between them: (B, T, D) -> (B, T, D)."""
     rows, dim = x_BxTxD.shape[0] * x_BxTxD.shape[1], x_BxTxD.shape[-1]
+    as_it_is = functools.partial(_mlp, dtype=dtype)
     if rows < dim or not one_device():
-        return _mlp(x_BxTxD, mlp_in, mlp_out)
-    return jax.lax.platform_dependent(x_BxTxD, mlp_in, mlp_out, cpu=_mlp_turned, default=_mlp)
+        return as_it_is(x_BxTxD, mlp_in, mlp_out)
+    turned = functools.partial(_mlp_turned, dtype=dtype)
+    return jax.lax.platform_dependent(x_BxTxD, mlp_in, mlp_out, cpu=turned, default=as_it_is)
 
 
-def _mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+def _mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
     with jax.named_scope("mlp_in"):
-        hidden_BxTxF = _dense(x_BxTxD, mlp_in)
+        hidden_BxTxF = _dense(x_BxTxD, mlp_in, dtype)
     hidden_BxTxF = pin(gelu(hidden_BxTxF), BATCH, None, "tensor")
     with jax.named_scope("mlp_out"):
-        return _dense(hidden_BxTxF, mlp_out)
+        return _dense(hidden_BxTxF, mlp_out, dtype)
 
 
-def _mlp_turned(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights) -> Array:
+def _mlp_turned(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
     # Both matmuls have their left side turned, and XLA takes a faster library for these. Gradients would be slower.
-    x_NxD = x_BxTxD.astype(mlp_in.kernel.dtype).reshape(-1, x_BxTxD.shape[-1])
+    x_NxD = x_BxTxD.astype(dtype).reshape(-1, x_BxTxD.shape[-1])
+    (kernel_DxF, bias_F), (kernel_FxD, bias_D) = jax.tree.map(lambda leaf: leaf.astype(dtype), (mlp_in, mlp_out))
     with jax.named_scope("mlp_in"):
-        hidden_FxN = gelu(jnp.einsum("df,nd->fn", mlp_in.kernel, x_NxD) + mlp_in.bias[:, None])
+        hidden_FxN = gelu(jnp.einsum("df,nd->fn", kernel_DxF, x_NxD) + bias_F[:, None])
     with jax.named_scope("mlp_out"):
-        return jnp.einsum("fn,fd->nd", hidden_FxN, mlp_out.kernel).reshape(x_BxTxD.shape) + mlp_out.bias
+        return jnp.einsum("fn,fd->nd", hidden_FxN, kernel_FxD).reshape(x_BxTxD.shape) + bias_D
 
 
-mlp.defvjp(lambda *inputs: jax.vjp(_mlp, *inputs), lambda backward, grad: backward(grad))
+# Where a gradient is asked, it is that of the plain form, whose values are then taken too.
+mlp.defjvp(lambda dtype, primals, tangents: jax.jvp(functools.partial(_mlp, dtype=dtype), primals, tangents))
 
 
 @jax.custom_vjp

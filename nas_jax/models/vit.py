@@ -33,7 +33,7 @@ class Block(nn.Module):
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD
-            return pin_rows(x_BxTxD + mlp(mlp_norm(x_BxTxD), mlp_in, mlp_out))
+            return pin_rows(x_BxTxD + mlp(mlp_norm(x_BxTxD), mlp_in, mlp_out, dtype))
 
         return tuple(map(rest, streams, mixed))
 

@@ -52,7 +52,7 @@ def test_mlp_is_its_two_projections(tokens):
         @nn.compact
         def __call__(self, x):
             mlp_in = DenseWeights(32, jnp.float32, init, name="mlp_in")(8)
-            return mlp(x, mlp_in, DenseWeights(8, jnp.float32, init, name="mlp_out")(32))
+            return mlp(x, mlp_in, DenseWeights(8, jnp.float32, init, name="mlp_out")(32), jnp.float32)
 
     params, results = Apart().init(jax.random.key(1), x), []
     for layer in (Apart(), Together()):
