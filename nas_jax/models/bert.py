@@ -63,8 +63,8 @@ class BertLayer(nn.Module):
         if pictures is not None:
             cross = CrossAttention(*heads, name="cross_attention")
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
-        mlp_in = DenseWeights(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(config.dim)
-        mlp_out = DenseWeights(config.dim, dtype, init, name="mlp_out")(config.mlp_ratio * config.dim)
+        mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
+        mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
         return add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out, dtype))
 
 

@@ -50,29 +50,37 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: Array) -> Array:
         """(B, T, D) -> (B, T, F)."""
-        return _dense(x_BxTxD, self._weights(x_BxTxD.shape[-1]), self.dtype)
-
-    def _weights(self, dim: int) -> Weights:
-        kernel_DxF = self.param("kernel", self.kernel_init, (dim, self.features), jnp.float32)
-        return Weights(kernel_DxF, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+        return _dense(x_BxTxD, _weights(self, x_BxTxD.shape[-1]), self.dtype)
 
 
-class DenseWeights(Dense):
+class DenseWeights(nn.Module):
     """The weights of a `Dense` alone."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, dim: int) -> Weights:
         """For inputs of D numbers."""
-        return self._weights(dim)
+        return _weights(self, dim)
+
+
+def _weights(module: Dense | DenseWeights, dim: int) -> Weights:
+    kernel_DxF = module.param("kernel", module.kernel_init, (dim, module.features), jnp.float32)
+    return Weights(kernel_DxF, module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32))
 
 
 def _dense(x_BxTxD: Array, weights: Weights, dtype: jnp.dtype) -> Array:
+    # Cast at each use, so that the gradients of several uses add up as the parameters are kept.
     return _matmul(x_BxTxD.astype(dtype), weights.kernel.astype(dtype)) + weights.bias.astype(dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
-    """Two projections with exact GELU between them: (B, T, D) -> (B, T, D)."""
+    """Two projections with exact GELU between them: (B, T, D) -> (B, T, D).
+
+    weights: in float32; dtype: of the matmuls. Without gradient, CPUs compute many tokens in a form of their own.
+    """
     rows, dim = x_BxTxD.shape[0] * x_BxTxD.shape[1], x_BxTxD.shape[-1]
     as_it_is = functools.partial(_mlp, dtype=dtype)
     if rows < dim or not one_device():

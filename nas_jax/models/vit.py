@@ -28,8 +28,8 @@ class Block(nn.Module):
         attention = SelfAttention(config.vit_heads, 0.0, dtype, init, config.attention, name="attention")
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
-        mlp_in = DenseWeights(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")(config.dim)
-        mlp_out = DenseWeights(config.dim, dtype, init, name="mlp_out")(config.mlp_ratio * config.dim)
+        mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
+        mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD

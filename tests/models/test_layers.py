@@ -51,8 +51,8 @@ def test_mlp_is_its_two_projections(tokens):
     class Together(nn.Module):
         @nn.compact
         def __call__(self, x):
-            mlp_in = DenseWeights(32, jnp.float32, init, name="mlp_in")(8)
-            return mlp(x, mlp_in, DenseWeights(8, jnp.float32, init, name="mlp_out")(32), jnp.float32)
+            mlp_in = DenseWeights(32, init, name="mlp_in")(8)
+            return mlp(x, mlp_in, DenseWeights(8, init, name="mlp_out")(32), jnp.float32)
 
     params, results = Apart().init(jax.random.key(1), x), []
     for layer in (Apart(), Together()):
@@ -62,3 +62,20 @@ def test_mlp_is_its_two_projections(tokens):
 
         results.append((jax.jit(layer.apply)(params, x), jax.value_and_grad(value, (0, 1))(params, x)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_gradients_of_two_uses_add_up_in_float32():
+    """Where the matmuls are in bfloat16: of [CLS] and of patches, for one."""
+    uses = jax.random.normal(jax.random.key(0), (2, 2, 3, 8))
+    init = nn.initializers.normal(0.5)
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, xs):
+            mlp_in = DenseWeights(32, init, name="mlp_in")(8)
+            mlp_out = DenseWeights(8, init, name="mlp_out")(32)
+            return sum(jnp.sum(jnp.sin(mlp(x, mlp_in, mlp_out, jnp.bfloat16).astype(jnp.float32))) for x in xs)
+
+    params = Twice().init(jax.random.key(1), uses)
+    both, first, second = (jax.grad(Twice().apply)(params, xs) for xs in (uses, uses[:1], uses[1:]))
+    jax.tree.map(lambda total, *parts: np.testing.assert_array_equal(total, sum(parts)), both, first, second)
