@@ -107,8 +107,9 @@ class Watchdog:
 
 
 def _threads() -> str:
-    """Which stack is whose: faulthandler prints numbers only."""
-    return "threads: " + ", ".join(f"0x{thread.ident:016x} {thread.name}" for thread in threading.enumerate())
+    """Which stack is whose: faulthandler prints numbers only. A thread that is just being started has none yet."""
+    known = [thread for thread in threading.enumerate() if thread.ident is not None]
+    return "threads: " + ", ".join(f"0x{thread.ident:016x} {thread.name}" for thread in known)
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import json
 import sys
+import threading
 import time
 import types
 from dataclasses import replace
@@ -185,7 +186,10 @@ def test_a_stuck_run_says_where_once_and_goes_on(tmp_path, where, culprit, capfd
     assert reports(file)[-1].split(" ", 2)[2].split(",")[0] in line and culprit in file and "Thread 0x" in file
 
 
-def test_the_watchdog_is_patient_names_the_process_and_needs_no_lock(tmp_path, capfd):
+def test_the_watchdog_is_patient_names_the_process_and_needs_no_lock(tmp_path, capfd, monkeypatch):
+    # Among the threads is one that is just being started, and has no number yet.
+    threads, starting = threading.enumerate, threading.Thread(name="starting")
+    monkeypatch.setattr(threading, "enumerate", lambda: [*threads(), starting])
     with Watchdog(0.2, tmp_path, process=3) as dog:
         for phase in ("compile", "evaluation"):
             with dog.waiting(phase):
