@@ -1,11 +1,11 @@
 """Trains or evaluates one config, or says beforehand whether it will run.
 
-python main.py --config=configs/demo.py --workdir=runs/demo
-python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
-python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
-python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval --config.evals=valse,own --config.eval.data=data
-python main.py --config=configs/demo.py --workdir=runs/demo --mode=check
-python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
+python main.py --config=configs/demo.py --workdir=runs/demo python main.py
+--config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef python main.py
+--config=configs/demo.py --workdir=runs/demo --mode=eval python main.py --config=configs/demo.py
+--workdir=runs/demo --mode=eval --config.evals=valse,own --config.eval.data=data python main.py
+--config=configs/demo.py --workdir=runs/demo --mode=check python main.py
+--config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
 """
 
 from __future__ import annotations
@@ -27,59 +27,81 @@ OVERRIDE = re.compile(r"--?config\.([^=]+)")
 EVALS = re.compile(r"(--?config\.)(?:evals|eval\.benchmarks)=([\w,]*)$")
 HELP = re.compile(r"--?help")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, and its fields: --config.train.steps=100.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, checkpoints, metrics.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, and its fields: --config.train.steps=100."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: config, checkpoints, metrics."
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train goes on where the work directory stands; eval measures it; check looks for what would stop it, in seconds; "
+    "train goes on where the work directory stands; eval measures it; check looks for what would "
+    "stop it, in seconds; "
     "compile compiles the step for --topology and reports memory, operations and collectives.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of the first, or auto.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Several processes: HOST:PORT of the first, or auto."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Several processes: how many.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Several processes: which one this is, from 0.")
-_START_TIMEOUT = flags.DEFINE_float("start_timeout", 300.0, "Several processes: seconds until all must be there.")
+_START_TIMEOUT = flags.DEFINE_float(
+    "start_timeout", 300.0, "Several processes: seconds until all must be there."
+)
 _EFFORT = flags.DEFINE_enum(
     "compile_effort",
     "full",
     ("full", "quick"),
     "For --mode=compile on chips: quick predicts no time, in a tenth of it.",
 )
-_TOPOLOGY = flags.DEFINE_string("topology", "local", "For --mode=compile: local, or chips like v5e:16x16, v5p:4x4x4.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "local", "For --mode=compile: local, or chips like v5e:16x16, v5p:4x4x4."
+)
 
 
 def parse(argv: list[str]) -> None:
     """Reads the flags. Raises UserError on anything it does not know."""
     _check_config_file(argv)
-    argv[:] = [_names_as_tuple(arg) for arg in argv]  # in place: config_flags reads sys.argv by itself
+    # in place: config_flags reads sys.argv by itself
+    argv[:] = [_names_as_tuple(arg) for arg in argv]
     try:
         app.define_help_flags()
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _raise_known(error)
         for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
-            from nas_jax.config import check_field  # here: imports of seconds, to find the closest known name
+            # here: imports of seconds, to find the closest known name
+            from nas_jax.config import check_field
 
             check_field(name)
-        raise ConfigError(_one_line(error), "flags and values that exist", "see --helpfull") from error
+        raise ConfigError(
+            _one_line(error), "flags and values that exist", "see --helpfull"
+        ) from error
     if len(rest) > 1:
         remedy = f"write --{rest[1]}" if rest[1].startswith("config") else "leave it out"
         raise ConfigError(f"argument {rest[1]!r}", "only flags, which begin with --", remedy)
     if not _WORKDIR.value and _MODE.value != "compile":
         raise ConfigError("no --workdir", "a directory for the run", "pass --workdir=runs/demo")
     if "://" in (_WORKDIR.value or "") and not _WORKDIR.value.startswith("gs://"):
-        raise ConfigError(f"--workdir={_WORKDIR.value}", "a directory, or gs://BUCKET/FOLDER", "mount it, or use those")
+        raise ConfigError(
+            f"--workdir={_WORKDIR.value}",
+            "a directory, or gs://BUCKET/FOLDER",
+            "mount it, or use those",
+        )
 
 
 def _names_as_tuple(arg: str) -> str:
     """--config.evals=valse,own is short for --config.eval.benchmarks=('valse','own')."""
     found = EVALS.match(arg)
-    return f"{found[1]}eval.benchmarks={tuple(filter(None, found[2].split(',')))!r}" if found else arg
+    return (
+        f"{found[1]}eval.benchmarks={tuple(filter(None, found[2].split(',')))!r}" if found else arg
+    )
 
 
 def _check_config_file(argv: list[str]) -> None:
-    # By hand: ml_collections reports a missing flag or file only when a field is read, and not by its name.
+    # By hand: ml_collections reports a missing flag or file only when a field is read, and not by
+    # its name.
     if any(HELP.match(arg) for arg in argv):
         return
     given = [index for index, arg in enumerate(argv) if CONFIG.match(arg)]
@@ -88,7 +110,9 @@ def _check_config_file(argv: list[str]) -> None:
     value = " ".join(argv[given[-1] : given[-1] + 2]).replace("=", " ", 1).split(" ")[1:2]
     path = Path(value[0].split(":")[0] if value else "")
     if not path.is_file():
-        close = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1, 0.5)
+        close = difflib.get_close_matches(
+            path.name, [other.name for other in path.parent.glob("*.py")], 1, 0.5
+        )
         remedy = f"did you mean {path.parent / close[0]}" if close else "see the files in configs/"
         raise ConfigError(f"--config={path}", "a file that exists", remedy)
 
@@ -104,7 +128,8 @@ def _raise_known(error: BaseException | None) -> None:
 def _one_line(error: Exception) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # The message of a failing config file is a traceback, of which the last line says what happened.
+    # The message of a failing config file is a traceback, of which the last line says what
+    # happened.
     return lines[-1] if any(line.startswith("Traceback") for line in lines) else " ".join(lines)
 
 
@@ -112,13 +137,18 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         parse(argv)
-        if _MODE.value in ("train", "eval") and cpu_only():  # compiling has many threads, which would share one heap
+        # compiling has many threads, which would share one heap
+        if _MODE.value in ("train", "eval") and cpu_only():
             keep_freed_memory()
         from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
         from nas_jax.parallel.processes import Processes
 
-        processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _START_TIMEOUT.value)
-        return runner.main(_CONFIG.value, _WORKDIR.value, _MODE.value, _TOPOLOGY.value, _EFFORT.value, processes)
+        processes = Processes(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _START_TIMEOUT.value
+        )
+        return runner.main(
+            _CONFIG.value, _WORKDIR.value, _MODE.value, _TOPOLOGY.value, _EFFORT.value, processes
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,7 @@
-"""Packaging. requirements.txt holds the versions that were tested; here are the ranges that should work."""
+"""Packaging.
+
+requirements.txt holds the versions that were tested; here are the ranges that should work.
+"""
 
 import re
 from pathlib import Path
@@ -20,7 +23,8 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["nas_jax", "nas_jax.*"]),
-    package_data={"nas_jax.convert": ["hf_files/*.py"]},  # copied into exports, so they are files and no package
+    # copied into exports, so they are files and no package
+    package_data={"nas_jax.convert": ["hf_files/*.py"]},
     entry_points={"console_scripts": ["nas_jax = nas_jax.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[

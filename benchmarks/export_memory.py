@@ -2,9 +2,10 @@
 
     python -m benchmarks.export_memory [--size base] [--folder PLACE_WITH_ROOM]
 
-Saves random weights of that size as a checkpoint, exports them, and prints one JSON line: the size of what is exported,
-and for both processes the peak of resident memory, the same of a process that only imports the libraries, and the
-difference as a share of the size. The checkpoint is made by a process of its own, so that its memory is not counted.
+Saves random weights of that size as a checkpoint, exports them, and prints one JSON line: the size
+of what is exported, and for both processes the peak of resident memory, the same of a process that
+only imports the libraries, and the difference as a share of the size. The checkpoint is made by a
+process of its own, so that its memory is not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from nas_jax.convert.gate_torch import peak_bytes
 
 IMPORTS = {
     "jax": "import jax, nas_jax.convert.to_hf; jax.numpy.zeros(1)",
-    "torch": "import torch; from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel",
+    "torch": "import torch; from transformers import AutoImageProcessor, AutoModel, "
+    "AutoTokenizer, PreTrainedModel",
 }
 
 
@@ -47,10 +49,14 @@ def make(size: str, workdir: Path) -> None:
 
     model = model_config(size, vocab_size=30522)
     run = RunConfig(
-        model=model, method=with_variant(MethodConfig(), "vd_nva"), data=DataConfig(image_size=model.image_size)
+        model=model,
+        method=with_variant(MethodConfig(), "vd_nva"),
+        data=DataConfig(image_size=model.image_size),
     )
     record = json.loads(json.dumps(to_dict(run)))
-    tokenizer = learn_wordpiece(["a red square left of a blue circle", "there is no small green triangle"], 100)
+    tokenizer = learn_wordpiece(
+        ["a red square left of a blue circle", "there is no small green triangle"], 100
+    )
     tokenizer.save(workdir / "tokenizer")
     config = to_hf.sizes_of(Trained(workdir, 1, record, {}, {}), tokenizer, model.vocab_size)
     rng = np.random.default_rng(0)
@@ -58,7 +64,9 @@ def make(size: str, workdir: Path) -> None:
     def draw(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         values = rng.standard_normal(shape, np.float32) * np.float32(0.03)
         centre = 1.0 if name.endswith(("scale", "codes_KxD")) else 0.07 if name == "temp" else 0.0
-        return (values + np.float32(centre) if centre != 0.07 else np.full(shape, 0.07)).astype(dtype)
+        return (values + np.float32(centre) if centre != 0.07 else np.full(shape, 0.07)).astype(
+            dtype
+        )
 
     arrays = nest({name: draw(name, *kind) for name, kind in hf_names.shapes_in(config).items()})
     dictionary = arrays.pop("dictionary")
@@ -96,7 +104,11 @@ def export(workdir: Path, out: Path) -> dict:
 
 def _child(*arguments: str) -> str:
     return subprocess.run(
-        [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
     ).stdout
 
 
@@ -104,7 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="base", help="row of nas_jax/models/sizes.py")
-    parser.add_argument("--folder", help="where checkpoint and export go for a while; default: a temporary folder")
+    parser.add_argument(
+        "--folder", help="where checkpoint and export go for a while; default: a temporary folder"
+    )
     parser.add_argument("--step", choices=("make", "export"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.step == "make":
@@ -119,12 +133,18 @@ def main(argv: list[str] | None = None) -> int:
         measured = json.loads(_child(*shared, "--step", "export").splitlines()[-1])
     for side, imports in IMPORTS.items():
         printed = _child(
-            "-c", f"{imports}; from nas_jax.convert.gate_torch import peak_bytes; print(peak_bytes() / 1e6)"
+            "-c",
+            f"{imports}; from nas_jax.convert.gate_torch import peak_bytes; print(peak_bytes() / "
+            "1e6)",
         )
         measured[f"{side}_imports_mb"] = float(printed.splitlines()[-1])
         increase = measured[f"{side}_peak_mb"] - measured[f"{side}_imports_mb"]
         measured[f"{side}_increase_per_size"] = increase / measured["exported_mb"]
-    print(json.dumps({name: round(value, 9 if name == "worst" else 2) for name, value in measured.items()}))
+    print(
+        json.dumps(
+            {name: round(value, 9 if name == "worst" else 2) for name, value in measured.items()}
+        )
+    )
     return 0
 
 

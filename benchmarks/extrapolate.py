@@ -1,12 +1,14 @@
-"""The predicted step of a deep model from two shallow ones, of which each compiles in minutes instead of an hour.
+"""The predicted step of a deep model from two shallow ones, of which each compiles in minutes
+instead of an hour.
 
     python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16 --workdir=a \
         --config.model.image_layers=2 --config.model.text_layers=1 --config.model.fusion_layers=1
     python main.py ... --workdir=b        # the same with 4, 2 and 2
     python -m benchmarks.extrapolate a/compile-v5e-16x16.json b/compile-v5e-16x16.json
 
-Prints the reports' figures and those on the straight line through both, at the layers of the base model. Layers of a
-kind are alike, so operations and memory lie on the line; the compiler's cycles do as far as it treats them alike.
+Prints the reports' figures and those on the straight line through both, at the layers of the base
+model. Layers of a kind are alike, so operations and memory lie on the line; the compiler's cycles
+do as far as it treats them alike.
 """
 
 from __future__ import annotations
@@ -30,14 +32,25 @@ def layers_of(report: dict) -> tuple[int, ...]:
 
 
 def extrapolate(first: dict, second: dict, layers: tuple[int, ...]) -> dict:
-    """The figures at `layers` on the line through two reports. Raises ConfigError if the three are not on a line."""
+    """The figures at `layers` on the line through two reports.
+
+    Raises ConfigError if the three are not on a line.
+    """
     a, b = layers_of(first), layers_of(second)
     steps = {
-        (end - start) / (middle - start) for start, middle, end in zip(a, b, layers, strict=True) if middle != start
+        (end - start) / (middle - start)
+        for start, middle, end in zip(a, b, layers, strict=True)
+        if middle != start
     }
-    if len(steps) != 1 or first["batch"] != second["batch"] or first["topology"] != second["topology"]:
+    if (
+        len(steps) != 1
+        or first["batch"] != second["batch"]
+        or first["topology"] != second["topology"]
+    ):
         got = f"reports of {a} and {b} layers, batches {first['batch']} and {second['batch']}"
-        raise ConfigError(got, f"two on a line to {layers}, alike in all else", "compile (2, 1, 1) and (4, 2, 2)")
+        raise ConfigError(
+            got, f"two on a line to {layers}, alike in all else", "compile (2, 1, 1) and (4, 2, 2)"
+        )
     (share,) = steps
     return first | {name: first[name] + share * (second[name] - first[name]) for name in FIGURES}
 
@@ -47,15 +60,19 @@ def line(name: str, report: dict, peak_flops: float) -> str:
     pairs, seconds = report["batch"] / report["devices"], report["predicted_seconds"]
     return (
         f"{name:<14} {1e3 * seconds:8.1f} ms {pairs / seconds:8.0f} pairs/s a chip "
-        f"MFU {report['flops'] / seconds / peak_flops:6.1%} {report['flops'] / pairs / 1e9:7.1f} GFLOP a pair "
-        f"temporaries {report['temporaries_bytes'] / 2**30:5.2f} GiB peak {report['peak_bytes'] / 2**30:5.2f} GiB"
+        f"MFU {report['flops'] / seconds / peak_flops:6.1%} {report['flops'] / pairs / 1e9:7.1f} "
+        "GFLOP a pair "
+        f"temporaries {report['temporaries_bytes'] / 2**30:5.2f} GiB peak "
+        f"{report['peak_bytes'] / 2**30:5.2f} GiB"
     )
 
 
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("reports", nargs=2, type=Path, help="compile-*.json of a shallow and a deeper model")
+    parser.add_argument(
+        "reports", nargs=2, type=Path, help="compile-*.json of a shallow and a deeper model"
+    )
     options = parser.parse_args()
     try:
         first, second = (json.loads(path.read_text()) for path in options.reports)

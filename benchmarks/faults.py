@@ -1,12 +1,14 @@
-"""Kills a training run again and again, and compares its end with that of a run that was never killed.
+"""Kills a training run again and again, and compares its end with that of a run that was never
+killed.
 
     python -m benchmarks.faults --count=50                 SIGKILL at 50 moments
     python -m benchmarks.faults --count=10 --signal=TERM
 
-The run is the smallest NAS on drawn scenes with every part on: it saves every 3 steps and evaluates every 7. Each kill
-is aimed at a start, a step, a save or an evaluation a few steps further on, with a random delay; the process is frozen
-first, so that what it was doing is looked at and not guessed. Each start goes on from what the last one left. Exit code
-1 if any number of the final state or of metrics.jsonl differs.
+The run is the smallest NAS on drawn scenes with every part on: it saves every 3 steps and evaluates
+every 7. Each kill is aimed at a start, a step, a save or an evaluation a few steps further on, with
+a random delay; the process is frozen first, so that what it was doing is looked at and not guessed.
+Each start goes on from what the last one left. Exit code 1 if any number of the final state or of
+metrics.jsonl differs.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class Outcome:
 
     moments: Counter[str]  # what the run was doing -> kills
     steps: tuple[int, ...]  # the last step that was reported before each kill; 0 while starting
-    wrong: tuple[str, ...]  # what differs from the run that was never killed, or went wrong before; () = nothing
+    # what differs from the run that was never killed, or went wrong before; () = nothing
+    wrong: tuple[str, ...]
 
 
 class Trainer:
@@ -79,9 +82,17 @@ class Trainer:
         self.checkpoints = workdir / "checkpoints"
         self.lines: list[str] = []
         self._began, self._start_seconds = time.monotonic(), float("inf")
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
         self.process = subprocess.Popen(
-            program(workdir), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            program(workdir),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -127,7 +138,11 @@ class Trainer:
     def saving(self) -> int:
         """The step of a checkpoint that is not complete yet, 0 if there is none."""
         # What a former start left is gone by the first step of this one.
-        names = [path.name for path in self.checkpoints.glob("*.orbax-checkpoint-tmp*")] if self.step else []
+        names = (
+            [path.name for path in self.checkpoints.glob("*.orbax-checkpoint-tmp*")]
+            if self.step
+            else []
+        )
         return max((int(name.split(".")[0]) for name in names), default=0)
 
     @property
@@ -150,7 +165,8 @@ class Trainer:
         return f"{doing}, a save in progress" if self.saving else doing
 
     def freeze_at(self, aim: str, rng: random.Random, start_seconds: float) -> bool:
-        """Stops the process at a moment of that kind, if it comes to one; False: it came to its end first.
+        """Stops the process at a moment of that kind, if it comes to one; False: it came to its end
+        first.
 
         start_seconds: how long a start takes, about.
         """
@@ -166,10 +182,12 @@ class Trainer:
             goal = (-(-first // EVAL_EVERY) + rng.randint(0, 1)) * EVAL_EVERY
             return self.wait_for(lambda: self.step >= goal) and self._freeze(rng.uniform(0, 1))
         goal = first + rng.randint(0, 4 * SAVE_EVERY)
-        while self.wait_for(lambda: self.saving >= goal and self.saved):  # so that there is one to lose
+        # so that there is one to lose
+        while self.wait_for(lambda: self.saving >= goal and self.saved):
             if not self._freeze(rng.uniform(0, 0.05)) or self.saving:
                 return self.process.poll() is None
-            self.process.send_signal(signal.SIGCONT)  # it was complete before the delay was over: the next one
+            # it was complete before the delay was over: the next one
+            self.process.send_signal(signal.SIGCONT)
         return False
 
     def _freeze(self, delay: float) -> bool:
@@ -186,7 +204,10 @@ class Trainer:
 
 
 def run_whole(program: Program, workdir: Path) -> float:
-    """The run that is never killed; returns the seconds until its first step. Raises RuntimeError if it fails."""
+    """The run that is never killed; returns the seconds until its first step.
+
+    Raises RuntimeError if it fails.
+    """
     with Trainer(program, workdir) as trainer:
         if trainer.end():
             raise RuntimeError("\n".join(trainer.lines[-20:]))
@@ -195,11 +216,19 @@ def run_whole(program: Program, workdir: Path) -> float:
 
 
 def torment(
-    program: Program, whole: Path, killed: Path, aims: Sequence[str], name: str, rng: random.Random, seconds: float
+    program: Program,
+    whole: Path,
+    killed: Path,
+    aims: Sequence[str],
+    name: str,
+    rng: random.Random,
+    seconds: float,
 ) -> Outcome:
-    """Kills the run in `killed` once for each of `aims`, lets it end, and compares it with the one in `whole`.
+    """Kills the run in `killed` once for each of `aims`, lets it end, and compares it with the one
+    in `whole`.
 
-    Prints a line for each kill. seconds: how long a start takes, about. Fewer kills if the run ends before.
+    Prints a line for each kill. seconds: how long a start takes, about. Fewer kills if the run ends
+    before.
     """
     moments: Counter[str] = Counter()
     steps: list[int] = []
@@ -214,7 +243,10 @@ def torment(
             steps.append(step)
             code = trainer.send(name)
             seconds = min(seconds, trainer.start_seconds)
-            print(f"kill {len(steps)}/{len(aims)}: {moment}, step {step}, exit code {code}", flush=True)
+            print(
+                f"kill {len(steps)}/{len(aims)}: {moment}, step {step}, exit code {code}",
+                flush=True,
+            )
             if code not in EXIT_CODES[name]:
                 return _failed(moments, steps, trainer, code)
     with Trainer(program, killed) as trainer:
@@ -228,14 +260,18 @@ def _failed(moments: Counter[str], steps: list[int], trainer: Trainer, code: int
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """One line for each array of the newest checkpoints, and each line of metrics.jsonl, that is not the same."""
+    """One line for each array of the newest checkpoints, and each line of metrics.jsonl, that is
+    not the same.
+    """
     expected, found = final_arrays(whole), final_arrays(killed)
     wrong = [f"{name} is in one of them only" for name in sorted(expected.keys() ^ found.keys())]
     for name in sorted(expected.keys() & found.keys()):
         one, other = expected[name], found[name]
         if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
             wrong.append(f"{name} differs")
-    one, other = ((workdir / "metrics.jsonl").read_bytes().splitlines(True) for workdir in (whole, killed))
+    one, other = (
+        (workdir / "metrics.jsonl").read_bytes().splitlines(True) for workdir in (whole, killed)
+    )
     if len(one) != len(other):
         wrong.append(f"metrics.jsonl has {len(one)} lines there and {len(other)} here")
     pairs = enumerate(zip(one, other, strict=False), start=1)
@@ -250,14 +286,18 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
     from nas_jax.checkpoint.quiet import Quiet
     from nas_jax.utils.trees import named_leaves
 
-    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    steps = [
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()
+    ]
     state = (workdir / "checkpoints" / str(max(steps)) / "state").absolute()
     # As it lies there, whatever the method is.
     with Quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(state).item_metadata.tree
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         leaves = named_leaves(reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=how)))
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()} | {"next step": np.array(max(steps))}
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()} | {
+        "next step": np.array(max(steps))
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,22 +306,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=50, help="how often the run is killed")
     parser.add_argument("--signal", choices=tuple(EXIT_CODES), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--workdir", default="", help="where both runs go; default: a temporary folder")
+    parser.add_argument(
+        "--workdir", default="", help="where both runs go; default: a temporary folder"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.workdir or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        recipe, rng, steps = folder / "recipe.py", random.Random(options.seed), 21 + 4 * options.count
+        recipe, rng, steps = (
+            folder / "recipe.py",
+            random.Random(options.seed),
+            21 + 4 * options.count,
+        )
         recipe.write_text(RECIPE)
 
         def program(workdir: Path) -> list[str]:
-            return [sys.executable, str(ROOT / "main.py"), f"--config={recipe}:{steps}", f"--workdir={workdir}"]
+            return [
+                sys.executable,
+                str(ROOT / "main.py"),
+                f"--config={recipe}:{steps}",
+                f"--workdir={workdir}",
+            ]
 
         aims = rng.choices(list(AIMS), list(AIMS.values()), k=options.count)
         seconds, began = run_whole(program, folder / "whole"), time.monotonic()
-        outcome = torment(program, folder / "whole", folder / "killed", aims, options.signal, rng, seconds)
+        outcome = torment(
+            program, folder / "whole", folder / "killed", aims, options.signal, rng, seconds
+        )
     kills, at = outcome.moments.total(), [step for step in outcome.steps if step]
-    print(f"{kills} kills ({options.signal}) in {time.monotonic() - began:.0f} s: {dict(outcome.moments)}")
+    print(
+        f"{kills} kills ({options.signal}) in {time.monotonic() - began:.0f} s: "
+        f"{dict(outcome.moments)}"
+    )
     if at:
         print(f"steps {min(at)} to {max(at)} of {steps}")
     print("\n".join(outcome.wrong[:20]) or "final state and metrics.jsonl: the same bytes")

@@ -1,19 +1,22 @@
-"""How many training pairs a core prepares in a second, beside a pipeline that does what ALBEF's code does.
+"""How many training pairs a core prepares in a second, beside a pipeline that does what ALBEF's
+code does.
 
     python -m benchmarks.input [--images 256] [--seconds 6] [--json]
 
-Makes JPEGs of 480x640 pixels and measures, in the same run and in turns, so that a busy machine slows all alike:
+Makes JPEGs of 480x640 pixels and measures, in the same run and in turns, so that a busy machine
+slows all alike:
 
     decode        bytes to uint8 pixels
     pipeline      read from a tar, crop, flip, RandAugment, tokenise, stack: nas_jax without grain, in one process
     processes     the same in as many processes as there are cores, at the same time
     grain         the same through nas_jax.data.pipeline.train_batches with a worker on each core
     Pillow        decode, crop, flip, RandAugment with numpy tables, float32 CHW, normalise, stack: ALBEF code,
-                  dataset/__init__.py and randaugment.py, without tokens, which ALBEF makes in the training loop
+                  dataset/__init__.py and randaugment.py, without tokens, which ALBEF makes in the
+                  training loop
 
-Speeds are in images a second and core, by the clock and, for machines that others use too, by the processor time that
-the process and its workers took (Linux). Each is the median of the rounds, each ratio the median of the ratios within
-the rounds.
+Speeds are in images a second and core, by the clock and, for machines that others use too, by the
+processor time that the process and its workers took (Linux). Each is the median of the rounds, each
+ratio the median of the ratios within the rounds.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ from nas_jax.data.tokenizer import TextTokenizer
 HEIGHT, WIDTH, QUALITY = 480, 640, 90
 BATCH = 32
 ROUNDS = 6
-COPIES = 8  # of each picture, under other keys: on a few hundred records grain's shuffle takes 0.1 ms an index
+# of each picture, under other keys: on a few hundred records grain's shuffle takes 0.1 ms an index
+COPIES = 8
 RATIOS = (
     ("decode", "Pillow decode"),
     ("pipeline", "Pillow pipeline"),
@@ -63,14 +67,32 @@ WANTED = 1600  # pairs a second that one accelerator of the day trains on
 LEAN_TARGET, GRAIN_TARGET = 1.8, 0.8
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)[:, None, None]
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)[:, None, None]
-WORDS = ("a", "the", "small", "large", "red", "old", "two", "man", "woman", "dog", "cat", "tree", "car", "on", "near")
+WORDS = (
+    "a",
+    "the",
+    "small",
+    "large",
+    "red",
+    "old",
+    "two",
+    "man",
+    "woman",
+    "dog",
+    "cat",
+    "tree",
+    "car",
+    "on",
+    "near",
+)
 
 
-# ------------------------------------------------------------------------------------------------------ what it reads
+# ------------------------------------------------------------------------------------ what it reads
 
 
 def make_tar(path: Path, count: int) -> float:
-    """Writes COPIES times `count` pairs as WebDataset does; returns the mean size of a JPEG in bytes."""
+    """Writes COPIES times `count` pairs as WebDataset does; returns the mean size of a JPEG in
+    bytes.
+    """
     rng, sizes = np.random.default_rng(0), []
     pictures = textures(rng)
     with tarfile.open(path, "w") as tar:
@@ -89,7 +111,9 @@ def make_tar(path: Path, count: int) -> float:
 
 
 def textures(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless uint8 (HEIGHT, WIDTH, 3): spectra that fall as those of photographs do, and hard edges."""
+    """Endless uint8 (HEIGHT, WIDTH, 3): spectra that fall as those of photographs do, and hard
+    edges.
+    """
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1
     white = (np.fft.rfft2(rng.standard_normal((HEIGHT, WIDTH))) for _ in range(12))
@@ -97,25 +121,36 @@ def textures(rng: np.random.Generator) -> Iterator[np.ndarray]:
     waves = [(wave / wave.std()).astype(np.float32) for wave in waves]
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     while True:
-        chosen = [np.roll(waves[i], rng.integers(0, HEIGHT, 2), (0, 1)) for i in rng.choice(len(waves), 4, False)]
-        picture = np.stack([128 + 40 * chosen[0] + 15 * chosen[1 + channel] for channel in range(3)], axis=-1)
+        chosen = [
+            np.roll(waves[i], rng.integers(0, HEIGHT, 2), (0, 1))
+            for i in rng.choice(len(waves), 4, False)
+        ]
+        picture = np.stack(
+            [128 + 40 * chosen[0] + 15 * chosen[1 + channel] for channel in range(3)], axis=-1
+        )
         for _ in range(6):
-            side = (y - rng.uniform(0, HEIGHT)) * rng.normal() + (x - rng.uniform(0, WIDTH)) * rng.normal() > 0
+            side = (y - rng.uniform(0, HEIGHT)) * rng.normal() + (
+                x - rng.uniform(0, WIDTH)
+            ) * rng.normal() > 0
             picture[side] = 0.7 * picture[side] + rng.uniform(0, 76, 3)
         yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------- one process, without grain
+# ----------------------------------------------------------------------- one process, without grain
 
 
-def lean_batch(source: WebDatasetSource, tokenizer: TextTokenizer, config: DataConfig, rng, indices) -> dict:
+def lean_batch(
+    source: WebDatasetSource, tokenizer: TextTokenizer, config: DataConfig, rng, indices
+) -> dict:
     """What a step gets, by this project's operations."""
     images, captions = [], []
     for index in indices:
         record = source[index]
         image = decode_crop(record.image, rng, config.image_size, config.crop_scale)
         image = flip(image) if rng.random() < 0.5 else image
-        images.append(rand_augment(image, rng, config.rand_augment_ops, config.rand_augment_magnitude))
+        images.append(
+            rand_augment(image, rng, config.rand_augment_ops, config.rand_augment_magnitude)
+        )
         caption = record.captions[rng.integers(len(record.captions))]
         captions.append(prepare_caption(caption, config.clean_captions, config.max_words))
     ids_BxL, mask_BxL = tokenizer.encode(captions, config.text_length)
@@ -127,14 +162,18 @@ def pillow_decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def pillow_batch(source: WebDatasetSource, config: DataConfig, rng, indices) -> tuple[np.ndarray, list[str]]:
+def pillow_batch(
+    source: WebDatasetSource, config: DataConfig, rng, indices
+) -> tuple[np.ndarray, list[str]]:
     """What a step of ALBEF gets: float32 (B, 3, H, W) normalised, and captions."""
     images, captions = [], []
     size = (config.image_size, config.image_size)
     for index in indices:
         record = source[index]
         image = Image.open(io.BytesIO(record.image)).convert("RGB")
-        image = image.crop(_box(*image.size, rng, config.crop_scale)).resize(size, Image.Resampling.BICUBIC)
+        image = image.crop(_box(*image.size, rng, config.crop_scale)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         array = np.array(image)
@@ -151,9 +190,14 @@ def pillow_batch(source: WebDatasetSource, config: DataConfig, rng, indices) -> 
     return np.stack(images), captions
 
 
-def _box(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+def _box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
     for _ in range(10):
-        area, ratio = width * height * rng.uniform(*scale), math.exp(rng.uniform(*map(math.log, CROP_RATIO)))
+        area, ratio = (
+            width * height * rng.uniform(*scale),
+            math.exp(rng.uniform(*map(math.log, CROP_RATIO))),
+        )
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if w <= width and h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
@@ -162,7 +206,9 @@ def _box(width: int, height: int, rng: np.random.Generator, scale: tuple[float, 
 
 
 def _by_tables(image: np.ndarray, tables: list[np.ndarray]) -> np.ndarray:
-    return cv2.merge([table[channel] for table, channel in zip(tables, cv2.split(image), strict=True)])
+    return cv2.merge(
+        [table[channel] for table, channel in zip(tables, cv2.split(image), strict=True)]
+    )
 
 
 def _clipped(values: np.ndarray) -> np.ndarray:
@@ -173,7 +219,11 @@ def _contrast(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     tables = []
     for channel in cv2.split(image):
         low, high = int(channel.min()), int(channel.max())
-        tables.append(_clipped((np.arange(256) - low) * (255 / (high - low)) if high > low else np.arange(256)))
+        tables.append(
+            _clipped(
+                (np.arange(256) - low) * (255 / (high - low)) if high > low else np.arange(256)
+            )
+        )
     return _by_tables(image, tables)
 
 
@@ -199,11 +249,15 @@ def _sharp(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     return _clipped(out)
 
 
-def _warp(matrix: Callable[[float, tuple], object]) -> Callable[[np.ndarray, float, int], np.ndarray]:
+def _warp(
+    matrix: Callable[[float, tuple], object],
+) -> Callable[[np.ndarray, float, int], np.ndarray]:
     def apply(image: np.ndarray, level: float, sign: int) -> np.ndarray:
         height, width = image.shape[:2]
         forward = np.asarray(matrix(sign * level, (width / 2, height / 2)), np.float32)
-        return cv2.warpAffine(image, forward, (width, height), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
+        return cv2.warpAffine(
+            image, forward, (width, height), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128)
+        )
 
     return apply
 
@@ -222,7 +276,7 @@ PILLOW_OPS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------------ measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
 class Count(NamedTuple):
@@ -238,12 +292,16 @@ class Count(NamedTuple):
 
 
 def measure(images: int, seconds: float, workers: int) -> dict:
-    """Speeds in images a second and ratios; `workers` is the number of cores that the grain workers use."""
+    """Speeds in images a second and ratios; `workers` is the number of cores that the grain workers
+    use.
+    """
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder, "pairs.tar")
         size = make_tar(tar, images)
-        config = DataConfig(train=(str(tar),), flip=True, batch_size=BATCH, workers=workers, threads=1)
+        config = DataConfig(
+            train=(str(tar),), flip=True, batch_size=BATCH, workers=workers, threads=1
+        )
         source = open_source(config, "train", 0)
         tokenizer = build_tokenizer(config, source)
         tars = WebDatasetSource((str(tar),))
@@ -254,15 +312,22 @@ def measure(images: int, seconds: float, workers: int) -> dict:
             rounds = _rounds(tars, tokenizer, config, batches, processes, seconds / ROUNDS)
     result: dict = {"images": images, "mean_jpeg_bytes": size, "workers": workers}
     for clock in ("cpu", "wall"):
-        speeds = [{name: count.images / getattr(count, clock) for name, count in counts.items()} for counts in rounds]
+        speeds = [
+            {name: count.images / getattr(count, clock) for name, count in counts.items()}
+            for counts in rounds
+        ]
         result[clock] = {
-            "images_per_second_and_core": {name: median(speed[name] for speed in speeds) for name in speeds[0]},
+            "images_per_second_and_core": {
+                name: median(speed[name] for speed in speeds) for name in speeds[0]
+            },
             "ratios": {
-                f"{one} / {other}": median(speed[one] / speed[other] for speed in speeds) for one, other in RATIOS
+                f"{one} / {other}": median(speed[one] / speed[other] for speed in speeds)
+                for one, other in RATIOS
             },
         }
         result[clock]["cores_for_1600"] = {
-            name: math.ceil(WANTED / speed) for name, speed in result[clock]["images_per_second_and_core"].items()
+            name: math.ceil(WANTED / speed)
+            for name, speed in result[clock]["images_per_second_and_core"].items()
         }
     return result
 
@@ -273,7 +338,9 @@ class Processes:
     def __init__(self, count: int, arguments: tuple):
         context = multiprocessing.get_context("spawn")
         self._ends, children = zip(*(context.Pipe() for _ in range(count)), strict=True)
-        self._processes = [context.Process(target=_serve, args=(end, *arguments), daemon=True) for end in children]
+        self._processes = [
+            context.Process(target=_serve, args=(end, *arguments), daemon=True) for end in children
+        ]
         for process in self._processes:
             process.start()
         self.pids = {process.pid for process in self._processes}
@@ -338,7 +405,8 @@ def _rounds(
     next(batches)
     workers = {child.pid for child in multiprocessing.active_children()} - processes.pids
     used_by = [*workers, os.getpid()]
-    ready = config.workers * (2 + 2 * config.threads + 1) + 2  # batches that workers hold when nobody asks
+    # batches that workers hold when nobody asks
+    ready = config.workers * (2 + 2 * config.threads + 1) + 2
     rounds = []
     for number in range(ROUNDS + 1):
         counts = _in_turns(single, seconds)
@@ -373,14 +441,17 @@ def table(result: dict) -> str:
         parts = [f"{label:<27}"]
         for clock in (cpu, wall):
             speeds = clock["images_per_second_and_core"]
-            parts.append(f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{clock['ratios'][f'{own} / {pillow}']:>7.2f}")
+            parts.append(
+                f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{clock['ratios'][f'{own} / {pillow}']:>7.2f}"
+            )
         return "   ".join(parts)
 
     heading = f"{'nas_jax':>8}{'Pillow':>8}{'ratio':>7}"
     grain, by_clock = (clock["ratios"]["grain / pipeline"] for clock in (cpu, wall))
     cores = cpu["cores_for_1600"]
     lines = [
-        f"{result['images']} JPEGs of {HEIGHT}x{WIDTH}, quality {QUALITY}, {result['mean_jpeg_bytes'] / 1000:.0f} kB; "
+        f"{result['images']} JPEGs of {HEIGHT}x{WIDTH}, quality {QUALITY}, "
+        f"{result['mean_jpeg_bytes'] / 1000:.0f} kB; "
         f"{result['workers']} cores; medians of {ROUNDS} rounds",
         f"{'':<27}   {'images per core second':<23}   {'images/s and core':<23}",
         "   ".join([f"{'':<27}", heading, heading]),
@@ -388,10 +459,13 @@ def table(result: dict) -> str:
         row("pipeline, one process", "pipeline"),
         row("pipeline, process per core", "processes"),
         row("pipeline, grain workers", "grain"),
-        f"one process: {cpu['ratios']['pipeline / Pillow pipeline']:.2f} times Pillow a core (target {LEAN_TARGET})",
-        f"grain: {grain:.0%} of one process a core second (target {GRAIN_TARGET:.0%}), {by_clock:.0%} by the clock; "
+        f"one process: {cpu['ratios']['pipeline / Pillow pipeline']:.2f} times Pillow a core "
+        f"(target {LEAN_TARGET})",
+        f"grain: {grain:.0%} of one process a core second (target {GRAIN_TARGET:.0%}), "
+        f"{by_clock:.0%} by the clock; "
         f"{wall['ratios']['grain / processes']:.0%} by the clock of a process on each core",
-        f"cores to feed {WANTED} pairs/s: {cores['grain']} through grain, {cores['Pillow pipeline']} with Pillow",
+        f"cores to feed {WANTED} pairs/s: {cores['grain']} through grain, "
+        f"{cores['Pillow pipeline']} with Pillow",
     ]
     return "\n".join(lines)
 
@@ -400,8 +474,12 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=256, help="JPEGs to make")
-    parser.add_argument("--seconds", type=float, default=6.0, help="time spent on each of the ways, in all rounds")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="grain workers; default: one a core")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="time spent on each of the ways, in all rounds"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="grain workers; default: one a core"
+    )
     parser.add_argument("--json", action="store_true", help="print all figures as json")
     arguments = parser.parse_args(argv)
     result = measure(arguments.images, arguments.seconds, arguments.workers)

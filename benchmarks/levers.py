@@ -4,10 +4,11 @@
     python -m benchmarks.levers --topology v5p:2x2x1
     python -m benchmarks.levers --only fusion --length 16
 
-Prints for each form the predicted time of forward and backward, its share of the chip's peak, the temporary memory and
-the seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom calls. The fusion
-layer is one of NAS: beside each picture five texts, of which two read it, one reads another picture, one reads it with
-replaced patches and one without a gradient to it; or one text, as MLM has it.
+Prints for each form the predicted time of forward and backward, its share of the chip's peak, the
+temporary memory and the seconds that compiling took. Predicted: the sum of the compiler's cycle
+estimates, without custom calls. The fusion layer is one of NAS: beside each picture five texts, of
+which two read it, one reads another picture, one reads it with replaced patches and one without a
+gradient to it; or one text, as MLM has it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from nas_jax.typing import PyTree
 
 PATCHES, ROWS = 256, 5
 
-Given = tuple[Callable, PyTree, PyTree]  # apply(params, inputs) -> arrays, shapes of the parameters, of the inputs
+# apply(params, inputs) -> arrays, shapes of the parameters, of the inputs
+Given = tuple[Callable, PyTree, PyTree]
 
 
 class Shapes:
@@ -42,9 +44,13 @@ class Shapes:
     def __init__(self, mesh: Mesh, pairs: int, length: int):
         self.mesh, self.pairs, self.length = mesh, pairs * mesh.size, length
 
-    def rows(self, *shape: int, of: int = 1, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    def rows(
+        self, *shape: int, of: int = 1, dtype: jnp.dtype = jnp.bfloat16
+    ) -> jax.ShapeDtypeStruct:
         """`of` rows a pair."""
-        return jax.ShapeDtypeStruct((self.pairs * of, *shape), dtype, sharding=batch_sharding(self.mesh))
+        return jax.ShapeDtypeStruct(
+            (self.pairs * of, *shape), dtype, sharding=batch_sharding(self.mesh)
+        )
 
     def whole(self, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
         """The same everywhere."""
@@ -65,8 +71,17 @@ def fusion_layer(shapes: Shapes, apart: bool) -> Given:
 
     def looks(given: dict) -> tuple[Pictures, ...]:
         replacement = Replacement(given["where"], given["base"], given["scale"])
-        seen = (Look(2), Look(1, False, given["index"], shards), Look(1, True, None, 1, replacement), Look(1, True))
-        pictures = (Pictures((given["tokens"],), seen, Places(given["row"], given["column"], given["bias"])),)
+        seen = (
+            Look(2),
+            Look(1, False, given["index"], shards),
+            Look(1, True, None, 1, replacement),
+            Look(1, True),
+        )
+        pictures = (
+            Pictures(
+                (given["tokens"],), seen, Places(given["row"], given["column"], given["bias"])
+            ),
+        )
         return cls_apart(pictures) if apart else pictures
 
     def call(function: Callable) -> Callable:
@@ -98,7 +113,9 @@ def masked_layer(shapes: Shapes, plain: bool) -> Given:
     def call(function: Callable) -> Callable:
         def called(first: PyTree, given: dict) -> PyTree:
             pictures = cls_apart((Pictures((given["tokens"],), plain=plain),))
-            return function(first, given["texts"], model.text_layers, given["mask"], pictures, given["seeds"])
+            return function(
+                first, given["texts"], model.text_layers, given["mask"], pictures, given["seeds"]
+            )
 
         return called
 
@@ -116,31 +133,58 @@ def _model(cls_apart: bool) -> ModelConfig:
 
 
 FORMS: dict[str, tuple[Callable[[Shapes], Given], str]] = {  # what is built, effort of the compiler
-    "image: [CLS] and patches in one array": (lambda shapes: image_block(shapes, PATCHES + 1), "full"),
-    "image: [CLS] apart (model.cls_apart)": (lambda shapes: image_block(shapes, 1, PATCHES), "full"),
+    "image: [CLS] and patches in one array": (
+        lambda shapes: image_block(shapes, PATCHES + 1),
+        "full",
+    ),
+    "image: [CLS] apart (model.cls_apart)": (
+        lambda shapes: image_block(shapes, 1, PATCHES),
+        "full",
+    ),
     "image: patches alone, for comparison": (lambda shapes: image_block(shapes, PATCHES), "full"),
-    "image: one array, compiled quickly": (lambda shapes: image_block(shapes, PATCHES + 1), "quick"),
+    "image: one array, compiled quickly": (
+        lambda shapes: image_block(shapes, PATCHES + 1),
+        "quick",
+    ),
     "fusion: [CLS] and patches in one array": (lambda shapes: fusion_layer(shapes, False), "full"),
     "fusion: [CLS] apart (model.cls_apart)": (lambda shapes: fusion_layer(shapes, True), "full"),
-    "fusion, one text: keys and values of all tokens": (lambda shapes: masked_layer(shapes, True), "full"),
-    "fusion, one text: the tokens as they are": (lambda shapes: masked_layer(shapes, False), "full"),
+    "fusion, one text: keys and values of all tokens": (
+        lambda shapes: masked_layer(shapes, True),
+        "full",
+    ),
+    "fusion, one text: the tokens as they are": (
+        lambda shapes: masked_layer(shapes, False),
+        "full",
+    ),
 }
 WIDTH = max(map(len, FORMS))
 
 
-def predict(topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int, length: int) -> dict[str, float]:
-    """Compiles one layer, forward and backward, for `pairs` a chip with texts of `length` tokens."""
+def predict(
+    topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int, length: int
+) -> dict[str, float]:
+    """Compiles one layer, forward and backward, for `pairs` a chip with texts of `length`
+    tokens.
+    """
     devices, chip = topology_devices(topology)
     shapes = Shapes(make_mesh(devices=devices), pairs, length)
     apply, params, given = build(shapes)
     params = jax.tree.map(lambda leaf: shapes.whole(*leaf.shape, dtype=leaf.dtype), params)
 
     def loss(params: PyTree, floats: PyTree, rest: PyTree) -> jax.Array:
-        inputs = jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None)
-        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(apply(params, inputs)))
+        inputs = jax.tree.map(
+            lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None
+        )
+        return sum(
+            jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(apply(params, inputs))
+        )
 
-    trained = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else None, given)
-    rest = jax.tree.map(lambda leaf: None if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else leaf, given)
+    trained = jax.tree.map(
+        lambda leaf: leaf if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else None, given
+    )
+    rest = jax.tree.map(
+        lambda leaf: None if leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 else leaf, given
+    )
     began = time.process_time()
     with jax.set_mesh(shapes.mesh):
         lowered = jax.jit(jax.grad(loss, (0, 1))).lower(params, trained, rest)
@@ -162,13 +206,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=25, help="tokens of each text")
     parser.add_argument("--only", default="", help="forms whose name begins with this")
     options = parser.parse_args()
-    print(f"{'form':<{WIDTH}} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} {'compiled in s':>14}")
+    print(
+        f"{'form':<{WIDTH}} {'predicted ms':>12} {'of peak':>8} {'temporaries MB':>15} "
+        f"{'compiled in s':>14}"
+    )
     for form, (build, effort) in FORMS.items():
         if not form.startswith(options.only):
             continue
         found = predict(options.topology, build, effort, options.pairs, options.length)
         print(
-            f"{form:<{WIDTH}} {found['ms']:>12.2f} {found['share']:>8.1%} {found['temporaries_MB']:>15.0f} "
+            f"{form:<{WIDTH}} {found['ms']:>12.2f} {found['share']:>8.1%} "
+            f"{found['temporaries_MB']:>15.0f} "
             f"{found['compile_s']:>14.0f}",
             flush=True,
         )

@@ -1,4 +1,5 @@
-"""How many copies of a picture the perceptual hash misses, and how many other pictures it takes for copies.
+"""How many copies of a picture the perceptual hash misses, and how many other pictures it takes for
+copies.
 
     python -m benchmarks.overlap                 textures with the spectrum of photographs
     python -m benchmarks.overlap emoji/*.tar     the pictures of WebDataset tars
@@ -19,14 +20,23 @@ import numpy as np
 
 from benchmarks.input import textures
 from nas_jax.data.image_ops import decode
-from nas_jax.data.overlap import MAX_DISTANCE, NO_HASH, hamming, hash_words, near_pairs, perceptual_hash
+from nas_jax.data.overlap import (
+    MAX_DISTANCE,
+    NO_HASH,
+    hamming,
+    hash_words,
+    near_pairs,
+    perceptual_hash,
+)
 from nas_jax.data.sources import WebDatasetSource
 
 PICTURES = 1000  # textures, or about as many of the tars of which copies are made
 
 
 def measure(images: Iterable[np.ndarray], step: int) -> None:
-    """Prints how far each step-th picture is from changed copies, and how many pairs of all pictures are near."""
+    """Prints how far each step-th picture is from changed copies, and how many pairs of all
+    pictures are near.
+    """
     hashes, copies = [], defaultdict(list)
     for number, image_HxWx3 in enumerate(images):
         hashes.append(perceptual_hash(image_HxWx3))
@@ -36,26 +46,41 @@ def measure(images: Iterable[np.ndarray], step: int) -> None:
     print(f"{len(hashes)} pictures, {hashes.count(NO_HASH)} without a perceptual hash")
     for name, distances in copies.items():
         missed = np.mean(np.asarray(distances) > MAX_DISTANCE)
-        print(f"{name:>28}: median {np.median(distances):3.0f}, 99 % {np.percentile(distances, 99):3.0f}, ", end="")
-        print(f"max {max(distances):3d}, missed at {MAX_DISTANCE}: {missed:.2%} of {len(distances)}")
+        print(
+            f"{name:>28}: median {np.median(distances):3.0f}, 99 % "
+            f"{np.percentile(distances, 99):3.0f}, ",
+            end="",
+        )
+        print(
+            f"max {max(distances):3d}, missed at {MAX_DISTANCE}: {missed:.2%} of {len(distances)}"
+        )
     words_Nx4 = hash_words([phash for phash in hashes if phash != NO_HASH])
     limits = (0, 4, 8, 12, 16, 20, 24, 32)
     distances = [d for e, t, d in near_pairs(words_Nx4, words_Nx4, limits[-1]) if e < t]
     counts = ", ".join(f"{limit}: {sum(d <= limit for d in distances)}" for limit in limits)
-    print(f"pairs of different pictures at most so many bits apart: {counts}; of {len(words_Nx4) ** 2 // 2} pairs")
+    print(
+        f"pairs of different pictures at most so many bits apart: {counts}; of "
+        f"{len(words_Nx4) ** 2 // 2} pairs"
+    )
 
 
 def changed_copies(image_HxWx3: np.ndarray) -> dict[str, np.ndarray]:
-    """Copies as they occur in the wild: encoded at JPEG quality 50, shrunk and encoded again, enlarged, blurred."""
+    """Copies as they occur in the wild: encoded at JPEG quality 50, shrunk and encoded again,
+    enlarged, blurred.
+    """
     height, width = image_HxWx3.shape[:2]
 
     def jpeg(picture_HxWx3: np.ndarray, quality: int) -> np.ndarray:
-        _, encoded = cv2.imencode(".jpg", picture_HxWx3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        _, encoded = cv2.imencode(
+            ".jpg", picture_HxWx3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )
         return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
 
     def scaled(factor: float) -> np.ndarray:
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        return cv2.resize(image_HxWx3, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+        return cv2.resize(
+            image_HxWx3, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        )
 
     return {
         "JPEG, quality 50": jpeg(image_HxWx3, 50),
@@ -70,7 +95,9 @@ def changed_copies(image_HxWx3: np.ndarray) -> dict[str, np.ndarray]:
 def compare(evaluation: int = 5000, train: int = 65536) -> None:
     """Prints the speed of the comparison on random hashes."""
     rng = np.random.default_rng(0)
-    one, other = (rng.integers(0, 2**64, (count, 4), dtype=np.uint64) for count in (evaluation, train))
+    one, other = (
+        rng.integers(0, 2**64, (count, 4), dtype=np.uint64) for count in (evaluation, train)
+    )
     began = time.perf_counter()
     for start in range(0, train, 8192):
         list(near_pairs(one, other[start : start + 8192], MAX_DISTANCE))
@@ -82,7 +109,10 @@ def main() -> None:
     """Prints all three."""
     if files := tuple(sys.argv[1:]):
         source = WebDatasetSource(files)
-        measure((decode(source[index].image) for index in range(len(source))), max(1, len(source) // PICTURES))
+        measure(
+            (decode(source[index].image) for index in range(len(source))),
+            max(1, len(source) // PICTURES),
+        )
     else:
         measure(islice(textures(np.random.default_rng(0)), PICTURES), 1)
     compare()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.parity tests/fixtures/nas_step.npz
 
-The file holds weights, batch, random draws, intermediate arrays, losses and gradients of one step at any size (see
-docs/parity.md for its keys). Prints the largest error of each group of arrays beside its tolerance, and exits 1 when
-one is above it. Imports jax, flax, optax and numpy only.
+The file holds weights, batch, random draws, intermediate arrays, losses and gradients of one step
+at any size (see docs/parity.md for its keys). Prints the largest error of each group of arrays
+beside its tolerance, and exits 1 when one is above it. Imports jax, flax, optax and numpy only.
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def load(path: str) -> Recorded:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     sizes = json.loads(bytes(arrays["config"]))
-    weights = {name.removeprefix("weights/"): array for name, array in arrays.items() if name.startswith("weights/")}
+    weights = {
+        name.removeprefix("weights/"): array
+        for name, array in arrays.items()
+        if name.startswith("weights/")
+    }
     model = ModelConfig(
         dim=sizes["dim"],
         heads=sizes["heads"],
@@ -105,7 +109,9 @@ def load(path: str) -> Recorded:
         alpha_ramp_epochs=0.0,
         itc=ItcConfig(queue_size=sizes["queue"]),
         dictionary=DictionaryConfig(codes=sizes["codes"], literal=True),
-        nva=NvaConfig(neighbours=neighbours, object_candidates=arrays["out/object_candidates"].shape[-1]),
+        nva=NvaConfig(
+            neighbours=neighbours, object_candidates=arrays["out/object_candidates"].shape[-1]
+        ),
         nta=NtaConfig(enabled=False),
     )
     tables = WordTables(*(np.zeros(sizes["vocab"], bool) for _ in range(3)))
@@ -141,7 +147,10 @@ def load(path: str) -> Recorded:
     replay = {
         "object_patch_B": jnp.asarray(object_B, jnp.int32),
         "code_B": jnp.asarray(
-            arrays["out/neighbour_ids"][rows, object_B, arrays["draw/neighbour_choice"][rows, object_B]], jnp.int32
+            arrays["out/neighbour_ids"][
+                rows, object_B, arrays["draw/neighbour_choice"][rows, object_B]
+            ],
+            jnp.int32,
         ),
         "negative_image_B": jnp.asarray(arrays["draw/negative_image"], jnp.int32),
         "negative_text_B": jnp.asarray(arrays["draw/negative_text"], jnp.int32),
@@ -167,9 +176,15 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     distances = squared_distances(words.features_BxNxD.reshape(-1, dim), state.dictionary.codes_KxD)
     every_code = jnp.ones((1, ctx.config.dictionary.codes), bool)
     codes, log_weights = neighbour_codes(distances, every_code, ctx.config.nva.neighbours)
-    passes = in_batch_passes(ctx, encoded, mask_BxL, replay["negative_image_B"], replay["negative_text_B"])
+    passes = in_batch_passes(
+        ctx, encoded, mask_BxL, replay["negative_image_B"], replay["negative_text_B"]
+    )
     passes["nva"] = Pass(
-        encoded.text_tokens_BxLxD, mask_BxL, tokens_BxTxD=nva.tokens_BxTxD, replacement=nva.replacement, detached=True
+        encoded.text_tokens_BxLxD,
+        mask_BxL,
+        tokens_BxTxD=nva.tokens_BxTxD,
+        replacement=nva.replacement,
+        detached=True,
     )
     itm = match(ctx, params, fuse(ctx, params, words.tokens_BxTxD, passes, keys["match"]))
 
@@ -190,7 +205,9 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
             [itm[kind] for kind in ("positive", "nva", "hard_image", "hard_text")]
         ),
         "mlm_logits": mlm_logits(params, encoded.masked_tokens_BxLxD, encoded.image_tokens_BxTxD),
-        "teacher_mlm_logits": mlm_logits(teacher, taught.masked_tokens_BxLxD, taught.image_tokens_BxTxD),
+        "teacher_mlm_logits": mlm_logits(
+            teacher, taught.masked_tokens_BxLxD, taught.image_tokens_BxTxD
+        ),
         "code_ids": words.code_ids_BxN,
         "neighbour_ids": codes.reshape(batch_size, patches, -1),
         "object_candidates": jax.lax.top_k(nva.similarity_BxN, ctx.config.nva.object_candidates)[1],
@@ -221,38 +238,60 @@ def ema_errors(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Replays the recorded updates of the dictionary from zero statistics."""
     codes = jnp.asarray(arrays["ema/embed_0"])
     state = DictionaryState(
-        codes, jnp.zeros(len(codes)), jnp.zeros_like(codes), jnp.full(len(codes), -1, jnp.int32), jnp.int32(0)
+        codes,
+        jnp.zeros(len(codes)),
+        jnp.zeros_like(codes),
+        jnp.full(len(codes), -1, jnp.int32),
+        jnp.int32(0),
     )
     errors, index = {}, 0
     while f"ema/features_{index}" in arrays:
         features = jnp.asarray(arrays[f"ema/features_{index}"])[None]
         code_ids, _ = nearest_code(features, state.codes_KxD)
-        state = ema_update(state, features, code_ids, float(arrays[f"ema/decay_{index}"]), literal=True)
+        state = ema_update(
+            state, features, code_ids, float(arrays[f"ema/decay_{index}"]), literal=True
+        )
         index += 1
         errors[f"embed_{index}"] = scaled_error(state.codes_KxD, arrays[f"ema/embed_{index}"])
-        errors[f"cluster_size_{index}"] = scaled_error(state.counts_K, arrays[f"ema/cluster_size_{index}"])
+        errors[f"cluster_size_{index}"] = scaled_error(
+            state.counts_K, arrays[f"ema/cluster_size_{index}"]
+        )
     return errors
 
 
 def compare(path: str, params_hook=lambda params: params) -> list[Row]:
-    """All groups of a recorded file. `params_hook` may disturb our parameters first (negative controls)."""
+    """All groups of a recorded file.
+
+    `params_hook` may disturb our parameters first (negative controls).
+    """
     recorded = load(path)
     arrays, method = recorded.arrays, recorded.method
     params = params_hook(recorded.params)
     ours = jax.jit(lambda params: intermediates(recorded, params))(params)
     exact = {"code_ids", "neighbour_ids", "object_candidates"}
-    discrete = {name: float((np.asarray(ours[name]) != arrays[f"out/{name}"]).sum()) for name in exact}
-    continuous = {name: scaled_error(ours[name], arrays[f"out/{name}"]) for name in ours if name not in exact}
+    discrete = {
+        name: float((np.asarray(ours[name]) != arrays[f"out/{name}"]).sum()) for name in exact
+    }
+    continuous = {
+        name: scaled_error(ours[name], arrays[f"out/{name}"]) for name in ours if name not in exact
+    }
 
     def loss(params: Params):
         return method.loss(
-            params, recorded.state, recorded.batch, jax.random.key(0), jnp.int32(0), STAGE, recorded.replay
+            params,
+            recorded.state,
+            recorded.batch,
+            jax.random.key(0),
+            jnp.int32(0),
+            STAGE,
+            recorded.replay,
         )
 
     grads, (state, metrics) = jax.jit(jax.grad(loss, has_aux=True))(method.constrain(params))
     state = method.settle(state, grads)
     losses = {
-        name: abs(float(metrics[f"loss/{name}"]) - float(arrays[f"out/loss_{name}"])) for name in ("mlm", "itc", "itm")
+        name: abs(float(metrics[f"loss/{name}"]) - float(arrays[f"out/loss_{name}"]))
+        for name in ("mlm", "itc", "itm")
     }
     entries = student_entries(recorded.model, dictionary=True)
     grads = to_torch(entries, jax.tree.map(np.asarray, grads))
@@ -261,7 +300,9 @@ def compare(path: str, params_hook=lambda params: params) -> list[Row]:
         raise ValueError(f"gradients that only one side has: {sorted(recorded_grads ^ set(grads))}")
     gradients = {name: norm_error(grads[name], arrays[f"grad/{name}"]) for name in sorted(grads)}
 
-    teacher = to_torch(list(tower_entries(recorded.model, "_m")), jax.tree.map(np.asarray, state.teacher))
+    teacher = to_torch(
+        list(tower_entries(recorded.model, "_m")), jax.tree.map(np.asarray, state.teacher)
+    )
     after = {
         "image_queue": scaled_error(state.queue.image_QxE.T, arrays["out/image_queue"]),
         "text_queue": scaled_error(state.queue.text_QxE.T, arrays["out/text_queue"]),
@@ -270,7 +311,9 @@ def compare(path: str, params_hook=lambda params: params) -> list[Row]:
     }
     for name, array in arrays.items():
         if name.startswith("out/after/"):
-            after[name.removeprefix("out/after/")] = scaled_error(teacher[name.removeprefix("out/after/")], array)
+            after[name.removeprefix("out/after/")] = scaled_error(
+                teacher[name.removeprefix("out/after/")], array
+            )
     return [
         worst("intermediate arrays / scale", continuous, 1e-4),
         worst("codes, neighbours, objects: entries that differ", discrete, 0),
@@ -289,7 +332,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'group':<50}{'arrays':>7}{'largest error':>15}{'tolerance':>11}  worst array")
     for row in rows:
         mark = "" if row.passed else "  ABOVE"
-        print(f"{row.group:<50}{row.arrays:>7}{row.error:>15.2e}{row.tolerance:>11.0e}  {row.worst}{mark}")
+        print(
+            f"{row.group:<50}{row.arrays:>7}{row.error:>15.2e}{row.tolerance:>11.0e}  "
+            f"{row.worst}{mark}"
+        )
     return 0 if all(row.passed for row in rows) else 1
 
 

@@ -1,12 +1,13 @@
-"""Peak memory of preparing a data set and of reading it for training, at two sizes: it should not grow with the size.
+"""Peak memory of preparing a data set and of reading it for training, at two sizes: it should not
+grow with the size.
 
     python -m benchmarks.prepare_memory
     python -m benchmarks.prepare_memory --counts 10000,100000,1000000 --workers 8
 
-Makes tars of tiny pictures and prepares them; then opens the folder with about 200 records held out, learns a
-vocabulary, makes the caption report and draws training batches, and the same from the tars. Each part runs in a
-process of its own, whose peak is read from the kernel (VmHWM). A model is left out: compiling it takes many times more,
-and not twice the same.
+Makes tars of tiny pictures and prepares them; then opens the folder with about 200 records held
+out, learns a vocabulary, makes the caption report and draws training batches, and the same from the
+tars. Each part runs in a process of its own, whose peak is read from the kernel (VmHWM). A model is
+left out: compiling it takes many times more, and not twice the same.
 """
 
 from __future__ import annotations
@@ -39,14 +40,19 @@ def make_tars(folder: Path, count: int, seed: int = 0) -> None:
     images = []
     for number in range(64):  # encoded once: what counts here is how many records there are
         buffer = io.BytesIO()
-        picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(rng.integers(16, 25, 2))
+        picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(
+            rng.integers(16, 25, 2)
+        )
         picture.save(buffer, "PNG" if number % 2 else "JPEG")
         images.append((("jpg", "png")[number % 2], buffer.getvalue()))
     for start in range(0, count, SHARD):
         with tarfile.open(folder / f"{start // SHARD:05d}.tar", "w") as tar:
             for index in range(start, min(count, start + SHARD)):
                 suffix, image = images[index % len(images)]
-                one, other = (f"a {rng.choice(COLOURS)} {rng.choice(NOUNS)} number {index % 100}" for _ in range(2))
+                one, other = (
+                    f"a {rng.choice(COLOURS)} {rng.choice(NOUNS)} number {index % 100}"
+                    for _ in range(2)
+                )
                 fields = json.dumps({"caption": one, "captions": [one, other]}).encode()
                 for name, data in ((f"{index:08d}.{suffix}", image), (f"{index:08d}.json", fields)):
                     info = tarfile.TarInfo(name)
@@ -72,7 +78,9 @@ def measure_prepare(tars: str, out: str, workers: str) -> dict[str, float]:
 
     def watch() -> None:
         while not ended.wait(0.05):
-            largest[0] = max(largest[0], *(peak(child.pid) for child in multiprocessing.active_children()), 0.0)
+            largest[0] = max(
+                largest[0], *(peak(child.pid) for child in multiprocessing.active_children()), 0.0
+            )
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -92,7 +100,12 @@ def measure_reading(entry: str, count: str, batches: str) -> dict[str, float]:
     from nas_jax.data.config import DataConfig
 
     config = DataConfig(
-        train=(entry,), holdout=HELD_OUT / int(count), image_size=16, batch_size=128, threads=2, vocab_size=256
+        train=(entry,),
+        holdout=HELD_OUT / int(count),
+        image_size=16,
+        batch_size=128,
+        threads=2,
+        vocab_size=256,
     )
     found = {"imports": peak()}
     source, _held_out = (pipeline.open_source(config, split, 0) for split in ("train", "val"))
@@ -111,13 +124,21 @@ def main(argv: list[str]) -> int:
     """Prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare_memory")
     parser.add_argument("--counts", default="10000,100000", help="sizes of the data set")
-    parser.add_argument("--batches", type=int, default=400, help="training batches of 128 that are drawn")
+    parser.add_argument(
+        "--batches", type=int, default=400, help="training batches of 128 that are drawn"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that prepare")
     parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.part:
         name, entry, *rest = args.part
-        print(json.dumps(measure_prepare(entry, *rest) if name == "prepare" else measure_reading(entry, *rest)))
+        print(
+            json.dumps(
+                measure_prepare(entry, *rest)
+                if name == "prepare"
+                else measure_reading(entry, *rest)
+            )
+        )
         return 0
     table: dict[str, list[float]] = {}
     counts = [int(count) for count in args.counts.split(",")]
@@ -131,7 +152,10 @@ def main(argv: list[str]) -> int:
                 found |= {f"{name}, {step}": value for step, value in peaks.items()}
         for name, value in found.items():
             table.setdefault(name, []).append(value)
-    print(f"{'peak resident memory, MB':<34}" + "".join(f"{f'{count:,} records':>18}" for count in counts))
+    print(
+        f"{'peak resident memory, MB':<34}"
+        + "".join(f"{f'{count:,} records':>18}" for count in counts)
+    )
     for name, values in table.items():
         print(f"{name:<34}" + "".join(f"{value:>18,.0f}" for value in values))
     return 0

@@ -1,9 +1,10 @@
-"""The smallest NAS as one process of four simulated devices and as two of two, each going on as the other.
+"""The smallest NAS as one process of four simulated devices and as two of two, each going on as the
+other.
 
     python -m benchmarks.processes
 
-Prints the largest difference of the final states to that of a run in one process; exit code 1 above 1e-4 of an array's
-largest value. Minutes: each start compiles for its number of processes.
+Prints the largest difference of the final states to that of a run in one process; exit code 1 above
+1e-4 of an array's largest value. Minutes: each start compiles for its number of processes.
 """
 
 from __future__ import annotations
@@ -40,12 +41,22 @@ def start(folder: Path, name: str, count: int, stop_at: int = 0) -> None:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
         }
-        command = [sys.executable, str(ROOT / "main.py"), f"--config={folder / 'recipe.py'}:{STEPS}"]
+        command = [
+            sys.executable,
+            str(ROOT / "main.py"),
+            f"--config={folder / 'recipe.py'}:{STEPS}",
+        ]
         command += [f"--workdir={folder / name}"]
         if count > 1:
-            command += [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
+            command += [
+                f"--coordinator=localhost:{port}",
+                f"--num_processes={count}",
+                f"--process_id={index}",
+            ]
         output = log.open("w") if index == 0 else subprocess.DEVNULL
-        processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        )
     if stop_at:
         while not any(int(found[1]) >= stop_at for found in STEP.finditer(log.read_text())):
             if processes[0].poll() is not None:
@@ -65,7 +76,9 @@ def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
         other = found[name]
         if not np.issubdtype(leaf.dtype, np.floating):
             continue
-        worst = max(worst, (float(np.abs(leaf - other).max() / max(np.abs(leaf).max(), 1e-30)), name))
+        worst = max(
+            worst, (float(np.abs(leaf - other).max() / max(np.abs(leaf).max(), 1e-30)), name)
+        )
     return worst
 
 
@@ -80,7 +93,9 @@ def main() -> int:
             start(folder, name, first, stop_at=3)
             start(folder, name, second)
             error, array = difference(final_arrays(folder / name), expected)
-            print(f"{name}: largest difference {error:.1e} of the largest value ({array})", flush=True)
+            print(
+                f"{name}: largest difference {error:.1e} of the largest value ({array})", flush=True
+            )
             code |= error > 1e-4
     return int(code)
 

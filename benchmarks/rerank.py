@@ -1,10 +1,12 @@
-"""Speed of two-stage retrieval: how long ITC over all pairs and the matching head over the best k take.
+"""Speed of two-stage retrieval: how long ITC over all pairs and the matching head over the best k
+take.
 
     python -m benchmarks.rerank                              # 1,000 images x 5,000 texts, k = 128, the tiny model
     python -m benchmarks.rerank --images 100 --texts 500 --k 32 --size nano
 
-Weights are random and pictures are noise, as neither changes the work. Prints one JSON line: pairs that were matched
-a second, how many pictures and texts were encoded, and the seconds of each part, compilation included.
+Weights are random and pictures are noise, as neither changes the work. Prints one JSON line: pairs
+that were matched a second, how many pictures and texts were encoded, and the seconds of each part,
+compilation included.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ class Numbers:
 
     def encode(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """See `TextEncoding`."""
-        ids_BxL, mask_BxL = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+        ids_BxL, mask_BxL = (
+            np.zeros((len(texts), length), np.int32),
+            np.zeros((len(texts), length), bool),
+        )
         for row, text in enumerate(texts):
             ids = [2, *map(int, text.split())][:length]
             ids_BxL[row, : len(ids)], mask_BxL[row, : len(ids)] = ids, True
@@ -62,9 +67,13 @@ def main() -> None:
 
     rng, size = np.random.default_rng(0), model.image_size
     noise = rng.integers(0, 256, (args.images, size, size, 3), np.uint8)
-    texts = [" ".join(map(str, rng.integers(5, VOCAB, rng.integers(*WORDS)))) for _ in range(args.texts)]
+    texts = [
+        " ".join(map(str, rng.integers(5, VOCAB, rng.integers(*WORDS)))) for _ in range(args.texts)
+    ]
     per_image = args.texts // args.images
-    captions = tuple(tuple(texts[index * per_image : (index + 1) * per_image]) for index in range(args.images))
+    captions = tuple(
+        tuple(texts[index * per_image : (index + 1) * per_image]) for index in range(args.images)
+    )
     eval_set = EvalSet("noise", noise, captions, (), ())
     scorer = Scorer(
         method, params, state, Numbers(), 30, args.batch_size, size,
@@ -92,7 +101,8 @@ def main() -> None:
                 "pairs_per_second": round(scorer.pairs_matched / seconds, 1),
                 "seconds_encode_and_itc": round(encoded - began, 1),
                 "seconds_rerank": round(seconds, 1),
-                "processor_seconds_rerank": round(processor, 1),  # of all cores; tells of the work on a busy machine
+                # of all cores; tells of the work on a busy machine
+                "processor_seconds_rerank": round(processor, 1),
             }
         )
     )

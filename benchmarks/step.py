@@ -6,19 +6,21 @@
     python -m benchmarks.step --preset tiny --batch-file F.npz   a real batch: image (B, 3, H, W), normalised float32;
                                                                  input_ids and attention_mask (B, L)
 
-Prints one line of JSON; progress goes to stderr. The step is that of a training run with every stage on: forward,
-backward, AdamW, teacher, queue, on the first device and from random weights. NAS runs with its dictionary and NVA; the
-dictionary stands still unless --update-dictionary, as in the authors' stage with NVA. Every step gets the same batch.
+Prints one line of JSON; progress goes to stderr. The step is that of a training run with every
+stage on: forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS
+runs with its dictionary and NVA; the dictionary stands still unless --update-dictionary, as in the
+authors' stage with NVA. Every step gets the same batch.
 
-Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count leaves out the
-libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced step. `matmul_share` is the speed of
-the step, in those operations, over that of one dense matmul of the same dtype in this process, which runs after each
-step for as long: `min` is the fastest step over the fastest of these matmuls, `median` that of all steps, each
-over the matmuls before and after it, which a clock that comes and goes disturbs less. `peak_share` is the fastest
-step's over the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul computes
-in the time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread, whose texts are always padded
-to 25: its operations a pair over its own matmul share. On CPUs all but `pairs_per_second` is from the CPU time of the
-process, which other programs disturb less.
+Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count
+leaves out the libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced
+step. `matmul_share` is the speed of the step, in those operations, over that of one dense matmul of
+the same dtype in this process, which runs after each step for as long: `min` is the fastest step
+over the fastest of these matmuls, `median` that of all steps, each over the matmuls before and
+after it, which a clock that comes and goes disturbs less. `peak_share` is the fastest step's over
+the published peak of the chip (dense bfloat16). `gflop_equivalent_per_pair` is what such a matmul
+computes in the time of one pair. The reference is the NAS authors' PyTorch step on one CPU thread,
+whose texts are always padded to 25: its operations a pair over its own matmul share. On CPUs all
+but `pairs_per_second` is from the CPU time of the process, which other programs disturb less.
 Imports jax, flax, optax and numpy only.
 """
 
@@ -88,7 +90,8 @@ PRESETS = {
 }
 REFERENCE_LENGTH = 25
 CODES = 2048
-MATMUL_TIME = 1.0  # of a step's, for the dense matmul after it: the fastest of both are then of windows alike
+# of a step's, for the dense matmul after it: the fastest of both are then of windows alike
+MATMUL_TIME = 1.0
 CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_masked`
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)  # BERT's
 FIRST_WORD = 1000  # in BERT's vocabulary; ids below are not used by random captions
@@ -103,7 +106,9 @@ class Counts(NamedTuple):
     matmuls: float
 
     def chosen(self, platform: str, loops: bool) -> float:
-        """The one that leaves nothing large out: not libraries' matmuls on GPUs, nor all but one pass of a loop."""
+        """The one that leaves nothing large out: not libraries' matmuls on GPUs, nor all but one
+        pass of a loop.
+        """
         return self.matmuls if platform == "gpu" or loops else self.compiled
 
 
@@ -120,15 +125,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ the batch
+# ---------------------------------------------------------------------------------------- the batch
 
 
 def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Batch:
-    """Noise pictures, and captions of random words whose real lengths are spread as COCO's: 13 +- 2.5, padded."""
+    """Noise pictures, and captions of random words whose real lengths are spread as COCO's: 13 +-
+    2.5, padded.
+    """
     rng = np.random.default_rng(0)
     counts_B = np.clip(np.round(rng.normal(13.0, 2.5, size)), min(8, length), length).astype(int)
     mask_BxL = np.arange(length) < counts_B[:, None]
-    ids_BxL = rng.integers(min(FIRST_WORD, vocab_size // 2), vocab_size, (size, length), dtype=np.int32)
+    ids_BxL = rng.integers(
+        min(FIRST_WORD, vocab_size // 2), vocab_size, (size, length), dtype=np.int32
+    )
     ids_BxL[:, 0] = SPECIAL.cls
     ids_BxL[np.arange(size), counts_B - 1] = SPECIAL.sep
     return {
@@ -139,26 +148,36 @@ def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Ba
     }
 
 
-def read_batch(path: Path, image_size: int, vocab_size: int, length: int | None, trim: bool) -> Batch:
+def read_batch(
+    path: Path, image_size: int, vocab_size: int, length: int | None, trim: bool
+) -> Batch:
     """The batch of a file, its texts padded to `length` or cut to the longest of them.
 
     Raises DataError on a file without the arrays, or whose arrays are not those of the preset.
     """
     try:
         with np.load(path) as file:
-            image, ids_BxL, mask_BxL = (file[name] for name in ("image", "input_ids", "attention_mask"))
+            image, ids_BxL, mask_BxL = (
+                file[name] for name in ("image", "input_ids", "attention_mask")
+            )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _bad_file(
-            path, " ".join(str(error).split())[:120], "an .npz with image, input_ids, attention_mask"
+            path,
+            " ".join(str(error).split())[:120],
+            "an .npz with image, input_ids, attention_mask",
         ) from error
     size = len(image)
     if image.shape != (size, 3, image_size, image_size) or image.dtype != np.float32:
         raise _bad_file(
-            path, f"image {image.dtype}{list(image.shape)}", f"float32 [B, 3, {image_size}, {image_size}] of the preset"
+            path,
+            f"image {image.dtype}{list(image.shape)}",
+            f"float32 [B, 3, {image_size}, {image_size}] of the preset",
         )
     if ids_BxL.ndim != 2 or ids_BxL.shape != mask_BxL.shape or len(ids_BxL) != size:
         raise _bad_file(
-            path, f"input_ids {list(ids_BxL.shape)}, attention_mask {list(mask_BxL.shape)}", f"both [{size}, L]"
+            path,
+            f"input_ids {list(ids_BxL.shape)}, attention_mask {list(mask_BxL.shape)}",
+            f"both [{size}, L]",
         )
     mask_BxL = mask_BxL.astype(bool)
     if not mask_BxL[:, 0].all() or ids_BxL.min() < 0 or ids_BxL.max() >= vocab_size:
@@ -170,7 +189,9 @@ def read_batch(path: Path, image_size: int, vocab_size: int, length: int | None,
     longest = int(np.flatnonzero(mask_BxL.any(0))[-1]) + 1
     target = length or (longest if trim else ids_BxL.shape[1])
     if target < longest:
-        raise ConfigError(f"--length={target} for a text of {longest} tokens", f"at least {longest}", "raise it")
+        raise ConfigError(
+            f"--length={target} for a text of {longest} tokens", f"at least {longest}", "raise it"
+        )
     wider = ((0, 0), (0, max(0, target - ids_BxL.shape[1])))
     return {
         "image_BxHxWx3": np.ascontiguousarray(image.transpose(0, 2, 3, 1)),
@@ -195,13 +216,16 @@ def _bad_file(path: Path, got: str, expected: str) -> DataError:
 def cut_probability(batch: Batch, probability: float, max_masked: int) -> float:
     """Mean probability that a caption of the batch has more picks than `max_masked`."""
     ids_BxL = batch["token_ids_BxL"]
-    words_B = (batch["token_mask_BxL"] & ~np.isin(ids_BxL, (SPECIAL.cls, SPECIAL.sep, SPECIAL.pad))).sum(-1)
+    words_B = (
+        batch["token_mask_BxL"] & ~np.isin(ids_BxL, (SPECIAL.cls, SPECIAL.sep, SPECIAL.pad))
+    ).sum(-1)
 
     def above(words: int) -> float:
         q = 1 - probability
         return sum(
-            math.comb(words, k) * probability**k * q ** (words - k) for k in range(max_masked + 1, words + 1)
-        )  # fmt: skip
+            math.comb(words, k) * probability**k * q ** (words - k)
+            for k in range(max_masked + 1, words + 1)
+        )
 
     return float(np.mean([above(int(words)) for words in words_B]))
 
@@ -210,11 +234,13 @@ def enough_masked(batch: Batch, probability: float) -> int:
     """The smallest `max_masked` that cuts at most CUT_AT_MOST of the captions."""
     length = batch["token_ids_BxL"].shape[1]
     return next(
-        picks for picks in range(1, length + 1) if cut_probability(batch, probability, picks) <= CUT_AT_MOST
-    )  # fmt: skip
+        picks
+        for picks in range(1, length + 1)
+        if cut_probability(batch, probability, picks) <= CUT_AT_MOST
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- the step
+# ----------------------------------------------------------------------------------------- the step
 
 
 class Built(NamedTuple):
@@ -230,7 +256,10 @@ class Built(NamedTuple):
 
 
 def build(options: argparse.Namespace) -> Built:
-    """Method, step and batch as the options say. Raises UserError on options that contradict each other."""
+    """Method, step and batch as the options say.
+
+    Raises UserError on options that contradict each other.
+    """
     preset, nas = PRESETS[options.preset], options.method == "nas"
     if options.nta and not nas:
         raise ConfigError("--nta with --method=albef", "--method=nas", "leave out one of the two")
@@ -246,21 +275,30 @@ def build(options: argparse.Namespace) -> Built:
     model.validate()
     if options.batch_file:
         trim = not options.plain
-        batch = read_batch(options.batch_file, model.image_size, model.vocab_size, options.length, trim)
+        batch = read_batch(
+            options.batch_file, model.image_size, model.vocab_size, options.length, trim
+        )
         if options.batch not in (None, len(batch["image_id_B"])):
             raise ConfigError(
-                f"--batch={options.batch} with a file of {len(batch['image_id_B'])} pairs", "the same", "leave it out"
+                f"--batch={options.batch} with a file of {len(batch['image_id_B'])} pairs",
+                "the same",
+                "leave it out",
             )
     else:
         batch = random_batch(
-            options.batch or preset.batch, options.length or REFERENCE_LENGTH, model.image_size, model.vocab_size
+            options.batch or preset.batch,
+            options.length or REFERENCE_LENGTH,
+            model.image_size,
+            model.vocab_size,
         )
         if options.length is None and not options.plain:
             batch = trimmed(batch)
     size = len(batch["image_id_B"])
     if size < 2 or preset.queue_size % size:
         raise ConfigError(
-            f"a batch of {size}", f"at least 2, and a divisor of the queue's {preset.queue_size}", "take another"
+            f"a batch of {size}",
+            f"at least 2, and a divisor of the queue's {preset.queue_size}",
+            "take another",
         )
     mlm = MlmConfig()
     config = MethodConfig(
@@ -276,7 +314,9 @@ def build(options: argparse.Namespace) -> Built:
     words_V = np.arange(model.vocab_size) >= min(FIRST_WORD, model.vocab_size // 2)
     tables = WordTables(words_V, words_V, np.zeros_like(words_V))
     method = make_method(config, model, tables, SPECIAL, EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
-    optimizer, schedule = make_optimizer(OptimizerConfig(), EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(), EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH
+    )
     mesh = make_mesh(MeshConfig(data=1))
     init = partial(init_state, method, optimizer, 0)
     shardings = state_shardings(jax.eval_shape(init), mesh)
@@ -289,7 +329,9 @@ def compile_step(built: Built) -> tuple[Any, Counts, dict[str, float]]:
     """The compiled step, its operations a pair, and the seconds that tracing and compiling took."""
     size, cpu, wall = len(built.batch["image_id_B"]), time.process_time(), time.perf_counter()
     with jax.set_mesh(built.mesh):
-        traced = built.step.trace(jax.eval_shape(built.init), put_batch(built.batch, built.mesh), built.stage)
+        traced = built.step.trace(
+            jax.eval_shape(built.init), put_batch(built.batch, built.mesh), built.stage
+        )
         lowered = traced.lower()
         compiled = lowered.compile()
     seconds = {
@@ -306,11 +348,13 @@ def _flops(program: Any) -> float:
     return (costs or {}).get("flops", 0.0)
 
 
-# --------------------------------------------------------------------------------------------------------------- timing
+# ------------------------------------------------------------------------------------------- timing
 
 
 def measure(run: Callable[[], Any], times: int) -> Timing:
-    """CPU time of the process and wall time of each call; `run` returns arrays, for which this waits."""
+    """CPU time of the process and wall time of each call; `run` returns arrays, for which this
+    waits.
+    """
     timing = Timing([], [], [])
     for _ in range(times):
         faults, cpu, wall = page_faults(), time.process_time(), time.perf_counter()
@@ -327,9 +371,13 @@ def page_faults() -> int:
 
 
 def dense_matmul(dtype: str, platform: str) -> Callable[[float], float]:
-    """A function that multiplies for so many seconds at least: GFLOP a second; on CPUs a second of CPU time."""
+    """A function that multiplies for so many seconds at least: GFLOP a second; on CPUs a second of
+    CPU time.
+    """
     side, together = (2048, 1) if platform == "cpu" else (8192, 10)
-    left, right = (jax.random.normal(jax.random.key(seed), (side, side), jnp.dtype(dtype)) for seed in range(2))
+    left, right = (
+        jax.random.normal(jax.random.key(seed), (side, side), jnp.dtype(dtype)) for seed in range(2)
+    )
 
     @jax.jit
     def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -361,7 +409,10 @@ class Run(NamedTuple):
 
 
 def time_steps(built: Built, compiled: Any, steps: int, matmul: Callable[[float], float]) -> Run:
-    """Some steps after a first one, and the matmul between them. The state is overwritten by each."""
+    """Some steps after a first one, and the matmul between them.
+
+    The state is overwritten by each.
+    """
     with jax.set_mesh(built.mesh):
         state = jax.jit(built.init, out_shardings=built.shardings)()
         batch = put_batch(built.batch, built.mesh)
@@ -381,7 +432,7 @@ def time_steps(built: Built, compiled: Any, steps: int, matmul: Callable[[float]
         return Run(timing, rates, loss, used)
 
 
-# --------------------------------------------------------------------------------------------------------------- result
+# ------------------------------------------------------------------------------------------- result
 
 
 def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
@@ -404,18 +455,24 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
         "dictionary_frozen": built.stage.dictionary_frozen,
         "max_masked": config.mlm.max_masked,
         "cut_probability": cut_probability(
-            built.batch, config.mlm.probability, config.mlm.max_masked or built.batch["token_ids_BxL"].shape[1]
+            built.batch,
+            config.mlm.probability,
+            config.mlm.max_masked or built.batch["token_ids_BxL"].shape[1],
         ),
         "params_M": num_params(jax.eval_shape(built.init).params) / 1e6,
         "device": device.device_kind,
         "platform": device.platform,
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "jax": jax.__version__,
     }
 
 
 def speeds(known: dict[str, Any], timing: Timing, rates: list[float]) -> dict[str, Any]:
-    """Speed of the step from what was counted and timed; `rates` of a matmul, GFLOP a second, around each step."""
+    """Speed of the step from what was counted and timed; `rates` of a matmul, GFLOP a second,
+    around each step.
+    """
     on_cpu, batch = known["platform"] == "cpu", known["batch"]
     times = [seconds / batch for seconds in (timing.cpu if on_cpu else timing.wall)]
     peak, preset = peak_flops(known["device"]), PRESETS[known["preset"]]
@@ -435,9 +492,13 @@ def speeds(known: dict[str, Any], timing: Timing, rates: list[float]) -> dict[st
         "matmul_gflops": {"max": max(rates), "median": median(rates)},
         "peak_share": known["gflop_per_pair"] * 1e9 / min(times) / peak if peak else None,
         "gflop_equivalent_per_pair": equivalent,
-        "matmul_share": {name: known["gflop_per_pair"] / value for name, value in equivalent.items()},
+        "matmul_share": {
+            name: known["gflop_per_pair"] / value for name, value in equivalent.items()
+        },
         "reference_equivalent": preset.reference_equivalent,
-        "times_reference": {name: preset.reference_equivalent / value for name, value in equivalent.items()}
+        "times_reference": {
+            name: preset.reference_equivalent / value for name, value in equivalent.items()
+        }
         if alike
         else None,
     }
@@ -476,10 +537,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **seconds,
         **memory(compiled),
     }
-    say(f"compiled in {seconds['compile_seconds']:.0f} s: {result['gflop_per_pair']:.4g} GFLOP a pair")
+    say(
+        f"compiled in {seconds['compile_seconds']:.0f} s: {result['gflop_per_pair']:.4g} GFLOP a "
+        "pair"
+    )
     if options.count_only:
         return result | peak_memory()
-    seen = time_steps(built, compiled, options.steps, dense_matmul(options.dtype, result["platform"]))
+    seen = time_steps(
+        built, compiled, options.steps, dense_matmul(options.dtype, result["platform"])
+    )
     result |= {
         "steps": options.steps,
         "loss": seen.loss,
@@ -487,7 +553,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **seen.memory,
         **speeds(result, seen.timing, seen.rates),
     }
-    say(f"{result['pairs_per_second']:.4g} pairs a second, {result['matmul_share']['median']:.1%} of a matmul")
+    say(
+        f"{result['pairs_per_second']:.4g} pairs a second, {result['matmul_share']['median']:.1%} "
+        "of a matmul"
+    )
     return result
 
 
@@ -499,12 +568,17 @@ def rounded(value: Any) -> Any:
 
 
 def limit_threads(count: int) -> None:
-    """Leaves this process `count` of its CPUs. Must come before the first use of a device: it counts them then."""
+    """Leaves this process `count` of its CPUs.
+
+    Must come before the first use of a device: it counts them then.
+    """
     if not hasattr(os, "sched_setaffinity"):
         raise ConfigError("--threads on this system", "Linux", "leave it out")
     allowed = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(allowed):
-        raise ConfigError(f"--threads={count}", f"1 to {len(allowed)}, the CPUs of this process", "change it")
+        raise ConfigError(
+            f"--threads={count}", f"1 to {len(allowed)}, the CPUs of this process", "change it"
+        )
     os.sched_setaffinity(0, allowed[:count])
 
 
@@ -520,24 +594,40 @@ def _number(at_least: int) -> Callable[[str], int]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--batch", type=_number(2), help="pairs; default: the preset's")
     parser.add_argument("--batch-file", type=Path, help="npz with image, input_ids, attention_mask")
     parser.add_argument("--method", choices=("albef", "nas"), default="nas")
     parser.add_argument("--nta", action="store_true", help="NAS with NTA too")
-    parser.add_argument("--plain", action="store_true", help="every pass by itself, all positions to the vocabulary")
-    parser.add_argument("--update-dictionary", action="store_true", help="move the dictionary in each step")
-    parser.add_argument("--length", type=_number(4), help="positions a text; default: the longest, 25 for --plain")
+    parser.add_argument(
+        "--plain", action="store_true", help="every pass by itself, all positions to the vocabulary"
+    )
+    parser.add_argument(
+        "--update-dictionary", action="store_true", help="move the dictionary in each step"
+    )
+    parser.add_argument(
+        "--length", type=_number(4), help="positions a text; default: the longest, 25 for --plain"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--remat", choices=POLICIES, default="none")
     parser.add_argument("--scan-layers", action="store_true", help="layers as a loop")
-    parser.add_argument("--cls-apart", action="store_true", help="the ViT keeps [CLS] beside the patches")
+    parser.add_argument(
+        "--cls-apart", action="store_true", help="the ViT keeps [CLS] beside the patches"
+    )
     parser.add_argument("--attention", choices=IMPLEMENTATIONS, default="xla")
-    parser.add_argument("--steps", type=_number(1), default=10, help="timed steps, after one that is not")
+    parser.add_argument(
+        "--steps", type=_number(1), default=10, help="timed steps, after one that is not"
+    )
     parser.add_argument("--threads", type=int, help="CPUs of this process, of those it may use")
-    parser.add_argument("--return-memory", action="store_true", help="on CPUs, let freed memory go to the system")
-    parser.add_argument("--small-pages", action="store_true", help="on CPUs, keep memory in pages of 4 kB")
+    parser.add_argument(
+        "--return-memory", action="store_true", help="on CPUs, let freed memory go to the system"
+    )
+    parser.add_argument(
+        "--small-pages", action="store_true", help="on CPUs, keep memory in pages of 4 kB"
+    )
     parser.add_argument("--count-only", action="store_true", help="compile and count, run nothing")
     return parser.parse_args(argv)
 

@@ -28,7 +28,8 @@ def get_config(argument: str = ""):
         itc=ItcConfig(queue_size=512, temp_min=0.05),
         mlm=MlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=128, revive_every=20),
-        nta=NtaConfig(top_words=5, stop_gradient=False),  # from scratch, the encoders learn from the negatives too
+        # from scratch, the encoders learn from the negatives too
+        nta=NtaConfig(top_words=5, stop_gradient=False),
     )
     return to_config_dict(
         RunConfig(
@@ -36,7 +37,8 @@ def get_config(argument: str = ""):
             data=DataConfig(
                 num_train=12_000,
                 image_size=48,
-                crop_scale=(),  # places, colours and numbers are the message: nothing may change them
+                # places, colours and numbers are the message: nothing may change them
+                crop_scale=(),
                 rand_augment_ops=0,
                 text_length=17,
                 vocab_size=256,
@@ -46,7 +48,9 @@ def get_config(argument: str = ""):
             ),
             model=model_config("nano", dim=64, dropout=0.0, init_std=0.07),
             method=with_variant(method, variant),
-            optimizer=OptimizerConfig(schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0),
+            optimizer=OptimizerConfig(
+                schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0
+            ),
             train=TrainConfig(steps=1500, log_every=25, eval_every=750, checkpoint_every=500),
             eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
         )

@@ -1,13 +1,15 @@
-"""NAS on real pictures: two artists' drawings of the same emoji, with their Unicode names as captions.
+"""NAS on real pictures: two artists' drawings of the same emoji, with their Unicode names as
+captions.
 
     python main.py --config=configs/emoji.py:folder=DIR --workdir=runs/emoji-nas
     python main.py --config=configs/emoji.py:folder=DIR,variant=albef --workdir=runs/emoji-albef
     python main.py --config=configs/emoji.py:folder=DIR,weights=WEIGHTS --workdir=runs/emoji-real
 
-DIR holds noto.tar and openmoji.tar (WebDataset: KEY.png and KEY.json with caption and captions) and, for each, a
--foils.jsonl and a -quads.jsonl; docs/data.md says how to make them from the openly licensed emoji packages.
-10 % of the emoji are held out, in both artists' drawings. The measured table is in README.md. WEIGHTS are a DINOv2
-ViT-S and MiniLM in our layout: docs/conversion.md makes them, and the model then has their size and vocabulary.
+DIR holds noto.tar and openmoji.tar (WebDataset: KEY.png and KEY.json with caption and captions)
+and, for each, a -foils.jsonl and a -quads.jsonl; docs/data.md says how to make them from the openly
+licensed emoji packages. 10 % of the emoji are held out, in both artists' drawings. The measured
+table is in README.md. WEIGHTS are a DINOv2 ViT-S and MiniLM in our layout: docs/conversion.md makes
+them, and the model then has their size and vocabulary.
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ ARTISTS = ("noto", "openmoji")
 
 
 def get_config(argument: str = ""):
-    """folder: where the tars are; variant: a row of the ablation; weights: converted ones to start from."""
+    """folder: where the tars are; variant: a row of the ablation; weights: converted ones to start
+    from.
+    """
     given = arguments(argument, folder="data/emoji", variant="nas", weights="")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = MethodConfig(
         momentum=0.99,  # a teacher that keeps up with a run of an hour
         alpha=0.2,
-        itc=ItcConfig(queue_size=1024, temp_min=0.05, positives_by_id=True),  # two artists draw the same emoji
+        # two artists draw the same emoji
+        itc=ItcConfig(queue_size=1024, temp_min=0.05, positives_by_id=True),
         mlm=MlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=512, revive_every=50),
-        nta=NtaConfig(stop_gradient=False),  # from scratch, the encoders learn from the negatives too
+        # from scratch, the encoders learn from the negatives too
+        nta=NtaConfig(stop_gradient=False),
     )
     run = RunConfig(
         name=f"emoji-{variant}",
@@ -60,7 +66,12 @@ def get_config(argument: str = ""):
         model=model_config("nano", dim=64, image_size=64, dropout=0.0, init_std=0.07),
         method=with_variant(method, variant),
         optimizer=OptimizerConfig(
-            schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=300, clip_norm=1.0, weight_decay=0.05
+            schedule="smooth",
+            lr=2e-3,
+            lr_min=1e-5,
+            warmup_steps=300,
+            clip_norm=1.0,
+            weight_decay=0.05,
         ),
         train=TrainConfig(epochs=30, log_every=50, eval_every=2000, checkpoint_every=500),
         eval=EvalConfig(rerank_k=32, batch_size=128),
@@ -69,9 +80,18 @@ def get_config(argument: str = ""):
 
 
 def from_weights(run: RunConfig, weights: str) -> RunConfig:
-    """The run with real encoders: ViT-S/14 on 5 x 5 patches, and MiniLM's 6 layers in two halves."""
+    """The run with real encoders: ViT-S/14 on 5 x 5 patches, and MiniLM's 6 layers in two
+    halves.
+    """
     model = model_config(
-        "small", heads=12, image_heads=6, image_layers=12, patch_size=14, image_size=70, dropout=0.0, max_text_length=32
+        "small",
+        heads=12,
+        image_heads=6,
+        image_layers=12,
+        patch_size=14,
+        image_size=70,
+        dropout=0.0,
+        max_text_length=32,
     )
     return replace(
         run,

@@ -1,11 +1,14 @@
-"""NAS as its authors train it: ViT-B/16 at 256 px, BERT-base, 4 M pictures (COCO, VG, CC3M, SBU), 30 + 1 epochs.
+"""NAS as its authors train it: ViT-B/16 at 256 px, BERT-base, 4 M pictures (COCO, VG, CC3M, SBU),
+30 + 1 epochs.
 
-    python main.py --config=configs/nas_base_4m.py:folder=DIR --workdir=gs://... --config.data.image_root=IMAGES
+    python main.py --config=configs/nas_base_4m.py:folder=DIR --workdir=gs://...
+    --config.data.image_root=IMAGES
 
-DIR holds ALBEF's json lists ([{image, caption or captions}]): coco.json, vg.json, cc3m_train.json, cc3m_val.json and
-sbu.json. Batch 512 over all devices; the authors used 8 GPUs of 64 pairs. NVA comes in for the last epoch, with the
-dictionary frozen and the learning rate at its minimum (1e-5), as in their second stage. Expected numbers: unmeasured;
-the paper's tables were not available to this project, and nobody has yet run this config to the end.
+DIR holds ALBEF's json lists ([{image, caption or captions}]): coco.json, vg.json, cc3m_train.json,
+cc3m_val.json and sbu.json. Batch 512 over all devices; the authors used 8 GPUs of 64 pairs. NVA
+comes in for the last epoch, with the dictionary frozen and the learning rate at its minimum (1e-5),
+as in their second stage. Expected numbers: unmeasured; the paper's tables were not available to
+this project, and nobody has yet run this config to the end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """All commands of the project, one line each: `python -m nas_jax --help`.
 
-`python -m nas_jax evals.compare A B`, or `nas_jax evals.compare A B` where the package is installed, is the same as
-`python -m nas_jax.evals.compare A B`. Training starts from a checkout, by main.py.
+`python -m nas_jax evals.compare A B`, or `nas_jax evals.compare A B` where the package is
+installed, is the same as `python -m nas_jax.evals.compare A B`. Training starts from a checkout, by
+main.py.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0
     if argv[0] not in MODULES:
-        error = ConfigError(f"command {argv[0]!r}", f"one of {', '.join(MODULES)}", "see python -m nas_jax --help")
+        error = ConfigError(
+            f"command {argv[0]!r}", f"one of {', '.join(MODULES)}", "see python -m nas_jax --help"
+        )
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     module = f"nas_jax.{argv[0]}"

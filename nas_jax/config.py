@@ -40,7 +40,10 @@ class RunConfig:
 
 
 def validate(run: RunConfig) -> None:
-    """Calls `validate()` of every section, then checks them against each other. Raises ConfigError."""
+    """Calls `validate()` of every section, then checks them against each other.
+
+    Raises ConfigError.
+    """
     for section in dataclasses.fields(run):
         value = getattr(run, section.name)
         if dataclasses.is_dataclass(value):
@@ -55,7 +58,8 @@ def validate(run: RunConfig) -> None:
         )
     if run.data.text_length > run.model.max_text_length:
         raise ConfigError(
-            f"data.text_length={run.data.text_length}, model.max_text_length={run.model.max_text_length}",
+            f"data.text_length={run.data.text_length}, "
+            f"model.max_text_length={run.model.max_text_length}",
             "captions no longer than the position table",
             "lower the first or raise the second",
         )
@@ -66,7 +70,9 @@ def validate(run: RunConfig) -> None:
     ):
         if batch % parts:
             raise ConfigError(
-                f"{field_name}={parts}, data.batch_size={batch}", "a divisor of the batch size", "change one of the two"
+                f"{field_name}={parts}, data.batch_size={batch}",
+                "a divisor of the batch size",
+                "change one of the two",
             )
     if queue % batch:
         raise ConfigError(
@@ -91,8 +97,8 @@ def to_config_dict(run: Any) -> ConfigDict:
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """The checked RunConfig. Fields left out keep their defaults.
 
-    Raises ConfigError on an unknown field (with the closest known name), a value of the wrong type, or whatever
-    `validate` finds.
+    Raises ConfigError on an unknown field (with the closest known name), a value of the wrong type,
+    or whatever `validate` finds.
     """
     run = build(RunConfig, config)
     validate(run)
@@ -100,11 +106,15 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:
-    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or section of `cls`."""
+    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or
+    section of `cls`.
+    """
     path = ""
     for part in name.split("."):
         if not dataclasses.is_dataclass(cls):
-            raise ConfigError(f"unknown config field {name}", f"{path} alone, which has no fields", f"use {path}")
+            raise ConfigError(
+                f"unknown config field {name}", f"{path} alone, which has no fields", f"use {path}"
+            )
         cls, path = check_known(cls, part, path), dotted(path, part)
 
 
@@ -127,8 +137,16 @@ def arguments(text: str, **defaults: str) -> dict[str, str]:
 
 
 def with_variant(method: MethodConfig, variant: str) -> MethodConfig:
-    """The method with the parts that a row of the paper's ablation switches on, and no others. Raises ConfigError."""
+    """The method with the parts that a row of the paper's ablation switches on, and no others.
+
+    Raises ConfigError.
+    """
     if variant not in VARIANTS:
-        raise ConfigError(f"variant={variant!r}", f"one of {', '.join(VARIANTS)}", "name one of them")
-    sections = {part: dataclasses.replace(getattr(method, part), enabled=on) for part, on in VARIANTS[variant].items()}
+        raise ConfigError(
+            f"variant={variant!r}", f"one of {', '.join(VARIANTS)}", "name one of them"
+        )
+    sections = {
+        part: dataclasses.replace(getattr(method, part), enabled=on)
+        for part, on in VARIANTS[variant].items()
+    }
     return dataclasses.replace(method, name="albef" if variant == "albef" else "nas", **sections)

@@ -1,7 +1,7 @@
 """`--mode=check`: what would stop a run, found in seconds and before a pod is rented.
 
-Outermost layer, beside `runner.py`. Each check gives one line; none of them changes anything but a probe file in the
-work directory, which is removed again.
+Outermost layer, beside `runner.py`. Each check gives one line; none of them changes anything but a
+probe file in the work directory, which is removed again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Finding:
 
 
 def preflight(run: RunConfig, workdir: Path) -> int:
-    """Runs all checks and prints a line for each. Returns 0, or the exit code of the first error."""
+    """Runs all checks and prints a line for each.
+
+    Returns 0, or the exit code of the first error.
+    """
     console, findings, code = Console(), [], 0
     for what, check in _checks(run, workdir):
         try:
@@ -61,7 +64,10 @@ def preflight(run: RunConfig, workdir: Path) -> int:
 
 
 def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], tuple[str, str]]]]:
-    """(name, check) in the order in which a run would meet them. What one check opens, later ones use."""
+    """(name, check) in the order in which a run would meet them.
+
+    What one check opens, later ones use.
+    """
     opened: dict[str, Corpus] = {}
 
     def corpus() -> Corpus:
@@ -94,7 +100,9 @@ def _workdir(workdir: Path) -> tuple[str, str]:
         with tempfile.NamedTemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
-        raise CheckpointError(f"{nearest}: {error.strerror}", "a writable --workdir", "pass another") from error
+        raise CheckpointError(
+            f"{nearest}: {error.strerror}", "a writable --workdir", "pass another"
+        ) from error
     return OK, f"{workdir} can be written, {free / 2**30:.1f} GiB free"
 
 
@@ -106,7 +114,9 @@ def _bucket(workdir: Path) -> tuple[str, str]:
         probe.unlink()
     except failures() as error:
         remedy = "give the account the roles of docs/launch.md"
-        raise CheckpointError(f"{workdir}: {in_words(error)}", "a writable --workdir", remedy) from error
+        raise CheckpointError(
+            f"{workdir}: {in_words(error)}", "a writable --workdir", remedy
+        ) from error
     return OK, f"{workdir} can be written"
 
 
@@ -131,10 +141,16 @@ def _memory(run: RunConfig) -> tuple[str, str]:
     text = f"state {held / 2**30:.2f} GiB a device"
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
-        return OK, f"{text}; this device does not say what it has (--mode=compile measures the whole step)"
+        return (
+            OK,
+            f"{text}; this device does not say what it has (--mode=compile measures the whole "
+            "step)",
+        )
     if held > 0.9 * stats["bytes_limit"]:
         limit = stats["bytes_limit"] / 2**30
-        raise CheckpointError(f"{text} of {limit:.2f} GiB", "room for activations", "raise mesh.fsdp")
+        raise CheckpointError(
+            f"{text} of {limit:.2f} GiB", "room for activations", "raise mesh.fsdp"
+        )
     return OK, f"{text} of {stats['bytes_limit'] / 2**30:.2f} GiB"
 
 
@@ -171,14 +187,21 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
     sets = pipeline.open_eval_sets(run.data, run.seed)
-    found = [f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads" for one in sets]
+    found = [
+        f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads"
+        for one in sets
+    ]
     tokenizer, _ = _known_tokenizer(run, workdir)
     if run.eval.benchmarks and tokenizer is None:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
         found += [one.name for one in load_all(run.eval, run.model.image_size, texts)]
-    return (OK, "; ".join(found)) if found else (WARNING, "no evaluation sets: set data.holdout or data.val")
+    return (
+        (OK, "; ".join(found))
+        if found
+        else (WARNING, "no evaluation sets: set data.holdout or data.val")
+    )
 
 
 def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:

@@ -1,7 +1,9 @@
-"""`--mode=compile`: the training step compiled for hardware that need not be there, and what the compiler says of it.
+"""`--mode=compile`: the training step compiled for hardware that need not be there, and what the
+compiler says of it.
 
-Outermost layer, beside `runner.py`. Nothing is run and no data is read: memory, operations and collectives are facts of
-the compiled program; times are predictions from the compiler's cycle estimates and are called so.
+Outermost layer, beside `runner.py`. Nothing is run and no data is read: memory, operations and
+collectives are facts of the compiled program; times are predictions from the compiler's cycle
+estimates and are called so.
 """
 
 from __future__ import annotations
@@ -65,12 +67,18 @@ class Rehearsal:
 
 
 EFFORTS = {"full": {}, "quick": {"exec_time_optimization_effort": -1.0}}
-"""Compiler options. Quick takes a tenth of the time and is right about operations and collectives; the program needs
-somewhat more memory and several times as long, so that its cycle estimates are no prediction."""
+"""Compiler options. Quick takes a tenth of the time and is right about operations and collectives;
+the program needs somewhat more memory and several times as long, so that its cycle estimates are no
+prediction."""
 
 
-def compile_step(run: RunConfig, topology: str, workdir: Path | None = None, effort: str = "full") -> int:
-    """Compiles, prints the report and writes it to WORKDIR/compile-TOPOLOGY.json. Returns 0 if it fits, else 1."""
+def compile_step(
+    run: RunConfig, topology: str, workdir: Path | None = None, effort: str = "full"
+) -> int:
+    """Compiles, prints the report and writes it to WORKDIR/compile-TOPOLOGY.json.
+
+    Returns 0 if it fits, else 1.
+    """
     console = Console()
     wait = {"full": "tens of minutes for a base model", "quick": "minutes for a base model"}[effort]
     console.say(f"compiling the step of {run.name} for {topology}: {wait}")
@@ -140,13 +148,22 @@ def _measured(compiled: Any, known: dict[str, Any], chip: Chip | None, seconds: 
 
 
 def abstract_step(run: RunConfig, mesh: Mesh) -> tuple[PyTree, PyTree, Any, Any]:
-    """The state and a batch as shapes with their places, the jitted step, and the stage with everything on."""
+    """The state and a batch as shapes with their places, the jitted step, and the stage with
+    everything on.
+    """
     method = _method(run)
-    optimizer, schedule = make_optimizer(run.optimizer, run.train.epochs * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+    optimizer, schedule = make_optimizer(
+        run.optimizer, run.train.epochs * STEPS_PER_EPOCH, STEPS_PER_EPOCH
+    )
     abstract = jax.eval_shape(lambda: init_state(method, optimizer, run.seed))
     shardings = state_shardings(abstract, mesh)
     step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
-    last = max(run.train.epochs, math.ceil(max(run.method.nva.start_epoch, run.method.nta.start_epoch))) + 1
+    last = (
+        max(
+            run.train.epochs, math.ceil(max(run.method.nva.start_epoch, run.method.nta.start_epoch))
+        )
+        + 1
+    )
     size, length, rows = run.data.image_size, run.data.text_length, batch_sharding(mesh)
     shapes = {
         "image_BxHxWx3": ((size, size, 3), jnp.uint8),
@@ -163,7 +180,9 @@ def abstract_step(run: RunConfig, mesh: Mesh) -> tuple[PyTree, PyTree, Any, Any]
 
 def _method(run: RunConfig) -> Method:
     """The method without a tokenizer: which words may be replaced changes no shape."""
-    vocabulary = run.model.vocab_size or (30522 if "bert" in run.data.tokenizer else run.data.vocab_size)
+    vocabulary = run.model.vocab_size or (
+        30522 if "bert" in run.data.tokenizer else run.data.vocab_size
+    )
     return make_method(
         run.method,
         run.model,
@@ -176,7 +195,9 @@ def _method(run: RunConfig) -> Method:
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
-    """(needed, capacity) in bytes from the compiler's error, or None if it is about something else."""
+    """(needed, capacity) in bytes from the compiler's error, or None if it is about something
+    else.
+    """
     found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
     if not found:
         return None
@@ -184,31 +205,33 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
     return float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]
 
 
-# ----------------------------------------------------------------------------------------------------------- the report
+# --------------------------------------------------------------------------------------- the report
 
 
 def report(run: RunConfig, result: Rehearsal) -> str:
     """The result as a person reads it."""
     rows = math.prod(result.mesh[axis] for axis in ("data", "fsdp"))
     sizes = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
-    head = (
-        f"{run.name} on {result.topology}: {result.devices} devices, mesh {sizes}, {result.batch / rows:g} pairs each"
-    )
+    head = f"{run.name} on {result.topology}: {result.devices} devices, mesh {sizes}, {result.batch / rows:g} pairs each"
     capacity = f" of {_gigabytes(result.capacity_bytes)}" if result.capacity_bytes else ""
     if not result.program:
         remedies = "\n".join(f"  {line}" for line in remedy(run, result))
         quickly = "" if result.effort == "full" else " when compiled quickly"
         return (
-            f"{head}\ndoes not fit{quickly}: the compiler needs {_gigabytes(result.peak_bytes)}{capacity}, "
+            f"{head}\ndoes not fit{quickly}: the compiler needs "
+            f"{_gigabytes(result.peak_bytes)}{capacity}, "
             f"{_gigabytes(result.state_bytes)} of it for the state\nwhat helps:\n{remedies}"
         )
     verdict = (
-        ("fits" if result.fits else "DOES NOT FIT") if result.capacity_bytes else "this device does not say its size"
+        ("fits" if result.fits else "DOES NOT FIT")
+        if result.capacity_bytes
+        else "this device does not say its size"
     )
     lines = [
         head,
         f"memory a device    peak {_gigabytes(result.peak_bytes)}{capacity}: {verdict}",
-        f"                   arguments {_gigabytes(result.arguments_bytes)} (state {_gigabytes(result.state_bytes)}), "
+        f"                   arguments {_gigabytes(result.arguments_bytes)} (state "
+        f"{_gigabytes(result.state_bytes)}), "
         f"temporaries {_gigabytes(result.temporaries_bytes)}",
     ]
     if not result.fits:
@@ -217,7 +240,8 @@ def report(run: RunConfig, result: Rehearsal) -> str:
     looped = run.train.accumulate > 1 or run.model.scan_layers
     if not looped:
         lines.append(
-            f"operations         {result.flops / pairs / 1e9:.4g} GFLOP a pair, counted in the compiled program"
+            f"operations         {result.flops / pairs / 1e9:.4g} GFLOP a pair, counted in the "
+            "compiled program"
         )
     else:
         lines.append("operations         not counted: the compiler counts the body of a loop once")
@@ -231,27 +255,38 @@ def report(run: RunConfig, result: Rehearsal) -> str:
         )
     elif result.effort == "quick":
         lines.append(
-            "not predicted      --compile_effort=full predicts the time; the memory above is a little too high"
+            "not predicted      --compile_effort=full predicts the time; the memory above is a "
+            "little too high"
         )
     if result.program.unknown_loops:
-        lines.append(f"                   {result.program.unknown_loops} loops of unknown length counted once")
+        lines.append(
+            f"                   {result.program.unknown_loops} loops of unknown length counted "
+            "once"
+        )
     lines.append(f"compiled in        {result.compile_seconds:.0f} s")
     moving = moves_image_tokens(result.program, run.model.num_patches)
     lines.append(
-        f"image tokens       {len(moving)} collectives move them: --config.method.itm.mining_shards={rows}"
+        f"image tokens       {len(moving)} collectives move them: "
+        f"--config.method.itm.mining_shards={rows}"
         if moving
         else "image tokens       none crosses the interconnect"
     )
-    return "\n".join([*lines, "", *_collective_lines(result.program), "", *_operation_lines(result.program)])
+    return "\n".join(
+        [*lines, "", *_collective_lines(result.program), "", *_operation_lines(result.program)]
+    )
 
 
 def moves_image_tokens(program: Program, patches: int) -> list[Collective]:
-    """The collectives of a batch of image tokens, or of their keys and values: (rows, tokens, ...)."""
+    """The collectives of a batch of image tokens, or of their keys and values: (rows, tokens,
+    ...).
+    """
     lengths = (patches, patches + 1)
     return [
         found
         for found in program.collectives
-        if any(len(dims) > 2 and dims[0] > 1 and set(lengths) & set(dims[1:-1]) for dims in found.dims)
+        if any(
+            len(dims) > 2 and dims[0] > 1 and set(lengths) & set(dims[1:-1]) for dims in found.dims
+        )
     ]
 
 
@@ -261,22 +296,30 @@ def remedy(run: RunConfig, result: Rehearsal) -> list[str]:
     activations = result.peak_bytes - result.state_bytes
     lines = []
     if run.model.remat == "none":
-        lines.append("--config.model.remat=dots    keeps only what the projections give, computes attention again")
+        lines.append(
+            "--config.model.remat=dots    keeps only what the projections give, computes "
+            "attention again"
+        )
     if run.model.remat != "full":
-        lines.append("--config.model.remat=full    keeps one array a layer; about a third more operations")
+        lines.append(
+            "--config.model.remat=full    keeps one array a layer; about a third more operations"
+        )
     if result.state_bytes > 0.2 * result.peak_bytes and result.mesh["data"] > 1:
         parts = min(8, result.mesh["data"])
         saved = result.state_bytes * (1 - 1 / parts)
         lines.append(
-            f"--config.mesh.fsdp={result.mesh['fsdp'] * parts}        saves about {_gigabytes(saved)} of the state"
+            f"--config.mesh.fsdp={result.mesh['fsdp'] * parts}        saves about "
+            f"{_gigabytes(saved)} of the state"
         )
     pieces = 2 * run.train.accumulate
     if pairs % pieces == 0:
         lines.append(
-            f"--config.train.accumulate={pieces} the same numbers, activations near {_gigabytes(activations / 2)}"
+            f"--config.train.accumulate={pieces} the same numbers, activations near "
+            f"{_gigabytes(activations / 2)}"
         )
     lines.append(
-        f"--config.data.batch_size={max(1, result.batch // 2)} half of the {_gigabytes(activations)} beside the state"
+        f"--config.data.batch_size={max(1, result.batch // 2)} half of the "
+        f"{_gigabytes(activations)} beside the state"
     )
     return lines
 
@@ -295,7 +338,9 @@ def _collective_lines(program: Program) -> list[str]:
     for (kind, shape, branch), found in ordered[:16]:
         sent = sum(one.wire_bytes for one in found) / 1e6
         seldom = "  (inside a condition: not in every step)" if branch else ""
-        lines.append(f"  {kind:<18} {shape:<44} {sum(one.times for one in found):>4} {sent:>10.3f}{seldom}")
+        lines.append(
+            f"  {kind:<18} {shape:<44} {sum(one.times for one in found):>4} {sent:>10.3f}{seldom}"
+        )
     if len(ordered) > 16:
         lines.append(f"  ... and {len(ordered) - 16} smaller")
     total = sum(found.wire_bytes for found in program.collectives if not found.branch)
@@ -322,7 +367,9 @@ def part_of(source: str) -> str:
     source = re.sub(r"/jvp\(([a-z_0-9]+)\)", r"/\1", source)
     parts = [part for part in source.split("/") if re.fullmatch(r"[a-z_0-9]+", part)]
     layered = [
-        re.sub(r"_\d+$", "_*", part) for part in parts if part not in ("closed_call", "while", "body", "checkpoint")
+        re.sub(r"_\d+$", "_*", part)
+        for part in parts
+        if part not in ("closed_call", "while", "body", "checkpoint")
     ]
     return "/".join(layered[:3] or ["other"]) + (" backward" if backward else "")
 

@@ -1,4 +1,5 @@
-"""Assembles a run from its config: data, tokenizer, method, optimizer, evaluators; then trains or evaluates.
+"""Assembles a run from its config: data, tokenizer, method, optimizer, evaluators; then trains or
+evaluates.
 
 Outermost layer: the only place that knows every room. `main.py` calls `main`.
 """
@@ -40,7 +41,15 @@ from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step, observe
 from nas_jax.train.watch import check_trackers
-from nas_jax.train.workdir import CHECKPOINTS, EVALS, TOKENIZER, check_config, has_checkpoint, open_workdir, writing
+from nas_jax.train.workdir import (
+    CHECKPOINTS,
+    EVALS,
+    TOKENIZER,
+    check_config,
+    has_checkpoint,
+    open_workdir,
+    writing,
+)
 from nas_jax.utils.logging import Console, set_up_logging
 from nas_jax.utils.paths import absolute, as_path, check_bucket, is_bucket, reaching, through_disk
 from nas_jax.utils.trees import num_params
@@ -81,7 +90,8 @@ def main(
             return compile_step(run, topology, folder, compile_effort)
         start(processes)
         jax.config.update("jax_compilation_cache_dir", str(_compile_cache(folder)))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small ones add up to seconds
+        # the many small ones add up to seconds
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         return {"train": train, "eval": evaluate}[mode](run, folder)
 
 
@@ -105,7 +115,8 @@ def train(run: RunConfig, workdir: Path) -> int:
     mesh = make_mesh(run.mesh)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
     parts = assemble(run, workdir, learn=True, mesh=mesh)
-    pipeline.caption_report(parts.source, parts.tokenizer, run.data)  # warns of captions that are cut
+    # warns of captions that are cut
+    pipeline.caption_report(parts.source, parts.tokenizer, run.data)
     console.say(parts.summary(run, mesh.size))
     if mesh.size > 1:
         console.say(format_placements(placements(jax.eval_shape(parts.init_state), mesh), mesh))
@@ -113,7 +124,13 @@ def train(run: RunConfig, workdir: Path) -> int:
         make_train_step(parts.method, parts.optimizer, parts.schedule),
         parts.init_state,
         lambda start: pipeline.train_batches(
-            run.data, parts.tokenizer, run.seed, start, jax.process_index(), jax.process_count(), parts.source
+            run.data,
+            parts.tokenizer,
+            run.seed,
+            start,
+            jax.process_index(),
+            jax.process_count(),
+            parts.source,
         ),
         [parts.evaluator],
         run.train,
@@ -134,22 +151,34 @@ def train(run: RunConfig, workdir: Path) -> int:
     return result.exit_code
 
 
-def _show(run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: Mesh, console: Console) -> None:
-    """What a person wants to see at the end: a picture of the negatives, and where the checkpoint is."""
+def _show(
+    run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: Mesh, console: Console
+) -> None:
+    """What a person wants to see at the end: a picture of the negatives, and where the checkpoint
+    is.
+    """
     if run.method.nva.enabled and parts.eval_sets:
         path = workdir / NVA_PICTURE
         params, method_state = everywhere((state.params, state.method_state), mesh)
         if jax.process_index() == 0:
             with writing(path), through_disk(path) as file:
                 draw_nva_examples(
-                    file, parts.method, params, method_state, parts.eval_sets[0], parts.tokenizer, run.data.text_length
+                    file,
+                    parts.method,
+                    params,
+                    method_state,
+                    parts.eval_sets[0],
+                    parts.tokenizer,
+                    run.data.text_length,
                 )
         console.say(f"what NVA makes of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
 
 def evaluate(run: RunConfig, workdir: Path) -> int:
-    """Measures the newest checkpoint in `workdir`, prints the table and writes evals/<step>.json."""
+    """Measures the newest checkpoint in `workdir`, prints the table and writes
+    evals/<step>.json.
+    """
     console = Console(enabled=jax.process_index() == 0)
     check_config(workdir, to_dict(run), EVALUABLE, DEFAULTS)
     mesh = make_mesh(run.mesh)
@@ -187,16 +216,19 @@ class Parts:
         """What a reader wants to know before the first step."""
         params = num_params(jax.eval_shape(self.init_state).params)
         return (
-            f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary {self.tokenizer.vocab_size}\n"
+            f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary "
+            f"{self.tokenizer.vocab_size}\n"
             f"{self.source.summary()}\n"
             f"{len(self.source)} training pictures in all, digest {self.source.identity()}\n"
-            f"{self.total_steps} steps of {run.data.batch_size} pairs, {self.steps_per_epoch} an epoch, on {devices} "
+            f"{self.total_steps} steps of {run.data.batch_size} pairs, {self.steps_per_epoch} an "
+            f"epoch, on {devices} "
             f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
         )
 
 
 def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = None) -> Parts:
-    """Builds all parts of a run. learn: learn the tokenizer if the run has none yet; else it must be in `workdir`.
+    """Builds all parts of a run. learn: learn the tokenizer if the run has none yet; else it must
+    be in `workdir`.
 
     mesh: of the evaluations; None: the default device.
     """
@@ -226,21 +258,34 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
         mesh,
         benchmarks.load_all(run.eval, run.model.image_size, texts),
         lambda step, results: _keep(run, workdir, step, results, texts),
-        not learn,  # an evaluation by itself keeps every score; those of a training run would fill the disk
+        # an evaluation by itself keeps every score; those of a training run would fill the disk
+        not learn,
         Console(enabled=not learn and jax.process_index() == 0),
     )
     return Parts(
-        source, tokenizer, method, optimizer, schedule, evaluator, eval_sets, total_steps, steps_per_epoch, run.seed
+        source,
+        tokenizer,
+        method,
+        optimizer,
+        schedule,
+        evaluator,
+        eval_sets,
+        total_steps,
+        steps_per_epoch,
+        run.seed,
     )
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:
-    """The run's tokenizer: of the work directory once there is a checkpoint, else as the config says."""
+    """The run's tokenizer: of the work directory once there is a checkpoint, else as the config
+    says.
+    """
     saved = workdir / TOKENIZER
     if not learn or has_checkpoint(workdir):
         return load_tokenizer(str(saved))
     parent = run.train.continue_from or run.train.weights
-    if parent and not run.data.tokenizer:  # the rows of its embedding table are the words of its tokenizer
+    # the rows of its embedding table are the words of its tokenizer
+    if parent and not run.data.tokenizer:
         tokenizer = load_tokenizer(str(as_path(parent) / TOKENIZER))
     else:
         tokenizer = pipeline.build_tokenizer(run.data, source)
@@ -250,15 +295,24 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
     return tokenizer
 
 
-def _keep(run: RunConfig, workdir: Path, step: int, results: Sequence[Result], texts: benchmarks.Texts) -> None:
+def _keep(
+    run: RunConfig, workdir: Path, step: int, results: Sequence[Result], texts: benchmarks.Texts
+) -> None:
     """Writes every score to evals/<step>/results.json, with tables and the protocol beside it."""
     if jax.process_index() != 0:
         return
     path = workdir / EVALS / str(step)
-    info = {"name": run.name, "method": run.method.name, "path": f"{workdir.name}/{CHECKPOINTS}/{step}", "step": step}
+    info = {
+        "name": run.name,
+        "method": run.method.name,
+        "path": f"{workdir.name}/{CHECKPOINTS}/{step}",
+        "step": step,
+    }
     info["digest"] = evaluation_results.digest(workdir / CHECKPOINTS / str(step))
     with writing(path):
-        evaluation_results.write(path, benchmarks.protocol(run.eval, texts, run.model.image_size, info), results)
+        evaluation_results.write(
+            path, benchmarks.protocol(run.eval, texts, run.model.image_size, info), results
+        )
 
 
 def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:

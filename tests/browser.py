@@ -16,12 +16,22 @@ import pytest
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NEEDED = "NAS_JAX_NEED_BROWSER"  # 1: a test fails where there is no browser, and does not skip
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,900", "--no-first-run",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--window-size=1300,900",
+    "--no-first-run",
     # The browser's own wishes. Some versions have more, so no name leads anywhere either.
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
-    "--disable-domain-reliability", "--no-pings", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)  # fmt: skip
-# Listens from the first line on; once all is loaded, points at the end of each chart and notes what is there.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--no-pings",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+# Listens from the first line on; once all is loaded, points at the end of each chart and notes what
+# is there.
 PROBE = """<head><script>
 const blocked = [];
 addEventListener('securitypolicyviolation', event => blocked.push(event.blockedURI));
@@ -46,7 +56,11 @@ addEventListener('load', () => {
 
 
 def find_browser() -> str:
-    """Its path. Where there is none the test is skipped, or fails if the environment says that there must be one."""
+    """Its path.
+
+    Where there is none the test is skipped, or fails if the environment says that there must be
+    one.
+    """
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         give_up = pytest.fail if os.environ.get(NEEDED) == "1" else pytest.skip
@@ -55,12 +69,25 @@ def find_browser() -> str:
 
 
 def look(page: str, folder: Path) -> dict[str, Any]:
-    """Opens an HTML page, by way of `folder`. Returns what PROBE saw, and `asked`: what it sought on the network."""
+    """Opens an HTML page, by way of `folder`.
+
+    Returns what PROBE saw, and `asked`: what it sought on the network.
+    """
     path, log = folder / "page.html", folder / "network.json"
     path.write_text(page.replace("<head>", PROBE, 1))
-    command = [find_browser(), *OPTIONS, f"--user-data-dir={folder}/profile", f"--log-net-log={log}", "--dump-dom"]
+    command = [
+        find_browser(),
+        *OPTIONS,
+        f"--user-data-dir={folder}/profile",
+        f"--log-net-log={log}",
+        "--dump-dom",
+    ]
     done = subprocess.run(
-        [*command, path.as_uri()], capture_output=True, text=True, timeout=120, env=os.environ | {"HOME": str(folder)}
+        [*command, path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"HOME": str(folder)},
     )
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
@@ -68,8 +95,12 @@ def look(page: str, folder: Path) -> dict[str, Any]:
 
 
 def asked(log: dict[str, Any]) -> list[str]:
-    """Addresses in Chromium's own log of the network, without those that no page wanted but the browser itself."""
+    """Addresses in Chromium's own log of the network, without those that no page wanted but the
+    browser itself.
+    """
     params = [event.get("params", {}) for event in log["events"]]
     own = {one["url"] for one in params if one.get("initiator") == "not an origin"}
-    found = {one["url"] for one in params if re.match(r"(https?|wss?|ftp):", str(one.get("url", "")))}
+    found = {
+        one["url"] for one in params if re.match(r"(https?|wss?|ftp):", str(one.get("url", "")))
+    }
     return sorted(found - own)

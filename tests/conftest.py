@@ -12,12 +12,14 @@ FLAGS = (
     # Tests compile much and compute little.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    # A simulated device that waits long for another is a busy machine, and no reason to abort the process.
+    # A simulated device that waits long for another is a busy machine, and no reason to abort the
+    # process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
-# Steps that several tests compile are compiled once by each process of a session: entries are not written atomically.
+# Steps that several tests compile are compiled once by each process of a session: entries are not
+# written atomically.
 if "PYTEST_XDIST_WORKER" in os.environ or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nas_jax-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -1,13 +1,14 @@
-"""A stand-in for Google's storage server: buckets in memory behind what gcsfs, TensorStore and google-cloud-storage use
-of its JSON API (https://cloud.google.com/storage/docs/json_api/v1).
+"""A stand-in for Google's storage server: buckets in memory behind what gcsfs, TensorStore and
+google-cloud-storage use of its JSON API (https://cloud.google.com/storage/docs/json_api/v1).
 
     with fake_gcs.bucket() as bucket:
         bucket.put("pairs/0.tar", data)
         main([f"--config.data.train={bucket.url}/pairs/0.tar", f"--workdir={bucket.url}/run"])
         assert "run/config.json" in bucket.names()
 
-Inside the `with` the environment sends all clients of this process, and of those it starts, to the stand-in. There is
-one server a process, as clients remember the address; each `with` gets a bucket of its own.
+Inside the `with` the environment sends all clients of this process, and of those it starts, to the
+stand-in. There is one server a process, as clients remember the address; each `with` gets a bucket
+of its own.
 """
 
 from __future__ import annotations
@@ -58,16 +59,20 @@ class Bucket:
     objects: dict[str, Object] = field(default_factory=dict)
     forbidden: bool = False  # every request is answered with 403
     read_only: bool = False  # every request that changes something is
-    undescribed: bool = False  # what the bucket is may not be asked, as with the right to its objects alone
+    # what the bucket is may not be asked, as with the right to its objects alone
+    undescribed: bool = False
     broken: int = 0  # so many requests from now on are answered with 503
     delay: float = 0.0  # seconds until a request is answered
-    requests: list[tuple[str, str]] = field(default_factory=list)  # (method, path with query), oldest first
+    # (method, path with query), oldest first
+    requests: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"gs://{self.name}"
 
-    def put(self, name: str, data: bytes | str, content_type: str = "application/octet-stream") -> Object:
+    def put(
+        self, name: str, data: bytes | str, content_type: str = "application/octet-stream"
+    ) -> Object:
         """Stores an object, in place of one of that name."""
         data = data.encode() if isinstance(data, str) else data
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
@@ -87,7 +92,9 @@ def _server() -> ThreadingHTTPServer:
     """The server of this process; it ends with it."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.lock, server.buckets, server.uploads = threading.RLock(), {}, {}
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True
+    ).start()
     return server
 
 
@@ -105,7 +112,8 @@ def environment(server: ThreadingHTTPServer | None = None) -> dict[str, str]:
     return {
         "STORAGE_EMULATOR_HOST": f"http://{host}:{port}",  # gcsfs, google-cloud-storage
         "TENSORSTORE_GCS_HTTP_URL": f"http://{host}:{port}",
-        "GCE_METADATA_ROOT": f"{host}:{port}",  # where TensorStore and google-auth ask whether this is Google's cloud
+        # where TensorStore and google-auth ask whether this is Google's cloud
+        "GCE_METADATA_ROOT": f"{host}:{port}",
         "GCE_METADATA_HOST": f"{host}:{port}",
         "GOOGLE_CLOUD_PROJECT": "test",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks over gRPC, which is not here
@@ -153,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body in one packet
 
-    # What each path means. Names of objects are one segment with / as %2F; some clients leave it as it is.
+    # What each path means. Names of objects are one segment with / as %2F; some clients leave it as
+    # it is.
     routes = (
         ("GET", r"/storage/v1/b/([^/]+)", "bucket_get"),
         ("GET", r"/storage/v1/b/([^/]+)/o", "list"),
@@ -188,16 +197,26 @@ class _Handler(BaseHTTPRequestHandler):
                 found = re.fullmatch(pattern, split.path)
                 if method == self.command and found:
                     bucket, *names = map(unquote, found.groups())
-                    time.sleep(self.server.buckets[bucket].delay if bucket in self.server.buckets else 0.0)
+                    time.sleep(
+                        self.server.buckets[bucket].delay if bucket in self.server.buckets else 0.0
+                    )
                     with self.server.lock:
                         self._allow(self._bucket(bucket))
                         getattr(self, name)(
-                            self._bucket(bucket), *names, *([body] if name in ("insert", "compose") else [])
+                            self._bucket(bucket),
+                            *names,
+                            *([body] if name in ("insert", "compose") else []),
                         )
                     return
             raise _Refused(404, f"{self.command} {split.path} is not part of the stand-in")
         except _Refused as error:
-            text = {"error": {"code": error.status, "message": str(error), "errors": [{"message": str(error)}]}}
+            text = {
+                "error": {
+                    "code": error.status,
+                    "message": str(error),
+                    "errors": [{"message": str(error)}],
+                }
+            }
             self._send(error.status, b"" if error.status == 304 else json.dumps(text).encode())
 
     def _body(self) -> bytes:
@@ -221,45 +240,69 @@ class _Handler(BaseHTTPRequestHandler):
         if bucket.broken > 0:
             bucket.broken -= 1
             raise _Refused(503, "Backend Error")
-        if refused or (bucket.undescribed and re.fullmatch(r"/storage/v1/b/[^/]+", urlsplit(self.path).path)):
+        if refused or (
+            bucket.undescribed and re.fullmatch(r"/storage/v1/b/[^/]+", urlsplit(self.path).path)
+        ):
             right = "objects" if refused else "buckets.get"
-            raise _Refused(403, f"Anonymous caller does not have storage.{right} access to the bucket {bucket.name}.")
+            raise _Refused(
+                403,
+                f"Anonymous caller does not have storage.{right} access to the bucket "
+                f"{bucket.name}.",
+            )
 
     def _object(self, bucket: Bucket, name: str) -> Object:
         if name not in bucket.objects:
             raise _Refused(404, f"No such object: {bucket.name}/{name}")
         return bucket.objects[name]
 
-    def _check_generation(self, bucket: Bucket, name: str, prefix: str = "if", status: int = 304) -> None:
-        """The conditions of the query: the generation that is there, 0 for none, must or must not be the given one."""
+    def _check_generation(
+        self, bucket: Bucket, name: str, prefix: str = "if", status: int = 304
+    ) -> None:
+        """The conditions of the query: the generation that is there, 0 for none, must or must not
+        be the given one.
+        """
         here = bucket.objects[name].generation if name in bucket.objects else 0
-        wanted, refused = (self.query.get(f"{prefix}Generation{kind}") for kind in ("Match", "NotMatch"))
+        wanted, refused = (
+            self.query.get(f"{prefix}Generation{kind}") for kind in ("Match", "NotMatch")
+        )
         if wanted is not None and int(wanted) != here:
             raise _Refused(412, "At least one of the pre-conditions you specified did not hold.")
         if refused is not None and int(refused) == here:
             raise _Refused(status, "Not Modified")
 
-    # ---------------------------------------------------------------------------------------------------- the methods
+    # ---------------------------------------------------------------------------------- the methods
 
     def bucket_get(self, bucket: Bucket) -> None:
-        self._json({"kind": "storage#bucket", "id": bucket.name, "name": bucket.name, "location": "US"})
+        self._json(
+            {"kind": "storage#bucket", "id": bucket.name, "name": bucket.name, "location": "US"}
+        )
 
     def list(self, bucket: Bucket) -> None:
         query = self.query
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        start, end, after = query.get("startOffset", ""), query.get("endOffset", ""), query.get("pageToken", "")
+        start, end, after = (
+            query.get("startOffset", ""),
+            query.get("endOffset", ""),
+            query.get("pageToken", ""),
+        )
         entries: dict[str, Object | None] = {}  # a name, or with None the beginning of several
         for name in sorted(bucket.objects):
             if not name.startswith(prefix) or name < start or (end and name >= end):
                 continue
             inside = name[len(prefix) :].split(delimiter, 1) if delimiter else [name]
-            entry, value = (prefix + inside[0] + delimiter, None) if len(inside) > 1 else (name, bucket.objects[name])
+            entry, value = (
+                (prefix + inside[0] + delimiter, None)
+                if len(inside) > 1
+                else (name, bucket.objects[name])
+            )
             if entry > after:
                 entries[entry] = value
         page = list(entries)[: min(int(query.get("maxResults", PAGE)), PAGE)]
         answer = {
             "kind": "storage#objects",
-            "items": [_describe(bucket, name, entries[name]) for name in page if entries[name] is not None],
+            "items": [
+                _describe(bucket, name, entries[name]) for name in page if entries[name] is not None
+            ],
             "prefixes": [name for name in page if entries[name] is None],
         }
         if len(page) < len(entries):
@@ -291,7 +334,11 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= size:
             self._send(416, b"", {"Content-Range": f"bytes */{size}"})
             return
-        self._send(206, found.data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{size}"})
+        self._send(
+            206,
+            found.data[first : last + 1],
+            headers | {"Content-Range": f"bytes {first}-{last}/{size}"},
+        )
 
     def insert(self, bucket: Bucket, body: bytes) -> None:
         query, kind = self.query, self.query.get("uploadType", "")
@@ -310,13 +357,20 @@ class _Handler(BaseHTTPRequestHandler):
             description, content_type, data = _parts(self.headers["Content-Type"], body)
             self._store(bucket, query.get("name") or description["name"], data, content_type)
         else:
-            self._store(bucket, query["name"], body, self.headers.get("Content-Type", "application/octet-stream"))
+            self._store(
+                bucket,
+                query["name"],
+                body,
+                self.headers.get("Content-Type", "application/octet-stream"),
+            )
 
     def _resume(self, bucket: Bucket, known: str, body: bytes) -> None:
         if known not in self.server.uploads:
             raise _Refused(404, "No such upload")
         name, data, content_type = self.server.uploads[known]
-        span = re.fullmatch(r"bytes (?:\*|(\d+)-(\d+))/(\d+|\*)", self.headers.get("Content-Range", "bytes */*"))
+        span = re.fullmatch(
+            r"bytes (?:\*|(\d+)-(\d+))/(\d+|\*)", self.headers.get("Content-Range", "bytes */*")
+        )
         if span[1] is not None:
             if int(span[1]) != len(data):
                 raise _Refused(400, f"{len(data)} bytes are here")
@@ -348,7 +402,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_generation(target, to_name)
         made = _describe(target, to_name, target.put(to_name, found.data, found.content_type))
         size = str(len(found.data))
-        done = {"kind": "storage#rewriteResponse", "done": True, "totalBytesRewritten": size, "objectSize": size}
+        done = {
+            "kind": "storage#rewriteResponse",
+            "done": True,
+            "totalBytesRewritten": size,
+            "objectSize": size,
+        }
         self._json(made if "/copyTo/" in self.path else done | {"resource": made})
 
     def move(self, bucket: Bucket, name: str, to_name: str) -> None:
@@ -360,10 +419,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def compose(self, bucket: Bucket, name: str, body: bytes) -> None:
         self._check_generation(bucket, name)
-        parts = [self._object(bucket, source["name"]).data for source in json.loads(body)["sourceObjects"]]
+        parts = [
+            self._object(bucket, source["name"]).data
+            for source in json.loads(body)["sourceObjects"]
+        ]
         self._json(_describe(bucket, name, bucket.put(name, b"".join(parts))))
 
-    # ---------------------------------------------------------------------------------------------------- the answers
+    # ---------------------------------------------------------------------------------- the answers
 
     def _json(self, value: dict, headers: dict[str, str] | None = None) -> None:
         headers = {"Content-Type": "application/json; charset=UTF-8"} | (headers or {})
@@ -371,7 +433,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response_only(status)
-        for name, value in ({"Date": email.utils.formatdate(usegmt=True)} | (headers or {})).items():
+        for name, value in (
+            {"Date": email.utils.formatdate(usegmt=True)} | (headers or {})
+        ).items():
             self.send_header(name, value)
         if status not in (204, 304):
             self.send_header("Content-Length", str(len(body)))
@@ -405,11 +469,16 @@ def _md5(data: bytes) -> str:
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict, str, bytes]:
-    """Description, type and data of an upload in two parts. Clients end lines with \\n or with \\r\\n."""
+    """Description, type and data of an upload in two parts.
+
+    Clients end lines with \\n or with \\r\\n.
+    """
     border = b"--" + re.search(r'boundary="?([^";]+)"?', content_type)[1].encode()
     _, first, rest = body.split(border, 2)
     second = rest[: rest.rindex(border)]
-    (_, description), (header, data) = (re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (first, second))
+    (_, description), (header, data) = (
+        re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (first, second)
+    )
     kind = re.search(rb"(?i)content-type: *([^\r\n]+)", header)
     end = 2 if data.endswith(b"\r\n") and b"\r\n" in header else 1
     return json.loads(description), kind[1].decode() if kind else "", data[:-end]

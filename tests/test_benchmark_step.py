@@ -1,4 +1,6 @@
-"""The benchmark of the training step: what it counts, how it reads a batch, and that it needs little installed."""
+"""The benchmark of the training step: what it counts, how it reads a batch, and that it needs
+little installed.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,20 @@ with jax.set_mesh(built.mesh):
 print(step.describe(step.parse(["--preset", "least"]), built)["threads"], step.matmul_flops(traced.jaxpr.jaxpr))
 """
 REFUSED = (
-    "ml_collections", "grain", "orbax", "tensorflow", "tensorflow_datasets", "tensorboardX", "PIL", "cv2", "tokenizers",
-    "transformers", "matplotlib", "torch", "clu",
-)  # fmt: skip
+    "ml_collections",
+    "grain",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorboardX",
+    "PIL",
+    "cv2",
+    "tokenizers",
+    "transformers",
+    "matplotlib",
+    "torch",
+    "clu",
+)
 
 
 def test_the_step_needs_jax_flax_optax_and_numpy_only():
@@ -74,7 +87,9 @@ def toy_step(state: Toy, batch: dict, stage: Stage) -> tuple[Toy, dict]:
 
 
 @pytest.mark.parametrize("count_only", [False, True])
-def test_a_run_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, count_only: bool):
+def test_a_run_prints_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, count_only: bool
+):
     def build(options):
         built = REAL_BUILD(options)
         return built._replace(
@@ -93,27 +108,40 @@ def test_a_run_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     )  # padded to 25, then cut to the longest
     assert result["params_M"] == 40e-6
     assert result["gflop_per_pair_matmuls"] == pytest.approx(2 * 3 * 5 * 5 / 16 / 1e9, rel=1e-4)
-    assert result["gflop_per_pair"] == result["gflop_per_pair_compiled"] >= result["gflop_per_pair_matmuls"]
+    assert (
+        result["gflop_per_pair"]
+        == result["gflop_per_pair_compiled"]
+        >= result["gflop_per_pair_matmuls"]
+    )
     assert result["arguments_MB"] > 0 and result["peak_memory_MB"] > 0
     if count_only:
         assert "loss" not in result and "cpu_seconds" not in result
         return
     assert result["loss"] == 15 + 15 * 16 / 2  # of the first step
-    assert result["steps"] == 3 and 0 < result["wall_seconds"]["min"] <= result["wall_seconds"]["median"]
+    assert (
+        result["steps"] == 3
+        and 0 < result["wall_seconds"]["min"] <= result["wall_seconds"]["median"]
+    )
     assert result["reference_equivalent"] == pytest.approx(2.10 / 0.63, rel=1e-4)
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("tinybody", 4.7), ("tiny", 10.2), ("small", 36.0), ("base", 211.1)])
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("tinybody", 4.7), ("tiny", 10.2), ("small", 36.0), ("base", 211.1)]
+)
 def test_presets_have_the_parameters_of_the_reference(preset: str, millions: float):
     options = step.parse(["--preset", preset])
-    assert step.describe(options, step.build(options))["params_M"] == pytest.approx(millions, abs=0.05)
+    assert step.describe(options, step.build(options))["params_M"] == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_matmuls_are_counted_inside_loops_and_conditions():
     left, right = jnp.zeros((3, 5)), jnp.zeros((5, 5))
 
     def computed(left, right):
-        left, _ = jax.lax.scan(lambda x, _: (jax.checkpoint(jnp.matmul)(x, right), None), left, None, length=4)
+        left, _ = jax.lax.scan(
+            lambda x, _: (jax.checkpoint(jnp.matmul)(x, right), None), left, None, length=4
+        )
         return jax.lax.cond(left[0, 0] > 0, lambda x: x @ right @ right, lambda x: x @ right, left)
 
     one = 2 * 3 * 5 * 5
@@ -121,17 +149,35 @@ def test_matmuls_are_counted_inside_loops_and_conditions():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_the_matmul_runs_as_long_as_asked_and_its_first_call_does_not_count(monkeypatch, platform: str):
+def test_the_matmul_runs_as_long_as_asked_and_its_first_call_does_not_count(
+    monkeypatch, platform: str
+):
     cpu, wall = iter([9.0, 1.0, 3.0, 8.0]), iter([99.0, 16.0, 64.0, 2.0])
-    monkeypatch.setattr(step, "measure", lambda run, times: step.Timing([next(cpu)], [next(wall)], [0]))
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: np.zeros((1, 1), np.float32))
+    monkeypatch.setattr(
+        step, "measure", lambda run, times: step.Timing([next(cpu)], [next(wall)], [0])
+    )
+    monkeypatch.setattr(
+        jax.random, "normal", lambda key, shape, dtype: np.zeros((1, 1), np.float32)
+    )
     rate = step.dense_matmul("float32", platform)
-    expected = {"cpu": [2 * 2048**3 / 2.0, 2 * 2048**3 / 8.0], "gpu": [20 * 8192**3 / 40.0, 20 * 8192**3 / 2.0]}
-    assert [rate(2.0 if platform == "cpu" else 20.0), rate(0)] == pytest.approx([x / 1e9 for x in expected[platform]])
+    expected = {
+        "cpu": [2 * 2048**3 / 2.0, 2 * 2048**3 / 8.0],
+        "gpu": [20 * 8192**3 / 40.0, 20 * 8192**3 / 2.0],
+    }
+    assert [rate(2.0 if platform == "cpu" else 20.0), rate(0)] == pytest.approx(
+        [x / 1e9 for x in expected[platform]]
+    )
 
 
 def test_speeds_are_those_of_the_cpu_time():
-    known = {"preset": "base", "method": "nas", "nta": False, "dtype": "float32", "length": 25, "batch": 4}
+    known = {
+        "preset": "base",
+        "method": "nas",
+        "nta": False,
+        "dtype": "float32",
+        "length": 25,
+        "batch": 4,
+    }
     known |= {"platform": "cpu", "device": "cpu", "gflop_per_pair": 300.0}
     timing, rates = (
         step.Timing(cpu=[20.0, 16.0, 24.0], wall=[40.0, 50.0, 60.0], faults=[0] * 3),
@@ -144,14 +190,23 @@ def test_speeds_are_those_of_the_cpu_time():
     assert speeds["matmul_share"] == pytest.approx({"min": 300 / 400, "median": 300 / 410})
     assert speeds["times_reference"]["min"] == pytest.approx(311.8 / 0.84 / 400)
     assert speeds["matmul_gflops"] == {"max": 100.0, "median": 82.0}
-    for changed in ({"length": 26}, {"dtype": "bfloat16"}, {"method": "albef"}, {"nta": True}, {"platform": "gpu"}):
+    for changed in (
+        {"length": 26},
+        {"dtype": "bfloat16"},
+        {"method": "albef"},
+        {"nta": True},
+        {"platform": "gpu"},
+    ):
         assert step.speeds(known | changed, timing, rates)["times_reference"] is None
     on_gpu = known | {"platform": "gpu", "device": "NVIDIA H100 80GB HBM3"}
     assert step.speeds(on_gpu, timing, rates)["peak_share"] == pytest.approx(300e9 / 10 / 989e12)
 
 
 def test_peaks_are_told_apart_by_the_kind_of_device():
-    found = [step.peak_flops(kind) for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H100 PCIe", "cpu")]
+    found = [
+        step.peak_flops(kind)
+        for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H100 PCIe", "cpu")
+    ]
     assert found == [197e12, 459e12, 918e12, None, None]
 
 

@@ -1,6 +1,8 @@
-"""A run whose data and work directory are in a bucket: main.py is killed and goes on, and what users meet there.
+"""A run whose data and work directory are in a bucket: main.py is killed and goes on, and what
+users meet there.
 
-The run is a real one, except that its state is small and its step and evaluation do nothing: compilers take minutes.
+The run is a real one, except that its state is small and its step and evaluation do nothing:
+compilers take minutes.
 """
 
 from __future__ import annotations
@@ -102,7 +104,10 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for stand_in in STAND_INS:
         monkeypatch.setattr(*stand_in)
-    cache = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    cache = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
     yield
     jax.config.update("jax_compilation_cache_dir", cache[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", cache[1])
@@ -122,7 +127,10 @@ def pairs(count=40):
         for index in range(count):
             picture = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(picture, "png")
-            for suffix, data in (("png", picture.getvalue()), ("txt", f"a dog with number {index}".encode())):
+            for suffix, data in (
+                ("png", picture.getvalue()),
+                ("txt", f"a dog with number {index}".encode()),
+            ):
                 info = tarfile.TarInfo(f"{index:04d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -130,8 +138,13 @@ def pairs(count=40):
 
 
 def words(workdir, data, mode="train", **fields):
-    """A command line; fields: of the config, with __ for dots. Flags of other fields are not read in this process."""
-    fields = {name.replace("__", "."): value for name, value in fields.items()} | {"data.train": (str(data),)}
+    """A command line; fields: of the config, with __ for dots.
+
+    Flags of other fields are not read in this process.
+    """
+    fields = {name.replace("__", "."): value for name, value in fields.items()} | {
+        "data.train": (str(data),)
+    }
     with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as recipe:
         recipe.write(RECIPE + WITHOUT_PICTURES.replace("{fields!r}", repr(fields)))
     return ["main.py", f"--config={recipe.name}:{STEPS}", f"--workdir={workdir}", f"--mode={mode}"]
@@ -145,37 +158,58 @@ def error_line(capfd):
     return lines[0]
 
 
-def test_a_run_from_a_bucket_into_a_bucket_goes_on_after_a_kill_as_on_the_disk(bucket, tmp_path, capfd):
+def test_a_run_from_a_bucket_into_a_bucket_goes_on_after_a_kill_as_on_the_disk(
+    bucket, tmp_path, capfd
+):
     (tmp_path / "0.tar").write_bytes(bucket.get("pairs/0.tar"))
     assert main.main(words(tmp_path / "whole", tmp_path / "0.tar")) == 0
     workdir = f"{bucket.url}/runs/small"
     place = workdir, f"{bucket.url}/pairs/*.tar"
     killed = os.environ | {"KILL_AT": "3", "SAVED": f"{workdir}/checkpoints/2/commit_success.txt"}
-    killed["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={jax.device_count()}"  # as many as here
+    # as many as here
+    killed["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={jax.device_count()}"
     killed["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    first = subprocess.run([sys.executable, __file__, *words(*place)[1:]], env=killed, capture_output=True, text=True)
+    first = subprocess.run(
+        [sys.executable, __file__, *words(*place)[1:]], env=killed, capture_output=True, text=True
+    )
     assert first.returncode == -signal.SIGKILL, first.stdout + first.stderr
-    done = [json.loads(line)["step"] for line in bucket.get("runs/small/metrics.jsonl").splitlines()]
-    assert done[-1] == 2  # what came after is not there yet, but nothing before the checkpoint is missing
+    done = [
+        json.loads(line)["step"] for line in bucket.get("runs/small/metrics.jsonl").splitlines()
+    ]
+    # what came after is not there yet, but nothing before the checkpoint is missing
+    assert done[-1] == 2
 
     capfd.readouterr()
     assert main.main(words(*place, train__profile_steps=(4, 5))) == 0
     out, err = capfd.readouterr()
     assert f"going on from step 2 of {workdir}" in out and f"saved in {workdir}/checkpoints" in out
     assert "WARNING" not in err and "rror" not in err
-    assert bucket.get("runs/small/metrics.jsonl") == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-    assert bucket.get("runs/small/evals/6.json") == (tmp_path / "whole" / "evals" / "6.json").read_bytes()
+    assert (
+        bucket.get("runs/small/metrics.jsonl")
+        == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    )
+    assert (
+        bucket.get("runs/small/evals/6.json")
+        == (tmp_path / "whole" / "evals" / "6.json").read_bytes()
+    )
     assert len(bucket.get("runs/small/starts.jsonl").splitlines()) == 2
     boards = [name for name in bucket.names("runs/small/tensorboard/")]
     assert boards and all(b"val/r1" in bucket.get(name) for name in boards[-1:])
     assert any(name.endswith(".xplane.pb") for name in bucket.names("runs/small/profile/"))
     assert "runs/small/checkpoints/6/commit_success.txt" in bucket.names()
-    assert not [name for name in bucket.names() if name.endswith((".tmp", ".part", ".partial")) or "cache" in name]
+    assert not [
+        name
+        for name in bucket.names()
+        if name.endswith((".tmp", ".part", ".partial")) or "cache" in name
+    ]
     assert not list(Path().glob("gs:*"))  # what pathlib would make of it
     assert not list(tmp_path.glob("nas_jax-*/*.jsonl"))  # temporary files
 
     evals = bucket.objects.pop("runs/small/evals/6.json").data
-    assert main.main(words(*place, "eval")) == 0 and "evaluation at step 6 (gs://" in capfd.readouterr().out
+    assert (
+        main.main(words(*place, "eval")) == 0
+        and "evaluation at step 6 (gs://" in capfd.readouterr().out
+    )
     assert bucket.get("runs/small/evals/6.json") == evals
     assert report.main([workdir]) == 0 and "finished at step 6" in capfd.readouterr().out
     page = bucket.get("runs/small/report.html").decode()
@@ -185,24 +219,43 @@ def test_a_run_from_a_bucket_into_a_bucket_goes_on_after_a_kill_as_on_the_disk(b
 def test_weights_of_a_run_in_a_bucket(bucket, tmp_path, capfd):
     data = f"{bucket.url}/pairs/0.tar"
     assert main.main(words(f"{bucket.url}/a", data, train__steps=2)) == 0
-    assert main.main(words(tmp_path / "b", data, train__steps=4, train__continue_from=f"{bucket.url}/a")) == 0
+    assert (
+        main.main(
+            words(tmp_path / "b", data, train__steps=4, train__continue_from=f"{bucket.url}/a")
+        )
+        == 0
+    )
     assert f"case 2: going on from step 2 of {bucket.url}/a" in capfd.readouterr().out
 
 
 # State of the bucket, mode -> exit code, line.
 REFUSED = {
-    ("gs://no-such-bucket/run", "", "train"): (4, "there is no bucket no-such-bucket; .* Remedy: create it"),
+    ("gs://no-such-bucket/run", "", "train"): (
+        4,
+        "there is no bucket no-such-bucket; .* Remedy: create it",
+    ),
     ("gs://no-such-bucket/run", "", "eval"): (4, "there is no bucket no-such-bucket"),
     ("gs://no-such-bucket/run", "", "compile"): (4, "there is no bucket no-such-bucket"),
-    ("{}/run", "forbidden", "train"): (4, "access denied: .*; expected a bucket that this account may read and write"),
-    ("{}/run", "read_only", "train"): (4, "writing to gs://.* failed .access denied.*; expected a writable --workdir"),
+    ("{}/run", "forbidden", "train"): (
+        4,
+        "access denied: .*; expected a bucket that this account may read and write",
+    ),
+    ("{}/run", "read_only", "train"): (
+        4,
+        "writing to gs://.* failed .access denied.*; expected a writable --workdir",
+    ),
     ("{}/run", "", "eval"): (4, "no config.json in gs://"),
-    ("s3://bucket/run", "", "train"): (2, "--workdir=s3://bucket/run; expected a directory, or gs://BUCKET/FOLDER"),
+    ("s3://bucket/run", "", "train"): (
+        2,
+        "--workdir=s3://bucket/run; expected a directory, or gs://BUCKET/FOLDER",
+    ),
 }
 
 
 @pytest.mark.parametrize(("workdir", "state", "mode"), REFUSED)
-def test_a_bucket_that_cannot_be_used_is_one_line(workdir, state, mode, bucket, tmp_path, monkeypatch, capfd):
+def test_a_bucket_that_cannot_be_used_is_one_line(
+    workdir, state, mode, bucket, tmp_path, monkeypatch, capfd
+):
     code, line = REFUSED[workdir, state, mode]
     if state:
         monkeypatch.setattr(bucket, state, True)
@@ -214,9 +267,14 @@ def test_a_bucket_that_cannot_be_used_is_one_line(workdir, state, mode, bucket, 
 
 def test_the_check_writes_into_a_bucket_and_takes_it_away_again(bucket, monkeypatch):
     before, workdir = bucket.names(), as_path(f"{bucket.url}/run")
-    assert preflight._workdir(workdir) == ("ok", f"{workdir} can be written") and bucket.names() == before
+    assert (
+        preflight._workdir(workdir) == ("ok", f"{workdir} can be written")
+        and bucket.names() == before
+    )
     monkeypatch.setattr(bucket, "read_only", True)
-    with pytest.raises(CheckpointError, match="gs://.*/run: access denied.*; expected a writable --workdir"):
+    with pytest.raises(
+        CheckpointError, match="gs://.*/run: access denied.*; expected a writable --workdir"
+    ):
         preflight._workdir(workdir)
 
 
@@ -247,7 +305,9 @@ def test_a_hang_is_reported_in_the_bucket(bucket, capfd):
         last = time.monotonic() + 60
         while "run/hang-0.txt" not in bucket.names() and time.monotonic() < last:
             time.sleep(0.02)
-    assert b"after step 7" in bucket.get("run/hang-0.txt") and b"most recent call first" in bucket.get("run/hang-0.txt")
+    assert b"after step 7" in bucket.get(
+        "run/hang-0.txt"
+    ) and b"most recent call first" in bucket.get("run/hang-0.txt")
     assert "after step 7" in capfd.readouterr().err
 
 

@@ -17,7 +17,8 @@ from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build
 
 ROOT = Path(__file__).resolve().parents[1]
-VALID = RunConfig(data=DataConfig(flip=False))  # the default data are scenes, which must not be mirrored
+# the default data are scenes, which must not be mirrored
+VALID = RunConfig(data=DataConfig(flip=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,11 @@ class Outer:
 def test_round_trip_through_a_config_dict():
     config = to_config_dict(VALID)
     config.train.steps = 7
-    assert from_config_dict(config) == dataclasses.replace(VALID, train=dataclasses.replace(VALID.train, steps=7))
-    values = {"name": "x", "inner": {"names": ["b", "c"], "size": [3, 4], "rate": 1, "limit": 5}}  # as JSON has it
+    assert from_config_dict(config) == dataclasses.replace(
+        VALID, train=dataclasses.replace(VALID.train, steps=7)
+    )
+    # as JSON has it
+    values = {"name": "x", "inner": {"names": ["b", "c"], "size": [3, 4], "rate": 1, "limit": 5}}
     assert build(Outer, values) == Outer("x", inner=Inner(("b", "c"), (3, 4), 1.0, 5))
     assert isinstance(build(Outer, values).inner.rate, float)
 
@@ -47,14 +51,23 @@ def test_round_trip_through_a_config_dict():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "x", "inner": {"rat": 1.0}}, r"unknown config field inner.rat; .* Remedy: did you mean inner.rate\."),
+        (
+            {"name": "x", "inner": {"rat": 1.0}},
+            r"unknown config field inner.rat; .* Remedy: did you mean inner.rate\.",
+        ),
         ({"name": "x", "zzz": 1}, r"unknown config field zzz; .* use one of name, flag, inner"),
         ({"flag": True}, "no name; expected a value"),
         ({"name": 3}, "name=3; expected a value of type str"),
         ({"name": "x", "flag": 1}, "flag=1; expected a value of type bool"),
         ({"name": "x", "inner": {"rate": True}}, "inner.rate=True; expected a value of type float"),
-        ({"name": "x", "inner": {"names": "abc"}}, r"inner.names='abc'; expected a value of type tuple\[str, ...\]"),
-        ({"name": "x", "inner": {"names": [1]}}, r"inner.names\[0\]=1; expected a value of type str"),
+        (
+            {"name": "x", "inner": {"names": "abc"}},
+            r"inner.names='abc'; expected a value of type tuple\[str, ...\]",
+        ),
+        (
+            {"name": "x", "inner": {"names": [1]}},
+            r"inner.names\[0\]=1; expected a value of type str",
+        ),
         ({"name": "x", "inner": {"size": [1, 2, 3]}}, r"inner.size=\[1, 2, 3\]; expected"),
         ({"name": "x", "inner": 3}, "inner=3; expected a section"),
     ],
@@ -106,7 +119,8 @@ def get_config(argument=""):
 """
 
 
-# One process imports once and forks for each command, as flags are global and the imports take seconds.
+# One process imports once and forks for each command, as flags are global and the imports take
+# seconds.
 DRIVER = """
 import json, os, sys, warnings
 import main, nas_jax.config
@@ -122,12 +136,17 @@ for line in sys.stdin:
 """
 
 COMMANDS = {
-    "--config=r.py --workdir=w --config.train.step=3": "unknown config field train.step; .*did you mean train.steps",
-    "--config=r.py --workdir=w --config.trian.steps=3": "unknown config field trian; .*did you mean train",
-    "--config=r.py --workdir=w --config.train.steps=many": "config.train.steps=many.*invalid literal",
+    "--config=r.py --workdir=w --config.train.step=3": "unknown config field train.step; .*did "
+    "you mean train.steps",
+    "--config=r.py --workdir=w --config.trian.steps=3": "unknown config field trian; .*did you "
+    "mean train",
+    "--config=r.py --workdir=w --config.train.steps=many": "config.train.steps=many.*invalid "
+    "literal",
     "--config=r.py:x --workdir=w": "argument 'x'; expected none",
-    "--config=rr.py --workdir=w": "--config=rr.py; expected a file that exists. Remedy: did you mean r.py",
-    "--config=r.py --workdir=w config.seed=1": "argument 'config.seed=1'; .* Remedy: write --config.seed=1",
+    "--config=rr.py --workdir=w": "--config=rr.py; expected a file that exists. Remedy: did you "
+    "mean r.py",
+    "--config=r.py --workdir=w config.seed=1": "argument 'config.seed=1'; .* Remedy: write "
+    "--config.seed=1",
     "--config r.py": "no --workdir",
     "--workdir=w --config.seed=1": "no --config",
     "--config=r.py --workdir=w --mode=fly": "value should be one of <train.eval.compile.check>",

@@ -1,4 +1,6 @@
-"""Every recipe is built, reduced in size only, and stepped on data of its own kind; its report opens in a browser."""
+"""Every recipe is built, reduced in size only, and stepped on data of its own kind; its report
+opens in a browser.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,18 @@ def load(name: str, argument: str = ""):
 
 
 def caption(index: int) -> str:
-    return (
-        f"a {WORDS[index % 2]} {WORDS[2 + index // 2 % 2]} {WORDS[4 + index // 4 % 2]} {WORDS[6 + index % 2]} {index}"
-    )
+    return f"a {WORDS[index % 2]} {WORDS[2 + index // 2 % 2]} {WORDS[4 + index // 4 % 2]} {WORDS[6 + index % 2]} {index}"
 
 
 def png(index: int) -> bytes:
-    """Drawn here, and nobody's emoji: a red or blue face or box on white, 64 x 64, as the emoji shards have them."""
+    """Drawn here, and nobody's emoji: a red or blue face or box on white, 64 x 64, as the emoji
+    shards have them.
+    """
     picture = Image.new("RGB", (64, 64), "white")
     pen, x, y = ImageDraw.Draw(picture), 4 + index % 5 * 4, 4 + index // 5 % 5 * 4
-    (pen.ellipse if index // 2 % 2 else pen.rectangle)((x, y, x + 40, y + 40), WORDS[index % 2], "black", 3)
+    (pen.ellipse if index // 2 % 2 else pen.rectangle)(
+        (x, y, x + 40, y + 40), WORDS[index % 2], "black", 3
+    )
     for eye in (12, 26):
         pen.ellipse((x + eye, y + 12, x + eye + 4, y + 16), "white")
     buffer = io.BytesIO()
@@ -61,16 +65,24 @@ def emoji_folder(folder: Path) -> str:
     for artist in ("noto", "openmoji"):
         with tarfile.open(folder / f"{artist}.tar", "w") as tar:
             for index in range(60):
-                record = json.dumps({"caption": caption(index), "captions": [caption(index)]}).encode()
+                record = json.dumps(
+                    {"caption": caption(index), "captions": [caption(index)]}
+                ).encode()
                 for suffix, data in (("png", png(index)), ("json", record)):
                     info = tarfile.TarInfo(f"k{index}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         foils = [
-            {"image": f"k{i}.png", "caption": caption(i), "foil": caption(i + 1), "category": "x"} for i in range(59)
+            {"image": f"k{i}.png", "caption": caption(i), "foil": caption(i + 1), "category": "x"}
+            for i in range(59)
         ]
         quads = [
-            {"image_0": f"k{i}.png", "image_1": f"k{i + 1}.png", "caption_0": caption(i), "caption_1": caption(i + 1)}
+            {
+                "image_0": f"k{i}.png",
+                "image_1": f"k{i + 1}.png",
+                "caption_0": caption(i),
+                "caption_1": caption(i + 1),
+            }
             for i in range(0, 60, 2)
         ]
         for name, lines in (("foils", foils), ("quads", quads)):
@@ -81,7 +93,10 @@ def emoji_folder(folder: Path) -> str:
 def json_folder(folder: Path) -> str:
     for index in range(8):
         (folder / f"{index}.png").write_bytes(png(index))
-    entries = [{"image": str(folder / f"{i}.png"), "caption": [caption(i), caption(i + 1)]} for i in range(8)]
+    entries = [
+        {"image": str(folder / f"{i}.png"), "caption": [caption(i), caption(i + 1)]}
+        for i in range(8)
+    ]
     for name in ("coco", "vg", "cc3m_train", "cc3m_val", "sbu"):
         (folder / f"{name}.json").write_text(json.dumps(entries))
     learn_wordpiece([caption(i) for i in range(9)], 100).save(folder / "tokenizer")
@@ -101,7 +116,11 @@ def reduced(run, **data):
     return replace(
         run,
         data=replace(run.data, image_size=16, batch_size=2, workers=0, **data),
-        model=replace(tiny.model(vocab_size=0, max_text_length=32), dtype=run.model.dtype, dropout=run.model.dropout),
+        model=replace(
+            tiny.model(vocab_size=0, max_text_length=32),
+            dtype=run.model.dtype,
+            dropout=run.model.dropout,
+        ),
         method=method,
         mesh=MeshConfig(data=1),
         train=replace(run.train, steps=STEPS, eval_every=2, checkpoint_every=2, log_every=1),
@@ -116,7 +135,10 @@ def trained(request, tmp_path_factory):
     prepare = {
         "demo": lambda: ("", {"num_train": 20}),
         "emoji": lambda: (f"folder={emoji_folder(folder)}", {}),
-        "nas_base_4m": lambda: (f"folder={json_folder(folder)}", {"tokenizer": str(folder / "tokenizer")}),
+        "nas_base_4m": lambda: (
+            f"folder={json_folder(folder)}",
+            {"tokenizer": str(folder / "tokenizer")},
+        ),
     }
     argument, data = prepare[name]()
     assert runner.train(reduced(load(name, argument), **data), folder / "run") == 0
@@ -141,18 +163,33 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
     seen = look((workdir / REPORT).read_text(), tmp_path)
     assert seen["asked"] == seen["requests"] == seen["blocked"] == []
     charts = {chart["title"]: chart for chart in seen["charts"]}
-    assert {"Losses by part", "Temperature", "Dictionary: perplexity", "Pairs a second"} <= charts.keys()
+    assert {
+        "Losses by part",
+        "Temperature",
+        "Dictionary: perplexity",
+        "Pairs a second",
+    } <= charts.keys()
     assert all(chart["lines"] and min(chart["lines"]) > 100 for chart in charts.values())  # pixels
     last = entries(workdir)[-1]
-    assert charts["Loss"]["tip"] == [f"step {STEPS}", f"loss {float(format(last['loss'], '.4g')):g}"]
-    assert len(charts["Gradient norm by module"]["lines"]) == sum(key.startswith("grad_norm/") for key in last) > 5
+    assert charts["Loss"]["tip"] == [
+        f"step {STEPS}",
+        f"loss {float(format(last['loss'], '.4g')):g}",
+    ]
+    assert (
+        len(charts["Gradient norm by module"]["lines"])
+        == sum(key.startswith("grad_norm/") for key in last)
+        > 5
+    )
     assert seen["rows"]["checkpoints"] == 1 + 2 and seen["rows"]["summary"] > 8
     if name == "nas_base_4m":  # holds nothing out: neither evaluations nor a picture
         return
     metrics = json.loads((workdir / f"evals/{STEPS}.json").read_text())["metrics"]
     tables = {tuple(metric["key"].split("/")[:2]) for metric in metrics}
     assert seen["rows"]["results"] == len(metrics) + len(tables) > 20
-    assert len(charts["val: retrieval, R@1"]["lines"]) == 4 and charts["val: foils, itm"]["tip"][0] == f"step {STEPS}"
+    assert (
+        len(charts["val: retrieval, R@1"]["lines"]) == 4
+        and charts["val: foils, itm"]["tip"][0] == f"step {STEPS}"
+    )
     ((width, height, shown),) = seen["pictures"]
     assert min(width, height) > 500 and shown > 500
 
@@ -163,7 +200,12 @@ def test_variants_differ_in_their_switches_only(name):
     for variant, switches in VARIANTS.items():
         run = load(name, f"variant={variant}")
         assert {part: getattr(run.method, part).enabled for part in switches} == switches
-        assert (run.data, run.model, run.optimizer, run.train) == (nas.data, nas.model, nas.optimizer, nas.train)
+        assert (run.data, run.model, run.optimizer, run.train) == (
+            nas.data,
+            nas.model,
+            nas.optimizer,
+            nas.train,
+        )
     with pytest.raises(ConfigError, match="variant='nass'; expected one of albef"):
         load(name, "variant=nass")
     with pytest.raises(ConfigError, match="config argument 'varient=nas'"):
@@ -172,12 +214,30 @@ def test_variants_differ_in_their_switches_only(name):
 
 def test_the_paper_config_is_the_authors_recipe():
     run = load("nas_base_4m")
-    assert (run.model.dim, run.model.image_layers, run.model.text_layers, run.model.fusion_layers) == (768, 12, 6, 6)
-    assert (run.method.dictionary.codes, run.method.itc.queue_size, run.data.batch_size) == (2048, 65536, 512)
-    assert (run.optimizer.lr, run.optimizer.lr_min, run.optimizer.weight_decay) == (1e-4, 1e-5, 0.02)
-    # As many parameters as the authors' model has (211.1 M), the codebook aside; NTA's generator head is ours.
+    assert (
+        run.model.dim,
+        run.model.image_layers,
+        run.model.text_layers,
+        run.model.fusion_layers,
+    ) == (768, 12, 6, 6)
+    assert (run.method.dictionary.codes, run.method.itc.queue_size, run.data.batch_size) == (
+        2048,
+        65536,
+        512,
+    )
+    assert (run.optimizer.lr, run.optimizer.lr_min, run.optimizer.weight_decay) == (
+        1e-4,
+        1e-5,
+        0.02,
+    )
+    # As many parameters as the authors' model has (211.1 M), the codebook aside; NTA's generator
+    # head is ours.
     tables = WordTables(*(np.zeros(30522, bool) for _ in range(3)))
     method = make_method(run.method, run.model, tables, tiny.SPECIAL, 1, 1)
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     assert round((num_params(params) - num_params(params["generator_head"])) / 1e6, 1) == 211.1
-    assert (run.train.epochs, run.method.nva.start_epoch, run.optimizer.cosine_epochs) == (31, 30.0, 30)
+    assert (run.train.epochs, run.method.nva.start_epoch, run.optimizer.cosine_epochs) == (
+        31,
+        30.0,
+        30,
+    )

@@ -1,7 +1,9 @@
-"""The documentation builds without a warning, opens without a network, and its commands are those of the code.
+"""The documentation builds without a warning, opens without a network, and its commands are those
+of the code.
 
-A command in a block of README.md or docs/ is run here as it stands, or a comment beside or above it says what it needs
-(MARK). Marked or not, its module, flags, config fields and make target must exist.
+A command in a block of README.md or docs/ is run here as it stands, or a comment beside or above it
+says what it needs (MARK). Marked or not, its module, flags, config fields and make target must
+exist.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"python", "make", "pip", "docker", "kubectl", "wget", "unzip", "git", "nas_jax"}
 BEFORE = re.compile(r"\w+=.*|do|taskset|-c|\d")  # a program: variables, and what sets its cores
 MARK = re.compile(r"\b(needs?|minutes?|hours?|hardware|network|by hand|fails)\b", re.IGNORECASE)
-TESTED = re.compile(r"# tested$|\btested\b")  # in docs/launch.md: tests/launch runs these lines as they stand
+# in docs/launch.md: tests/launch runs these lines as they stand
+TESTED = re.compile(r"# tested$|\btested\b")
 PLACEHOLDER = re.compile(r"\.\.\.|\[[^]]*\]")
 SECTIONS = ("data", "model", "method", "optimizer", "train", "mesh", "eval")
 FIELD = re.compile(rf"(?:--config\.)?((?:{'|'.join(SECTIONS)})\.[a-z_]+(?:\.[a-z_]+)*)(?:=.*)?")
@@ -45,19 +48,27 @@ class Command(NamedTuple):
 
 
 def blocks(text: str) -> list[str]:
-    """The blocks of a page that are neither Python nor a table of files: fenced, or indented by four."""
+    """The blocks of a page that are neither Python nor a table of files: fenced, or indented by
+    four.
+    """
     found = []
     fenced = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
     for language, body in fenced.findall(text):
         if language in ("", "sh", "bash"):
             found.append(body)
     rest = fenced.sub("", text)
-    found += [re.sub("^    ", "", body, flags=re.MULTILINE) for body in re.findall(r"(?<=\n\n)(?: {4}.+\n)+", rest)]
+    found += [
+        re.sub("^    ", "", body, flags=re.MULTILINE)
+        for body in re.findall(r"(?<=\n\n)(?: {4}.+\n)+", rest)
+    ]
     return found
 
 
 def commands(page: str, text: str) -> list[Command]:
-    """Every call of one of PROGRAMS or of a script. A comment that is a line holds up to the next empty line."""
+    """Every call of one of PROGRAMS or of a script.
+
+    A comment that is a line holds up to the next empty line.
+    """
     found = []
     for block in blocks(text):
         above = ""
@@ -70,7 +81,9 @@ def commands(page: str, text: str) -> list[Command]:
                 words = part.split()
                 while words and BEFORE.fullmatch(words[0]):
                     words.pop(0)
-                if words and (words[0] in PROGRAMS or words[0].endswith(("/python", ".sh", "/pip"))):
+                if words and (
+                    words[0] in PROGRAMS or words[0].endswith(("/python", ".sh", "/pip"))
+                ):
                     found.append(Command(page, " ".join(words), f"{above} {beside}".strip()))
     return found
 
@@ -80,10 +93,12 @@ ALL = [command for page in PAGES for command in commands(page.name, page.read_te
 
 def said(command: Command) -> bool:
     """Whether the page says what the command needs, or that tests/launch runs it."""
-    return bool(MARK.search(command.mark) or (command.page == "launch.md" and TESTED.search(command.mark)))
+    return bool(
+        MARK.search(command.mark) or (command.page == "launch.md" and TESTED.search(command.mark))
+    )
 
 
-# ------------------------------------------------------------------------- what runs in a child, one for all commands
+# ------------------------------------------------------- what runs in a child, one for all commands
 
 
 class Parsed(Exception):
@@ -91,7 +106,10 @@ class Parsed(Exception):
 
 
 def fault(text: str) -> str:
-    """Why a command cannot work, or "". Runs its program up to the point where its flags are read."""
+    """Why a command cannot work, or "".
+
+    Runs its program up to the point where its flags are read.
+    """
     import argparse
     import importlib.util
     import runpy
@@ -101,7 +119,11 @@ def fault(text: str) -> str:
         done = subprocess.run(["make", "--dry-run", *words[1:]], capture_output=True, text=True)
         return done.stderr if done.returncode else ""
     if not words[0].endswith("python"):
-        return "" if words[0] in PROGRAMS or words[0].endswith("/pip") or Path(words[0]).exists() else "no such file"
+        return (
+            ""
+            if words[0] in PROGRAMS or words[0].endswith("/pip") or Path(words[0]).exists()
+            else "no such file"
+        )
     if words[1] == "main.py":
         import main
         from nas_jax.config import from_config_dict
@@ -111,7 +133,11 @@ def fault(text: str) -> str:
         from_config_dict(main._CONFIG.value)
         return ""
     if words[1] != "-m":
-        return "" if words[1] == "-" or words[1].startswith("data/") or Path(words[1]).exists() else "no such file"
+        return (
+            ""
+            if words[1] == "-" or words[1].startswith("data/") or Path(words[1]).exists()
+            else "no such file"
+        )
     name, flags = words[2], words[3:]
     if name in ("venv", "pytest"):
         return ""
@@ -120,7 +146,9 @@ def fault(text: str) -> str:
     if name == "launch.xmanager.experiment":  # read by absl
         from launch.xmanager.experiment import FLAGS
 
-        return ", ".join(flag for flag in flags if flag.startswith("--") and flag[2:].split("=")[0] not in FLAGS)
+        return ", ".join(
+            flag for flag in flags if flag.startswith("--") and flag[2:].split("=")[0] not in FLAGS
+        )
 
     def parse(parser, argv=None, namespace=None, read=argparse.ArgumentParser.parse_args):
         read(parser, argv, namespace)
@@ -136,7 +164,10 @@ def fault(text: str) -> str:
 
 
 def child() -> None:
-    """Reads commands from stdin, as JSON; prints one fault for each. Each in a fork: flags are global."""
+    """Reads commands from stdin, as JSON; prints one fault for each.
+
+    Each in a fork: flags are global.
+    """
     import nas_jax.config
     import nas_jax.data.prepare
     import nas_jax.evals.__main__  # noqa: F401  (imports that the forks share)
@@ -166,15 +197,24 @@ def child() -> None:
 
 def faults(texts: list[str]) -> list[str]:
     """`fault` of each, in another process."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
     done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(texts), env=environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, __file__],
+        input=json.dumps(texts),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-# --------------------------------------------------------------------------------------------------------------- tests
+# -------------------------------------------------------------------------------------------- tests
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +223,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", folder]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     return folder
 
@@ -192,13 +234,23 @@ def test_the_site_is_whole_and_needs_no_network(site):
     pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
     assert {f"{path.stem}.html" for path in PAGES if path.name != "README.md"} <= pages.keys()
     for name, text in pages.items():
-        loaded = re.findall(r"<(?:script|img|iframe|link)[^>]*?(?:src|href)=[\"']?([^\"' >]+)", text)
+        loaded = re.findall(
+            r"<(?:script|img|iframe|link)[^>]*?(?:src|href)=[\"']?([^\"' >]+)", text
+        )
         loaded += re.findall(r"url\(([^)]+)\)", text)
-        assert loaded and not [source for source in loaded if re.match(r"(https?:)?//", source)], name
+        assert loaded and not [source for source in loaded if re.match(r"(https?:)?//", source)], (
+            name
+        )
         if name == "404.html":  # for servers: its addresses begin at the root
             continue
-        files = [source.split("#")[0].split("?")[0] for source in loaded if not source.startswith(("data:", "#"))]
-        assert not [file for file in files if not (site / name).parent.joinpath(file).exists()], name
+        files = [
+            source.split("#")[0].split("?")[0]
+            for source in loaded
+            if not source.startswith(("data:", "#"))
+        ]
+        assert not [file for file in files if not (site / name).parent.joinpath(file).exists()], (
+            name
+        )
     assert "__index" in (site / "search/search_index.js").read_text()[:100]
 
 
@@ -212,8 +264,14 @@ def test_the_reference_has_every_public_function(site):
             continue
         module = ".".join(parts)
         assert module in listed, f"{module} is on no page of docs/api"
-        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        nodes = [node.name for node in nodes if ast.get_docstring(node) and not node.name.startswith("_")]
+        nodes = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        ]
+        nodes = [
+            node.name for node in nodes if ast.get_docstring(node) and not node.name.startswith("_")
+        ]
         assert not [name for name in nodes if f"{module}.{name}" not in listed]
 
 
@@ -221,7 +279,8 @@ def test_config_fields_in_the_text_exist():
     from nas_jax.config import check_field
 
     names = {text for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.read_text())}
-    names = {match[1] for match in map(FIELD.fullmatch, names) if match} - {"model.safetensors"}  # a file
+    # a file
+    names = {match[1] for match in map(FIELD.fullmatch, names) if match} - {"model.safetensors"}
     assert len(names) > 50
     for name in sorted(names):
         check_field(name)
@@ -240,7 +299,8 @@ def test_every_command_can_work():
         for page in PAGES
         for text in re.findall(r"(?<!`)`((?:python -m|make) [^`]+)`(?!`)", page.read_text())
     }
-    inline = [text for text in inline if " -" not in text.replace("python -m", "")]  # module alone: flags need the rest
+    # module alone: flags need the rest
+    inline = [text for text in inline if " -" not in text.replace("python -m", "")]
     texts = sorted({command.text for command in ALL})
     answers = dict(zip([*texts, *WRONG], faults([*texts, *WRONG]), strict=True))
     assert all(part in answers[text] for text, part in WRONG.items()), answers
@@ -249,10 +309,20 @@ def test_every_command_can_work():
     targets = sorted({text for text in inline if text.startswith("make")})
     wrong = {text: answers[text] for text in texts if answers[text]}
     expected = {command.text for command in ALL if re.search(r"\bfails\b", command.mark)}
-    assert wrong.keys() == expected, "\n".join(f"{text}: {wrong.get(text)}" for text in wrong.keys() ^ expected)
-    places = [ROOT.joinpath(*name.split(".")) for name in modules if not name.startswith("nas_jax.COMMAND")]
-    assert not [place for place in places if not (place.is_dir() or place.with_suffix(".py").is_file())]
-    assert not [text for text in targets if f"\n{text.split()[1]}:" not in (ROOT / "Makefile").read_text()]
+    assert wrong.keys() == expected, "\n".join(
+        f"{text}: {wrong.get(text)}" for text in wrong.keys() ^ expected
+    )
+    places = [
+        ROOT.joinpath(*name.split("."))
+        for name in modules
+        if not name.startswith("nas_jax.COMMAND")
+    ]
+    assert not [
+        place for place in places if not (place.is_dir() or place.with_suffix(".py").is_file())
+    ]
+    assert not [
+        text for text in targets if f"\n{text.split()[1]}:" not in (ROOT / "Makefile").read_text()
+    ]
 
 
 def test_a_command_is_run_or_says_what_it_needs(tmp_path):
@@ -262,12 +332,17 @@ def test_a_command_is_run_or_says_what_it_needs(tmp_path):
     assert bare  # those that a reader can run at once
     for command in bare:
         text = re.sub(r"^python\b", shlex.quote(sys.executable), command.text)
-        done = subprocess.run(text, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, f"{command.page}: {command.text}\nmark it, or mend it: {done.stderr[-1000:]}"
+        done = subprocess.run(
+            text, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (
+            f"{command.page}: {command.text}\nmark it, or mend it: {done.stderr[-1000:]}"
+        )
 
 
 WRONG = {
-    "python main.py --config=configs/demo.py --config.train.step=1 --workdir=a": "did you mean train.steps",
+    "python main.py --config=configs/demo.py --config.train.step=1 --workdir=a": "did you mean "
+    "train.steps",
     "python main.py --config=configs/demo.py --config.train.steps=-1 --workdir=a": "at least 0",
     "python main.py --config=configs/nothing.py --workdir=a": "a file that exists",
     "python -m nas_jax.evals.compare A": "required",

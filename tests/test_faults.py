@@ -1,4 +1,6 @@
-"""A short version of `python -m benchmarks.faults`: the loop with a method of three lines, killed and continued."""
+"""A short version of `python -m benchmarks.faults`: the loop with a method of three lines, killed
+and continued.
+"""
 
 from __future__ import annotations
 
@@ -57,18 +59,23 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "aims"), [("KILL", ["step", "save"]), ("TERM", ["evaluation"])])
 def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path, whole, name, aims):
-    outcome = torment(program, whole[0], tmp_path / "killed", aims, name, random.Random(1), whole[1])
+    outcome = torment(
+        program, whole[0], tmp_path / "killed", aims, name, random.Random(1), whole[1]
+    )
     assert outcome.wrong == ()
     assert outcome.moments.total() == len(aims) and all(0 < step < STEPS for step in outcome.steps)
     if "save" in aims:
         assert sum("a save in progress" in moment for moment in outcome.moments.elements()) >= 1
-        assert outcome.steps[aims.index("save")] >= 2 * SAVE_EVERY  # a checkpoint was there, and the next one not yet
+        # a checkpoint was there, and the next one not yet
+        assert outcome.steps[aims.index("save")] >= 2 * SAVE_EVERY
 
 
 def test_a_run_that_goes_on_with_the_wrong_data_is_found_out(tmp_path, whole):
     """Negative control: one kill is enough to see it."""
     broken = functools.partial(program, data="begins again")
-    outcome = torment(broken, whole[0], tmp_path / "killed", ["step"], "TERM", random.Random(1), whole[1])
+    outcome = torment(
+        broken, whole[0], tmp_path / "killed", ["step"], "TERM", random.Random(1), whole[1]
+    )
     assert outcome.moments.total() == 1
     assert "params/w_D differs" in outcome.wrong and "step differs" not in outcome.wrong
     assert any(line.startswith("metrics.jsonl differs in line") for line in outcome.wrong)
@@ -83,13 +90,16 @@ def test_every_difference_is_named(tmp_path, whole):
     def alter(workdir):
         arrays = final_arrays(workdir)
         assert {"params/w_D", "method_state/mean", "rng", "step"} < arrays.keys()
-        arrays["params/w_D"] = np.nextafter(arrays["params/w_D"], np.float32(np.inf))  # the last bit
+        # the last bit
+        arrays["params/w_D"] = np.nextafter(arrays["params/w_D"], np.float32(np.inf))
         shutil.rmtree(workdir / "checkpoints")
         with CheckpointManager(workdir / "checkpoints") as manager:
             manager.save(int(arrays.pop("next step")), nest(arrays), {}, {})
 
     def rewrite(change):
-        return lambda workdir: (workdir / "metrics.jsonl").write_text(change((workdir / "metrics.jsonl").read_text()))
+        return lambda workdir: (workdir / "metrics.jsonl").write_text(
+            change((workdir / "metrics.jsonl").read_text())
+        )
 
     lines = (whole[0] / "metrics.jsonl").read_text().splitlines()
     assert damaged("same", lambda workdir: None) == []

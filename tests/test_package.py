@@ -1,4 +1,6 @@
-"""The wheel holds all of the package, installs, and names every command; nothing of the checkout is needed for that."""
+"""The wheel holds all of the package, installs, and names every command; nothing of the checkout is
+needed for that.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,21 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 def wheel(tmp_path_factory):
     """The wheel, built from a copy, so that no build folder of the checkout takes part."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "nas_jax", source / "nas_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "nas_jax", source / "nas_jax", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, source)
-    command = [*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", out]
+    command = [
+        *PIP,
+        "wheel",
+        source,
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        out,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = out.iterdir()
@@ -37,7 +50,9 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The folder of programs of a fresh environment with the wheel, and with the requirements of this one."""
+    """The folder of programs of a fresh environment with the wheel, and with the requirements of
+    this one.
+    """
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -50,7 +65,11 @@ def installed(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_every_file_and_no_other(wheel):
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nas_jax").rglob("*") if path.is_file()}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "nas_jax").rglob("*")
+        if path.is_file()
+    }
     expected = {name for name in expected if "__pycache__" not in name}
     found = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in found if ".dist-info/" not in name} == expected
@@ -61,15 +80,23 @@ def test_the_wheel_holds_every_file_and_no_other(wheel):
 def test_an_installed_package_runs(installed, tmp_path):
     def run(*command):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
 
     where = run(installed / "python", "-c", "import nas_jax; print(nas_jax.__file__)")
     assert str(ROOT) not in where.stdout and installed.parent.name in where.stdout
     assert run(installed / "python", "-m", "nas_jax", "--help").stdout == help_text() + "\n"
     helped = run(installed / "nas_jax", "evals.compare", "--help")
-    assert helped.returncode == 0 and "usage: python -m nas_jax.evals.compare" in helped.stdout, helped.stderr
+    assert helped.returncode == 0 and "usage: python -m nas_jax.evals.compare" in helped.stdout, (
+        helped.stderr
+    )
     wrong = run(installed / "nas_jax", "evals.compare", "A")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    assert (
+        wrong.returncode == 2
+        and wrong.stderr.startswith("error: ")
+        and wrong.stderr.count("\n") == 1
+    )
     unknown = run(installed / "nas_jax", "compare")
     assert unknown.returncode == 2 and unknown.stderr.startswith("error: command 'compare'")
 
@@ -91,12 +118,21 @@ def test_the_help_names_every_program_and_every_mode():
 
 def test_no_command_prints_the_help_and_another_is_an_error(capsys):
     assert main([]) == 0 and capsys.readouterr().out == help_text() + "\n"
-    assert main(["evals.compar"]) == 2 and "error: command 'evals.compar'" in capsys.readouterr().err
+    assert (
+        main(["evals.compar"]) == 2 and "error: command 'evals.compar'" in capsys.readouterr().err
+    )
 
 
 def test_helpfull_is_short():
-    """What main.py itself defines comes first, one screen with its examples; absl's own flags follow."""
-    done = subprocess.run([sys.executable, ROOT / "main.py", "--helpfull"], capture_output=True, text=True)
+    """What main.py itself defines comes first, one screen with its examples; absl's own flags
+    follow.
+    """
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--helpfull"], capture_output=True, text=True
+    )
     ours = done.stdout.split("\nabsl.app:")[0].splitlines()
     assert 20 < len(ours) < 50 and len(done.stdout.splitlines()) < 150
-    assert all(any(line.startswith(f"  --{name}:") for line in ours) for name in ("config", "workdir", "mode"))
+    assert all(
+        any(line.startswith(f"  --{name}:") for line in ours)
+        for name in ("config", "workdir", "mode")
+    )

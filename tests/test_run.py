@@ -24,15 +24,23 @@ from nas_jax.utils.errors import CheckpointError, DivergedError
 
 RUN = RunConfig(
     data=DataConfig(
-        num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=40, vocab_size=200, batch_size=4,
+        num_train=60,
+        image_size=16,
+        crop_scale=(),
+        rand_augment_ops=0,
+        text_length=40,
+        vocab_size=200,
+        batch_size=4,
         threads=1,
     ),
     model=tiny.model(vocab_size=0, max_text_length=40),
-    method=MethodConfig(itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)),
+    method=MethodConfig(
+        itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)
+    ),
     optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
     train=TrainConfig(steps=20, log_every=5, checkpoint_every=8),
     eval=EvalConfig(rerank_k=4, batch_size=64, max_images=8, max_pairs=12),
-)  # fmt: skip
+)
 
 
 def final_state(workdir, run=RUN, step=None):
@@ -40,7 +48,10 @@ def final_state(workdir, run=RUN, step=None):
     parts = runner.assemble(run, workdir, learn=False)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         state, position = manager.restore(jax.eval_shape(parts.init_state), step)
-    leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
     return leaves, position
 
 
@@ -57,7 +68,9 @@ def signal_at(monkeypatch, step, number=signal.SIGTERM):
 
 
 def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
-    """20 steps against 10, a restart and 10 more: every leaf of the state and the metrics, bit by bit."""
+    """20 steps against 10, a restart and 10 more: every leaf of the state and the metrics, bit by
+    bit.
+    """
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert runner.train(RUN, straight) == 0
     with monkeypatch.context() as patch:
@@ -69,11 +82,15 @@ def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
     one, other = final_state(straight), final_state(resumed)
     assert one[1] == other[1] and one[0].keys() == other[0].keys()
     names = " ".join(one[0])
-    assert all(part in names for part in (".params", "teacher", "queue", "dictionary", ".opt_state", ".rng"))
+    assert all(
+        part in names
+        for part in (".params", "teacher", "queue", "dictionary", ".opt_state", ".rng")
+    )
     for name, leaf in one[0].items():
         np.testing.assert_array_equal(leaf, other[0][name], err_msg=name)
     assert (straight / "metrics.jsonl").read_bytes() == (resumed / "metrics.jsonl").read_bytes()
-    earlier, _ = final_state(straight, step=16)  # negative control: the state does change from step to step
+    # negative control: the state does change from step to step
+    earlier, _ = final_state(straight, step=16)
     assert any((leaf != one[0][name]).any() for name, leaf in earlier.items() if "teacher" in name)
 
     # The same checkpoint through --mode=eval gives the numbers of the end of the run.

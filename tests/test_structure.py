@@ -28,15 +28,20 @@ MAY_IMPORT = {
     "evals": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
     "inspect": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
 }
-OUTERMOST = {"__main__", "config", "runner", "rehearsal", "preflight"}  # assemble a run out of all rooms
+# assemble a run out of all rooms
+OUTERMOST = {"__main__", "config", "runner", "rehearsal", "preflight"}
 OUTSIDE = {"configs", "launch", "benchmarks", "tests", "main"}
-HEAVY = {"grain", "tensorflow_datasets", "ml_collections", "transformers"}  # machines that only train may lack them
+# machines that only train may lack them
+HEAVY = {"grain", "tensorflow_datasets", "ml_collections", "transformers"}
 MAY_BE_HEAVY = {"data"}
-SHIPPED = ROOT / "nas_jax/convert/hf_files"  # copied into exports and run there, where this package is not installed
+# copied into exports and run there, where this package is not installed
+SHIPPED = ROOT / "nas_jax/convert/hf_files"
 
 
 def imports(source: str) -> list[tuple[str, bool]]:
-    """(dotted module, is at module level) of every import that runs; `from a import b` gives `a.b`."""
+    """(dotted module, is at module level) of every import that runs; `from a import b` gives
+    `a.b`.
+    """
     found = []
 
     def walk(node: ast.AST, top: bool) -> None:
@@ -48,7 +53,10 @@ def imports(source: str) -> list[tuple[str, bool]]:
             elif isinstance(child, ast.ImportFrom):
                 module = "." * child.level + (child.module or "")
                 found.extend((f"{module}.{alias.name}", top) for alias in child.names)
-            walk(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+            walk(
+                child,
+                top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+            )
 
     walk(ast.parse(source), True)
     return found
@@ -77,12 +85,18 @@ def room_of(path: Path) -> str:
 
 
 def test_imports_point_one_way():
-    paths = [path for path in sorted((ROOT / "nas_jax").rglob("*.py")) if path != ROOT / "nas_jax/__init__.py"]
+    paths = [
+        path
+        for path in sorted((ROOT / "nas_jax").rglob("*.py"))
+        if path != ROOT / "nas_jax/__init__.py"
+    ]
     paths = [path for path in paths if path.parent != SHIPPED]
     unknown = {room_of(path) for path in paths} - MAY_IMPORT.keys() - OUTERMOST
     assert not unknown, f"rooms without a line in MAY_IMPORT and docs/design.md: {unknown}"
     wrong = [
-        f"{path.relative_to(ROOT)}: {fault}" for path in paths for fault in faults(room_of(path), path.read_text())
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in paths
+        for fault in faults(room_of(path), path.read_text())
     ]
     assert not wrong, "\n".join(wrong)
     assert len(paths) > 20  # the walk found the code
@@ -103,7 +117,11 @@ def test_every_room_is_on_the_map():
         ("runner", "import main", "runner imports main, which is outside"),
         ("losses", "from . import itc", "relative import of ..itc: write the full name"),
         ("train", "import grain.python", "train imports grain at module level"),
-        ("train", "class A:\n    from transformers import AutoModel", "train imports transformers at module level"),
+        (
+            "train",
+            "class A:\n    from transformers import AutoModel",
+            "train imports transformers at module level",
+        ),
     ],
 )
 def test_a_wrong_import_is_caught(room, source, fault):
@@ -113,7 +131,11 @@ def test_a_wrong_import_is_caught(room, source, fault):
 @pytest.mark.parametrize(
     ("room", "source"),
     [
-        ("train", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_jax.config import RunConfig"),
+        (
+            "train",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nas_jax.config import "
+            "RunConfig",
+        ),
         ("train", "def f():\n    import ml_collections"),
         ("negatives", "from nas_jax.losses.mlm import gather_positions"),
         ("runner", "from nas_jax.evals.suite import make_evaluator"),
@@ -129,9 +151,26 @@ TEXT_FILES = {".py", ".md", ".toml", ".txt", ".cfg", ".yaml", ".yml", ".json", "
 
 def test_no_path_of_one_machine():
     skipped = {".git", ".venv", "runs", "build", "dist"}
-    tops = [path for path in ROOT.iterdir() if path.name not in skipped and not path.name.endswith(".egg-info")]
-    paths = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*")) if path.is_file()]
-    paths = [path for path in paths if path.suffix in TEXT_FILES or path.name in {"Makefile", "run"}]
-    wrong = [str(path.relative_to(ROOT)) for path in paths if MACHINE_PATH.search(path.read_text(errors="replace"))]
+    tops = [
+        path
+        for path in ROOT.iterdir()
+        if path.name not in skipped and not path.name.endswith(".egg-info")
+    ]
+    paths = [
+        path
+        for top in tops
+        for path in ([top] if top.is_file() else top.rglob("*"))
+        if path.is_file()
+    ]
+    paths = [
+        path for path in paths if path.suffix in TEXT_FILES or path.name in {"Makefile", "run"}
+    ]
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in paths
+        if MACHINE_PATH.search(path.read_text(errors="replace"))
+    ]
     assert not wrong
-    assert MACHINE_PATH.search("cd /" + "home/someone") and not MACHINE_PATH.search("https://a.b/c" + "/work" + "s/")
+    assert MACHINE_PATH.search("cd /" + "home/someone") and not MACHINE_PATH.search(
+        "https://a.b/c" + "/work" + "s/"
+    )

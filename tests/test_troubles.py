@@ -1,6 +1,8 @@
-"""What a user meets on damaged checkpoints, a full disk, a read-only directory, another config: main.py, one line each.
+"""What a user meets on damaged checkpoints, a full disk, a read-only directory, another config:
+main.py, one line each.
 
-The run is a real one, except that its state is small and its step and evaluation do nothing: compilers take minutes.
+The run is a real one, except that its state is small and its step and evaluation do nothing:
+compilers take minutes.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Metric:
 
 def small_state(parts):
     rng = jax.random.key(parts.seed)
-    table = jax.random.normal(rng, (64, 800))  # every file that Orbax may cut it into is longer than the config
+    # every file that Orbax may cut it into is longer than the config
+    table = jax.random.normal(rng, (64, 800))
     params = {"text_encoder": {"word_embedding": {"embedding": table}}, "temp": jnp.float32(0.07)}
     return TrainState(jnp.int32(0), params, (), {}, jax.random.key_data(rng))
 
@@ -74,7 +77,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(runner, "observe", lambda state: {})
     monkeypatch.setattr(runner, "make_evaluator", lambda *args: lambda *args: [Metric()])
     monkeypatch.setattr(runner, "format_table", lambda metrics: "")
-    cache = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    cache = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
     yield
     jax.config.update("jax_compilation_cache_dir", cache[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", cache[1])
@@ -83,7 +89,12 @@ def quick(monkeypatch):
 def call(workdir, argument=6, mode="train"):
     """main.py in this process; the exit code."""
     return main.main(
-        ["main.py", f"--config={recipe_beside(workdir)}:{argument}", f"--workdir={workdir}", f"--mode={mode}"]
+        [
+            "main.py",
+            f"--config={recipe_beside(workdir)}:{argument}",
+            f"--workdir={workdir}",
+            f"--mode={mode}",
+        ]
     )
 
 
@@ -95,7 +106,11 @@ def recipe_beside(workdir):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def error_line(capfd):
@@ -121,7 +136,8 @@ def saved(made_once, quick, tmp_path, capfd):
     return Path(shutil.copytree(made_once, tmp_path / "run"))
 
 
-# Damaged checkpoints ------------------------------------------------------------------------------------------------
+# Damaged checkpoints
+# ------------------------------------------------------------------------------------------------
 
 
 def array_file(checkpoint):
@@ -139,10 +155,22 @@ def flip(path):
 
 
 DAMAGE = {
-    "a truncated array file": (lambda it: cut(array_file(it)), "OUT_OF_RANGE: Error reading .* not valid for value"),
-    "one flipped byte": (lambda it: flip(array_file(it)), "params/text_encoder/.*: other bits than were saved"),
-    "a missing metadata file": (lambda it: (it / "state/_METADATA").unlink(), "state/_METADATA is missing"),
-    "a missing record": (lambda it: (it / "position/metadata").unlink(), "position/metadata is missing"),
+    "a truncated array file": (
+        lambda it: cut(array_file(it)),
+        "OUT_OF_RANGE: Error reading .* not valid for value",
+    ),
+    "one flipped byte": (
+        lambda it: flip(array_file(it)),
+        "params/text_encoder/.*: other bits than were saved",
+    ),
+    "a missing metadata file": (
+        lambda it: (it / "state/_METADATA").unlink(),
+        "state/_METADATA is missing",
+    ),
+    "a missing record": (
+        lambda it: (it / "position/metadata").unlink(),
+        "position/metadata is missing",
+    ),
 }
 
 
@@ -160,7 +188,8 @@ def test_damage(saved, kind, capfd):
     lines = [line for line in out.splitlines() if "damaged" in line]
     assert len(lines) == 1 and err == ""
     assert re.fullmatch(
-        rf"checkpoint {checkpoints}/6 is damaged \(.*{what}.*\); it is now .*; 3 is used instead", lines[0]
+        rf"checkpoint {checkpoints}/6 is damaged \(.*{what}.*\); it is now .*; 3 is used instead",
+        lines[0],
     )
     assert "going on from step 3" in out and (saved / "metrics.jsonl").read_bytes() == expected
     assert contents(checkpoints / "damaged-6") == damaged and contents(checkpoints / "3") == older
@@ -173,13 +202,17 @@ def test_damage(saved, kind, capfd):
     for mode in ("train", "eval"):
         assert call(saved, 12, mode) == 4
         assert re.search(
-            rf"checkpoint {checkpoints}/6 is damaged \(.*{what}.*\), and so are 3; .* Remedy: copy a whole one there",
+            rf"checkpoint {checkpoints}/6 is damaged \(.*{what}.*\), and so are 3; .* Remedy: "
+            r"copy a whole one there",
             error_line(capfd),
         )
-        assert contents(checkpoints) == before and (saved / "metrics.jsonl").read_bytes() == expected
+        assert (
+            contents(checkpoints) == before and (saved / "metrics.jsonl").read_bytes() == expected
+        )
 
 
-# No writing ---------------------------------------------------------------------------------------------------------
+# No writing
+# ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -197,20 +230,27 @@ def goes_on(workdir, steps=12):
     """With room again, the run comes to its end, with every step and evaluation in its records."""
     assert call(workdir, steps) == 0
     entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(range(1, steps + 1))
+    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(
+        range(1, steps + 1)
+    )
     assert [entry["step"] for entry in entries if entry["kind"] == "eval"] == [6, 7, 12]
     assert {"6.json", "7.json", "12.json"} == {path.name for path in (workdir / "evals").iterdir()}
 
 
 def test_no_room_for_a_checkpoint(saved, capfd):
-    assert len((saved / "config.json").read_bytes()) < 9000 < array_file(saved / "checkpoints/6").stat().st_size
+    assert (
+        len((saved / "config.json").read_bytes())
+        < 9000
+        < array_file(saved / "checkpoints/6").stat().st_size
+    )
     before = contents(saved / "checkpoints")
     with file_limit(9000):
         code = call(saved, 12)
     assert code == 4
     line = error_line(capfd)
     assert re.search(
-        rf"saving to {saved}/checkpoints failed \(.*File too large.*\), newest complete checkpoint: 6; .*make room",
+        rf"saving to {saved}/checkpoints failed \(.*File too large.*\), newest complete "
+        r"checkpoint: 6; .*make room",
         line,
     )
     after = contents(saved / "checkpoints")
@@ -220,12 +260,17 @@ def test_no_room_for_a_checkpoint(saved, capfd):
 
 def test_no_room_for_the_records(saved, capfd):
     path, before = saved / "metrics.jsonl", contents(saved / "checkpoints")
-    path.write_text(json.dumps({"step": 1, "kind": "note", "text": "x" * 9000}) + "\n" + path.read_text())
-    for room, what in ((-10, "metrics.jsonl.*"), (10, "metrics.jsonl")):  # to write it anew, and to add to it
+    path.write_text(
+        json.dumps({"step": 1, "kind": "note", "text": "x" * 9000}) + "\n" + path.read_text()
+    )
+    # to write it anew, and to add to it
+    for room, what in ((-10, "metrics.jsonl.*"), (10, "metrics.jsonl")):
         with file_limit(path.stat().st_size + room):
             code = call(saved, 12)
         assert code == 4
-        assert re.search(rf"writing to {saved}/{what} failed \(File too large\); .*make room", error_line(capfd))
+        assert re.search(
+            rf"writing to {saved}/{what} failed \(File too large\); .*make room", error_line(capfd)
+        )
         assert contents(saved / "checkpoints") == before
     goes_on(saved)
 
@@ -233,7 +278,9 @@ def test_no_room_for_the_records(saved, capfd):
 def test_an_evaluation_that_cannot_be_written_is_made_again(saved, capfd):
     (saved / "evals" / "12.json").mkdir()
     assert call(saved, 12) == 4
-    assert re.search(rf"writing to {saved}/evals/12.json.* failed \(Is a directory\); ", error_line(capfd))
+    assert re.search(
+        rf"writing to {saved}/evals/12.json.* failed \(Is a directory\); ", error_line(capfd)
+    )
     assert (saved / "checkpoints" / "12").is_dir()
     (saved / "evals" / "12.json").rmdir()
     goes_on(saved)
@@ -248,7 +295,9 @@ def test_a_full_disk_at_the_first_byte(saved, capfd, monkeypatch):
     before = contents(saved)
     monkeypatch.setattr(Path, "write_text", no_room)
     assert call(saved, 12) == 4
-    assert f"writing to {saved}/config.json.tmp failed (No space left on device); " in error_line(capfd)
+    assert f"writing to {saved}/config.json.tmp failed (No space left on device); " in error_line(
+        capfd
+    )
     assert contents(saved) == before
 
 
@@ -278,11 +327,15 @@ def test_a_read_only_work_directory(saved, capfd):
             code = call(workdir, 12)
         assert code == 4
         line = error_line(capfd)
-        assert f"writing to {workdir}/config.json.tmp failed (Permission denied); expected a writable --workdir" in line
+        assert (
+            f"writing to {workdir}/config.json.tmp failed (Permission denied); expected a "
+            "writable --workdir" in line
+        )
         assert contents(workdir) == before
 
 
-# Another config -----------------------------------------------------------------------------------------------------
+# Another config
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_another_config(saved, capfd):
@@ -290,6 +343,9 @@ def test_another_config(saved, capfd):
     for mode in ("train", "eval"):
         assert call(saved, "12@0.5", mode) == 4
         line = error_line(capfd)
-        assert f"{saved} holds a run with another config, (there, here): optimizer.lr (0.001, 0.5); expected " in line
+        assert (
+            f"{saved} holds a run with another config, (there, here): optimizer.lr (0.001, 0.5); "
+            "expected " in line
+        )
         assert "Remedy: pass another --workdir, or set these fields back" in line
         assert contents(saved) == before

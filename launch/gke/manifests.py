@@ -11,7 +11,8 @@ from launch.gke.topologies import GPU_RESOURCE, TPU_RESOURCE, Nodes
 from nas_jax.utils.errors import ConfigError
 
 PORT = 8476  # of the coordinator; the roll call takes the next one
-HOPELESS = (2, 3, 4, 5)  # exit codes after which another start would end the same way (nas_jax/utils/errors.py)
+# exit codes after which another start would end the same way (nas_jax/utils/errors.py)
+HOPELESS = (2, 3, 4, 5)
 GRACE_SECONDS = 300  # between SIGTERM and SIGKILL; nodes that are taken away grant less
 BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])")
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -25,10 +26,12 @@ class Run:
     name: str
     nodes: Nodes
     image: str
-    arguments: tuple[str, ...]  # of main.py; gs://BUCKET/... is mounted, and read and written as /gcs/BUCKET/...
+    # of main.py; gs://BUCKET/... is mounted, and read and written as /gcs/BUCKET/...
+    arguments: tuple[str, ...]
     namespace: str = "default"
     queue: str = "nas-jax"  # LocalQueue of Kueue; "" = start without one
-    service_account: str = ""  # of Kubernetes, which may read and write the buckets; "" = the namespace's default
+    # of Kubernetes, which may read and write the buckets; "" = the namespace's default
+    service_account: str = ""
     claim: str = ""  # PersistentVolumeClaim, mounted at /shared; "" = none
     spot: bool = False  # nodes that may be taken away
     restarts: int = 100  # of all processes, after one of them ended with an error
@@ -36,9 +39,13 @@ class Run:
     def validate(self) -> None:
         """Raises ConfigError on what Kubernetes or the run would refuse later."""
         if not NAME.fullmatch(self.name):
-            raise ConfigError(f"--name={self.name}", "lower case letters, digits and -, at most 40", "use nas-1")
+            raise ConfigError(
+                f"--name={self.name}", "lower case letters, digits and -, at most 40", "use nas-1"
+            )
         workdir = next((word[10:] for word in self.arguments if word.startswith("--workdir=")), "")
-        if not workdir.startswith(("gs://", "/shared/")) or (workdir.startswith("/shared/") and not self.claim):
+        if not workdir.startswith(("gs://", "/shared/")) or (
+            workdir.startswith("/shared/") and not self.claim
+        ):
             raise ConfigError(
                 f"--workdir={workdir}",
                 "a place that outlives a node",
@@ -57,14 +64,18 @@ def mounted(argument: str) -> str:
 
 
 def jobset(run: Run) -> dict[str, Any]:
-    """The JobSet: one pod a node, all started again from the newest checkpoint when one of them fails."""
+    """The JobSet: one pod a node, all started again from the newest checkpoint when one of them
+    fails.
+    """
     run.validate()
     metadata: dict[str, Any] = {"name": run.name, "namespace": run.namespace}
     if run.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": run.queue}
     if run.nodes.resource == TPU_RESOURCE:
         # All pods of the run on one slice, which is one node pool.
-        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        metadata["annotations"] = {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -74,8 +85,13 @@ def jobset(run: Run) -> dict[str, Any]:
             "failurePolicy": {
                 "maxRestarts": run.restarts,
                 "rules": [
-                    # The pods' own policy below fails the job on these exit codes, and on nothing else.
-                    {"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+                    # The pods' own policy below fails the job on these exit codes, and on nothing
+                    # else.
+                    {
+                        "name": "hopeless",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
                 ],
             },
             "replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": _job(run)}}],
@@ -99,13 +115,16 @@ def _pod(run: Run) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "nodeSelector": dict(run.nodes.selector) | ({"cloud.google.com/gke-spot": "true"} if run.spot else {}),
+        "nodeSelector": dict(run.nodes.selector)
+        | ({"cloud.google.com/gke-spot": "true"} if run.spot else {}),
         "tolerations": [{"key": run.nodes.resource, "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [_container(run)],
         "volumes": _volumes(run),
     }
     if run.spot:
-        spec["tolerations"].append({"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"})
+        spec["tolerations"].append(
+            {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
+        )
     if run.service_account:
         spec["serviceAccountName"] = run.service_account
     metadata = {"annotations": {"gke-gcsfuse/volumes": "true"}} if buckets(run.arguments) else {}
@@ -124,7 +143,10 @@ def _container(run: Run) -> dict[str, Any]:
         environment["GPUS"] = str(run.nodes.chips)
     chips = {run.nodes.resource: run.nodes.chips}
     mounts = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
-    mounts += [{"name": _volume(bucket), "mountPath": f"/gcs/{bucket}"} for bucket in buckets(run.arguments)]
+    mounts += [
+        {"name": _volume(bucket), "mountPath": f"/gcs/{bucket}"}
+        for bucket in buckets(run.arguments)
+    ]
     if run.claim:
         mounts.append({"name": "claim", "mountPath": "/shared"})
     return {
@@ -155,11 +177,18 @@ def _volume(bucket: str) -> str:
     return "bucket-" + re.sub(r"[^a-z0-9]+", "-", bucket)[:50].strip("-")
 
 
-def queues(machines: Nodes, name: str = "nas-jax", namespace: str = "default", slices: int = 1) -> list[dict[str, Any]]:
-    """The objects of Kueue for so many runs of that size at a time; further ones wait in the order they came."""
+def queues(
+    machines: Nodes, name: str = "nas-jax", namespace: str = "default", slices: int = 1
+) -> list[dict[str, Any]]:
+    """The objects of Kueue for so many runs of that size at a time; further ones wait in the order
+    they came.
+    """
     version = "kueue.x-k8s.io/v1beta1"  # old and new releases serve it; newer ones warn
     quota = {"name": machines.resource, "nominalQuota": machines.chips * machines.count * slices}
-    group = {"coveredResources": [machines.resource], "flavors": [{"name": name, "resources": [quota]}]}
+    group = {
+        "coveredResources": [machines.resource],
+        "flavors": [{"name": name, "resources": [quota]}],
+    }
     return [
         {
             "apiVersion": version,

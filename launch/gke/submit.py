@@ -2,10 +2,11 @@
 
     python -m launch.gke.submit job --name=nas --accelerator=v5e:4x4 --image=IMAGE -- \
         --config=configs/nas_base_4m.py --workdir=gs://BUCKET/runs/nas
-    python -m launch.gke.submit queues --accelerator=v5e:4x4 --slices=2
-    python -m launch.gke.submit xpk --name=nas --accelerator=v5e:4x4 --image=IMAGE --cluster=CLUSTER -- ...
+    python -m launch.gke.submit queues --accelerator=v5e:4x4 --slices=2 python -m launch.gke.submit
+    xpk --name=nas --accelerator=v5e:4x4 --image=IMAGE --cluster=CLUSTER -- ...
 
-`--dry-run` prints the manifest, or the command, and does nothing. What is behind `--` goes to main.py.
+`--dry-run` prints the manifest, or the command, and does nothing. What is behind `--` goes to
+main.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from nas_jax.utils.errors import ConfigError, UserError
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m launch.gke.submit", description=__doc__.splitlines()[0])
+    top = argparse.ArgumentParser(
+        prog="python -m launch.gke.submit", description=__doc__.splitlines()[0]
+    )
     commands = top.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--accelerator", required=True, help=f"{', '.join(names())} (N nodes)")
@@ -37,15 +40,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--name", required=True)
     run.add_argument("--image", required=True, help="built from launch/gke/Dockerfile.tpu or .gpu")
     run.add_argument("--spot", action="store_true", help="nodes that may be taken away")
-    run.add_argument("--restarts", type=int, default=100, help="of all processes after one of them failed")
+    run.add_argument(
+        "--restarts", type=int, default=100, help="of all processes after one of them failed"
+    )
     job = commands.add_parser("job", parents=[common, place, run], help="a JobSet")
     job.add_argument("--service-account", default="", help="that may read and write the buckets")
     job.add_argument("--claim", default="", help="PersistentVolumeClaim to mount at /shared")
-    made = commands.add_parser("queues", parents=[common, place], help="Kueue's queues, once a cluster")
+    made = commands.add_parser(
+        "queues", parents=[common, place], help="Kueue's queues, once a cluster"
+    )
     made.add_argument("--slices", type=int, default=1, help="runs of that size at a time")
     xpk = commands.add_parser("xpk", parents=[common, run], help="a workload of xpk")
     xpk.add_argument("--cluster", required=True, help="made by xpk")
-    xpk.add_argument("--storage", default="", help="that `xpk storage attach` mounts at /gcs/BUCKET, by its name")
+    xpk.add_argument(
+        "--storage", default="", help="that `xpk storage attach` mounts at /gcs/BUCKET, by its name"
+    )
     return top
 
 
@@ -60,10 +69,27 @@ def xpk_command(options: argparse.Namespace, arguments: Sequence[str]) -> list[s
         )
     words = [f"HARDWARE={machines.hardware}", *(["GPUS=8"] if machines.hardware == "gpu" else [])]
     words += ["bash", "launch/worker.sh", *(mounted(argument) for argument in arguments)]
-    command = ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"]
-    command += [*machines.xpk, f"--docker-image={options.image}", f"--max-restarts={options.restarts}"]
-    command += ["--restart-on-exit-codes=1,6,134,137,139,143", *(["--spot"] if options.spot else [])]
-    return [*command, *([f"--storage={options.storage}"] if options.storage else []), f"--command={shlex.join(words)}"]
+    command = [
+        "xpk",
+        "workload",
+        "create",
+        f"--cluster={options.cluster}",
+        f"--workload={options.name}",
+    ]
+    command += [
+        *machines.xpk,
+        f"--docker-image={options.image}",
+        f"--max-restarts={options.restarts}",
+    ]
+    command += [
+        "--restart-on-exit-codes=1,6,134,137,139,143",
+        *(["--spot"] if options.spot else []),
+    ]
+    return [
+        *command,
+        *([f"--storage={options.storage}"] if options.storage else []),
+        f"--command={shlex.join(words)}",
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,7 +131,9 @@ def apply(objects: Sequence[dict], dry_run: bool) -> int:
     if dry_run:
         print("# kubectl apply --filename=- <<'END'", text, "# END", sep="\n")
         return 0
-    return subprocess.run(["kubectl", "apply", "--filename=-"], input=text, text=True, check=False).returncode
+    return subprocess.run(
+        ["kubectl", "apply", "--filename=-"], input=text, text=True, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

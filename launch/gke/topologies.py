@@ -1,7 +1,8 @@
 """Slices and nodes as GKE names them.
 
-TPUs: "Plan TPUs in GKE" (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus). GPUs: "GPU machine types"
-(cloud.google.com/compute/docs/gpus) and "About GPUs in GKE". Compared with the tables of xpk.
+TPUs: "Plan TPUs in GKE" (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus). GPUs: "GPU
+machine types" (cloud.google.com/compute/docs/gpus) and "About GPUs in GKE". Compared with the
+tables of xpk.
 """
 
 from __future__ import annotations
@@ -27,8 +28,21 @@ class Nodes:
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x12", "8x8x16", "8x16x16")
-# name -> (label, xpk's name, xpk counts cores and there are so many a chip, shapes); four chips a machine
+_DEEP = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x12",
+    "8x8x16",
+    "8x16x16",
+)
+# name -> (label, xpk's name, xpk counts cores and there are so many a chip, shapes); four chips a
+# machine
 _TPUS = {
     "v5e": ("tpu-v5-lite-podslice", "v5litepod", 1, _FLAT[1:]),
     "v5p": ("tpu-v5p-slice", "v5p", 2, _DEEP),
@@ -53,16 +67,41 @@ def names() -> tuple[str, ...]:
 
 
 def nodes(accelerator: str) -> Nodes:
-    """accelerator: a TPU slice like v5e:4x4, or GPU nodes like h100:4. Raises ConfigError on others."""
+    """accelerator: a TPU slice like v5e:4x4, or GPU nodes like h100:4.
+
+    Raises ConfigError on others.
+    """
     name, _, size = accelerator.partition(":")
     if name in _TPUS and size in _TPUS[name][-1]:
         label, xpk, cores, _ = _TPUS[name]
         chips = math.prod(int(length) for length in size.split("x"))
-        selector = (("cloud.google.com/gke-tpu-accelerator", label), ("cloud.google.com/gke-tpu-topology", size))
+        selector = (
+            ("cloud.google.com/gke-tpu-accelerator", label),
+            ("cloud.google.com/gke-tpu-topology", size),
+        )
         count = chips // CHIPS_A_HOST
-        return Nodes(name, selector, TPU_RESOURCE, CHIPS_A_HOST, count, (f"--tpu-type={xpk}-{chips * cores}",))
+        return Nodes(
+            name,
+            selector,
+            TPU_RESOURCE,
+            CHIPS_A_HOST,
+            count,
+            (f"--tpu-type={xpk}-{chips * cores}",),
+        )
     if name in _GPUS and size.isdecimal() and int(size) > 0:
         label, xpk, chips, machine = _GPUS[name]
-        selector = (("cloud.google.com/gke-accelerator", label), ("node.kubernetes.io/instance-type", machine))
-        return Nodes("gpu", selector, GPU_RESOURCE, chips, int(size), (f"--device-type={xpk}", f"--num-nodes={size}"))
-    raise ConfigError(f"--accelerator={accelerator}", f"one of {', '.join(names())}", "use v5e:4x4 or h100:2")
+        selector = (
+            ("cloud.google.com/gke-accelerator", label),
+            ("node.kubernetes.io/instance-type", machine),
+        )
+        return Nodes(
+            "gpu",
+            selector,
+            GPU_RESOURCE,
+            chips,
+            int(size),
+            (f"--device-type={xpk}", f"--num-nodes={size}"),
+        )
+    raise ConfigError(
+        f"--accelerator={accelerator}", f"one of {', '.join(names())}", "use v5e:4x4 or h100:2"
+    )

@@ -1,11 +1,13 @@
 """Runs, and sweeps over config fields, through XManager.
 
-    python -m launch.xmanager.experiment --to=local --workdir=runs/sweep --run_arg=--config=configs/demo.py \
-        --sweep=optimizer.lr=1e-3,3e-3 --sweep=seed=0,1
+    python -m launch.xmanager.experiment --to=local --workdir=runs/sweep
+        --run_arg=--config=configs/demo.py \ --sweep=optimizer.lr=1e-3,3e-3 --sweep=seed=0,1
     python -m launch.xmanager.experiment --dry-run --to=vertex --gpu=A100 --gpus=8 --image=IMAGE \
-        --workdir=gs://BUCKET/sweep --run_arg=--config=configs/nas_base_4m.py --sweep=optimizer.lr=1e-4,3e-4
+        --workdir=gs://BUCKET/sweep --run_arg=--config=configs/nas_base_4m.py
+        --sweep=optimizer.lr=1e-4,3e-4
 
-One work unit for each combination, each in a folder of its own below --workdir: launching again continues them.
+One work unit for each combination, each in a folder of its own below --workdir: launching again
+continues them.
 
 --to=local       processes of this machine, without Docker
 --to=vertex      one Vertex AI machine a work unit; gs://BUCKET/... is /gcs/BUCKET/... there
@@ -33,11 +35,13 @@ from nas_jax.utils.errors import ConfigError, UserError
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("local", "vertex", "kubernetes", "gke")
 RETRIES = 20  # of one process, in the same work directory; of a JobSet see launch/gke
-# What XManager 0.8.5 can get. On GKE it asks for nodes labelled nvidia-tesla-NAME, and newer GPUs have another label;
-# on Vertex it knows the right machine for A100 alone, and takes n1-standard-4 for most others.
+# What XManager 0.8.5 can get. On GKE it asks for nodes labelled nvidia-tesla-NAME, and newer GPUs
+# have another label; on Vertex it knows the right machine for A100 alone, and takes n1-standard-4
+# for most others.
 GPUS = {"vertex": ("A100",), "kubernetes": ("P4", "T4", "P100", "V100", "A100")}
 
-FLAGS = flags.FlagValues()  # of this launcher alone: main.py has a --workdir too, in the same process of tests
+# of this launcher alone: main.py has a --workdir too, in the same process of tests
+FLAGS = flags.FlagValues()
 _TO = flags.DEFINE_enum("to", "local", PLACES, "Where the work units run.", FLAGS)
 _NAME = flags.DEFINE_string("name", "nas-jax", "Of the experiment.", FLAGS)
 _WORKDIR = flags.DEFINE_string(
@@ -55,12 +59,21 @@ _IMAGE = flags.DEFINE_string(
 _GPU = flags.DEFINE_string(
     "gpu", "A100", "For vertex and kubernetes: the GPU, as XManager calls it.", flag_values=FLAGS
 )
-_GPUS = flags.DEFINE_integer("gpus", 1, "For vertex and kubernetes: GPUs of a work unit.", flag_values=FLAGS)
-_ACCELERATOR = flags.DEFINE_string(
-    "accelerator", "", "For gke: a TPU slice like v5e:4x4, or GPU nodes like h100:2.", flag_values=FLAGS
+_GPUS = flags.DEFINE_integer(
+    "gpus", 1, "For vertex and kubernetes: GPUs of a work unit.", flag_values=FLAGS
 )
-_QUEUE = flags.DEFINE_string("queue", "nas-jax", "For gke: LocalQueue of Kueue; empty: none.", FLAGS)
-_DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be launched, and do nothing.", FLAGS)
+_ACCELERATOR = flags.DEFINE_string(
+    "accelerator",
+    "",
+    "For gke: a TPU slice like v5e:4x4, or GPU nodes like h100:2.",
+    flag_values=FLAGS,
+)
+_QUEUE = flags.DEFINE_string(
+    "queue", "nas-jax", "For gke: LocalQueue of Kueue; empty: none.", FLAGS
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry-run", False, "Print what would be launched, and do nothing.", FLAGS
+)
 
 
 @dataclass(frozen=True)
@@ -72,18 +85,24 @@ class Unit:
 
 
 def units(workdir: str, arguments: Sequence[str], sweep: Sequence[str]) -> list[Unit]:
-    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each with a folder below `workdir`.
+    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each with a folder below
+    `workdir`.
 
-    Raises ConfigError on an entry of another form, a field that comes twice, or one that the config does not have.
+    Raises ConfigError on an entry of another form, a field that comes twice, or one that the config
+    does not have.
     """
     axes = {}
     for entry in sweep:
         field, _, values = entry.partition("=")
         if not field or not all(values.split(",")) or field.startswith("-"):
-            raise ConfigError(f"--sweep={entry}", "FIELD=VALUE,VALUE", "write --sweep=optimizer.lr=1e-3,3e-3")
+            raise ConfigError(
+                f"--sweep={entry}", "FIELD=VALUE,VALUE", "write --sweep=optimizer.lr=1e-3,3e-3"
+            )
         field = field.removeprefix("config.")
         if field in axes:
-            raise ConfigError(f"--sweep={field} twice", "each field once", "write all its values behind one =")
+            raise ConfigError(
+                f"--sweep={field} twice", "each field once", "write all its values behind one ="
+            )
         check_field(field)
         axes[field] = values.split(",")
     found = []
@@ -117,26 +136,42 @@ def environment(to: str, gpus: int) -> dict[str, str]:
 def check(to: str, workdir: str, image: str, gpu: str) -> None:
     """Raises ConfigError on what the place would refuse, or lose, later."""
     if not workdir:
-        raise ConfigError("no --workdir", "a folder for the experiment", "pass --workdir=runs/sweep")
+        raise ConfigError(
+            "no --workdir", "a folder for the experiment", "pass --workdir=runs/sweep"
+        )
     if to != "local" and not image:
-        raise ConfigError(f"--to={to} without --image", "a container image", "build launch/gke/Dockerfile.gpu or .tpu")
+        raise ConfigError(
+            f"--to={to} without --image",
+            "a container image",
+            "build launch/gke/Dockerfile.gpu or .tpu",
+        )
     if to == "vertex" and not workdir.startswith("gs://"):
         raise ConfigError(
-            f"--workdir={workdir} on Vertex", "a bucket, which outlives the machine", "pass gs://BUCKET/sweep"
+            f"--workdir={workdir} on Vertex",
+            "a bucket, which outlives the machine",
+            "pass gs://BUCKET/sweep",
         )
     if to in ("local", "kubernetes") and workdir.startswith("gs://"):
-        raise ConfigError(f"--workdir={workdir} with --to={to}", "a path", "use --to=gke or --to=vertex for buckets")
+        raise ConfigError(
+            f"--workdir={workdir} with --to={to}",
+            "a path",
+            "use --to=gke or --to=vertex for buckets",
+        )
     if to in GPUS and gpu.upper() not in GPUS[to]:
         remedy = "use --to=gke --accelerator=h100:1"
         raise ConfigError(f"--gpu={gpu} with --to={to}", f"one of {', '.join(GPUS[to])}", remedy)
 
 
-def launch_with_xmanager(to: str, name: str, work: Sequence[Unit], image: str, gpu: str, gpus: int) -> None:
+def launch_with_xmanager(
+    to: str, name: str, work: Sequence[Unit], image: str, gpu: str, gpus: int
+) -> None:
     """Creates the experiment and adds its work units."""
     try:
         from xmanager import xm, xm_local  # here: --dry-run and --to=gke do without XManager
     except ImportError as error:
-        raise ConfigError(f"no XManager ({error})", "its package", "pip install xmanager 'kubernetes<36'") from error
+        raise ConfigError(
+            f"no XManager ({error})", "its package", "pip install xmanager 'kubernetes<36'"
+        ) from error
 
     with xm_local.create_experiment(experiment_title=name) as experiment:
         executor = make_executor(to, gpu, gpus, xm, xm_local)
@@ -150,7 +185,8 @@ def launch_with_xmanager(to: str, name: str, work: Sequence[Unit], image: str, g
                 xm.Job(
                     executable=executable,
                     executor=executor,
-                    # As one text each: XManager would write a dict with its own idea of quotes and booleans.
+                    # As one text each: XManager would write a dict with its own idea of quotes and
+                    # booleans.
                     args=there(to, unit.arguments),
                     env_vars=environment(to, gpus),
                 )
@@ -162,7 +198,9 @@ def make_executor(to: str, gpu: str, gpus: int, xm, xm_local):
     if to == "local":
         return xm_local.Local()
     requirements = xm.JobRequirements({xm.ResourceType[gpu.upper()]: gpus})
-    return {"vertex": xm_local.Vertex, "kubernetes": xm_local.Kubernetes}[to](requirements=requirements)
+    return {"vertex": xm_local.Vertex, "kubernetes": xm_local.Kubernetes}[to](
+        requirements=requirements
+    )
 
 
 def described(to: str, work: Sequence[Unit], image: str, gpu: str, gpus: int) -> str:
@@ -176,11 +214,19 @@ def described(to: str, work: Sequence[Unit], image: str, gpu: str, gpus: int) ->
     return "\n".join(lines)
 
 
-def launch_jobsets(name: str, work: Sequence[Unit], image: str, accelerator: str, queue: str, dry_run: bool) -> int:
+def launch_jobsets(
+    name: str, work: Sequence[Unit], image: str, accelerator: str, queue: str, dry_run: bool
+) -> int:
     """A JobSet for each work unit; returns the exit code of kubectl."""
     machines = nodes(accelerator)
     runs = [
-        Run(name=f"{name}-{number}", nodes=machines, image=image, arguments=unit.arguments, queue=queue)
+        Run(
+            name=f"{name}-{number}",
+            nodes=machines,
+            image=image,
+            arguments=unit.arguments,
+            queue=queue,
+        )
         for number, unit in enumerate(work)
     ]
     return submit.apply([jobset(run) for run in runs], dry_run)
@@ -190,12 +236,18 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     try:
         if len(argv) > 1:
-            raise ConfigError(f"argument {argv[1]!r}", "only flags", "write --run_arg=... for what main.py shall get")
+            raise ConfigError(
+                f"argument {argv[1]!r}",
+                "only flags",
+                "write --run_arg=... for what main.py shall get",
+            )
         to, name, image, gpu, gpus = _TO.value, _NAME.value, _IMAGE.value, _GPU.value, _GPUS.value
         check(to, _WORKDIR.value, image, gpu)
         work = units(_WORKDIR.value, _RUN_ARG.value, _SWEEP.value)
         if to == "gke":
-            return launch_jobsets(name, work, image, _ACCELERATOR.value, _QUEUE.value, _DRY_RUN.value)
+            return launch_jobsets(
+                name, work, image, _ACCELERATOR.value, _QUEUE.value, _DRY_RUN.value
+            )
         if _DRY_RUN.value:
             print(described(to, work, image, gpu, gpus))
         else:

@@ -1,10 +1,10 @@
 """A digest of every array of a state, computed where the arrays are.
 
-An array is read as words of 32 bits. Each word is mixed with its place in the array, and the mixed words are added
-modulo 2^32, twice with different seeds. Integer sums do not depend on their order, so the digest is the same on any
-mesh and on any number of hosts. For a fixed place the mixing is one-to-one: if exactly one word differs, so does the
-digest. Other differences go unseen with a probability of about 2^-64. It is a guard against accidents, not against
-forgery.
+An array is read as words of 32 bits. Each word is mixed with its place in the array, and the mixed
+words are added modulo 2^32, twice with different seeds. Integer sums do not depend on their order,
+so the digest is the same on any mesh and on any number of hosts. For a fixed place the mixing is
+one-to-one: if exactly one word differs, so does the digest. Other differences go unseen with a
+probability of about 2^-64. It is a guard against accidents, not against forgery.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ _CHUNK = 1 << 20  # words at a time on the host
 def digests(tree: PyTree) -> dict[str, str]:
     """Name of each array -> 16 hex digits that depend on its dtype, its shape and every bit of it.
 
-    Leaves are arrays on devices or in memory, bool, integer or float. All hosts must call it together.
+    Leaves are arrays on devices or in memory, bool, integer or float. All hosts must call it
+    together.
     """
     leaves = named_leaves(tree)
     sums = {
-        name: _host_sums(leaf) if isinstance(leaf, np.ndarray) else _device_sums(leaf) for name, leaf in leaves.items()
+        name: _host_sums(leaf) if isinstance(leaf, np.ndarray) else _device_sums(leaf)
+        for name, leaf in leaves.items()
     }
     sums = jax.device_get(sums)
     return {name: _finish(leaf, sums[name]) for name, leaf in leaves.items()}
@@ -46,7 +48,8 @@ def _device_sums(array: Array) -> Array:
     sums = _sums(array)
     devices = sums.devices()
     if len(devices) > 1 and next(iter(devices)).platform == "cpu":
-        # Simulated devices share the threads of one machine: sums under way that wait for each other can take them all.
+        # Simulated devices share the threads of one machine: sums under way that wait for each
+        # other can take them all.
         jax.block_until_ready(sums)
     return sums
 
@@ -54,12 +57,18 @@ def _device_sums(array: Array) -> Array:
 def _host_sums(array: np.ndarray) -> np.ndarray:
     """The same as `_sums`, for an array in memory: nothing to move and nothing to compile."""
     size = array.dtype.itemsize
-    words = np.ascontiguousarray(array).reshape(-1).view({1: np.uint8, 2: np.uint16}.get(size, np.uint32))
+    words = (
+        np.ascontiguousarray(array)
+        .reshape(-1)
+        .view({1: np.uint8, 2: np.uint16}.get(size, np.uint32))
+    )
     sums = np.zeros(2, np.uint32)
     for start in range(0, words.size, _CHUNK):
         chunk = words[start : start + _CHUNK].astype(np.uint32)
         place = (np.arange(start, start + chunk.size) % 2**32).astype(np.uint32) * np.uint32(_PLACE)
-        sums += np.array([_mix(chunk ^ (place + np.uint32(seed))).sum(dtype=np.uint32) for seed in _SEEDS])
+        sums += np.array(
+            [_mix(chunk ^ (place + np.uint32(seed))).sum(dtype=np.uint32) for seed in _SEEDS]
+        )
     return sums
 
 
@@ -71,7 +80,9 @@ def _sums(array: Array) -> Array:
     place = jnp.zeros(words.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(words.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
+            stride % 2**32
+        )
         stride *= words.shape[axis]
     place *= jnp.uint32(_PLACE)
     mixed = tuple(_mix(words ^ (place + jnp.uint32(seed))) for seed in _SEEDS)
@@ -92,7 +103,9 @@ def _words(array: Array) -> Array:
     size = array.dtype.itemsize
     if size >= 4:
         return jax.lax.bitcast_convert_type(array, jnp.uint32)
-    return jax.lax.bitcast_convert_type(array, {1: jnp.uint8, 2: jnp.uint16}[size]).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(array, {1: jnp.uint8, 2: jnp.uint16}[size]).astype(
+        jnp.uint32
+    )
 
 
 def _mix(word: Array | np.ndarray) -> Array | np.ndarray:

@@ -1,4 +1,6 @@
-"""Checkpoints of a run: state, data position and metadata, saved together or not at all, and verified when read."""
+"""Checkpoints of a run: state, data position and metadata, saved together or not at all, and
+verified when read.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,15 @@ from nas_jax.checkpoint.stored import (
 )
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
-from nas_jax.utils.paths import absolute, check_bucket, failures, in_words, reaching, rename_folder, write_whole
+from nas_jax.utils.paths import (
+    absolute,
+    check_bucket,
+    failures,
+    in_words,
+    reaching,
+    rename_folder,
+    write_whole,
+)
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint
@@ -51,9 +61,9 @@ _FINE, _DAMAGED, _REFUSED = range(3)  # how reading went on a process; the great
 class CheckpointManager:
     """The checkpoints in one directory, named by their step.
 
-    Saving runs in the background; a checkpoint appears under its name only when it is complete, so a run killed while
-    saving leaves a temporary directory that the next start ignores and removes. With several processes, all of them
-    call every method, in the same order.
+    Saving runs in the background; a checkpoint appears under its name only when it is complete, so
+    a run killed while saving leaves a temporary directory that the next start ignores and removes.
+    With several processes, all of them call every method, in the same order.
     """
 
     def __init__(
@@ -68,10 +78,11 @@ class CheckpointManager:
         best_mode: str = "max",
         say: Callable[[str], None] = logging.warning,
     ):
-        """Opens `directory`, creates it if need be, and has what a kill left removed; read_only: changes nothing there.
+        """Opens `directory`, creates it if need be, and has what a kill left removed; read_only:
+        changes nothing there.
 
-        keep, keep_every, keep_best, best_metric, best_mode: see `Retention`. say: takes one line for each checkpoint
-        that is damaged or cannot be verified; called on every process.
+        keep, keep_every, keep_best, best_metric, best_mode: see `Retention`. say: takes one line
+        for each checkpoint that is damaged or cannot be verified; called on every process.
         """
         self.directory = absolute(directory)  # Orbax takes nothing else
         self._read_only, self._say = read_only, say
@@ -80,23 +91,33 @@ class CheckpointManager:
         check_bucket(self.directory, described=True)
         if read_only and not self.directory.is_dir():
             raise CheckpointError(
-                f"no checkpoints in {directory}", "the directory of a run that has saved", "pass its --workdir"
+                f"no checkpoints in {directory}",
+                "the directory of a run that has saved",
+                "pass its --workdir",
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             create=not read_only,
-            # In the background, a directory that cannot be made leaves threads that hold up the exit for five minutes.
+            # In the background, a directory that cannot be made leaves threads that hold up the
+            # exit for five minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=not read_only,
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        }
         with ExitStack() as stack:
             stack.enter_context(Quiet())
             try:
                 with reaching(self.directory):
-                    self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+                    self._manager = ocp.CheckpointManager(
+                        self.directory, options=options, item_handlers=handlers
+                    )
             except failures() as error:
-                raise CheckpointError(f"{directory}: {in_words(error)}", "a writable directory", "mend it") from error
+                raise CheckpointError(
+                    f"{directory}: {in_words(error)}", "a writable directory", "mend it"
+                ) from error
             stack.callback(self._manager.close)
             if not read_only:
                 self._retention.metrics.update(self._read_metrics())
@@ -110,19 +131,25 @@ class CheckpointManager:
         """All checkpoints, complete or being saved, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: PyTree, position: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Starts saving; returns when `state` may be overwritten. Does nothing if `step` is already there.
+    def save(
+        self, step: int, state: PyTree, position: dict[str, Any], metadata: dict[str, Any]
+    ) -> None:
+        """Starts saving; returns when `state` may be overwritten. Does nothing if `step` is already
+        there.
 
-        position: where the data iterator goes on, e.g. `{"next_step": step}`. position, metadata: plain JSON values.
-        Raises CheckpointError if this or the save before could not be written; older checkpoints stay as they are.
+        position: where the data iterator goes on, e.g. `{"next_step": step}`. position, metadata:
+        plain JSON values. Raises CheckpointError if this or the save before could not be written;
+        older checkpoints stay as they are.
         """
         if step == self.latest_step():
             return
         known = self._retention.metrics
-        for stale in [other for other in known if other >= step]:  # of a checkpoint that this one replaces
+        # of a checkpoint that this one replaces
+        for stale in [other for other in known if other >= step]:
             del known[stale]
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(make_record(state, position, metadata))
+            state=ocp.args.StandardSave(state),
+            position=ocp.args.JsonSave(make_record(state, position, metadata)),
         )
         try:
             self._manager.save(step, args=items, force=True)
@@ -130,14 +157,18 @@ class CheckpointManager:
             raise self._failed_write(error) from error
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tells what an evaluation of checkpoint `step` gave; the next save decides by it which ones are the best.
+        """Tells what an evaluation of checkpoint `step` gave; the next save decides by it which
+        ones are the best.
 
-        Does nothing if there is no such checkpoint. Raises ConfigError if `best_metric` is not among the metrics.
+        Does nothing if there is no such checkpoint. Raises ConfigError if `best_metric` is not
+        among the metrics.
         """
         best = self._retention.best_metric
         if best and best not in metrics:
             raise ConfigError(
-                f"best_metric={best!r}", f"a metric of the evaluation: {', '.join(sorted(metrics))}", "set one of them"
+                f"best_metric={best!r}",
+                f"a metric of the evaluation: {', '.join(sorted(metrics))}",
+                "set one of them",
             )
         steps = set(self.all_steps())
         if step not in steps:
@@ -153,20 +184,28 @@ class CheckpointManager:
             except failures() as error:
                 raise self._failed_write(error) from error
 
-    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-        """The state and the data position of `step`, verified; default: of the newest checkpoint that is whole.
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """The state and the data position of `step`, verified; default: of the newest checkpoint
+        that is whole.
 
-        abstract_state: `jax.ShapeDtypeStruct` leaves; their shardings say where the arrays go (None: to the first
-        device), on whatever mesh they were saved. Without `step`, damaged checkpoints newer than the one that is used
-        are renamed to `damaged-STEP` (unless read_only), and one line is said about each.
+        abstract_state: `jax.ShapeDtypeStruct` leaves; their shardings say where the arrays go
+        (None: to the first device), on whatever mesh they were saved. Without `step`, damaged
+        checkpoints newer than the one that is used are renamed to `damaged-STEP` (unless
+        read_only), and one line is said about each.
 
-        Raises CheckpointError if there is no such checkpoint, if `step` is damaged or all are, or if an array differs
-        in name, shape or dtype, which means another config and no damage. Nothing is renamed then.
+        Raises CheckpointError if there is no such checkpoint, if `step` is damaged or all are, or
+        if an array differs in name, shape or dtype, which means another config and no damage.
+        Nothing is renamed then.
         """
         return self._first_whole(step, lambda step: self._read(step, "", abstract_state))
 
     def check_shapes(self, abstract_state: PyTree, step: int) -> None:
-        """Raises CheckpointError unless `step` holds arrays of these names, shapes and dtypes. Reads no array."""
+        """Raises CheckpointError unless `step` holds arrays of these names, shapes and dtypes.
+
+        Reads no array.
+        """
         checkpoint = self.directory / str(step)
         try:
             saved = saved_shapes(checkpoint, read_record(checkpoint))
@@ -182,13 +221,17 @@ class CheckpointManager:
     ) -> Params:
         """Only the parameters (or another of `PARTS`), verified; nothing else is read.
 
-        abstract_params: as in `restore`; None gives nested dicts of NumPy arrays with the shapes that were saved. A
-        function is given these shapes by name, as far as `which` has them, and says where each array goes.
-        Steps, damage and errors: as in `restore`.
+        abstract_params: as in `restore`; None gives nested dicts of NumPy arrays with the shapes
+        that were saved. A function is given these shapes by name, as far as `which` has them, and
+        says where each array goes. Steps, damage and errors: as in `restore`.
         """
         if which not in PARTS:
-            raise CheckpointError(f"which={which!r}", f"one of {', '.join(PARTS)}", "pass one of them")
-        return self._first_whole(step, lambda step: self._read(step, PARTS[which], abstract_params))[0]
+            raise CheckpointError(
+                f"which={which!r}", f"one of {', '.join(PARTS)}", "pass one of them"
+            )
+        return self._first_whole(
+            step, lambda step: self._read(step, PARTS[which], abstract_params)
+        )[0]
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata saved with `step`. Raises CheckpointError if it is damaged."""
@@ -197,10 +240,17 @@ class CheckpointManager:
             record = read_record(self.directory / str(step))
         except Damage as error:
             raise self._all_damaged([(step, str(error))]) from error
-        return record["metadata"] if "metadata" in record else dict(self._manager.metadata(step).custom_metadata)
+        return (
+            record["metadata"]
+            if "metadata" in record
+            else dict(self._manager.metadata(step).custom_metadata)
+        )
 
     def wait(self) -> None:
-        """Returns when every started save is complete on disk. Raises CheckpointError if one failed."""
+        """Returns when every started save is complete on disk.
+
+        Raises CheckpointError if one failed.
+        """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -245,14 +295,22 @@ class CheckpointManager:
     def _read(
         self, step: int, part: str, abstract: PyTree | Callable[[Shapes], PyTree] | None
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The tree under `part` ("" = the whole state) and the position; raises Damage on all processes or none."""
+        """The tree under `part` ("" = the whole state) and the position; raises Damage on all
+        processes or none.
+        """
         checkpoint, prefix = self.directory / str(step), f"{part}/" if part else ""
 
         def read() -> tuple[PyTree, dict[str, Any]]:
             record = read_record(checkpoint)
-            saved = {name: kind for name, kind in saved_shapes(checkpoint, record).items() if name.startswith(prefix)}
+            saved = {
+                name: kind
+                for name, kind in saved_shapes(checkpoint, record).items()
+                if name.startswith(prefix)
+            }
             if not saved:
-                raise MissingPart(f"checkpoint {checkpoint} has no {part}", "a method with one", "take another")
+                raise MissingPart(
+                    f"checkpoint {checkpoint} has no {part}", "a method with one", "take another"
+                )
             wanted = abstract
             if callable(abstract):
                 wanted = abstract({name.removeprefix(prefix): kind for name, kind in saved.items()})
@@ -262,7 +320,10 @@ class CheckpointManager:
 
         tree, record = self._agree(checkpoint, read)
         if "arrays" not in record:
-            self._say(f"checkpoint {checkpoint} has no checksums (it is older than they are): it is not verified")
+            self._say(
+                f"checkpoint {checkpoint} has no checksums (it is older than they are): it is not "
+                "verified"
+            )
         elif wrong := other_bits(tree, record, prefix):
             raise Damage(wrong)
         return tree, record["position"]
@@ -287,7 +348,9 @@ class CheckpointManager:
             return found
         if isinstance(failure, CheckpointError):
             raise failure
-        why = reason(failure, checkpoint) if outcome == worst else "another process could not read it"
+        why = (
+            reason(failure, checkpoint) if outcome == worst else "another process could not read it"
+        )
         if worst == _DAMAGED:
             where = "" if isinstance(failure, Damage | None) or "state/" in why else "state/: "
             raise Damage(where + why) from failure
@@ -309,15 +372,23 @@ class CheckpointManager:
                     rename_folder(self.directory / str(step), target)
                 except failures() as error:
                     raise CheckpointError(
-                        f"damaged checkpoint {self.directory / str(step)} cannot be renamed ({in_words(error)})",
+                        f"damaged checkpoint {self.directory / str(step)} cannot be renamed "
+                        f"({in_words(error)})",
                         "a writable directory",
                         "move it away and start again",
                     ) from error
             _barrier("damaged checkpoints are renamed")
             self._manager.reload()
         for step, why in damaged:
-            fate = "it stays there (read-only)" if self._read_only else f"it is now {targets[step].name}"
-            self._say(f"checkpoint {self.directory / str(step)} is damaged ({why}); {fate}; {used} is used instead")
+            fate = (
+                "it stays there (read-only)"
+                if self._read_only
+                else f"it is now {targets[step].name}"
+            )
+            self._say(
+                f"checkpoint {self.directory / str(step)} is damaged ({why}); {fate}; {used} is "
+                "used instead"
+            )
 
     def _all_damaged(self, damaged: list[tuple[int, str]]) -> CheckpointError:
         (step, why), *older = damaged
@@ -326,7 +397,9 @@ class CheckpointManager:
         return CheckpointError(
             f"checkpoint {self.directory / str(step)} is damaged ({why}){others}",
             "the files as they were saved",
-            f"take another step of {', '.join(rest)}" if rest else "copy a whole one there, or pass another --workdir",
+            f"take another step of {', '.join(rest)}"
+            if rest
+            else "copy a whole one there, or pass another --workdir",
         )
 
     def _read_metrics(self) -> dict[int, dict[str, float]]:
@@ -334,7 +407,9 @@ class CheckpointManager:
         if not path.exists():
             return {}
         try:
-            return {int(step): dict(metrics) for step, metrics in json.loads(path.read_bytes()).items()}
+            return {
+                int(step): dict(metrics) for step, metrics in json.loads(path.read_bytes()).items()
+            }
         except (ValueError, TypeError, AttributeError, *failures()) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({reason(error, self.directory)})",
@@ -357,7 +432,8 @@ class CheckpointManager:
 
 
 def _check_shapes(checkpoint: Path, saved: Shapes, wanted: Shapes) -> None:
-    # Orbax casts dtypes in silence and reports a wrong shape by pages, so the arrays are compared by name first.
+    # Orbax casts dtypes in silence and reports a wrong shape by pages, so the arrays are compared
+    # by name first.
     wrong = [
         f"{name} is {_shape(saved.get(name))} there and {_shape(wanted.get(name))} here"
         for name in sorted(saved.keys() | wanted.keys())

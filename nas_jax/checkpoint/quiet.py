@@ -1,4 +1,6 @@
-"""Keeps Orbax from printing what it raises anyway: a user gets one line, not the tracebacks of twenty threads."""
+"""Keeps Orbax from printing what it raises anyway: a user gets one line, not the tracebacks of
+twenty threads.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class _FromOthers(logging.Filter):
 class _PatientLoop(asyncio.SelectorEventLoop):
     """Waits for its tasks before it closes, and hears of nothing afterwards.
 
-    When one array cannot be read or written, Orbax leaves the others behind; each would print a traceback.
+    When one array cannot be read or written, Orbax leaves the others behind; each would print a
+    traceback.
     """
 
     def call_soon_threadsafe(self, callback: Callable, *args, context=None) -> asyncio.Handle:

@@ -2,10 +2,11 @@
 
 `state/` holds the arrays as Orbax writes them, `position/metadata` one JSON object, the record:
 
-    {"format": 1, "position": {...}, "metadata": {...}, "arrays": {name: [dtype, shape, digest]}, "crc": number}
+    {"format": 1, "position": {...}, "metadata": {...}, "arrays": {name: [dtype, shape, digest]},
+    "crc": number}
 
-Orbax restores a flipped byte as a wrong number without a word; the digests, made before the save, find it. A checkpoint
-from before format 1 has nothing but the position in that place.
+Orbax restores a flipped byte as a wrong number without a word; the digests, made before the save,
+find it. A checkpoint from before format 1 has nothing but the position in that place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from nas_jax.utils.trees import named_leaves
 FORMAT = 1
 
 _KEYS = {"format", "position", "metadata", "arrays", "crc"}
-# What says nothing about the files: such a checkpoint is not damaged, it only cannot be read at this moment.
+# What says nothing about the files: such a checkpoint is not damaged, it only cannot be read at
+# this moment.
 _DAMAGE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL)
 _NOT_DAMAGE = (
     "PERMISSION_DENIED",
@@ -43,7 +45,15 @@ _NOT_DAMAGE = (
 )
 
 # Raised by Orbax, TensorStore and the JSON reader on files that are missing, cut short or altered.
-_READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError, OSError)
+_READ_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    OSError,
+)
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Name of an array -> shape and dtype."""
@@ -56,7 +66,8 @@ class Damage(Exception):
 def complete_steps(directory: Path) -> list[int]:
     """The checkpoints in `directory` that are whole as far as their names tell, oldest first.
 
-    On the disk a checkpoint gets its name last; in a bucket, where nothing can be renamed, Orbax writes a last file.
+    On the disk a checkpoint gets its name last; in a bucket, where nothing can be renamed, Orbax
+    writes a last file.
     """
     steps = [path for path in entries(directory) if path.name.isdecimal()]
     if is_bucket(directory):
@@ -64,14 +75,18 @@ def complete_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in steps)
 
 
-def make_record(state: PyTree, position: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+def make_record(
+    state: PyTree, position: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
     """What is saved beside the arrays of `state`. All processes must call it together."""
     sums = digests(state)
     record = {
         "format": FORMAT,
         "position": dict(position),
         "metadata": dict(metadata),
-        "arrays": {name: [dtype, shape, sums[name]] for name, (shape, dtype) in shapes_of(state).items()},
+        "arrays": {
+            name: [dtype, shape, sums[name]] for name, (shape, dtype) in shapes_of(state).items()
+        },
     }
     record = json.loads(json.dumps(record))  # tuples and the like become what a reader will find
     return record | {"crc": _crc(record)}
@@ -80,7 +95,8 @@ def make_record(state: PyTree, position: Mapping[str, Any], metadata: Mapping[st
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """The record of a checkpoint; of an old one, `{"position": ...}` alone.
 
-    Raises Damage if it is not what was saved, CheckpointError if a later version of the code wrote it.
+    Raises Damage if it is not what was saved, CheckpointError if a later version of the code wrote
+    it.
     """
     record = _read_json(checkpoint, "position/metadata")
     if not _KEYS & record.keys():
@@ -100,7 +116,8 @@ def saved_shapes(checkpoint: Path, record: Mapping[str, Any]) -> Shapes:
     """The arrays in a checkpoint: from its record, or if it has none, from Orbax's metadata."""
     if "arrays" in record:
         return {name: (tuple(shape), dtype) for name, (dtype, shape, _) in record["arrays"].items()}
-    _read_json(checkpoint, "state/_METADATA")  # Orbax takes a missing one for another kind of checkpoint
+    # Orbax takes a missing one for another kind of checkpoint
+    _read_json(checkpoint, "state/_METADATA")
     with _reader() as reader:
         tree = reader.metadata(checkpoint / "state").item_metadata.tree
     return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
@@ -115,9 +132,11 @@ def shapes_of(tree: PyTree, prefix: str = "") -> Shapes:
 
 
 def read_arrays(checkpoint: Path, part: str, abstract: PyTree | None, saved: Shapes) -> PyTree:
-    """The arrays under `part` ("" = all) in the structure of `abstract`; None: nested dicts of NumPy arrays.
+    """The arrays under `part` ("" = all) in the structure of `abstract`; None: nested dicts of
+    NumPy arrays.
 
-    Each process reads what its devices need and waits for no other, so that one that finds damage can say so.
+    Each process reads what its devices need and waits for no other, so that one that finds damage
+    can say so.
     """
     _read_json(checkpoint, "state/_METADATA")
     if not (checkpoint / "state" / "manifest.ocdbt").exists():
@@ -139,8 +158,15 @@ def read_arrays(checkpoint: Path, part: str, abstract: PyTree | None, saved: Sha
 
 
 def other_bits(tree: PyTree, record: Mapping[str, Any], prefix: str) -> str:
-    """Names what in `tree` differs from what was saved; "" if nothing does. All processes must call it together."""
-    wrong = [name for name, digest in digests(tree).items() if record["arrays"][prefix + name][2] != digest]
+    """Names what in `tree` differs from what was saved; "" if nothing does.
+
+    All processes must call it together.
+    """
+    wrong = [
+        name
+        for name, digest in digests(tree).items()
+        if record["arrays"][prefix + name][2] != digest
+    ]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return f"{prefix}{wrong[0]}{more}: other bits than were saved" if wrong else ""
 
@@ -158,7 +184,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_read_error(error: Exception) -> bool:
-    """Whether `error` came from reading files, and not from a device without room or a fault in the code."""
+    """Whether `error` came from reading files, and not from a device without room or a fault in the
+    code.
+    """
     # Orbax wraps what TensorStore raises while it reads an array in a plain Exception.
     cause = _cause(error)
     return isinstance(cause, (*_READ_ERRORS, *failures())) or type(cause) is Exception
@@ -179,8 +207,11 @@ def reason(error: BaseException, root: Path) -> str:
     if is_out_of_reach(_cause(error)):
         return in_words(_cause(error))
     text = (str(_cause(error)).strip() or type(error).__name__).splitlines()[0]
-    text = re.split(r" \[\w+(?:\[\d+\])?=| \[source locations", text)[0]  # details for the authors of TensorStore
-    text = text.replace('Error opening "cast" driver: Error opening "zarr" driver: ', "").replace(f"{root}/", "")
+    # details for the authors of TensorStore
+    text = re.split(r" \[\w+(?:\[\d+\])?=| \[source locations", text)[0]
+    text = text.replace('Error opening "cast" driver: Error opening "zarr" driver: ', "").replace(
+        f"{root}/", ""
+    )
     return text if len(text) <= 240 else f"{text[:100]} ... {text[-135:]}"  # the end says why
 
 
@@ -216,4 +247,6 @@ def _reader() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read_{me}"
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )

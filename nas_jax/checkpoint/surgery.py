@@ -1,6 +1,8 @@
-"""Fits saved weights into a model that differs in image size, text length, extra heads or the number of codes.
+"""Fits saved weights into a model that differs in image size, text length, extra heads or the
+number of codes.
 
-For a start from weights, not for going on with a run: moments of the optimizer have no meaning after surgery.
+For a start from weights, not for going on with a run: moments of the optimizer have no meaning
+after surgery.
 """
 
 from __future__ import annotations
@@ -45,10 +47,17 @@ class Report:
         return [row.name for row in self.rows if row.action == action]
 
     def __str__(self) -> str:
-        """A table: what was changed, left over or missing by name, what was simply used as a count."""
+        """A table: what was changed, left over or missing by name, what was simply used as a
+        count.
+        """
         listed = [row for row in self.rows if row.action != "used" or row.detail]
-        widths = [max((len(getattr(row, key)) for row in listed), default=0) for key in ("action", "name")]
-        lines = [f"{row.action:{widths[0]}}  {row.name:{widths[1]}}  {row.detail}".rstrip() for row in listed]
+        widths = [
+            max((len(getattr(row, key)) for row in listed), default=0) for key in ("action", "name")
+        ]
+        lines = [
+            f"{row.action:{widths[0]}}  {row.name:{widths[1]}}  {row.detail}".rstrip()
+            for row in listed
+        ]
         used = sum(row.action in ("used", "resized", "cut") for row in self.rows)
         return "\n".join([f"{used} of {len(self.rows)} tensors come from the weights", *lines])
 
@@ -58,14 +67,14 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
 
     Args:
       saved: NumPy or JAX arrays, nested or flat with names like `image_encoder/cls_token`.
-      wanted: the parameters of the model, freshly initialised, or abstract (`jax.eval_shape`). A tensor that the
-        weights lack is returned as it stands here; the report lists it as new.
+      wanted: the parameters of the model, freshly initialised, or abstract (`jax.eval_shape`). A
+        tensor that the weights lack is returned as it stands here; the report lists it as new.
 
-    Image positions of another grid are resized as ALBEF does (`interpolate_pos_embed` in its models/vit.py, bicubic);
-    longer text positions are cut. Other dtypes are converted.
+    Image positions of another grid are resized as ALBEF does (`interpolate_pos_embed` in its
+    models/vit.py, bicubic); longer text positions are cut. Other dtypes are converted.
 
-    Raises CheckpointError for a tensor of another shape, for a text position table that is too short, and if not one
-    tensor fits by name.
+    Raises CheckpointError for a tensor of another shape, for a text position table that is too
+    short, and if not one tensor fits by name.
     """
     have, want = named_leaves(saved), named_leaves(wanted)
     if not have.keys() & want.keys():
@@ -101,7 +110,8 @@ def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.
             if before[0] < after[0]:
                 raise CheckpointError(
                     f"weights with {before[0]} text positions in {name}",
-                    f"at least the model's {after[0]}: positions that were never trained cannot be made up",
+                    f"at least the model's {after[0]}: positions that were never trained cannot "
+                    "be made up",
                     f"set model.max_text_length={before[0]}",
                 )
             array, action = array[: after[0]], "cut"
@@ -117,7 +127,9 @@ def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.
 
 
 def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarray:
-    """Position embeddings of a square grid, CLS first, on the grid of `tokens` - 1 patches; CLS is copied."""
+    """Position embeddings of a square grid, CLS first, on the grid of `tokens` - 1 patches; CLS is
+    copied.
+    """
     old, new = math.isqrt(position_1xTxD.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old + 1 != position_1xTxD.shape[1] or new * new + 1 != tokens:
         raise CheckpointError(
@@ -133,16 +145,22 @@ def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarra
 
 
 def bicubic_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) matrix that resizes one axis: pixel centres aligned, border repeated, no antialiasing.
+    """(new, old) matrix that resizes one axis: pixel centres aligned, border repeated, no
+    antialiasing.
 
-    That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False); the kernel is that of Keys (1981).
+    That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False); the kernel is that
+    of Keys (1981).
     """
     centre_N = (np.arange(new) + 0.5) * old / new - 0.5
     first_N = np.floor(centre_N).astype(int) - 1
     weights = np.zeros((new, old))
     for tap in range(4):
         source_N = first_N + tap
-        np.add.at(weights, (np.arange(new), source_N.clip(0, old - 1)), _cubic(np.abs(centre_N - source_N)))
+        np.add.at(
+            weights,
+            (np.arange(new), source_N.clip(0, old - 1)),
+            _cubic(np.abs(centre_N - source_N)),
+        )
     return weights
 
 
@@ -153,20 +171,29 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def adapt_dictionary(saved: DictionaryState | Mapping[str, Any], codes: int, seed: int = 0) -> DictionaryState:
+def adapt_dictionary(
+    saved: DictionaryState | Mapping[str, Any], codes: int, seed: int = 0
+) -> DictionaryState:
     """A visual dictionary with another number of codes; the same number changes nothing.
 
-    Fewer: the most used ones stay (largest counts), in their old order. More: the most used code is split in two until
-    there are enough; each half takes half of the count, and the new one is moved by a little noise so that the two
-    part. A code drawn at random would lie far from all features and die; the halves of a busy one are used at once.
+    Fewer: the most used ones stay (largest counts), in their old order. More: the most used code is
+    split in two until there are enough; each half takes half of the count, and the new one is moved
+    by a little noise so that the two part. A code drawn at random would lie far from all features
+    and die; the halves of a busy one are used at once.
 
-    saved: a DictionaryState or its fields as `CheckpointManager.restore_params(which="dictionary")` gives them.
+    saved: a DictionaryState or its fields as `CheckpointManager.restore_params(which="dictionary")`
+    gives them.
     """
     fields = saved if isinstance(saved, Mapping) else vars(saved)
-    old = {name: np.asarray(fields[name]) for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K", "step")}
+    old = {
+        name: np.asarray(fields[name])
+        for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K", "step")
+    }
     size = len(old["counts_K"])
     if codes < 1:
-        raise CheckpointError(f"a dictionary of {codes} codes", "at least 1", "set method.dictionary.codes")
+        raise CheckpointError(
+            f"a dictionary of {codes} codes", "at least 1", "set method.dictionary.codes"
+        )
     if codes <= size:
         by_use = np.argsort(-old["counts_K"], kind="stable")
         rows_K, noise_KxD = np.sort(by_use[:codes]), 0.0
@@ -181,7 +208,9 @@ def adapt_dictionary(saved: DictionaryState | Mapping[str, Any], codes: int, see
     else:
         codes_KxD = (old["codes_KxD"][rows_K] + noise_KxD).astype(np.float32)
         share_K = counts_K / np.maximum(old["counts_K"][rows_K], 1e-30)
-        sums_KxD = (old["sums_KxD"][rows_K] * share_K[:, None] + noise_KxD * counts_K[:, None]).astype(np.float32)
+        sums_KxD = (
+            old["sums_KxD"][rows_K] * share_K[:, None] + noise_KxD * counts_K[:, None]
+        ).astype(np.float32)
     return DictionaryState(
         codes_KxD=_array(codes_KxD),
         counts_K=_array(counts_K.astype(np.float32)),
@@ -192,7 +221,9 @@ def adapt_dictionary(saved: DictionaryState | Mapping[str, Any], codes: int, see
 
 
 def _split(counts_K: np.ndarray, codes: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `codes` codes, the old one it comes from and its count; the first ones are the old codes."""
+    """For each of `codes` codes, the old one it comes from and its count; the first ones are the
+    old codes.
+    """
     rows, counts = list(range(len(counts_K))), [float(count) for count in counts_K]
     heap = [(-count, place) for place, count in enumerate(counts)]
     heapq.heapify(heap)

@@ -10,12 +10,23 @@ from collections.abc import Sequence
 from nas_jax.utils.commands import Parser, exit_code
 
 COMMANDS = {
-    "from-albef": ("nas_jax.convert.from_albef", "a state dict of ALBEF or NAS_ALBEF -> a folder of weights"),
-    "from-hf": ("nas_jax.convert.from_hf", "a ViT and a BERT, or an export of ours -> a folder of weights"),
-    "to-hf": ("nas_jax.convert.to_hf", "a checkpoint -> a folder that transformers loads, after a comparison"),
+    "from-albef": (
+        "nas_jax.convert.from_albef",
+        "a state dict of ALBEF or NAS_ALBEF -> a folder of weights",
+    ),
+    "from-hf": (
+        "nas_jax.convert.from_hf",
+        "a ViT and a BERT, or an export of ours -> a folder of weights",
+    ),
+    "to-hf": (
+        "nas_jax.convert.to_hf",
+        "a checkpoint -> a folder that transformers loads, after a comparison",
+    ),
     "to-albef": ("nas_jax.convert.to_albef", "a checkpoint -> a state dict under ALBEF's names"),
 }
-"""Subcommand -> its module, which has `add_arguments(parser)` and `run(args) -> exit code`, and what it does."""
+"""Subcommand -> its module, which has `add_arguments(parser)` and `run(args) -> exit code`, and
+what it does.
+"""
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,8 @@
-"""What became of every tensor of a foreign file: used, unused with its reason, and what of our model is new.
+"""What became of every tensor of a foreign file: used, unused with its reason, and what of our
+model is new.
 
-A tensor that nothing has a use for and no reason explains is an error: conversion is complete or does not happen.
+A tensor that nothing has a use for and no reason explains is an error: conversion is complete or
+does not happen.
 """
 
 from __future__ import annotations
@@ -41,9 +43,13 @@ class Account:
     """The rows of one file, filled while it is converted."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], cast: Mapping[str, str], source: str):
-        """cast: dtypes in the file of tensors that were converted on reading. source: shown in errors."""
+        """cast: dtypes in the file of tensors that were converted on reading.
+
+        source: shown in errors.
+        """
         self.rows = {
-            name: Row(name, list(array.shape), cast.get(name, str(array.dtype))) for name, array in tensors.items()
+            name: Row(name, list(array.shape), cast.get(name, str(array.dtype)))
+            for name, array in tensors.items()
         }
         self.new: list[str] = []
         self.notes: list[str] = []
@@ -75,7 +81,10 @@ class Account:
         return [row.name for row in self.rows.values() if row.action == action]
 
     def leave_rest(self, ignore: Sequence[str]) -> None:
-        """Lists what begins with one of `ignore` as unused. Raises CheckpointError if anything else is left over."""
+        """Lists what begins with one of `ignore` as unused.
+
+        Raises CheckpointError if anything else is left over.
+        """
         for name, row in self.rows.items():
             if not row.action and any(name.startswith(prefix) for prefix in ignore):
                 self.leave(name, "left out by --ignore")
@@ -85,28 +94,49 @@ class Account:
             raise CheckpointError(
                 f"{self.source} has {rest[0]!r}{more}, which this model has no place for",
                 "the tensors of a known model",
-                "check the file; where they are not needed, pass --ignore with the beginning of their names",
+                "check the file; where they are not needed, pass --ignore with the beginning of "
+                "their names",
             )
 
     def to_json(self) -> dict[str, Any]:
         """For conversion.json."""
-        return {"tensors": [asdict(row) for row in self.rows.values()], "new": self.new, "notes": self.notes}
+        return {
+            "tensors": [asdict(row) for row in self.rows.values()],
+            "new": self.new,
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         """A table: counts, and by name what was not simply used."""
         used, tied = self.named("used"), self.named("tied")
-        lines = [f"{len(used)} of {len(self.rows)} tensors are used, {len(tied)} are copies of these"]
-        listed = [(row.action, row.name, row.detail) for row in self.rows.values() if row.action == "unused"]
-        for detail in dict.fromkeys(row.detail for row in self.rows.values() if row.action == "used" and row.detail):
-            first, *more = (row.name for row in self.rows.values() if (row.action, row.detail) == ("used", detail))
+        lines = [
+            f"{len(used)} of {len(self.rows)} tensors are used, {len(tied)} are copies of these"
+        ]
+        listed = [
+            (row.action, row.name, row.detail)
+            for row in self.rows.values()
+            if row.action == "unused"
+        ]
+        for detail in dict.fromkeys(
+            row.detail for row in self.rows.values() if row.action == "used" and row.detail
+        ):
+            first, *more = (
+                row.name
+                for row in self.rows.values()
+                if (row.action, row.detail) == ("used", detail)
+            )
             listed.append(("used", first + (f" and {len(more)} more" if more else ""), detail))
         width = max((len(name) for _, name, _ in listed), default=0)
-        lines += [f"{action:6}  {name:{width}}  {detail}".rstrip() for action, name, detail in listed]
+        lines += [
+            f"{action:6}  {name:{width}}  {detail}".rstrip() for action, name, detail in listed
+        ]
         return "\n".join([*lines, *(f"note    {note}" for note in self.notes)])
 
 
 def new_lines(new: Sequence[str], names: Iterable[str]) -> list[str]:
-    """A line for each of our arrays in `new`; one for all of a part where all its arrays, by `names`, are new."""
+    """A line for each of our arrays in `new`; one for all of a part where all its arrays, by
+    `names`, are new.
+    """
     names, lines = list(names), {}
     for name in new:
         whole = name
@@ -120,9 +150,13 @@ def new_lines(new: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 @functools.cache
-def model_shapes(model: ModelConfig, dictionary: bool = False, literal_gate: bool = False) -> dict[str, tuple]:
+def model_shapes(
+    model: ModelConfig, dictionary: bool = False, literal_gate: bool = False
+) -> dict[str, tuple]:
     """Name -> shape of the parameters of the network; nothing is computed."""
-    network = VisionLanguageModel(model, dictionary=dictionary, generator=False, literal_gate=literal_gate)
+    network = VisionLanguageModel(
+        model, dictionary=dictionary, generator=False, literal_gate=literal_gate
+    )
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
     ids, mask = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image, ids, mask)["params"]
@@ -130,7 +164,11 @@ def model_shapes(model: ModelConfig, dictionary: bool = False, literal_gate: boo
 
 
 def take(
-    entries: Iterable[Entry], tensors: Mapping[str, np.ndarray], shapes: Shapes, account: Account, part: str = ""
+    entries: Iterable[Entry],
+    tensors: Mapping[str, np.ndarray],
+    shapes: Shapes,
+    account: Account,
+    part: str = "",
 ) -> Params:
     """Our nested tree of float32 (or integer) arrays from the tensors of `entries`.
 
@@ -145,7 +183,11 @@ def take(
         wanted = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32
         for name in entry.names:
             kind = account.rows[name].dtype
-            account.use(name, part + ours, f"{kind} -> float32" if wanted is np.float32 and kind != "float32" else "")
+            account.use(
+                name,
+                part + ours,
+                f"{kind} -> float32" if wanted is np.float32 and kind != "float32" else "",
+            )
         node = tree
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
@@ -153,11 +195,15 @@ def take(
     return tree
 
 
-def _check(entry: Entry, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], source: str) -> None:
+def _check(
+    entry: Entry, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], source: str
+) -> None:
     missing = [name for name in entry.names if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{source} without {missing[0]!r}", "every tensor of the model", "use a whole file of one model"
+            f"{source} without {missing[0]!r}",
+            "every tensor of the model",
+            "use a whole file of one model",
         )
     blank = np.broadcast_to(np.float32(0), shape)  # takes no memory
     for name, like in zip(entry.names, entry.to_torch(blank), strict=True):
@@ -174,4 +220,9 @@ def as_text(value: Mapping[str, Any]) -> str:
     rows = value.get("tensors", [])
     head = {key: item for key, item in value.items() if key != "tensors"}
     text = json.dumps(head | {"tensors": []}, indent=1)
-    return text.replace('"tensors": []', '"tensors": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]") + "\n"
+    return (
+        text.replace(
+            '"tensors": []', '"tensors": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
+        )
+        + "\n"
+    )

@@ -1,7 +1,9 @@
-"""Where each tensor of an ALBEF or NAS_ALBEF state dict stands in our parameter tree, in both directions.
+"""Where each tensor of an ALBEF or NAS_ALBEF state dict stands in our parameter tree, in both
+directions.
 
-The table is made of `Entry` rows: a path in our tree, the PyTorch names it is made of, and the two layout changes. It
-serves weights and gradients alike, because every layout change is linear and only moves numbers.
+The table is made of `Entry` rows: a path in our tree, the PyTorch names it is made of, and the two
+layout changes. It serves weights and gradients alike, because every layout change is linear and
+only moves numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def _same(path: tuple[str, ...], name: str) -> Entry:
 
 def _dense(path: tuple[str, ...], name: str) -> list[Entry]:
     """nn.Linear (out, in) <-> Dense kernel (in, out)."""
-    kernel = Entry((*path, "kernel"), (f"{name}.weight",), lambda arrays: arrays[0].T, lambda array: [array.T])
+    kernel = Entry(
+        (*path, "kernel"), (f"{name}.weight",), lambda arrays: arrays[0].T, lambda array: [array.T]
+    )
     return [kernel, _same((*path, "bias"), f"{name}.bias")]
 
 
@@ -51,11 +55,16 @@ def _patch_embed(path: tuple[str, ...], name: str) -> list[Entry]:
     def to_ours(arrays: Arrays) -> np.ndarray:
         return arrays[0].transpose(2, 3, 1, 0).reshape(-1, arrays[0].shape[0])
 
-    return [Entry((*path, "kernel"), (f"{name}.weight",), to_ours, to_torch), _same((*path, "bias"), f"{name}.bias")]
+    return [
+        Entry((*path, "kernel"), (f"{name}.weight",), to_ours, to_torch),
+        _same((*path, "bias"), f"{name}.bias"),
+    ]
 
 
 def _heads_in(path: tuple[str, ...], names: tuple[str, ...], heads: int, parts: int) -> list[Entry]:
-    """One nn.Linear of `parts` stacked outputs, or `parts` of them <-> kernel (D, parts, H, F), bias (parts, H, F)."""
+    """One nn.Linear of `parts` stacked outputs, or `parts` of them <-> kernel (D, parts, H, F),
+    bias (parts, H, F).
+    """
 
     def kernel_ours(arrays: Arrays) -> np.ndarray:
         stacked = np.concatenate(arrays, axis=0)  # (parts * D, in)
@@ -71,7 +80,9 @@ def _heads_in(path: tuple[str, ...], names: tuple[str, ...], heads: int, parts: 
         return list(np.split(bias.reshape(-1), len(names)))
 
     return [
-        Entry((*path, "kernel"), tuple(f"{name}.weight" for name in names), kernel_ours, kernel_torch),
+        Entry(
+            (*path, "kernel"), tuple(f"{name}.weight" for name in names), kernel_ours, kernel_torch
+        ),
         Entry((*path, "bias"), tuple(f"{name}.bias" for name in names), bias_ours, bias_torch),
     ]
 
@@ -102,7 +113,9 @@ def _bert_layer(path: tuple[str, ...], name: str, heads: int, cross: bool) -> li
     entries = _bert_attention((*path, "attention"), f"{name}.attention", heads, False)
     entries += _norm((*path, "attention_norm"), f"{name}.attention.output.LayerNorm")
     if cross:
-        entries += _bert_attention((*path, "cross_attention"), f"{name}.crossattention", heads, True)
+        entries += _bert_attention(
+            (*path, "cross_attention"), f"{name}.crossattention", heads, True
+        )
         entries += _norm((*path, "cross_attention_norm"), f"{name}.crossattention.output.LayerNorm")
     entries += _dense((*path, "mlp_in"), f"{name}.intermediate.dense")
     entries += _dense((*path, "mlp_out"), f"{name}.output.dense")
@@ -126,13 +139,24 @@ class ImageNames(NamedTuple):
 
 
 ALBEF_IMAGE = ImageNames(
-    "cls_token", "pos_embed", "patch_embed.proj", "blocks.{}", "norm1", ("attn.qkv",), "attn.proj", "norm2", "mlp.fc1",
-    "mlp.fc2", "norm",
-)  # fmt: skip
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj",
+    "blocks.{}",
+    "norm1",
+    ("attn.qkv",),
+    "attn.proj",
+    "norm2",
+    "mlp.fc1",
+    "mlp.fc2",
+    "norm",
+)
 """timm's names, which ALBEF and DeiT share."""
 
 
-def image_entries(config: ModelConfig, names: ImageNames = ALBEF_IMAGE, prefix: str = "") -> Iterator[Entry]:
+def image_entries(
+    config: ModelConfig, names: ImageNames = ALBEF_IMAGE, prefix: str = ""
+) -> Iterator[Entry]:
     """Entries of the image encoder; `prefix` stands before every name."""
     yield _same(("image_encoder", "cls_token"), prefix + names.cls_token)
     yield _same(("image_encoder", "position_embedding"), prefix + names.position)
@@ -142,7 +166,9 @@ def image_entries(config: ModelConfig, names: ImageNames = ALBEF_IMAGE, prefix: 
         yield from _norm((*path, "attention_norm"), f"{name}.{names.attention_norm}")
         qkv = tuple(f"{name}.{part}" for part in names.qkv)
         yield from _heads_in((*path, "attention", "qkv"), qkv, config.vit_heads, 3)
-        yield from _heads_out((*path, "attention", "out"), f"{name}.{names.attention_out}", config.vit_heads)
+        yield from _heads_out(
+            (*path, "attention", "out"), f"{name}.{names.attention_out}", config.vit_heads
+        )
         yield from _norm((*path, "mlp_norm"), f"{name}.{names.mlp_norm}")
         yield from _dense((*path, "mlp_in"), f"{name}.{names.mlp_in}")
         yield from _dense((*path, "mlp_out"), f"{name}.{names.mlp_out}")
@@ -150,7 +176,8 @@ def image_entries(config: ModelConfig, names: ImageNames = ALBEF_IMAGE, prefix: 
 
 
 def bert_entries(config: ModelConfig, bert: str, head: str, cross: bool = True) -> Iterator[Entry]:
-    """Entries of text encoder, fusion encoder and MLM head; `bert` and `head` stand before their names.
+    """Entries of text encoder, fusion encoder and MLM head; `bert` and `head` stand before their
+    names.
 
     cross: the last layers have cross-attention; a plain BERT has none.
     """
@@ -185,10 +212,18 @@ def student_entries(
     config: ModelConfig, *, dictionary: bool, literal_gate: bool = True, bert: str = "bert."
 ) -> list[Entry]:
     """Entries of everything that is trained by gradient."""
-    entries = [*tower_entries(config, bert=bert), _same(("temp",), "temp"), *_dense(("itm_head",), "itm_head")]
+    entries = [
+        *tower_entries(config, bert=bert),
+        _same(("temp",), "temp"),
+        *_dense(("itm_head",), "itm_head"),
+    ]
     if dictionary:
-        entries += _dense(("neck", "linear"), "neck.linear.0") + _norm(("neck", "linear_norm"), "neck.linear.1")
-        entries += _dense(("neck", "align_linear"), "neck.pos_line") + _dense(("neck", "gate"), "neck.gate_fc.0")
+        entries += _dense(("neck", "linear"), "neck.linear.0") + _norm(
+            ("neck", "linear_norm"), "neck.linear.1"
+        )
+        entries += _dense(("neck", "align_linear"), "neck.pos_line") + _dense(
+            ("neck", "gate"), "neck.gate_fc.0"
+        )
         entries += _norm(("neck", "gate_norm"), "neck.gate_fc.1") if literal_gate else []
         entries += _norm(("neck", "norm"), "neck.ln")
     return entries
@@ -203,13 +238,24 @@ def state_entries(*, queue: bool, dictionary: bool, image_ids: bool = False) -> 
     if queue:
         for side in ("image", "text"):
             entries.append(_turned(("queue", f"{side}_QxE"), f"{side}_queue"))
-        entries.append(Entry(("queue", "pointer"), ("queue_ptr",), _pointer, lambda array: [array.reshape(1)]))
+        entries.append(
+            Entry(("queue", "pointer"), ("queue_ptr",), _pointer, lambda array: [array.reshape(1)])
+        )
     if queue and image_ids:
         entries.append(
-            Entry(("queue", "image_id_Q"), ("idx_queue",), lambda arrays: arrays[0][0], lambda array: [array[None]])
+            Entry(
+                ("queue", "image_id_Q"),
+                ("idx_queue",),
+                lambda arrays: arrays[0][0],
+                lambda array: [array[None]],
+            )
         )
     if dictionary:
-        for ours, theirs in (("codes_KxD", "embed"), ("counts_K", "cluster_size"), ("sums_KxD", "embed_avg")):
+        for ours, theirs in (
+            ("codes_KxD", "embed"),
+            ("counts_K", "cluster_size"),
+            ("sums_KxD", "embed_avg"),
+        ):
             entries.append(_same(("dictionary", ours), f"neck.vq.{theirs}"))
     return entries
 
@@ -229,7 +275,9 @@ def to_ours(entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> Params:
         missing = [name for name in entry.names if name not in tensors]
         if missing:
             raise CheckpointError(
-                f"state dict without {missing[0]!r}", "every tensor of the model", "check the sizes it was made with"
+                f"state dict without {missing[0]!r}",
+                "every tensor of the model",
+                "check the sizes it was made with",
             )
         node = tree
         for name in entry.path[:-1]:
@@ -247,5 +295,7 @@ def to_torch(entries: list[Entry], tree: Params) -> dict[str, np.ndarray]:
         for name in entry.path:
             node = node[name]
         arrays = entry.to_torch(np.asarray(node))
-        tensors.update({name: np.array(a, order="C") for name, a in zip(entry.names, arrays, strict=True)})
+        tensors.update(
+            {name: np.array(a, order="C") for name, a in zip(entry.names, arrays, strict=True)}
+        )
     return tensors

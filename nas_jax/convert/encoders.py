@@ -1,4 +1,6 @@
-"""The encoders of other code bases in our layout: a ViT as image encoder, a BERT as text and fusion encoder."""
+"""The encoders of other code bases in our layout: a ViT as image encoder, a BERT as text and fusion
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,48 @@ from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
 _HF_QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-_HF_EMBEDDINGS = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+_HF_EMBEDDINGS = (
+    "embeddings.cls_token",
+    "embeddings.position_embeddings",
+    "embeddings.patch_embeddings.projection",
+)
 FAMILIES: dict[str, tuple[str, ImageNames, tuple[str, str]]] = {
     "timm": ("blocks.0.norm1.weight", ALBEF_IMAGE, ("ls1.gamma", "ls2.gamma")),
     "dinov2": (
         "encoder.layer.0.norm1.weight",
         ImageNames(
-            *_HF_EMBEDDINGS, "encoder.layer.{}", "norm1", _HF_QKV, "attention.output.dense", "norm2", "mlp.fc1",
-            "mlp.fc2", "layernorm",
+            *_HF_EMBEDDINGS,
+            "encoder.layer.{}",
+            "norm1",
+            _HF_QKV,
+            "attention.output.dense",
+            "norm2",
+            "mlp.fc1",
+            "mlp.fc2",
+            "layernorm",
         ),
         ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     ),
     "vit": (
         "encoder.layer.0.layernorm_before.weight",
         ImageNames(
-            *_HF_EMBEDDINGS, "encoder.layer.{}", "layernorm_before", _HF_QKV, "attention.output.dense",
-            "layernorm_after", "intermediate.dense", "output.dense", "layernorm",
+            *_HF_EMBEDDINGS,
+            "encoder.layer.{}",
+            "layernorm_before",
+            _HF_QKV,
+            "attention.output.dense",
+            "layernorm_after",
+            "intermediate.dense",
+            "output.dense",
+            "layernorm",
         ),
         ("", ""),
     ),
-}  # fmt: skip
+}
 """Name -> a tensor by which it is known, its names, and its two LayerScales.
 
-Source: the state dicts of timm's VisionTransformer and of transformers' ViTModel and Dinov2Model, as saved.
+Source: the state dicts of timm's VisionTransformer and of transformers' ViTModel and Dinov2Model,
+as saved.
 """
 IMAGE_PREFIXES = ("module.", "vit.", "deit.", "dinov2.", "visual_encoder.")
 IMAGE_REASONS = {
@@ -80,7 +101,9 @@ class Tower:
 
 
 def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str] = ()) -> Tower:
-    """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels before it."""
+    """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels
+    before it.
+    """
     tensors, cast = _without_prefix(given_by.tensors, given_by.cast, IMAGE_PREFIXES)
     config, source = given_by.config, given_by.name
     account = Account(tensors, cast, source)
@@ -94,7 +117,9 @@ def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str
     _, names, scales = FAMILIES[family]
     for extra in ("dist_token", "embeddings.distillation_token"):
         if extra in tensors:
-            raise CheckpointError(f"{source} with {extra}", "one CLS token", "use the model without distillation")
+            raise CheckpointError(
+                f"{source} with {extra}", "one CLS token", "use the model without distillation"
+            )
 
     _, tokens, dim = given.shape_of(tensors, names.position, 3, source)
     patch = given.shape_of(tensors, f"{names.patch_embed}.weight", 4, source)[-1]
@@ -118,7 +143,9 @@ def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str
     _same_function(config, source, account, vit_model.LAYER_NORM_EPS)
     if config.get("qkv_bias", True) is False:
         raise ConfigError(f"{source} with qkv_bias=False", "a ViT with biases", "use another ViT")
-    wanted = sizes.get("image_heads", None if "num_attention_heads" in config else sizes.get("heads"))
+    wanted = sizes.get(
+        "image_heads", None if "num_attention_heads" in config else sizes.get("heads")
+    )
     heads = _heads(config, wanted, "image_heads", source, dim)
     model = ModelConfig(**found, heads=heads, vocab_size=1)
     model.validate()
@@ -128,8 +155,12 @@ def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str
     return Tower(params, found | {"image_heads": heads}, account)
 
 
-def _fold(tensors: Tensors, names: ImageNames, scales: tuple[str, str], layers: int, account: Account) -> Tensors:
-    """LayerScale multiplies the output of a linear map, so it can be part of its weights (Touvron et al. 2021)."""
+def _fold(
+    tensors: Tensors, names: ImageNames, scales: tuple[str, str], layers: int, account: Account
+) -> Tensors:
+    """LayerScale multiplies the output of a linear map, so it can be part of its weights (Touvron
+    et al. 2021).
+    """
     folded = dict(tensors)
     for layer in range(layers):
         block = names.block.format(layer)
@@ -140,22 +171,30 @@ def _fold(tensors: Tensors, names: ImageNames, scales: tuple[str, str], layers: 
             for part in ("weight", "bias"):
                 whole = f"{block}.{linear}.{part}"
                 if whole not in tensors or tensors[name].shape != tensors[whole].shape[:1]:
-                    raise CheckpointError(f"{name} has no {whole} to go with", "one scale an output", "check the file")
+                    raise CheckpointError(
+                        f"{name} has no {whole} to go with", "one scale an output", "check the file"
+                    )
                 factor = tensors[name].astype(np.float32)
-                folded[whole] = tensors[whole].astype(np.float32) * (factor[:, None] if part == "weight" else factor)
+                folded[whole] = tensors[whole].astype(np.float32) * (
+                    factor[:, None] if part == "weight" else factor
+                )
                 account.rows[whole].detail = f"times {scale}"
             account.merge(name, linear)
     return folded
 
 
-def text_tower(given_by: Source, sizes: Mapping[str, int], text_layers: int = 0, ignore: Sequence[str] = ()) -> Tower:
+def text_tower(
+    given_by: Source, sizes: Mapping[str, int], text_layers: int = 0, ignore: Sequence[str] = ()
+) -> Tower:
     """Text encoder, fusion encoder without cross-attention and, if there, MLM head from a BERT."""
     config, source = given_by.config, given_by.name
     if config.get("model_type", "bert") != "bert":
         raise ConfigError(f"{source} of type {config['model_type']!r}", "bert", "pass a BERT")
     tensors, cast = _without_prefix(given_by.tensors, given_by.cast, ("module.",))
     old = {".gamma": ".weight", ".beta": ".bias"}  # in files converted from TensorFlow
-    renamed = {name: re.sub(r"\.(gamma|beta)$", lambda found: old[found[0]], name) for name in tensors}
+    renamed = {
+        name: re.sub(r"\.(gamma|beta)$", lambda found: old[found[0]], name) for name in tensors
+    }
     tensors = {renamed[name]: array for name, array in tensors.items()}
     account = Account(tensors, {renamed[name]: kind for name, kind in cast.items()}, source)
     bert = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
@@ -166,22 +205,46 @@ def text_tower(given_by: Source, sizes: Mapping[str, int], text_layers: int = 0,
             "pass a BertModel or BertForMaskedLM",
         )
     vocab, dim = given.shape_of(tensors, f"{bert}embeddings.word_embeddings.weight", 2, source)
-    positions, _ = given.shape_of(tensors, f"{bert}embeddings.position_embeddings.weight", 2, source)
-    hidden, _ = given.shape_of(tensors, f"{bert}encoder.layer.0.intermediate.dense.weight", 2, source)
+    positions, _ = given.shape_of(
+        tensors, f"{bert}embeddings.position_embeddings.weight", 2, source
+    )
+    hidden, _ = given.shape_of(
+        tensors, f"{bert}encoder.layer.0.intermediate.dense.weight", 2, source
+    )
     layers = given.count(tensors, rf"{re.escape(bert)}encoder\.layer\.(\d+)\.", source)
     text_layers = text_layers or sizes.get("text_layers", 0) or layers // 2
     if not 0 < text_layers < layers:
-        raise ConfigError(f"--text-layers {text_layers}", f"1 to {layers - 1} of {layers} layers", "half is ALBEF's")
-    told = {"dim": dim, "vocab_size": vocab, "max_text_length": positions, "layers": layers, "hidden": hidden}
+        raise ConfigError(
+            f"--text-layers {text_layers}",
+            f"1 to {layers - 1} of {layers} layers",
+            "half is ALBEF's",
+        )
+    told = {
+        "dim": dim,
+        "vocab_size": vocab,
+        "max_text_length": positions,
+        "layers": layers,
+        "hidden": hidden,
+    }
     keys = {
-        "dim": "hidden_size", "vocab_size": "vocab_size", "max_text_length": "max_position_embeddings",
-        "layers": "num_hidden_layers", "hidden": "intermediate_size",
-    }  # fmt: skip
-    given.agree(told, {ours: config[key] for ours, key in keys.items() if key in config}, source, "config.json")
+        "dim": "hidden_size",
+        "vocab_size": "vocab_size",
+        "max_text_length": "max_position_embeddings",
+        "layers": "num_hidden_layers",
+        "hidden": "intermediate_size",
+    }
+    given.agree(
+        told,
+        {ours: config[key] for ours, key in keys.items() if key in config},
+        source,
+        "config.json",
+    )
     _same_function(config, source, account, bert_model.LAYER_NORM_EPS)
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
-        raise ConfigError(f"{source} with {kind} positions", "absolute positions", "pass another BERT")
+        raise ConfigError(
+            f"{source} with {kind} positions", "absolute positions", "pass another BERT"
+        )
     heads = _heads(config, sizes.get("heads"), "heads", source, dim)
     found = {
         "dim": dim,
@@ -206,11 +269,15 @@ def text_tower(given_by: Source, sizes: Mapping[str, int], text_layers: int = 0,
     return Tower(params, found, account)
 
 
-def _same_function(config: Mapping[str, Any], source: str, account: Account, epsilon: float) -> None:
+def _same_function(
+    config: Mapping[str, Any], source: str, account: Account, epsilon: float
+) -> None:
     """What the tensors do not show: the activation must be ours, another epsilon is said."""
     act = config.get("hidden_act", "gelu")
     if act != "gelu":
-        raise ConfigError(f"{source} with hidden_act={act!r}", "gelu, the exact one", "use another model")
+        raise ConfigError(
+            f"{source} with hidden_act={act!r}", "gelu, the exact one", "use another model"
+        )
     theirs = config.get("layer_norm_eps", epsilon)
     if theirs != epsilon:
         account.notes.append(f"layer_norm_eps is {theirs} in {source} and {epsilon} here")
@@ -220,7 +287,9 @@ def _heads(config: Mapping[str, Any], wanted: int | None, field: str, source: st
     """Attention heads by config.json or the sizes file, which must agree. Raises ConfigError."""
     told = config.get("num_attention_heads", wanted)
     if wanted not in (None, told):
-        raise ConfigError(f"{field}={wanted} in the sizes file, and {told} in config.json", "the same", "mend one")
+        raise ConfigError(
+            f"{field}={wanted} in the sizes file, and {told} in config.json", "the same", "mend one"
+        )
     if told is None:
         raise ConfigError(
             f"{source} of width {dim}, and shapes do not tell the number of heads",
@@ -233,14 +302,18 @@ def _heads(config: Mapping[str, Any], wanted: int | None, field: str, source: st
 def _without_prefix(
     tensors: Tensors, cast: Mapping[str, str], prefixes: Sequence[str]
 ) -> tuple[Tensors, Mapping[str, str]]:
-    """Without a prefix that the encoder has inside a larger model; what has another name stays as it is."""
+    """Without a prefix that the encoder has inside a larger model; what has another name stays as
+    it is.
+    """
 
     def bare(name: str) -> str:
         for prefix in prefixes:
             name = name.removeprefix(prefix)
         return name
 
-    return {bare(name): array for name, array in tensors.items()}, {bare(name): kind for name, kind in cast.items()}
+    return {bare(name): array for name, array in tensors.items()}, {
+        bare(name): kind for name, kind in cast.items()
+    }
 
 
 def _explain(account: Account, reasons: Mapping[str, str], ignore: Sequence[str]) -> None:

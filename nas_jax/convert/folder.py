@@ -49,7 +49,10 @@ class Weights:
 
 
 def for_pictures_of(weights: Weights, image_size: int) -> Weights:
-    """The same for another size of picture: position embeddings resized as ALBEF does. 0 changes nothing."""
+    """The same for another size of picture: position embeddings resized as ALBEF does.
+
+    0 changes nothing.
+    """
     if image_size in (0, weights.model.image_size):
         return weights
     model = replace(weights.model, image_size=image_size)
@@ -62,13 +65,17 @@ def for_pictures_of(weights: Weights, image_size: int) -> Weights:
         position_1xTxD = resize_image_positions(image["position_embedding"], model.num_patches + 1)
         return params | {"image_encoder": image | {"position_embedding": position_1xTxD}}
 
-    return replace(weights, params=resized(weights.params), teacher=resized(weights.teacher), model=model)
+    return replace(
+        weights, params=resized(weights.params), teacher=resized(weights.teacher), model=model
+    )
 
 
 def check_out(out: Path) -> None:
     """Raises CheckpointError if there is something in `out` already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"--out {out}, which is there already", "a new folder", "name another, or remove it")
+        raise CheckpointError(
+            f"--out {out}, which is there already", "a new folder", "name another, or remove it"
+        )
 
 
 def write(
@@ -80,8 +87,8 @@ def write(
 ) -> None:
     """Writes the folder whole or not at all.
 
-    tokenizer: a folder with tokenizer.json or vocab.txt. Raises CheckpointError if `out` is there already or cannot be
-    written, DataError on another vocabulary size.
+    tokenizer: a folder with tokenizer.json or vocab.txt. Raises CheckpointError if `out` is there
+    already or cannot be written, DataError on another vocabulary size.
     """
     check_out(out)
     words = load_tokenizer(tokenizer) if tokenizer else None
@@ -125,8 +132,11 @@ def _run_record(weights: Weights, conversion: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def read(workdir: Path, step: int | None = None) -> tuple[Weights, dict[str, Any] | None, dict[str, np.ndarray]]:
-    """Weights, conversion.json and unused tensors of a folder; of a run's work directory, its weights alone.
+def read(
+    workdir: Path, step: int | None = None
+) -> tuple[Weights, dict[str, Any] | None, dict[str, np.ndarray]]:
+    """Weights, conversion.json and unused tensors of a folder; of a run's work directory, its
+    weights alone.
 
     step: of a checkpoint; default: the newest. Raises CheckpointError where there is none.
     """
@@ -140,7 +150,9 @@ def read(workdir: Path, step: int | None = None) -> tuple[Weights, dict[str, Any
                 parts[name] = None
     model = _built(ModelConfig, "model", config, workdir)
     if "text_encoder" in parts["params"]:  # a run's config may leave it to the tokenizer
-        model = replace(model, vocab_size=len(parts["params"]["text_encoder"]["word_embedding"]["embedding"]))
+        model = replace(
+            model, vocab_size=len(parts["params"]["text_encoder"]["word_embedding"]["embedding"])
+        )
     method = _built(MethodConfig, "method", config, workdir)
     conversion, unused = None, {}
     if (workdir / CONVERSION).is_file():
@@ -154,7 +166,11 @@ def read(workdir: Path, step: int | None = None) -> tuple[Weights, dict[str, Any
 def _built(kind: type[Config], section: str, config: Mapping[str, Any], workdir: Path) -> Config:
     """A section of config.json as its dataclass."""
     if section not in config:
-        raise ConfigError(f"{workdir / CONFIG} without a section {section}", "the config of a run", "name its folder")
+        raise ConfigError(
+            f"{workdir / CONFIG} without a section {section}",
+            "the config of a run",
+            "name its folder",
+        )
     try:
         return build(kind, config[section], section)
     except ConfigError as error:

@@ -1,4 +1,6 @@
-"""Brings a state dict of ALBEF or NAS_ALBEF in: pretraining or fine-tuned, with what it has of teacher and queues."""
+"""Brings a state dict of ALBEF or NAS_ALBEF in: pretraining or fine-tuned, with what it has of
+teacher and queues.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.trees import named_leaves
 
-HEADS = {768: 12}  # ViT-B and BERT-base, the only sizes that the authors published; others must be told
+# ViT-B and BERT-base, the only sizes that the authors published; others must be told
+HEADS = {768: 12}
 MODULE = "module."  # before all names of a model saved from DistributedDataParallel
 ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder")
 REASONS = {
@@ -32,7 +35,10 @@ REASONS = {
     r"cls_head(_m)?\.": "the classifier of a fine-tuned task",
     r"ta_head\.": "the text-assignment head of NLVR2's pretraining",
 }
-"""What a state dict of ALBEF may hold that our model has no use for. Source: ALBEF code, models/model_*.py."""
+"""What a state dict of ALBEF may hold that our model has no use for.
+
+Source: ALBEF code, models/model_*.py.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.json",
         help='what shapes do not tell, like {"heads": 12}',
     )
-    add("--image-size", type=int, default=0, metavar="N", help="resize the position embeddings (default: as they are)")
+    add(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="resize the position embeddings (default: as they are)",
+    )
     add(
         "--tokenizer",
         default="",
@@ -69,11 +81,17 @@ def run(args: argparse.Namespace) -> int:
     tensors, cast = read_tensors(args.file)
     parallel = all(name.startswith(MODULE) for name in tensors)
     if parallel:
-        tensors, cast = ({name.removeprefix(MODULE): value for name, value in x.items()} for x in (tensors, cast))
-    weights, account, bert = convert(tensors, cast, Path(args.file).name, given.read_sizes(args.sizes), args.ignore)
+        tensors, cast = (
+            {name.removeprefix(MODULE): value for name, value in x.items()} for x in (tensors, cast)
+        )
+    weights, account, bert = convert(
+        tensors, cast, Path(args.file).name, given.read_sizes(args.sizes), args.ignore
+    )
     resized = folder.for_pictures_of(weights, args.image_size)
     if resized is not weights:
-        account.notes.append(f"position embeddings resized: {weights.model.image_size} -> {args.image_size} pixels")
+        account.notes.append(
+            f"position embeddings resized: {weights.model.image_size} -> {args.image_size} pixels"
+        )
     print(account)
     print("\n".join(new_lines(account.new, [*account.new, *named_leaves(weights.params)])))
     source = {"file": Path(args.file).name, "bytes": Path(args.file).stat().st_size}
@@ -85,7 +103,10 @@ def run(args: argparse.Namespace) -> int:
     } | account.to_json()
     unused = {name: tensors[name] for name in account.named("unused")}
     folder.write(out, resized, conversion, args.tokenizer, unused)
-    print(f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with train.weights={out}")
+    print(
+        f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with "
+        f"train.weights={out}"
+    )
     return 0
 
 
@@ -96,10 +117,12 @@ def convert(
     sizes: Mapping[str, int],
     ignore: Sequence[str] = (),
 ) -> tuple[folder.Weights, Account, str]:
-    """Weights in our layout, the account of every tensor, and what the file puts before BERT's names.
+    """Weights in our layout, the account of every tensor, and what the file puts before BERT's
+    names.
 
-    sizes: those that were given; where shapes tell a size too, both must agree. ignore: beginnings of names.
-    Raises CheckpointError on a missing, additional or wrongly shaped tensor, ConfigError on sizes.
+    sizes: those that were given; where shapes tell a size too, both must agree. ignore: beginnings
+    of names. Raises CheckpointError on a missing, additional or wrongly shaped tensor, ConfigError
+    on sizes.
     """
     account = Account(tensors, cast, source)
     bert = "bert." if any(name.startswith("text_encoder.bert.") for name in tensors) else ""
@@ -122,20 +145,27 @@ def convert(
         name="nas" if dictionary else "albef",
         itc=ItcConfig(queue_size=len(state["queue"]["image_id_Q"]) if "queue" in state else 0),
         dictionary=DictionaryConfig(
-            enabled=dictionary, codes=len(state["dictionary"]["counts_K"]) if dictionary else 2048, literal=gate
+            enabled=dictionary,
+            codes=len(state["dictionary"]["counts_K"]) if dictionary else 2048,
+            literal=gate,
         ),
         nva=NvaConfig(enabled=False),
         nta=NtaConfig(enabled=False),
     )
     _explain(tensors, account, bert, ignore)
-    weights = folder.Weights(params, model, method, teacher, state.get("queue"), state.get("dictionary"))
+    weights = folder.Weights(
+        params, model, method, teacher, state.get("queue"), state.get("dictionary")
+    )
     return weights, account, bert
 
 
 def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -> ModelConfig:
     """The sizes of the network, by its shapes and by what was given."""
     text = f"text_encoder.{bert}"
-    if "visual_encoder.cls_token" not in tensors or f"{text}embeddings.LayerNorm.bias" not in tensors:
+    if (
+        "visual_encoder.cls_token" not in tensors
+        or f"{text}embeddings.LayerNorm.bias" not in tensors
+    ):
         raise CheckpointError(
             f"{source}, with tensors such as {next(iter(tensors), 'none')!r}",
             "visual_encoder.* and text_encoder.* of an ALBEF model",
@@ -148,9 +178,15 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
     _, tokens, dim = shape("visual_encoder.pos_embed", 3)
     patch = shape("visual_encoder.patch_embed.proj.weight", 4)[-1]
     layers = given.count(tensors, rf"{re.escape(text)}encoder\.layer\.(\d+)\.", source)
-    first = [n for n in range(layers) if f"{text}encoder.layer.{n}.crossattention.self.query.weight" in tensors]
+    first = [
+        n
+        for n in range(layers)
+        if f"{text}encoder.layer.{n}.crossattention.self.query.weight" in tensors
+    ]
     if not first:
-        raise CheckpointError(f"{source} without cross-attention", "a fusion encoder", "for a plain BERT use from-hf")
+        raise CheckpointError(
+            f"{source} without cross-attention", "a fusion encoder", "for a plain BERT use from-hf"
+        )
     found = {
         "dim": dim,
         "image_layers": given.count(tensors, r"visual_encoder\.blocks\.(\d+)\.", source),
@@ -177,22 +213,31 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
 
 
 def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -> None:
-    """NLVR2's network has each fusion layer twice, one for each picture: another network under the same names."""
+    """NLVR2's network has each fusion layer twice, one for each picture: another network under the
+    same names.
+    """
     keys = [
-        tensors.get(f"text_encoder.{bert}encoder.layer.{model.text_layers + n}.crossattention.self.key.weight")
+        tensors.get(
+            f"text_encoder.{bert}encoder.layer.{model.text_layers + n}.crossattention.self.key.weight"
+        )
         for n in range(2)
     ]
     if keys[0] is not None and keys[1] is not None and np.array_equal(*keys):
         raise CheckpointError(
-            f"{source}, whose fusion layers share their keys in pairs: a model of NLVR2, for two pictures",
+            f"{source}, whose fusion layers share their keys in pairs: a model of NLVR2, for two "
+            "pictures",
             "a model for one picture",
             "use the pretrained weights that it came from",
         )
 
 
-def _present(entries: Sequence[Entry], tensors: Tensors, required: Sequence[str]) -> Iterable[Entry]:
+def _present(
+    entries: Sequence[Entry], tensors: Tensors, required: Sequence[str]
+) -> Iterable[Entry]:
     """Without the groups of which the file has nothing; of the others, everything must be there."""
-    there = {entry.path[0] for entry in entries if any(name in tensors for name in entry.names)} | set(required)
+    there = {
+        entry.path[0] for entry in entries if any(name in tensors for name in entry.names)
+    } | set(required)
     return [entry for entry in entries if entry.path[0] in there]
 
 
@@ -214,7 +259,10 @@ def _state(tensors: Tensors, account: Account, dictionary: bool) -> dict[str, An
         state["queue"]["image_id_Q"] = np.full(size, -1, np.int32)
     if dictionary:
         # Not in the file. A step above 0: the codes are past their start from data.
-        state["dictionary"] |= {"last_use_K": np.full(codes, -1, np.int32), "step": np.array(1, np.int32)}
+        state["dictionary"] |= {
+            "last_use_K": np.full(codes, -1, np.int32),
+            "step": np.array(1, np.int32),
+        }
     return state
 
 
@@ -222,7 +270,9 @@ def _explain(tensors: Tensors, account: Account, bert: str, ignore: Sequence[str
     """Copies and known leftovers; raises CheckpointError on any other tensor."""
     for suffix in ("", "_m"):
         head, text = f"text_encoder{suffix}.cls.predictions.", f"text_encoder{suffix}.{bert}"
-        tie_head(tensors, account, f"{head}decoder.weight", f"{text}embeddings.word_embeddings.weight")
+        tie_head(
+            tensors, account, f"{head}decoder.weight", f"{text}embeddings.word_embeddings.weight"
+        )
         tie_head(tensors, account, f"{head}decoder.bias", f"{head}bias")
     for name, row in account.rows.items():
         for pattern, reason in REASONS.items() if not row.action else ():
@@ -233,7 +283,10 @@ def _explain(tensors: Tensors, account: Account, bert: str, ignore: Sequence[str
 
 
 def tie_head(tensors: Tensors, account: Account, name: str, other: str) -> None:
-    """Marks BERT's decoder as the copy of the word embeddings that it is. Raises CheckpointError if it is none."""
+    """Marks BERT's decoder as the copy of the word embeddings that it is.
+
+    Raises CheckpointError if it is none.
+    """
     if name not in tensors or other not in tensors:
         return
     if not np.array_equal(tensors[name], tensors[other]):

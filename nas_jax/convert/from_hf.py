@@ -1,7 +1,9 @@
-"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours whole.
+"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours
+whole.
 
-The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et al. 2021, section
-3.1); their cross-attention, the projections and the matching head are new and left to the run.
+The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et
+al. 2021, section 3.1); their cross-attention, the projections and the matching head are new and
+left to the run.
 """
 
 from __future__ import annotations
@@ -25,21 +27,60 @@ from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.trees import named_leaves
 
 HUB = "hub:"
-HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "vocab.txt", "tokenizer*.json")
+HUB_FILES = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "vocab.txt",
+    "tokenizer*.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the subcommand."""
     add = parser.add_argument
     forms = "a folder, a .safetensors or .pth file, or hub:NAME, which is downloaded"
-    add("export", nargs="?", default="", metavar="EXPORT", help="a folder that to-hf wrote: all weights come back")
-    add("--image", default="", metavar="SRC", help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}")
+    add(
+        "export",
+        nargs="?",
+        default="",
+        metavar="EXPORT",
+        help="a folder that to-hf wrote: all weights come back",
+    )
+    add(
+        "--image",
+        default="",
+        metavar="SRC",
+        help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}",
+    )
     add("--text", default="", metavar="SRC", help=f"BERT: {forms}")
     add("--out", required=True, metavar="DIR", help="the folder of weights to write")
-    add("--text-layers", type=int, default=0, metavar="N", help="BERT layers that read text alone (default: half)")
-    add("--sizes", default="", metavar="FILE.json", help='what neither shapes nor config.json tell: {"image_heads": 6}')
-    add("--image-size", type=int, default=0, metavar="N", help="resize the position embeddings (default: as they are)")
-    add("--tokenizer", default="", metavar="DIR", help="tokenizer.json or vocab.txt (default: what lies beside --text)")
+    add(
+        "--text-layers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="BERT layers that read text alone (default: half)",
+    )
+    add(
+        "--sizes",
+        default="",
+        metavar="FILE.json",
+        help='what neither shapes nor config.json tell: {"image_heads": 6}',
+    )
+    add(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="resize the position embeddings (default: as they are)",
+    )
+    add(
+        "--tokenizer",
+        default="",
+        metavar="DIR",
+        help="tokenizer.json or vocab.txt (default: what lies beside --text)",
+    )
     add(
         "--ignore",
         nargs="+",
@@ -54,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     folder.check_out(out)
     if bool(args.export) == bool(args.image or args.text):
-        raise ConfigError("from-hf", "an EXPORT of ours, or --image and --text", "name one or the other")
+        raise ConfigError(
+            "from-hf", "an EXPORT of ours, or --image and --text", "name one or the other"
+        )
     if args.export:
         return _back(Path(args.export), out)
     sizes = given.read_sizes(args.sizes)
@@ -65,14 +108,18 @@ def run(args: argparse.Namespace) -> int:
     if args.text:
         source = _open(args.text)
         towers["text"] = text_tower(source, sizes, args.text_layers, args.ignore)
-        if not tokenizer and any((source.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        if not tokenizer and any(
+            (source.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")
+        ):
             tokenizer = str(source.folder)
     weights, new = join(towers, sizes)
     resized = folder.for_pictures_of(weights, args.image_size) if args.image else weights
     for kind, tower in towers.items():
         print(f"{kind}: {tower.account}")
     if resized is not weights:
-        print(f"position embeddings resized: {weights.model.image_size} -> {args.image_size} pixels")
+        print(
+            f"position embeddings resized: {weights.model.image_size} -> {args.image_size} pixels"
+        )
     print("\n".join(new_lines(new, _names(weights.model))))
     conversion = {
         "format": 1,
@@ -81,15 +128,25 @@ def run(args: argparse.Namespace) -> int:
         "image_size": resized.model.image_size,
         "new": new,
         "notes": [note for tower in towers.values() for note in tower.account.notes],
-        "tensors": [row | {"of": k} for k, tower in towers.items() for row in tower.account.to_json()["tensors"]],
+        "tensors": [
+            row | {"of": k}
+            for k, tower in towers.items()
+            for row in tower.account.to_json()["tensors"]
+        ],
     }
     folder.write(out, resized, conversion, tokenizer)
-    print(f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with train.weights={out}")
+    print(
+        f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with "
+        f"train.weights={out}"
+    )
     return 0
 
 
 def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.Weights, list[str]]:
-    """One model out of the encoders, and the names of our arrays that neither has. Raises ConfigError."""
+    """One model out of the encoders, and the names of our arrays that neither has.
+
+    Raises ConfigError.
+    """
     found: dict[str, int] = {}
     for kind, tower in towers.items():
         given.agree(found, tower.sizes, "the image encoder", f"the {kind} encoder")
@@ -100,7 +157,9 @@ def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.
     params = {name: group for tower in towers.values() for name, group in tower.params.items()}
     have = set(named_leaves(params))
     new = [name for name in _names(model) if name not in have]
-    method = MethodConfig("albef", dictionary=DictionaryConfig(False), nva=NvaConfig(False), nta=NtaConfig(False))
+    method = MethodConfig(
+        "albef", dictionary=DictionaryConfig(False), nva=NvaConfig(False), nta=NtaConfig(False)
+    )
     return folder.Weights(params, model, method), new
 
 
@@ -119,7 +178,9 @@ def _open(spec: str) -> Source:
         try:
             config = json.loads((place / "config.json").read_text())
         except ValueError as error:
-            raise DataError(f"{place / 'config.json'} ({error})", "JSON", "download it again") from error
+            raise DataError(
+                f"{place / 'config.json'} ({error})", "JSON", "download it again"
+            ) from error
     return Source(tensors, cast, config, spec if spec.startswith(HUB) else path.name, place)
 
 
@@ -131,7 +192,8 @@ def _download(name: str) -> str:
     except Exception as error:  # no such name, no network, no library: all end the same way
         lines = str(error).strip().splitlines()
         raise DataError(
-            f"{name!r}, which the Hugging Face hub did not give ({lines[0][:200] if lines else type(error).__name__})",
+            f"{name!r}, which the Hugging Face hub did not give "
+            f"({lines[0][:200] if lines else type(error).__name__})",
             "the name of a model, and network access",
             "download it, and name its folder",
         ) from error
@@ -147,5 +209,8 @@ def _back(export: Path, out: Path) -> int:
     )
     conversion = {"format": 1, "from": "export", "source": {"folder": export.name}}
     folder.write(out, weights, conversion, str(export))
-    print(f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with train.weights={out}")
+    print(
+        f"{out}: {folder.size_in_mb(weights.params):.1f} MB of parameters; start a run with "
+        f"train.weights={out}"
+    )
     return 0

@@ -1,8 +1,10 @@
-"""The gate of an export: what PyTorch computes from it must be what JAX computes from the checkpoint.
+"""The gate of an export: what PyTorch computes from it must be what JAX computes from the
+checkpoint.
 
-Both sides run in float32 on the same inputs, random ones and pictures with captions. Compared are all outputs and what
-stands between the layers; a difference above `TOLERANCE` of the scale of an array refuses the export, with a table that
-begins with the first layer that differs. There is no way around it.
+Both sides run in float32 on the same inputs, random ones and pictures with captions. Compared are
+all outputs and what stands between the layers; a difference above `TOLERANCE` of the scale of an
+array refuses the export, with a table that begins with the first layer that differs. There is no
+way around it.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ class Report:
     @property
     def worst(self) -> Row:
         """The largest difference among what need not be equal to the bit."""
-        return max((row for row in self.rows if row.tolerance == TOLERANCE), key=lambda row: row.error)
+        return max(
+            (row for row in self.rows if row.tolerance == TOLERANCE), key=lambda row: row.error
+        )
 
     def table(self, rows: Iterable[Row]) -> str:
         """Lines of name, difference and tolerance."""
@@ -104,9 +108,11 @@ def check(
     python: str = sys.executable,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Compares an export with its checkpoint, one side after the other. Raises GateRefused where they differ.
+    """Compares an export with its checkpoint, one side after the other. Raises GateRefused where
+    they differ.
 
-    plain: subfolder with the dual encoder as BLIP. python: the interpreter with torch and transformers.
+    plain: subfolder with the dual encoder as BLIP. python: the interpreter with torch and
+    transformers.
     """
     with tempfile.TemporaryDirectory(prefix="nas_jax-gate-") as folder:
         inputs, ours, theirs = (Path(folder, f"{name}.npz") for name in ("inputs", "jax", "torch"))
@@ -114,12 +120,19 @@ def check(
         say("the gate: JAX")
         outputs = run_jax(trained, config, given)
         given |= {name: array for name, array in outputs.items() if name.endswith("/code_ids")}
-        given |= {f"{case}/plain_pixel_values": _channels_first(given[f"{case}/pixels"]) for case in CASES}
-        np.savez(inputs, **{name: array for name, array in given.items() if not name.endswith("/pixels")})
+        given |= {
+            f"{case}/plain_pixel_values": _channels_first(given[f"{case}/pixels"]) for case in CASES
+        }
+        np.savez(
+            inputs, **{name: array for name, array in given.items() if not name.endswith("/pixels")}
+        )
         np.savez(ours, **outputs)
         del given, outputs
         say("the gate: PyTorch")
-        run_torch([str(export), str(inputs), str(theirs), *([str(export / plain)] if plain else [])], python)
+        run_torch(
+            [str(export), str(inputs), str(theirs), *([str(export / plain)] if plain else [])],
+            python,
+        )
         with np.load(ours) as left, np.load(theirs) as right:
             rows = tuple(compare(left, right, bool(plain)))
             facts = json.loads(str(right["facts"]))
@@ -129,19 +142,30 @@ def check(
         say(report.table(report.failed[:_ROWS]))
         first, more = report.failed[0], len(report.failed) - 1
         raise GateRefused(
-            f"the export differs from the checkpoint, first in {first.name} by {first.error:.1e} of its scale, "
+            f"the export differs from the checkpoint, first in {first.name} by {first.error:.1e} "
+            "of its scale, "
             f"and in {more} more arrays",
             f"at most {TOLERANCE:.0e}",
             "it was deleted; the table above says where the difference starts",
         )
-    names = ("image_embeds", "text_embeds", "dictionary_tokens", "itm_logits", "mlm_logits", "generator_logits")
+    names = (
+        "image_embeds",
+        "text_embeds",
+        "dictionary_tokens",
+        "itm_logits",
+        "mlm_logits",
+        "generator_logits",
+    )
     wanted = [row for row in rows if row.name.split("/")[1] in (*names, "plain_cosine")]
     say(report.table(wanted))
-    say(f"{len(rows)} arrays agree with transformers {report.transformers}; worst: {report.worst.name}; {ties} ties")
+    say(
+        f"{len(rows)} arrays agree with transformers {report.transformers}; worst: "
+        f"{report.worst.name}; {ties} ties"
+    )
     return report
 
 
-# --------------------------------------------------------------------------------------------------------------- inputs
+# ------------------------------------------------------------------------------------------- inputs
 
 
 def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
@@ -158,7 +182,9 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     images = np.stack([record.image for record in records])
     large = SceneSource("val", 3, 0, min(1024, size + size // 2))[2].image
     captions = [record.captions[0] for record in records] + list(CAPTIONS)
-    cleaned = [prepare_caption(text, config["clean_captions"], config["max_words"]) for text in captions]
+    cleaned = [
+        prepare_caption(text, config["clean_captions"], config["max_words"]) for text in captions
+    ]
     token_ids, token_mask = tokenizer.encode(cleaned, length)
     return {
         "cases": np.asarray(json.dumps(CASES)),
@@ -179,26 +205,49 @@ def _channels_first(pixels_BxHxWx3: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels_BxHxWx3.transpose(0, 3, 1, 2))
 
 
-# ------------------------------------------------------------------------------------------------------------- JAX side
+# ----------------------------------------------------------------------------------------- JAX side
 
 
-def run_jax(trained: Trained, config: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by `case/name`, and what stands between the layers under the names of the export's modules."""
+def run_jax(
+    trained: Trained, config: Mapping[str, Any], given: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Outputs by `case/name`, and what stands between the layers under the names of the export's
+    modules.
+    """
     method, results = method_of(config), {}
-    with jax.default_device(jax.local_devices(backend="cpu")[0]), jax.default_matmul_precision("highest"):
-        arrays = {name: jnp.asarray(array) for group in trained.groups() for name, array in trained.read(group)}
-        dictionary = {name.removeprefix(DICTIONARY): a for name, a in arrays.items() if name.startswith(DICTIONARY)}
-        params = nest({name: array for name, array in arrays.items() if not name.startswith(DICTIONARY)})
+    with (
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+        jax.default_matmul_precision("highest"),
+    ):
+        arrays = {
+            name: jnp.asarray(array)
+            for group in trained.groups()
+            for name, array in trained.read(group)
+        }
+        dictionary = {
+            name.removeprefix(DICTIONARY): a
+            for name, a in arrays.items()
+            if name.startswith(DICTIONARY)
+        }
+        params = nest(
+            {name: array for name, array in arrays.items() if not name.startswith(DICTIONARY)}
+        )
         state = DictionaryState(**dictionary) if dictionary else None
         del arrays
         for case in CASES:
             pixels = given[f"{case}/pixels"]
-            ids, mask = (given[f"{case}/{name}"][: len(pixels)] for name in ("input_ids", "attention_mask"))
-            outputs = _outputs(method, params, state, pixels, ids.astype(np.int32), mask > 0, config)
+            ids, mask = (
+                given[f"{case}/{name}"][: len(pixels)] for name in ("input_ids", "attention_mask")
+            )
+            outputs = _outputs(
+                method, params, state, pixels, ids.astype(np.int32), mask > 0, config
+            )
             results |= {f"{case}/{name}": np.asarray(array) for name, array in outputs.items()}
     results["real/pixel_values"] = _channels_first(given["real/pixels"])
     size = config["image_size"]
-    results["real/resized"] = _channels_first(np.asarray(normalise_image(resize(given["real/large"], size)[None])))
+    results["real/resized"] = _channels_first(
+        np.asarray(normalise_image(resize(given["real/large"], size)[None]))
+    )
     results |= {f"real/{name}": given[f"real/{name}"] for name in ("input_ids", "attention_mask")}
     return results
 
@@ -216,12 +265,18 @@ def _outputs(
     (image_tokens, image_embeds), results = _layers(network, "encode_image", params, pixels_BxHxWx3)
     seen = image_tokens
     if state is not None:
-        words = jax.jit(lambda *inputs: nas.look_up(method.ctx, *inputs)[0])(params, state, image_tokens)
+        words = jax.jit(lambda *inputs: nas.look_up(method.ctx, *inputs)[0])(
+            params, state, image_tokens
+        )
         seen = words.tokens_BxTxD
         results["features"], results["code_ids"] = words.features_BxNxD, words.code_ids_BxN
         results["dictionary_tokens"] = seen
-        results["distances"] = _distances(np.asarray(words.features_BxNxD), np.asarray(state.codes_KxD))
-    (text_tokens, text_embeds), layers = _layers(network, "encode_text", params, token_ids_BxL, token_mask_BxL)
+        results["distances"] = _distances(
+            np.asarray(words.features_BxNxD), np.asarray(state.codes_KxD)
+        )
+    (text_tokens, text_embeds), layers = _layers(
+        network, "encode_text", params, token_ids_BxL, token_mask_BxL
+    )
     # `plain`: the last layer for all tokens, which MLM reads too.
     match = functools.partial(_layers, network, "match", plain=True)
     itm_logits, fusion = match(params, text_tokens, token_mask_BxL, seen)
@@ -262,9 +317,16 @@ def _run(network: VisionLanguageModel, method: str, params: Params, *inputs: Arr
 def _layers(
     network: VisionLanguageModel, method: str, params: Params, *inputs: Array, **plain: bool
 ) -> tuple[Any, dict[str, Array]]:
-    """What a method of the network gives, and the outputs of its modules by their names in the export."""
+    """What a method of the network gives, and the outputs of its modules by their names in the
+    export.
+    """
     result, state = network.apply(
-        {"params": params}, *inputs, **plain, method=method, capture_intermediates=True, mutable=["intermediates"]
+        {"params": params},
+        *inputs,
+        **plain,
+        method=method,
+        capture_intermediates=True,
+        mutable=["intermediates"],
     )
     found: dict[str, Array] = {}
 
@@ -275,22 +337,26 @@ def _layers(
             elif name == "__call__":
                 key = hf_name("/".join(path))
                 if HOOKED.fullmatch(key):
-                    found[key] = jax.tree.leaves(value[0])[0]  # of the first call; streams come in tuples of one
+                    # of the first call; streams come in tuples of one
+                    found[key] = jax.tree.leaves(value[0])[0]
 
     walk(state["intermediates"], ())
     return result, found
 
 
-# --------------------------------------------------------------------------------------------------------- PyTorch side
+# ------------------------------------------------------------------------------------- PyTorch side
 
 
 def run_torch(arguments: list[str], python: str = sys.executable) -> None:
     """Runs `gate_torch.py` in a process of its own. Raises GateRefused where it fails."""
-    with tempfile.TemporaryDirectory(prefix="nas_jax-modules-") as modules:  # not the user's cache of remote code
+    # not the user's cache of remote code
+    with tempfile.TemporaryDirectory(prefix="nas_jax-modules-") as modules:
         offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules, "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
             [python, "-I", gate_torch.__file__, *arguments],
-            env=os.environ | offline | {"TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
+            env=os.environ
+            | offline
+            | {"TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
             stdin=subprocess.DEVNULL,  # transformers asks there where it has a question
             capture_output=True,
             text=True,
@@ -304,10 +370,12 @@ def run_torch(arguments: list[str], python: str = sys.executable) -> None:
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- comparison
+# --------------------------------------------------------------------------------------- comparison
 
 
-def compare(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], plain: bool) -> Iterable[Row]:
+def compare(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], plain: bool
+) -> Iterable[Row]:
     """A row for each array of ours, in the order in which the model computes them."""
     for name in sorted(ours, key=_place):
         what = name.split("/")[1]
@@ -318,7 +386,9 @@ def compare(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], pl
         elif what in _EXACT:
             yield Row(name, _unequal(ours[name], theirs[name]), 0)
         elif what == "resized":
-            yield Row(name, difference(ours[name], theirs[name], 1 / min(IMAGE_STD)), RESIZE_LEVELS / 255)
+            yield Row(
+                name, difference(ours[name], theirs[name], 1 / min(IMAGE_STD)), RESIZE_LEVELS / 255
+            )
         else:
             yield Row(name, difference(ours[name], theirs[name]), TOLERANCE)
     if plain:
@@ -330,7 +400,9 @@ def _unequal(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, scale: float | None = None) -> float:
-    """Largest absolute difference as a share of our largest value, or of `scale`; another shape is infinity."""
+    """Largest absolute difference as a share of our largest value, or of `scale`; another shape is
+    infinity.
+    """
     if ours.shape != theirs.shape:
         return np.inf
     scale = max(float(np.abs(ours).max()), 1e-30) if scale is None else scale
@@ -338,12 +410,31 @@ def difference(ours: np.ndarray, theirs: np.ndarray, scale: float | None = None)
 
 
 _ORDER = (
-    "input_ids", "attention_mask", "pixel_values", "resized", "patch_embed", "image_encoder", "image_tokens",
-    "image_embeds", "features", "distances", "code_ids", "dictionary_tokens", "text_encoder.embedding_norm",
-    "text_encoder", "text_tokens", "text_embeds", "logits_per_image", "plain_cosine", "fusion_encoder", "itm_logits",
-    "mlm_logits", "generator_logits",
-)  # fmt: skip
-_WITHIN = ("attention_norm", "attention", "cross_attention", "")  # a pre-norm block; the layer itself comes last
+    "input_ids",
+    "attention_mask",
+    "pixel_values",
+    "resized",
+    "patch_embed",
+    "image_encoder",
+    "image_tokens",
+    "image_embeds",
+    "features",
+    "distances",
+    "code_ids",
+    "dictionary_tokens",
+    "text_encoder.embedding_norm",
+    "text_encoder",
+    "text_tokens",
+    "text_embeds",
+    "logits_per_image",
+    "plain_cosine",
+    "fusion_encoder",
+    "itm_logits",
+    "mlm_logits",
+    "generator_logits",
+)
+# a pre-norm block; the layer itself comes last
+_WITHIN = ("attention_norm", "attention", "cross_attention", "")
 
 
 def _place(name: str) -> tuple:

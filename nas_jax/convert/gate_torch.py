@@ -1,8 +1,10 @@
-"""The PyTorch side of the gate: loads an export with transformers alone and runs it on given inputs.
+"""The PyTorch side of the gate: loads an export with transformers alone and runs it on given
+inputs.
 
     python -I gate_torch.py EXPORT INPUTS.npz OUTPUTS.npz [PLAIN]
 
-Run as a file, in a process of its own that cannot import nas_jax, so that it sees what any other user sees.
+Run as a file, in a process of its own that cannot import nas_jax, so that it sees what any other
+user sees.
 """
 
 from __future__ import annotations
@@ -66,12 +68,15 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     results: dict[str, np.ndarray] = {}
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)  # for config.json, which it reads too
+    # for config.json, which it reads too
+    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
     processor = AutoImageProcessor.from_pretrained(export)
     for case in json.loads(str(given["cases"])):
         pixels = given.get(f"{case}/pixel_values")
         if pixels is None:  # a real case: pictures and captions go through the export's own files
-            pixels = processor(images=list(given[f"{case}/images"]), return_tensors="np")["pixel_values"]
+            pixels = processor(images=list(given[f"{case}/images"]), return_tensors="np")[
+                "pixel_values"
+            ]
             results[f"{case}/pixel_values"] = np.asarray(pixels)
             large = processor(images=[given[f"{case}/large"]], return_tensors="np")["pixel_values"]
             results[f"{case}/resized"] = np.asarray(large)
@@ -81,9 +86,13 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             results[f"{case}/attention_mask"] = np.asarray(words["attention_mask"])
         pairs = len(pixels)
         texts = {name: results.get(f"{case}/{name}", given.get(f"{case}/{name}")) for name in _TEXT}
-        inputs = {name: torch.from_numpy(np.asarray(array[:pairs])) for name, array in texts.items()}
+        inputs = {
+            name: torch.from_numpy(np.asarray(array[:pairs])) for name, array in texts.items()
+        }
         inputs["pixel_values"] = torch.from_numpy(np.array(pixels, np.float32))
-        results |= {f"{case}/{name}": array for name, array in _outputs(model, inputs, given, case).items()}
+        results |= {
+            f"{case}/{name}": array for name, array in _outputs(model, inputs, given, case).items()
+        }
     return results
 
 
@@ -103,11 +112,14 @@ def _outputs(model, inputs: dict, given: dict[str, np.ndarray], case: str) -> di
         output = model(**inputs)
         ties = np.zeros((), np.int64)
         if model.neck is not None:
-            # A patch may lie as near to one code as to another; the two sides then may choose differently, rightly.
+            # A patch may lie as near to one code as to another; the two sides then may choose
+            # differently, rightly.
             ours, theirs = output.code_ids, torch.from_numpy(given[f"{case}/code_ids"]).long()
             features = model.neck.features(output.image_tokens[:, 1:])
             distances = model.dictionary.distances(features)
-            if bool((ours != theirs).any()) and _only_ties(model.dictionary.codes, features, distances, ours, theirs):
+            if bool((ours != theirs).any()) and _only_ties(
+                model.dictionary.codes, features, distances, ours, theirs
+            ):
                 ties = np.asarray((ours != theirs).sum())
                 recorded.clear()
                 output = model(**inputs, code_ids=theirs)
@@ -115,7 +127,9 @@ def _outputs(model, inputs: dict, given: dict[str, np.ndarray], case: str) -> di
         for hook in hooks:
             hook.remove()
         if model.generator_head is not None:
-            recorded["generator_logits"] = model.generate_words(output.text_tokens[:, :WORDS]).numpy()
+            recorded["generator_logits"] = model.generate_words(
+                output.text_tokens[:, :WORDS]
+            ).numpy()
         recorded |= {name: tensor.numpy() for name, tensor in output.items()}
         recorded["mlm_logits"] = recorded["mlm_logits"][:, :WORDS]
         return recorded | {"ties": ties}
@@ -123,7 +137,10 @@ def _outputs(model, inputs: dict, given: dict[str, np.ndarray], case: str) -> di
 
 def _only_ties(codes, features, distances, ours, theirs) -> bool:
     """Whether the codes that differ are equally near."""
-    both = distances.gather(-1, ours[..., None])[..., 0], distances.gather(-1, theirs[..., None])[..., 0]
+    both = (
+        distances.gather(-1, ours[..., None])[..., 0],
+        distances.gather(-1, theirs[..., None])[..., 0],
+    )
     scale = features.square().sum(-1) + codes[theirs].square().sum(-1)
     return bool(((both[1] - both[0]).abs() <= TIE * scale).all())
 
@@ -143,9 +160,13 @@ def run_plain(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray
     import torch
     from transformers import BlipForImageTextRetrieval
 
-    model, info = BlipForImageTextRetrieval.from_pretrained(export, dtype=torch.float32, output_loading_info=True)
+    model, info = BlipForImageTextRetrieval.from_pretrained(
+        export, dtype=torch.float32, output_loading_info=True
+    )
     model.eval()
-    results = {"plain/missing": np.asarray(len(info["missing_keys"]) + len(info["unexpected_keys"]))}
+    results = {
+        "plain/missing": np.asarray(len(info["missing_keys"]) + len(info["unexpected_keys"]))
+    }
     for case in json.loads(str(given["cases"])):
         pixels = torch.from_numpy(given[f"{case}/plain_pixel_values"])
         inputs = {name: torch.from_numpy(given[f"{case}/{name}"][: len(pixels)]) for name in _TEXT}

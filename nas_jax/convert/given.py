@@ -1,4 +1,6 @@
-"""Sizes of a model: read off the shapes of its tensors, and what shapes do not say from a small JSON file."""
+"""Sizes of a model: read off the shapes of its tensors, and what shapes do not say from a small
+JSON file.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,39 @@ import numpy as np
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError
 
 KNOWN = (
-    "dim", "heads", "image_heads", "image_layers", "text_layers", "fusion_layers", "mlp_ratio", "image_size",
-    "patch_size", "vocab_size", "max_text_length", "embed_dim",
-)  # fmt: skip
+    "dim",
+    "heads",
+    "image_heads",
+    "image_layers",
+    "text_layers",
+    "fusion_layers",
+    "mlp_ratio",
+    "image_size",
+    "patch_size",
+    "vocab_size",
+    "max_text_length",
+    "embed_dim",
+)
 """Fields of ModelConfig that a sizes file may hold."""
 
 
 def read_sizes(path: str) -> dict[str, int]:
-    """The fields of a sizes file like `{"heads": 12}`; no path: none. Raises DataError, ConfigError."""
+    """The fields of a sizes file like `{"heads": 12}`; no path: none.
+
+    Raises DataError, ConfigError.
+    """
     if not path:
         return {}
     try:
         sizes = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"sizes file {path} ({error})", 'JSON like {"heads": 12}', "mend it") from error
+        raise DataError(
+            f"sizes file {path} ({error})", 'JSON like {"heads": 12}', "mend it"
+        ) from error
     if not isinstance(sizes, dict):
-        raise ConfigError(f"sizes file {path} with a {type(sizes).__name__}", 'JSON like {"heads": 12}', "mend it")
+        raise ConfigError(
+            f"sizes file {path} with a {type(sizes).__name__}", 'JSON like {"heads": 12}', "mend it"
+        )
     for name, value in sizes.items():
         if name not in KNOWN:
             raise ConfigError(f"{name!r} in {path}", f"one of {', '.join(KNOWN)}", "leave it out")
@@ -38,7 +57,9 @@ def read_sizes(path: str) -> dict[str, int]:
     return sizes
 
 
-def agree(found: Mapping[str, int], given: Mapping[str, int], source: str, by: str = "the sizes file") -> None:
+def agree(
+    found: Mapping[str, int], given: Mapping[str, int], source: str, by: str = "the sizes file"
+) -> None:
     """Raises ConfigError where a size that was given is not that of the tensors."""
     for name, value in given.items():
         if name in found and found[name] != value:
@@ -49,25 +70,39 @@ def agree(found: Mapping[str, int], given: Mapping[str, int], source: str, by: s
             )
 
 
-def shape_of(tensors: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
-    """The shape of a tensor by which sizes are told. Raises CheckpointError if it is missing or of another rank."""
+def shape_of(
+    tensors: Mapping[str, np.ndarray], name: str, axes: int, source: str
+) -> tuple[int, ...]:
+    """The shape of a tensor by which sizes are told.
+
+    Raises CheckpointError if it is missing or of another rank.
+    """
     if name not in tensors:
         raise CheckpointError(
-            f"{source} without {name!r}", "every tensor of the model", "use a whole file of one model"
+            f"{source} without {name!r}",
+            "every tensor of the model",
+            "use a whole file of one model",
         )
     shape = tensors[name].shape
     if len(shape) != axes:
-        raise CheckpointError(f"{name} has shape {list(shape)} in {source}", f"{axes} axes", "check the file")
+        raise CheckpointError(
+            f"{name} has shape {list(shape)} in {source}", f"{axes} axes", "check the file"
+        )
     return tuple(shape)
 
 
 def count(tensors: Mapping[str, Any], pattern: str, source: str) -> int:
-    """How many layers there are; `pattern` finds the number of one. Raises CheckpointError if one is missing."""
+    """How many layers there are; `pattern` finds the number of one.
+
+    Raises CheckpointError if one is missing.
+    """
     numbers = {int(match[1]) for match in map(re.compile(pattern).match, tensors) if match}
     gaps = set(range(max(numbers, default=0) + 1)) - numbers
     if gaps:
         raise CheckpointError(
-            f"{source} without layer {min(gaps)} ({pattern})", "layers from 0 on", "use a whole file of one model"
+            f"{source} without layer {min(gaps)} ({pattern})",
+            "layers from 0 on",
+            "use a whole file of one model",
         )
     return len(numbers)
 

@@ -1,8 +1,10 @@
-"""The dual encoder as plain transformers classes: BlipForImageTextRetrieval, whose ITC score needs no code of ours.
+"""The dual encoder as plain transformers classes: BlipForImageTextRetrieval, whose ITC score needs
+no code of ours.
 
-BLIP's towers are ALBEF's: the same ViT, the same BERT layers, biased projections of [CLS]. Only its text embedding has
-no token types; type 0 is added to the positions, which changes the last bit. The head of BLIP's ITM reads other
-layers than ours: it is left empty, so the model must be called with `use_itm_head=False`.
+BLIP's towers are ALBEF's: the same ViT, the same BERT layers, biased projections of [CLS]. Only its
+text embedding has no token types; type 0 is added to the positions, which changes the last bit. The
+head of BLIP's ITM reads other layers than ours: it is left empty, so the model must be called with
+`use_itm_head=False`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ import numpy as np
 from nas_jax.convert.hf_names import hf_name, to_torch, torch_shape
 from nas_jax.convert.trained import Trained
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+)
 
 _IMAGE_LAYER = {
     "attention_norm": "layer_norm1",
@@ -50,7 +57,9 @@ _OTHERS = {
 
 
 def blip_names(name: str) -> tuple[str, ...]:
-    """Name of a tensor in our export -> its names in BLIP's: none, one, or three for stacked projections."""
+    """Name of a tensor in our export -> its names in BLIP's: none, one, or three for stacked
+    projections.
+    """
     owner, _, leaf = name.rpartition(".")
     parts = owner.split(".")
     if name in _OTHERS:
@@ -58,11 +67,15 @@ def blip_names(name: str) -> tuple[str, ...]:
     if owner in _OTHERS:
         return (f"{_OTHERS[owner]}.{leaf}",)
     if parts[:2] == ["image_encoder", "blocks"]:
-        return (f"vision_model.encoder.layers.{parts[2]}.{_IMAGE_LAYER['.'.join(parts[3:])]}.{leaf}",)
+        return (
+            f"vision_model.encoder.layers.{parts[2]}.{_IMAGE_LAYER['.'.join(parts[3:])]}.{leaf}",
+        )
     if parts[:2] == ["text_encoder", "layers"]:
         layer, module = f"text_encoder.encoder.layer.{parts[2]}", ".".join(parts[3:])
         if module == "attention.qkv":
-            return tuple(f"{layer}.attention.self.{part}.{leaf}" for part in ("query", "key", "value"))
+            return tuple(
+                f"{layer}.attention.self.{part}.{leaf}" for part in ("query", "key", "value")
+            )
         return (f"{layer}.{_TEXT_LAYER[module]}.{leaf}",)
     return ()
 
@@ -120,14 +133,17 @@ def write(
     full: Path,
     write_tensors: Callable[[Path, dict, Iterator], None],
 ) -> None:
-    """The plain model in `folder`, from the checkpoint; tokenizer and processor from the full export.
+    """The plain model in `folder`, from the checkpoint; tokenizer and processor from the full
+    export.
 
     write_tensors: `to_hf.write_safetensors`.
     """
     folder.mkdir()
     for name in _TOKENIZER_FILES:
         shutil.copyfile(full / name, folder / name)
-    (folder / "config.json").write_text(json.dumps(blip_config(config), indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(blip_config(config), indent=2) + "\n", encoding="utf-8"
+    )
     groups = [[name for name in group if blip_names(hf_name(name))] for group in trained.groups()]
     kinds = {}
     for name in (name for group in groups for name in group):

@@ -1,4 +1,5 @@
-"""Where each array of ours stands in an export for Hugging Face, in both directions, and how an export is read back.
+"""Where each array of ours stands in an export for Hugging Face, in both directions, and how an
+export is read back.
 
 The names follow ours; only the separators, the numbers and the last word change:
 
@@ -8,7 +9,8 @@ The names follow ours; only the separators, the numbers and the last word change
     mlm_head/norm/scale                             mlm_head.norm.weight
     dictionary/codes_KxD                            dictionary.codes
 
-Every change of layout is a pure move of numbers (`LAYOUTS`), so the way there and back gives the same bits.
+Every change of layout is a pure move of numbers (`LAYOUTS`), so the way there and back gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -63,11 +65,18 @@ def _conv(kernel: np.ndarray) -> np.ndarray:
 
 LAYOUTS: tuple[tuple[str, Layout], ...] = (
     # Dense kernel (p * p * 3, D) on row-major patches <-> nn.Conv2d (D, 3, p, p)
-    (r"patch_embed/kernel", Layout(_conv, lambda tensor, shape: tensor.transpose(2, 3, 1, 0).reshape(shape))),
-    # heads: kernel (D, parts, H, F) <-> nn.Linear (parts * H * F, D), bias (parts, H, F) <-> (parts * H * F)
+    (
+        r"patch_embed/kernel",
+        Layout(_conv, lambda tensor, shape: tensor.transpose(2, 3, 1, 0).reshape(shape)),
+    ),
+    # heads: kernel (D, parts, H, F) <-> nn.Linear (parts * H * F, D), bias (parts, H, F) <-> (parts
+    # * H * F)
     (
         r"attention/(qkv|query|key_value)/kernel",
-        Layout(lambda kernel: kernel.reshape(kernel.shape[0], -1).T, lambda tensor, shape: tensor.T.reshape(shape)),
+        Layout(
+            lambda kernel: kernel.reshape(kernel.shape[0], -1).T,
+            lambda tensor, shape: tensor.T.reshape(shape),
+        ),
     ),
     (
         r"attention/(qkv|query|key_value)/bias",
@@ -76,7 +85,10 @@ LAYOUTS: tuple[tuple[str, Layout], ...] = (
     # kernel (H, F, D) <-> nn.Linear (D, H * F)
     (
         r"attention/out/kernel",
-        Layout(lambda kernel: kernel.reshape(-1, kernel.shape[-1]).T, lambda tensor, shape: tensor.T.reshape(shape)),
+        Layout(
+            lambda kernel: kernel.reshape(-1, kernel.shape[-1]).T,
+            lambda tensor, shape: tensor.T.reshape(shape),
+        ),
     ),
     # Dense kernel (in, out) <-> nn.Linear (out, in)
     (r"kernel", Layout(lambda kernel: kernel.T, lambda tensor, shape: tensor.T)),
@@ -101,12 +113,19 @@ def hf_name(name: str) -> str:
 
 
 def our_name(name: str) -> str:
-    """Name of a tensor in the export -> ours. Raises CheckpointError on a name that no export has."""
+    """Name of a tensor in the export -> ours.
+
+    Raises CheckpointError on a name that no export has.
+    """
     parts = name.split(".")
     if parts[0] == "dictionary":
-        ours = {theirs: f"{DICTIONARY}{mine}" for mine, theirs in _STATE.items()}.get(".".join(parts[1:]))
+        ours = {theirs: f"{DICTIONARY}{mine}" for mine, theirs in _STATE.items()}.get(
+            ".".join(parts[1:])
+        )
         if ours is None:
-            raise CheckpointError(f"tensor {name!r}", "a tensor of an export of nas_jax", "export the model anew")
+            raise CheckpointError(
+                f"tensor {name!r}", "a tensor of an export of nas_jax", "export the model anew"
+            )
         return ours
     if parts[-1] == "weight":
         owner = parts[-2] if len(parts) > 1 else ""
@@ -116,8 +135,12 @@ def our_name(name: str) -> str:
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """The array with our name as its tensor: contiguous, or a file of it would hold other numbers."""
-    return np.ascontiguousarray(layout_of(name).to_torch(array)).reshape(torch_shape(name, array.shape))
+    """The array with our name as its tensor: contiguous, or a file of it would hold other
+    numbers.
+    """
+    return np.ascontiguousarray(layout_of(name).to_torch(array)).reshape(
+        torch_shape(name, array.shape)
+    )
 
 
 def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,7 +153,7 @@ def to_ours(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return np.array(layout_of(name).to_ours(tensor, shape), order="C").reshape(shape)
 
 
-# ---------------------------------------------------------------------------------------------------- what an export is
+# -------------------------------------------------------------------------------- what an export is
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -157,7 +180,9 @@ def method_of(config: Mapping[str, Any]) -> Method:
     method = MethodConfig(
         name=config["method"],
         itc=ItcConfig(queue_size=0),
-        dictionary=DictionaryConfig(enabled=codes > 0, codes=max(codes, 2), literal=config["literal_gate"]),
+        dictionary=DictionaryConfig(
+            enabled=codes > 0, codes=max(codes, 2), literal=config["literal_gate"]
+        ),
         nva=NvaConfig(enabled=False),
         nta=NtaConfig(enabled=config["text_generator"]),
     )
@@ -179,22 +204,31 @@ def _shapes_in(config_text: str) -> Shapes:
     return shapes | (shapes_of(state.dictionary, DICTIONARY) if config["dictionary_codes"] else {})
 
 
-# --------------------------------------------------------------------------------------------------------- reading back
+# ------------------------------------------------------------------------------------- reading back
 
 
 def params_from_export(folder: str | Path) -> tuple[Params, dict[str, Any]]:
     """The parameters of an export, with the bits they were exported with, and its config.json.
 
-    Raises CheckpointError where the folder is no export of ours, or a file is damaged, or a tensor is missing, unknown
-    or of another shape.
+    Raises CheckpointError where the folder is no export of ours, or a file is damaged, or a tensor
+    is missing, unknown or of another shape.
     """
-    arrays = {name: read() for name, read in open_export(folder).items() if not name.startswith(DICTIONARY)}
+    arrays = {
+        name: read()
+        for name, read in open_export(folder).items()
+        if not name.startswith(DICTIONARY)
+    }
     return nest(arrays), read_config(folder)
 
 
 def dictionary_from_export(folder: str | Path) -> dict[str, np.ndarray] | None:
-    """The fields of the visual dictionary of an export; None where it has none. Errors: `params_from_export`."""
-    arrays = {name: read() for name, read in open_export(folder).items() if name.startswith(DICTIONARY)}
+    """The fields of the visual dictionary of an export; None where it has none.
+
+    Errors: `params_from_export`.
+    """
+    arrays = {
+        name: read() for name, read in open_export(folder).items() if name.startswith(DICTIONARY)
+    }
     return {name.removeprefix(DICTIONARY): array for name, array in arrays.items()} or None
 
 
@@ -204,9 +238,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}", "the config.json of an export", "name the folder of one") from error
+        raise CheckpointError(
+            f"{path}: {error}", "the config.json of an export", "name the folder of one"
+        ) from error
     if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(f"{path} of another model", f"model_type {MODEL_TYPE!r}", "name an export of nas_jax")
+        raise CheckpointError(
+            f"{path} of another model", f"model_type {MODEL_TYPE!r}", "name an export of nas_jax"
+        )
     return config
 
 
@@ -214,7 +252,10 @@ def open_export(folder: str | Path) -> dict[str, Callable[[], np.ndarray]]:
     """Our name -> how to read that array of an export. Errors: `params_from_export`."""
     expected, tensors = shapes_in(read_config(folder)), _open_tensors(Path(folder))
     there = {our_name(name) for name in tensors}
-    for got, names in (("without", expected.keys() - there), ("with the unknown", there - expected.keys())):
+    for got, names in (
+        ("without", expected.keys() - there),
+        ("with the unknown", there - expected.keys()),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
@@ -241,18 +282,25 @@ def _open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Name of a tensor -> how to read it."""
     index, opened = folder / INDEX, {}
     try:
-        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values())) if index.exists() else [WEIGHTS]
+        files = (
+            sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            if index.exists()
+            else [WEIGHTS]
+        )
         for file in files:
             opened |= _open_file(folder / file)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"weights in {folder}: {str(error).splitlines()[0]}", "whole safetensors files", "copy them again"
+            f"weights in {folder}: {str(error).splitlines()[0]}",
+            "whole safetensors files",
+            "copy them again",
         ) from error
     return opened
 
 
 def _open_file(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """The tensors of a safetensors file (format: huggingface.co/docs/safetensors); raises on one that is not whole.
+    """The tensors of a safetensors file (format: huggingface.co/docs/safetensors); raises on one
+    that is not whole.
 
     Not by the library: it maps the file into memory, where all that was read would stay.
     """
@@ -267,8 +315,11 @@ def _open_file(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     def read(dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
         begin, end = data_offsets
         if dtype not in SAFETENSORS_DTYPES:
-            return np.broadcast_to(np.array(None), shape)  # no array of ours has it: refused by its dtype
+            # no array of ours has it: refused by its dtype
+            return np.broadcast_to(np.array(None), shape)
         kind = np.dtype(SAFETENSORS_DTYPES[dtype])
-        return np.fromfile(path, kind, (end - begin) // kind.itemsize, offset=start + begin).reshape(shape)
+        return np.fromfile(
+            path, kind, (end - begin) // kind.itemsize, offset=start + begin
+        ).reshape(shape)
 
     return {name: functools.partial(read, **entry) for name, entry in header.items()}

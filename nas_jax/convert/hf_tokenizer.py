@@ -1,7 +1,8 @@
-"""Our tokenizer as files for AutoTokenizer: cleaning, [CLS], cutting and padding as `data/tokenizer.py` does them.
+"""Our tokenizer as files for AutoTokenizer: cleaning, [CLS], cutting and padding as
+`data/tokenizer.py` does them.
 
-The rules stand in tokenizer.json itself, so any version of transformers (and the `tokenizers` library alone) follows
-them.
+The rules stand in tokenizer.json itself, so any version of transformers (and the `tokenizers`
+library alone) follows them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
 
     config: the export's, of which `text_length`, `clean_captions` and `max_words` count.
     """
-    tokenizer.save(folder)  # text_tokenizer.json stays too: our own `load_tokenizer` reads the folder
+    # text_tokenizer.json stays too: our own `load_tokenizer` reads the folder
+    tokenizer.save(folder)
     names = tokenizer.tokens()
     special = {f"{role}_token": names[getattr(tokenizer, f"{role}_id")] for role in ROLES}
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -42,11 +44,14 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # no token types: the model has one kind of text
+        # no token types: the model has one kind of text
+        "model_input_names": ["input_ids", "attention_mask"],
         **special,
     }
     for name, value in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
-        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _normalizer(tokenizer: Tokenizer, config: Mapping[str, Any]) -> normalizers.Normalizer:
@@ -61,8 +66,10 @@ def _normalizer(tokenizer: Tokenizer, config: Mapping[str, Any]) -> normalizers.
             normalizers.Replace(Regex(r"\s{2,}"), " "),
             normalizers.Strip(),
         ]
-        if config["max_words"] < config["text_length"]:  # else the length cuts first: a word is a token at least
-            kept = rf"^(?:[^ ]* ){{{config['max_words'] - 1}}}[^ ]*\K .*"  # \K: what stands before it stays
+        # else the length cuts first: a word is a token at least
+        if config["max_words"] < config["text_length"]:
+            # \K: what stands before it stays
+            kept = rf"^(?:[^ ]* ){{{config['max_words'] - 1}}}[^ ]*\K .*"
             steps.append(normalizers.Replace(Regex(kept), ""))
     else:
         steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -1,4 +1,5 @@
-"""README.md of an export: what the model is, how to use it, what it was trained on, and how well it does.
+"""README.md of an export: what the model is, how to use it, what it was trained on, and how well it
+does.
 
 Written as text from the files of the work directory; what they do not say is not said.
 """
@@ -38,12 +39,23 @@ output.mlm_logits  # MLM: words for every position; put {mask} into the text{dic
 _DICTIONARY_USE = "\noutput.code_ids, output.dictionary_tokens  # the picture in the words of the visual dictionary"
 
 
-def write(trained: Trained, config: Mapping[str, Any], report: Report, mask: str, plain: str = "") -> str:
-    """The text of the card. mask: the tokenizer's mask token; plain: the subfolder with the dual encoder."""
+def write(
+    trained: Trained, config: Mapping[str, Any], report: Report, mask: str, plain: str = ""
+) -> str:
+    """The text of the card.
+
+    mask: the tokenizer's mask token; plain: the subfolder with the dual encoder.
+    """
     run, data = trained.config, trained.config.get("data", {})
-    numbers = sum(int(np.prod(shape)) for key, (shape, _) in trained.shapes.items() if not key.startswith(DICTIONARY))
+    numbers = sum(
+        int(np.prod(shape))
+        for key, (shape, _) in trained.shapes.items()
+        if not key.startswith(DICTIONARY)
+    )
     codes = config["dictionary_codes"]
-    use = _USE.format(caption="a red square", mask=mask, dictionary=_DICTIONARY_USE if codes else "")
+    use = _USE.format(
+        caption="a red square", mask=mask, dictionary=_DICTIONARY_USE if codes else ""
+    )
     sections = [
         _front_matter(config),
         f"# {run.get('name', 'model')}\n\n{_summary(config, numbers, trained.step)}",
@@ -58,21 +70,30 @@ def write(trained: Trained, config: Mapping[str, Any], report: Report, mask: str
 
 
 def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = "".join(f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching"))
+    tags = "".join(
+        f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching")
+    )
     return f"---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags:\n{tags}- {config['method']}\n---"
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
     papers = {
         "albef": "ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651)",
-        "nas": "NAS (Wang et al., AAAI 2025, arXiv 2412.10029), on top of ALBEF (Li et al., NeurIPS 2021)",
+        "nas": "NAS (Wang et al., AAAI 2025, arXiv 2412.10029), on top of ALBEF (Li et al., "
+        "NeurIPS 2021)",
     }
-    dictionary = f", and a visual dictionary of {config['dictionary_codes']} codes" * bool(config["dictionary_codes"])
+    dictionary = f", and a visual dictionary of {config['dictionary_codes']} codes" * bool(
+        config["dictionary_codes"]
+    )
     return (
-        f"Trained with nas_jax {__version__} by the method of {papers[config['method']]}, to step {step}; not the "
-        f"authors' own weights. {numbers / 1e6:.1f} M parameters: {config['image_layers']} layers for pictures of "
-        f"{config['image_size']} x {config['image_size']} pixels in patches of {config['patch_size']}, "
-        f"{config['text_layers']} layers for texts, {config['fusion_layers']} that read both, width "
+        f"Trained with nas_jax {__version__} by the method of {papers[config['method']]}, to step "
+        f"{step}; not the "
+        f"authors' own weights. {numbers / 1e6:.1f} M parameters: {config['image_layers']} layers "
+        "for pictures of "
+        f"{config['image_size']} x {config['image_size']} pixels in patches of "
+        f"{config['patch_size']}, "
+        f"{config['text_layers']} layers for texts, {config['fusion_layers']} that read both, "
+        "width "
         f"{config['hidden_size']}{dictionary}."
     )
 
@@ -81,16 +102,19 @@ def _use_notes(config: Mapping[str, Any], plain: str) -> str:
     cleaned = "lower-cased, without punctuation, " if config["clean_captions"] else ""
     notes = [
         f"* The tokenizer does all that training did: texts are {cleaned}begun with the first token"
-        f"{', ended with the last one' if config['add_sep'] else ' and not ended with one'}, and cut to "
+        f"{', ended with the last one' if config['add_sep'] else ' and not ended with one'}, and "
+        "cut to "
         f"{config['text_length']} tokens.",
-        "* The processor resizes to a square, bicubic, as the evaluations below did. Other ways of resizing, such as "
+        "* The processor resizes to a square, bicubic, as the evaluations below did. Other ways "
+        "of resizing, such as "
         "torchvision's, give slightly different pixels.",
         "* The model has no dropout, and was compared in float32; other precisions were not.",
     ]
     if plain:
         notes.append(
             f"* `{plain}/` is the dual encoder alone without remote code: "
-            f'`BlipForImageTextRetrieval.from_pretrained("{plain}")`, called with `use_itm_head=False`. '
+            f'`BlipForImageTextRetrieval.from_pretrained("{plain}")`, called with '
+            "`use_itm_head=False`. "
             "Load it by that class: AutoModel takes it for another one."
         )
     return "\n".join(notes)
@@ -98,7 +122,9 @@ def _use_notes(config: Mapping[str, Any], plain: str) -> str:
 
 def _data(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     # The last part of a path: the others are the place on one machine.
-    entries = [entry if entry.startswith("tfds:") else Path(entry).name for entry in data.get("train", ())]
+    entries = [
+        entry if entry.startswith("tfds:") else Path(entry).name for entry in data.get("train", ())
+    ]
     if not entries:
         return "Weights of other code that were converted; see there."
     kinds = {"scenes": "scenes (drawn pictures of shapes, with generated captions)"}
@@ -110,7 +136,8 @@ def _data(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     ops = data.get("rand_augment_ops", 0)
     lines.append(
         f"* pictures: {how}, {'mirrored at random, ' if data.get('flip') else ''}"
-        f"{f'{ops} RandAugment operations' if ops else 'no RandAugment'}, {config['image_size']} pixels a side"
+        f"{f'{ops} RandAugment operations' if ops else 'no RandAugment'}, {config['image_size']} "
+        "pixels a side"
     )
     return "\n".join(lines)
 
@@ -122,16 +149,21 @@ def _training(trained: Trained) -> str:
         optimizer, train, data = run["optimizer"], run["train"], run["data"]
         length = f"{train['steps']} steps" if train["steps"] else f"{train['epochs']} epochs"
         lines.append(
-            f"* step {trained.step} of a run of {length}, {data['batch_size']} pairs a step, seed {run['seed']}"
+            f"* step {trained.step} of a run of {length}, {data['batch_size']} pairs a step, seed "
+            f"{run['seed']}"
         )
-        lines.append(f"* AdamW, learning rate {optimizer['lr']:g}, schedule {optimizer['schedule']}")
+        lines.append(
+            f"* AdamW, learning rate {optimizer['lr']:g}, schedule {optimizer['schedule']}"
+        )
         method = run["method"]
         parts = [part for part in ("dictionary", "nva", "nta") if method[part]["enabled"]]
         lines.append(f"* method {method['name']}; parts of NAS: {', '.join(parts) or 'none'}")
         lines.append(f"* computed in {run['model']['dtype']}, parameters in float32")
     losses = _last_entry(trained)
     if losses:
-        values = ", ".join(f"{key} {value:.4f}" for key, value in losses.items() if key.startswith("loss"))
+        values = ", ".join(
+            f"{key} {value:.4f}" for key, value in losses.items() if key.startswith("loss")
+        )
         lines.append(f"* at step {losses['step']}: {values}")
     return "\n".join(lines) or "Not known: these weights were converted."
 
@@ -142,12 +174,18 @@ def _last_entry(trained: Trained) -> dict[str, Any]:
     if not path.is_file():
         return {}
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    entries = [entry for entry in entries if entry["step"] <= trained.step and entry.get("kind") == "train"]
+    entries = [
+        entry for entry in entries if entry["step"] <= trained.step and entry.get("kind") == "train"
+    ]
     return entries[-1] if entries else {}
 
 
 def _metrics(trained: Trained) -> str:
-    found = {int(path.stem): path for path in (trained.workdir / EVALS).glob("*.json") if path.stem.isdecimal()}
+    found = {
+        int(path.stem): path
+        for path in (trained.workdir / EVALS).glob("*.json")
+        if path.stem.isdecimal()
+    }
     steps = [step for step in found if step <= trained.step]
     if not steps:
         return "None: this run has no evaluation on file up to this step."
@@ -156,38 +194,50 @@ def _metrics(trained: Trained) -> str:
     lines = ["| metric, percent | value | chance | blind | examples |", "|---|---|---|---|---|"]
     for row in rows:
         blind = "" if row["blind"] is None else f"{row['blind']:.1f}"
-        lines.append(f"| {row['key']} | {row['value']:.1f} | {row['chance']:.1f} | {blind} | {row['count']} |")
+        lines.append(
+            f"| {row['key']} | {row['value']:.1f} | {row['chance']:.1f} | {blind} | "
+            f"{row['count']} |"
+        )
     when = "of this step" if step == trained.step else f"of step {step}, before this one"
     return f"Evaluation {when}.\n\n" + "\n".join(lines)
 
 
 def _protocol(run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     lines = [
-        "* Keys read set/task/scorer/quantity. itc: cosine of the features; itm: probability of a match, "
+        "* Keys read set/task/scorer/quantity. itc: cosine of the features; itm: probability of a "
+        "match, "
         f"{'on dictionary tokens' if config['dictionary_codes'] else 'on image tokens'}.",
-        f"* Pictures are resized to {config['image_size']} x {config['image_size']}, bicubic, without a crop; texts "
+        f"* Pictures are resized to {config['image_size']} x {config['image_size']}, bicubic, "
+        "without a crop; texts "
         f"are cut to {config['text_length']} tokens.",
-        "* chance: random scores. blind: the same evaluation with blank pictures, which shows what the text alone "
+        "* chance: random scores. blind: the same evaluation with blank pictures, which shows "
+        "what the text alone "
         "gives.",
         "* Comparisons are strict: a tie counts as wrong.",
     ]
     evaluation = run.get("eval", {})
     if evaluation.get("rerank_k"):
         lines.append(
-            f"* itm retrieval ranks the {evaluation['rerank_k']} best by itc anew; the others keep their place."
+            f"* itm retrieval ranks the {evaluation['rerank_k']} best by itc anew; the others "
+            "keep their place."
         )
     return "\n".join(lines)
 
 
 def _agreement(report: Report, plain: str) -> str:
-    ties = f" {report.ties} patches are equally near to two codes, of which the sides chose different ones." * bool(
-        report.ties
+    ties = (
+        f" {report.ties} patches are equally near to two codes, of which the sides chose "
+        "different ones." * bool(report.ties)
     )
     also = f" `{plain}/` was compared in the same way." * bool(plain)
     return (
-        f"Before this folder was given its name, {len(report.rows)} arrays (outputs, and what stands between the "
-        f"layers) were compared with the JAX model on random inputs and on pictures with captions, in float32, with "
-        f"transformers {report.transformers}: all within {TOLERANCE:.0e} of their scale, the largest difference is "
-        f"{report.worst.error:.1e} ({report.worst.name}).{ties}{also} Token ids and codes are equal. "
+        f"Before this folder was given its name, {len(report.rows)} arrays (outputs, and what "
+        "stands between the "
+        "layers) were compared with the JAX model on random inputs and on pictures with "
+        "captions, in float32, with "
+        f"transformers {report.transformers}: all within {TOLERANCE:.0e} of their scale, the "
+        "largest difference is "
+        f"{report.worst.error:.1e} ({report.worst.name}).{ties}{also} Token ids and codes are "
+        "equal. "
         "The weights, read back, have the bits of the checkpoint."
     )

@@ -1,4 +1,6 @@
-"""Writes weights as a state dict under ALBEF's names; what came in through from-albef goes out bit by bit the same."""
+"""Writes weights as a state dict under ALBEF's names; what came in through from-albef goes out bit
+by bit the same.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("workdir", metavar="DIR", help="a folder of weights, or the work directory of a run")
     add("--out", required=True, metavar="FILE.pth", help="the state dict to write")
-    add("--step", type=int, default=None, metavar="N", help="of which checkpoint (default: the newest)")
+    add(
+        "--step",
+        type=int,
+        default=None,
+        metavar="N",
+        help="of which checkpoint (default: the newest)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
     out = Path(args.out)
     if out.exists():
-        raise CheckpointError(f"--out {out}, which is there already", "a new file", "name another, or remove it")
+        raise CheckpointError(
+            f"--out {out}, which is there already", "a new file", "name another, or remove it"
+        )
     weights, conversion, unused = folder.read(as_path(args.workdir), args.step)
     tensors, dtypes, left = state_dict(weights, conversion, unused)
     for name in left:
@@ -42,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
 def state_dict(
     weights: folder.Weights, conversion: dict[str, Any] | None = None, unused: Tensors | None = None
 ) -> tuple[Tensors, dict[str, str], list[str]]:
-    """Tensors by ALBEF's names, dtypes of those that change back, and names of our arrays that have no place there.
+    """Tensors by ALBEF's names, dtypes of those that change back, and names of our arrays that have
+    no place there.
 
-    With a conversion from ALBEF: exactly the tensors of that file, in its order. Without: what the pretraining code
-    loads, the tied copies included. Raises ConfigError for the gate that the authors' code does not have.
+    With a conversion from ALBEF: exactly the tensors of that file, in its order. Without: what the
+    pretraining code loads, the tied copies included. Raises ConfigError for the gate that the
+    authors' code does not have.
     """
     came = conversion if conversion and conversion["from"] == "albef" else None
     names = came["names"] if came else {"bert": "bert.", "module": False}
@@ -60,10 +72,18 @@ def state_dict(
     student = student_entries(weights.model, dictionary=dictionary, bert=names["bert"])
     tensors, placed = _export(student, weights.params)
     if weights.teacher is not None:
-        tensors |= _export(list(tower_entries(weights.model, "_m", names["bert"])), weights.teacher)[0]
-    state = {name: getattr(weights, name) for name in ("queue", "dictionary") if getattr(weights, name) is not None}
+        tensors |= _export(
+            list(tower_entries(weights.model, "_m", names["bert"])), weights.teacher
+        )[0]
+    state = {
+        name: getattr(weights, name)
+        for name in ("queue", "dictionary")
+        if getattr(weights, name) is not None
+    }
     image_ids = came is not None and any(row["name"] == "idx_queue" for row in came["tensors"])
-    entries = state_entries(queue=weights.queue is not None, dictionary=dictionary, image_ids=image_ids)
+    entries = state_entries(
+        queue=weights.queue is not None, dictionary=dictionary, image_ids=image_ids
+    )
     tensors |= _export(entries, state)[0]
     left = [name for name in named_leaves(weights.params) if name not in placed]
     dtypes = {name: "int64" for name in ("queue_ptr", "idx_queue") if name in tensors}
@@ -73,7 +93,9 @@ def state_dict(
     for row in came["tensors"]:
         name, dtype = row["name"], row["dtype"]
         source = row["detail"].removeprefix("equal to ") if row["action"] == "tied" else name
-        whole[name] = unused[name] if row["action"] == "unused" and unused is not None else tensors[source]
+        whole[name] = (
+            unused[name] if row["action"] == "unused" and unused is not None else tensors[source]
+        )
         dtypes[name] = dtype
     prefix = MODULE if names["module"] else ""
     return (
@@ -96,7 +118,9 @@ def _copies(tensors: Tensors, dictionary: bool) -> Tensors:
     for suffix in ("", "_m"):
         text = f"text_encoder{suffix}."
         if f"{text}cls.predictions.bias" in tensors:
-            copies[f"{text}cls.predictions.decoder.weight"] = tensors[f"{text}bert.embeddings.word_embeddings.weight"]
+            copies[f"{text}cls.predictions.decoder.weight"] = tensors[
+                f"{text}bert.embeddings.word_embeddings.weight"
+            ]
             copies[f"{text}cls.predictions.decoder.bias"] = tensors[f"{text}cls.predictions.bias"]
             positions = len(tensors[f"{text}bert.embeddings.position_embeddings.weight"])
             copies[f"{text}bert.embeddings.position_ids"] = np.arange(positions)[None]

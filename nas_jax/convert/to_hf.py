@@ -1,9 +1,10 @@
 """A checkpoint as a folder that Hugging Face's AutoModel loads.
 
-    python -m nas_jax.convert to-hf --checkpoint WORKDIR[/checkpoints/STEP] --out FOLDER [--plain blip]
+    python -m nas_jax.convert to-hf --checkpoint WORKDIR[/checkpoints/STEP] --out FOLDER [--plain
+    blip]
 
-Everything is written to `.FOLDER.unchecked` beside the target. The gate (`convert/gate.py`) then runs both sides on the
-same inputs; only what passes gets its name, anything else is deleted.
+Everything is written to `.FOLDER.unchecked` beside the target. The gate (`convert/gate.py`) then
+runs both sides on the same inputs; only what passes gets its name, anything else is deleted.
 """
 
 from __future__ import annotations
@@ -54,11 +55,22 @@ Say = Callable[[str], None]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `to-hf`."""
-    parser.add_argument("--checkpoint", required=True, help="work directory of a run, or its checkpoints/STEP")
+    parser.add_argument(
+        "--checkpoint", required=True, help="work directory of a run, or its checkpoints/STEP"
+    )
     parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--tokenizer", help="folder of the tokenizer, where the work directory has none")
-    parser.add_argument("--plain", choices=PLAIN, help="also the dual encoder as plain transformers classes")
-    parser.add_argument("--shard_mb", type=int, default=SHARD_BYTES // 10**6, help="largest size of a weight file, MB")
+    parser.add_argument(
+        "--tokenizer", help="folder of the tokenizer, where the work directory has none"
+    )
+    parser.add_argument(
+        "--plain", choices=PLAIN, help="also the dual encoder as plain transformers classes"
+    )
+    parser.add_argument(
+        "--shard_mb",
+        type=int,
+        default=SHARD_BYTES // 10**6,
+        help="largest size of a weight file, MB",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,9 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def give_memory_back() -> None:
-    """Makes the C library hand large pieces of memory back as soon as they are free, where it is glibc.
+    """Makes the C library hand large pieces of memory back as soon as they are free, where it is
+    glibc.
 
-    It raises the size from which it does so by itself, and then keeps all that a layer took for the next one.
+    It raises the size from which it does so by itself, and then keeps all that a layer took for the
+    next one.
     """
     try:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
@@ -88,13 +102,17 @@ def export(
     python: str = sys.executable,
     say: Say = print,
 ) -> gate.Report:
-    """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch process.
+    """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch
+    process.
 
-    Raises GateRefused where the two sides differ, CheckpointError and ConfigError on inputs; nothing is left then.
+    Raises GateRefused where the two sides differ, CheckpointError and ConfigError on inputs;
+    nothing is left then.
     """
     out = Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out={out}, which exists", "a folder to make", "name another, or delete it")
+        raise ConfigError(
+            f"--out={out}, which exists", "a folder to make", "name another, or delete it"
+        )
     trained = open_trained(checkpoint)
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
@@ -112,7 +130,9 @@ def export(
         report = gate.check(unchecked, trained, config, tokenizer, plain, python, say)
         compare_bits(unchecked, trained)
         say("read back: the same bits")
-        card = model_card.write(trained, config, report, tokenizer.tokens()[tokenizer.mask_id], plain)
+        card = model_card.write(
+            trained, config, report, tokenizer.tokens()[tokenizer.mask_id], plain
+        )
         (unchecked / "README.md").write_text(card, encoding="utf-8")
         os.replace(unchecked, out)
     except OSError as error:
@@ -128,7 +148,8 @@ def export(
 
 
 def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """config.json of the export: what PyTorch needs to build the model, and what its users need to feed it.
+    """config.json of the export: what PyTorch needs to build the model, and what its users need to
+    feed it.
 
     Raises CheckpointError where it does not describe the arrays of the checkpoint.
     """
@@ -141,12 +162,16 @@ def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
         )
     config = sizes_of(trained, tokenizer, words)
     expected = shapes_in(config)
-    wrong = sorted(name for name in expected | trained.shapes if expected.get(name) != trained.shapes.get(name))
+    wrong = sorted(
+        name for name in expected | trained.shapes if expected.get(name) != trained.shapes.get(name)
+    )
     if wrong:
         there, here = trained.shapes.get(wrong[0], "absent"), expected.get(wrong[0], "absent")
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"checkpoint with {wrong[0]} {there}{more}", f"{here}, as its config says", "mend the config.json beside it"
+            f"checkpoint with {wrong[0]} {there}{more}",
+            f"{here}, as its config says",
+            "mend the config.json beside it",
         )
     return config
 
@@ -159,7 +184,10 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["NasModel"],
-        "auto_map": {"AutoConfig": "configuration_nas.NasConfig", "AutoModel": "modeling_nas.NasModel"},
+        "auto_map": {
+            "AutoConfig": "configuration_nas.NasConfig",
+            "AutoModel": "modeling_nas.NasModel",
+        },
         "method": method["name"],
         "hidden_size": model["dim"],
         "num_attention_heads": model["heads"],
@@ -176,7 +204,9 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
         "dictionary_codes": dictionary["codes"] if dictionary["enabled"] else 0,
         "literal_gate": bool(dictionary["enabled"] and dictionary["literal"]),
         "text_generator": method["nta"]["enabled"],
-        "mlm_on_dictionary": bool(dictionary["enabled"] and method["mlm"]["dictionary_from_epoch"] >= 0),
+        "mlm_on_dictionary": bool(
+            dictionary["enabled"] and method["mlm"]["dictionary_from_epoch"] >= 0
+        ),
         "text_length": min(data["text_length"], model["max_text_length"]),
         "clean_captions": data["clean_captions"],
         "max_words": data["max_words"],
@@ -189,10 +219,12 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
     }
 
 
-# ---------------------------------------------------------------------------------------------------------- small files
+# -------------------------------------------------------------------------------------- small files
 
 
-def write_files(folder: Path, trained: Trained, config: dict[str, Any], tokenizer: TextTokenizer) -> None:
+def write_files(
+    folder: Path, trained: Trained, config: dict[str, Any], tokenizer: TextTokenizer
+) -> None:
     """All files but weights and card."""
     for source in sorted(FILES.glob("*.py")):
         shutil.copyfile(source, folder / source.name)
@@ -202,7 +234,9 @@ def write_files(folder: Path, trained: Trained, config: dict[str, Any], tokenize
 
 
 def write_processor(folder: Path, image_size: int) -> None:
-    """How pictures become `pixel_values`: as the evaluations do it, bicubic by Pillow to a square."""
+    """How pictures become `pixel_values`: as the evaluations do it, bicubic by Pillow to a
+    square.
+    """
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,
@@ -222,13 +256,14 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-# -------------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 def write_weights(folder: Path, trained: Trained, say: Say, shard_bytes: int = SHARD_BYTES) -> None:
     """The arrays of a checkpoint as safetensors, one layer in memory at a time.
 
-    In one file, or in several with an index, each of at most `shard_bytes` unless one layer is larger.
+    In one file, or in several with an index, each of at most `shard_bytes` unless one layer is
+    larger.
     """
     shards: list[list[list[str]]] = [[]]
     filled = 0
@@ -245,9 +280,14 @@ def write_weights(folder: Path, trained: Trained, say: Say, shard_bytes: int = S
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         names = [name for group in groups for name in group]
         kinds = {name: trained.shapes[name] for name in names}
-        kinds = {hf_name(name): (torch_shape(name, shape), dtype) for name, (shape, dtype) in kinds.items()}
+        kinds = {
+            hf_name(name): (torch_shape(name, shape), dtype)
+            for name, (shape, dtype) in kinds.items()
+        }
         arrays = (pair for group in groups for pair in trained.read(group))
-        write_safetensors(folder / file, kinds, ((hf_name(name), to_torch(name, array)) for name, array in arrays))
+        write_safetensors(
+            folder / file, kinds, ((hf_name(name), to_torch(name, array)) for name, array in arrays)
+        )
         weight_map |= dict.fromkeys(kinds, file)
         done += sum(_bytes(*kind) for kind in kinds.values())
         say(f"{file}: {done / 1e6:.1f} of {total / 1e6:.1f} MB written")
@@ -256,14 +296,18 @@ def write_weights(folder: Path, trained: Trained, say: Say, shard_bytes: int = S
 
 
 def write_safetensors(
-    path: Path, kinds: dict[str, tuple[tuple[int, ...], str]], tensors: Iterable[tuple[str, np.ndarray]]
+    path: Path,
+    kinds: dict[str, tuple[tuple[int, ...], str]],
+    tensors: Iterable[tuple[str, np.ndarray]],
 ) -> None:
     """A safetensors file, tensor after tensor (format: huggingface.co/docs/safetensors).
 
-    kinds: name -> shape and dtype, in the order in which `tensors` gives them. The library's own writer wants all
-    tensors of a file at once, and writes the wrong numbers for one that is not contiguous.
+    kinds: name -> shape and dtype, in the order in which `tensors` gives them. The library's own
+    writer wants all tensors of a file at once, and writes the wrong numbers for one that is not
+    contiguous.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it, transformers refuses the file
+    # without it, transformers refuses the file
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in kinds.items():
         begin, end = end, end + _bytes(shape, dtype)
@@ -274,18 +318,25 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, kind), (given, tensor) in zip(kinds.items(), tensors, strict=True):
             if (given, tensor.shape, str(tensor.dtype)) != (name, *kind):
-                raise ValueError(f"tensor {given} {tensor.dtype}{tensor.shape} in the place of {name} {kind}")
+                raise ValueError(
+                    f"tensor {given} {tensor.dtype}{tensor.shape} in the place of {name} {kind}"
+                )
             file.write(np.ascontiguousarray(tensor).data)
 
 
 def compare_bits(folder: Path, trained: Trained) -> None:
-    """Reads the export as `from-hf` does. Raises CheckpointError unless it gives the bits of the checkpoint."""
+    """Reads the export as `from-hf` does.
+
+    Raises CheckpointError unless it gives the bits of the checkpoint.
+    """
     exported = open_export(folder)
     for group in trained.groups():
         for name, array in trained.read(group):
             if exported[name]().tobytes() != array.tobytes():
                 raise CheckpointError(
-                    f"export with other bits in {hf_name(name)}", "those of the checkpoint", "report this"
+                    f"export with other bits in {hf_name(name)}",
+                    "those of the checkpoint",
+                    "report this",
                 )
 
 

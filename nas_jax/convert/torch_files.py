@@ -1,4 +1,7 @@
-"""Reads and writes files of tensors: PyTorch's .pth and safetensors. Nothing in a file is ever executed."""
+"""Reads and writes files of tensors: PyTorch's .pth and safetensors.
+
+Nothing in a file is ever executed.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ from nas_jax.train.workdir import writing
 from nas_jax.utils.errors import CheckpointError, DataError
 
 Tensors = dict[str, np.ndarray]
-STATE_DICTS = ("model", "state_dict")  # where training scripts put the weights beside optimizer and config
+# where training scripts put the weights beside optimizer and config
+STATE_DICTS = ("model", "state_dict")
 INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a .pth or .safetensors file, and the dtypes of those that numpy lacks (bfloat16 -> float32).
+    """The tensors of a .pth or .safetensors file, and the dtypes of those that numpy lacks
+    (bfloat16 -> float32).
 
-    Raises DataError for no file, CheckpointError for one that holds code, is damaged or has no state dict.
+    Raises DataError for no file, CheckpointError for one that holds code, is damaged or has no
+    state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,7 +41,9 @@ def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def read_folder(folder: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The weights in a Hugging Face folder: model.safetensors, whole or in shards, else pytorch_model.bin."""
+    """The weights in a Hugging Face folder: model.safetensors, whole or in shards, else
+    pytorch_model.bin.
+    """
     folder = Path(folder)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
@@ -43,12 +51,19 @@ def read_folder(folder: str | Path) -> tuple[Tensors, dict[str, str]]:
         if (folder / name).is_file():
             return read_tensors(folder / name)
     raise DataError(
-        f"{folder} without weights", "model.safetensors, its index, or pytorch_model.bin in it", "check the folder"
+        f"{folder} without weights",
+        "model.safetensors, its index, or pytorch_model.bin in it",
+        "check the folder",
     )
 
 
-def write_state_dict(path: Path, tensors: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> None:
-    """A .pth file as ALBEF's scripts read it: the state dict under `model`. dtypes: where another is wanted."""
+def write_state_dict(
+    path: Path, tensors: Mapping[str, np.ndarray], dtypes: Mapping[str, str]
+) -> None:
+    """A .pth file as ALBEF's scripts read it: the state dict under `model`.
+
+    dtypes: where another is wanted.
+    """
     import torch
 
     def tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -66,11 +81,23 @@ def _load(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise DataError(f"{path} and no PyTorch", "torch to read it", "pip install 'nas_jax[convert]'") from error
+        raise DataError(
+            f"{path} and no PyTorch", "torch to read it", "pip install 'nas_jax[convert]'"
+        ) from error
     try:
-        # Tensors of a zip file stay on the disk until they are looked at: optimizers are never read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        # Tensors of a zip file stay on the disk until they are looked at: optimizers are never
+        # read.
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:
         text = str(error)
         found = re.search(r"(?:GLOBAL|global) `?([\w.]+)`?", text)
         if isinstance(error, pickle.UnpicklingError) and found:
@@ -80,7 +107,9 @@ def _load(path: Path) -> Any:
                 "save the state dict alone, where you trust the file",
             ) from error
         raise CheckpointError(
-            f"{path} cannot be read ({_line(error)})", "a whole file of torch.save", "download it again"
+            f"{path} cannot be read ({_line(error)})",
+            "a whole file of torch.save",
+            "download it again",
         ) from error
 
 
@@ -91,9 +120,15 @@ def _state_dict(loaded: Any, path: Path) -> Mapping[str, Any]:
                 return loaded[key]
         if loaded and all(hasattr(value, "numpy") for value in loaded.values()):
             return loaded
-    found = ", ".join(map(str, list(loaded)[:4])) if isinstance(loaded, Mapping) else type(loaded).__name__
+    found = (
+        ", ".join(map(str, list(loaded)[:4]))
+        if isinstance(loaded, Mapping)
+        else type(loaded).__name__
+    )
     raise CheckpointError(
-        f"{path} without a state dict ({found or 'empty'})", "tensors by name, bare or under 'model'", "save those"
+        f"{path} without a state dict ({found or 'empty'})",
+        "tensors by name, bare or under 'model'",
+        "save those",
     )
 
 
@@ -103,14 +138,18 @@ def _plain(state: Mapping[str, Any], path: Path) -> tuple[Tensors, dict[str, str
     tensors, cast = {}, {}
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{name} in {path} is a {type(tensor).__name__}", "a tensor", "save a state dict")
+            raise CheckpointError(
+                f"{name} in {path} is a {type(tensor).__name__}", "a tensor", "save a state dict"
+            )
         if tensor.dtype == torch.bfloat16:
             tensor, cast[name] = tensor.float(), "bfloat16"
         try:
             tensors[str(name)] = tensor.detach().numpy()
         except (TypeError, RuntimeError) as error:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{name} in {path} is {kind}", "plain dense tensors", "convert it first") from error
+            raise CheckpointError(
+                f"{name} in {path} is {kind}", "plain dense tensors", "convert it first"
+            ) from error
     return tensors, cast
 
 
@@ -119,7 +158,8 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
     tensors, cast = {}, {}
     try:
-        # The header check compares the length of the file with what it should hold: a cut file fails here.
+        # The header check compares the length of the file with what it should hold: a cut file
+        # fails here.
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - no iterator
                 kind = file.get_slice(name).get_dtype()
@@ -129,7 +169,9 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
                 tensors[name] = array
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({_line(error)})", "a whole safetensors file", "download it again"
+            f"{path} cannot be read ({_line(error)})",
+            "a whole safetensors file",
+            "download it again",
         ) from error
     return tensors, cast
 
@@ -140,7 +182,9 @@ def _read_shards(folder: Path) -> tuple[Tensors, dict[str, str]]:
         names = sorted({Path(shard).name for shard in shards.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / INDEX} is no index ({_line(error)})", "weight_map: tensor to file", "download it again"
+            f"{folder / INDEX} is no index ({_line(error)})",
+            "weight_map: tensor to file",
+            "download it again",
         ) from error
     tensors, cast = {}, {}
     for name in names:
@@ -150,7 +194,9 @@ def _read_shards(folder: Path) -> tuple[Tensors, dict[str, str]]:
     missing = sorted(shards.keys() - tensors.keys())
     if missing:
         raise CheckpointError(
-            f"the shards of {folder} without {missing[0]!r}", "every tensor of the index", "download them again"
+            f"the shards of {folder} without {missing[0]!r}",
+            "every tensor of the index",
+            "download them again",
         )
     return tensors, cast
 

@@ -1,4 +1,6 @@
-"""What a work directory holds of a model, read and verified piece by piece: never more than one layer is in memory."""
+"""What a work directory holds of a model, read and verified piece by piece: never more than one
+layer is in memory.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ class Trained:
         return [list(names) for _, names in itertools.groupby(self.shapes, key=layer)]
 
     def read(self, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of some names of one group. Raises CheckpointError where they are not what was saved."""
+        """(name, array) of some names of one group.
+
+        Raises CheckpointError where they are not what was saved.
+        """
         checkpoint = self.workdir / CHECKPOINTS / str(self.step)
         part, stripped = _part(names[0])
         prefix = f"{PARTS[part]}/"
@@ -72,7 +77,8 @@ class Trained:
 
 
 def open_trained(path: str | Path) -> Trained:
-    """The newest checkpoint of a work directory, or the one that `path` names (WORKDIR/checkpoints/STEP).
+    """The newest checkpoint of a work directory, or the one that `path` names
+    (WORKDIR/checkpoints/STEP).
 
     A damaged one is refused: another step would be another model. Raises CheckpointError.
     """
@@ -97,13 +103,19 @@ def open_trained(path: str | Path) -> Trained:
     shapes = {}
     for part, before in (("params", ""), ("dictionary", DICTIONARY)):
         prefix = f"{PARTS[part]}/"
-        shapes |= {before + name.removeprefix(prefix): kind for name, kind in saved.items() if name.startswith(prefix)}
+        shapes |= {
+            before + name.removeprefix(prefix): kind
+            for name, kind in saved.items()
+            if name.startswith(prefix)
+        }
     config = record.get("metadata", {}).get("config") or read_config(workdir)
     return Trained(workdir, step, config, shapes, record)
 
 
 def _part(name: str) -> tuple[str, int]:
-    """Which of the manager's parts has the array, and how many letters of its name are ours alone."""
+    """Which of the manager's parts has the array, and how many letters of its name are ours
+    alone.
+    """
     return ("dictionary", len(DICTIONARY)) if name.startswith(DICTIONARY) else ("params", 0)
 
 

@@ -1,7 +1,8 @@
 """Batches of captions of like length, so that little of a batch is padding.
 
-Within a window of some batches the samples are sorted by the length of their caption, cut into batches and those put
-in random order. Each sample is still seen once an epoch; what changes is which captions meet in a batch.
+Within a window of some batches the samples are sorted by the length of their caption, cut into
+batches and those put in random order. Each sample is still seen once an epoch; what changes is
+which captions meet in a batch.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Grouping:
 
 
 class ByLength(grain.MapDataset):
-    """Draws of the parent in another order: place p is in batch p // batch_size, whose draws share their `length`."""
+    """Draws of the parent in another order: place p is in batch p // batch_size, whose draws share
+    their `length`.
+    """
 
     def __init__(self, parent: grain.MapDataset, grouping: Grouping):
         super().__init__(parent)
@@ -56,7 +59,11 @@ class ByLength(grain.MapDataset):
         self._windows: OrderedDict[int, list[Draw]] = OrderedDict()
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_windows")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_lock", "_windows")
+        }
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -86,7 +93,9 @@ class ByLength(grain.MapDataset):
         order_P = np.lexsort((rng.random(size), counts_P))  # by length, and by chance among equals
         grouped: list[Draw] = []
         for batch in rng.permutation(grouping.window):
-            places = rng.permutation(order_P[batch * grouping.batch_size : (batch + 1) * grouping.batch_size])
+            places = rng.permutation(
+                order_P[batch * grouping.batch_size : (batch + 1) * grouping.batch_size]
+            )
             length = grouping.lengths[bisect_left(grouping.lengths, int(counts_P[places].max()))]
             grouped += [draws[place]._replace(length=length) for place in places]
         return grouped

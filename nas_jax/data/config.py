@@ -9,35 +9,47 @@ from nas_jax.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sources, cleaning, augmentation and batching. Defaults are ALBEF's where it has the setting."""
+    """Sources, cleaning, augmentation and batching.
 
-    # What is read. An entry is "scenes" (drawn from the seed), a folder made by nas_jax.data.prepare, a path or glob of
-    # WebDataset *.tar or of ALBEF's *.json lists, or tfds:NAME[:SPLIT]. All paths may be gs://BUCKET/...
+    Defaults are ALBEF's where it has the setting.
+    """
+
+    # What is read. An entry is "scenes" (drawn from the seed), a folder made by
+    # nas_jax.data.prepare, a path or glob of WebDataset *.tar or of ALBEF's *.json lists, or
+    # tfds:NAME[:SPLIT]. All paths may be gs://BUCKET/...
     train: tuple[str, ...] = ("scenes",)
-    weights: tuple[float, ...] = ()  # share of each entry in a batch, in any unit; () = every record equally often
+    # share of each entry in a batch, in any unit; () = every record equally often
+    weights: tuple[float, ...] = ()
     shared_keys: bool = False  # the same key in two entries names the same picture; False: another
     image_root: str = ""  # *.json: the folder that relative image paths start from
-    cache: str = ""  # gs://: local folder for copies of prepared and tfds: folders and indices of tars; "" = none
-    tfds_captions: str = ""  # tfds: the text feature with the captions, as a/b/c; "" = known or the only one
-    holdout: float = 0.0  # share of the keys in `train`, scenes apart, kept out of training, as the validation split
+    # gs://: local folder for copies of prepared and tfds: folders and indices of tars; "" = none
+    cache: str = ""
+    # tfds: the text feature with the captions, as a/b/c; "" = known or the only one
+    tfds_captions: str = ""
+    # share of the keys in `train`, scenes apart, kept out of training, as the validation split
+    holdout: float = 0.0
     val: tuple[str, ...] = ()  # validation files instead of a holdout
     foils: tuple[str, ...] = ()  # jsonl files: {image, caption, foil, category}
     quads: tuple[str, ...] = ()  # jsonl files: {image_0, image_1, caption_0, caption_1}
     num_train: int = 20000  # scenes: number of training pictures
     # Pictures.
     image_size: int = 256  # pixels a side
-    crop_scale: tuple[float, ...] = (0.2, 1.0)  # share of the area a random crop keeps; () = plain resize
-    flip: bool = False  # mirror half of the pictures, as ALBEF does; wrong wherever captions say left and right
+    # share of the area a random crop keeps; () = plain resize
+    crop_scale: tuple[float, ...] = (0.2, 1.0)
+    # mirror half of the pictures, as ALBEF does; wrong wherever captions say left and right
+    flip: bool = False
     rand_augment_ops: int = 2  # RandAugment operations a picture; 0 = off
     rand_augment_magnitude: int = 7  # 0 to 10
     # Captions.
     clean_captions: bool = True  # lower-case, without punctuation
     max_words: int = 30  # words of a cleaned caption that are kept
     text_length: int = 25  # tokens a caption, [CLS] included
-    tokenizer: str = ""  # folder or Hugging Face name; "" = learn WordPiece from the training captions
+    # folder or Hugging Face name; "" = learn WordPiece from the training captions
+    tokenizer: str = ""
     vocab_size: int = 2000  # entries at most, where the vocabulary is learned
     add_sep: bool = False  # end captions with [SEP]; ALBEF does not
-    text_buckets: tuple[int, ...] = ()  # lengths below text_length: batches of captions of like length, padded to these
+    # lengths below text_length: batches of captions of like length, padded to these
+    text_buckets: tuple[int, ...] = ()
     bucket_window: int = 16  # batches among which the captions are sorted by length
     # Batches.
     batch_size: int = 512  # pairs in the global batch
@@ -48,9 +60,13 @@ class DataConfig:
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         if not self.train:
-            raise ConfigError("an empty data.train", "files to read, or scenes", "list them in data.train")
+            raise ConfigError(
+                "an empty data.train", "files to read, or scenes", "list them in data.train"
+            )
         if "://" in self.cache:
-            raise ConfigError(f"data.cache={self.cache!r}", "a folder on a local disk", "name one with room")
+            raise ConfigError(
+                f"data.cache={self.cache!r}", "a folder on a local disk", "name one with room"
+            )
         if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
             raise ConfigError(
                 f"data.weights={self.weights}",
@@ -70,20 +86,32 @@ class DataConfig:
             ("bucket_window", 1),
         ):
             if getattr(self, name) < least:
-                raise ConfigError(f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}")
+                raise ConfigError(
+                    f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}"
+                )
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(
-                f"data.rand_augment_magnitude={self.rand_augment_magnitude}", "0 to 10", "ALBEF's level is 7"
+                f"data.rand_augment_magnitude={self.rand_augment_magnitude}",
+                "0 to 10",
+                "ALBEF's level is 7",
             )
         scale = self.crop_scale
         if scale and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise ConfigError(
-                f"data.crop_scale={scale}", "two shares with 0 < smallest <= largest <= 1", "use () for a plain resize"
+                f"data.crop_scale={scale}",
+                "two shares with 0 < smallest <= largest <= 1",
+                "use () for a plain resize",
             )
         if not 0 <= self.holdout < 1:
-            raise ConfigError(f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual")
+            raise ConfigError(
+                f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual"
+            )
         if not 0 <= self.max_skipped_share <= 1:
-            raise ConfigError(f"data.max_skipped_share={self.max_skipped_share}", "a share in [0, 1]", "0.05 is usual")
+            raise ConfigError(
+                f"data.max_skipped_share={self.max_skipped_share}",
+                "a share in [0, 1]",
+                "0.05 is usual",
+            )
         buckets = (*self.text_buckets, self.text_length)
         if list(buckets) != sorted(set(buckets)) or buckets[0] < 3:
             raise ConfigError(
@@ -99,10 +127,14 @@ class DataConfig:
             )
         if self.holdout and all(entry == "scenes" for entry in self.train):
             raise ConfigError(
-                f"data.holdout={self.holdout} with scenes alone", "0: scenes have validation sets", "set data.holdout=0"
+                f"data.holdout={self.holdout} with scenes alone",
+                "0: scenes have validation sets",
+                "set data.holdout=0",
             )
         if self.holdout and self.val:
-            raise ConfigError("both data.holdout and data.val", "one way to validate", "set data.holdout=0")
+            raise ConfigError(
+                "both data.holdout and data.val", "one way to validate", "set data.holdout=0"
+            )
         if (self.foils or self.quads) and not (self.holdout or self.val):
             raise ConfigError(
                 "data.foils or data.quads without data.holdout or data.val",

@@ -8,7 +8,8 @@ An entry says by its form what it is:
     *.json                    ALBEF's lists (path or glob)
     tfds:NAME[:SPLIT]         a TensorFlow Datasets data set, by name or folder
 
-Paths may be gs://BUCKET/...: tars and lists are read there, the other two from a copy in data.cache.
+Paths may be gs://BUCKET/...: tars and lists are read there, the other two from a copy in
+data.cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.prepared import PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import Record
 from nas_jax.data.scenes import SceneSource
-from nas_jax.data.sources import AlbefJsonSource, Report, Source, Split, WebDatasetSource, expand, read_jsonl
+from nas_jax.data.sources import (
+    AlbefJsonSource,
+    Report,
+    Source,
+    Split,
+    WebDatasetSource,
+    expand,
+    read_jsonl,
+)
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.utils.errors import DataError
 
@@ -35,13 +44,14 @@ SCENES = "scenes"
 class Corpus:
     """Several sources one after the other, as one.
 
-    The same key in two sources is two pictures, unless `shared_keys`: shards of different collections are often
-    numbered alike.
+    The same key in two sources is two pictures, unless `shared_keys`: shards of different
+    collections are often numbered alike.
     """
 
     def __init__(self, parts: Sequence[Source], shared_keys: bool = False):
         self.parts, self.shared_keys = tuple(parts), shared_keys
-        self.starts = (0, *accumulate(len(part) for part in parts))  # of each part, and the length at the end
+        # of each part, and the length at the end
+        self.starts = (0, *accumulate(len(part) for part in parts))
         self.files = tuple(file for part in parts for file in part.files)
         self.origins = tuple(file for part in parts for file in part.origins)
         self.remote = any(part.remote for part in parts)
@@ -90,7 +100,9 @@ class Corpus:
         return source.captions(local)
 
     def retrieval_captions(self, index: int) -> tuple[str, ...]:
-        """Those that belong to this picture and not to others: where the first is the picture's name, that alone."""
+        """Those that belong to this picture and not to others: where the first is the picture's
+        name, that alone.
+        """
         source, local = self._locate(index)
         texts = source.captions(local)
         return texts[:1] if source.name_first else texts
@@ -100,33 +112,46 @@ class Corpus:
         return {part.key_of(name) for part in self.parts}
 
     def summary(self) -> str:
-        """A line for each part: how many records of what; of a prepared folder, with the id of its manifest."""
+        """A line for each part: how many records of what; of a prepared folder, with the id of its
+        manifest.
+        """
         lines = []
         for part in self.parts:
             if isinstance(part, PreparedSource):
                 name = f"{part.folder}, manifest {part.id}"
             else:
-                name = part.files[0] + (f" and {len(part.files) - 1} more" if len(part.files) > 1 else "")
+                name = part.files[0] + (
+                    f" and {len(part.files) - 1} more" if len(part.files) > 1 else ""
+                )
             lines.append(f"{len(part)} pictures of {name}")
         return "\n".join(lines)
 
     def identity(self) -> str:
         """Of the parts in their order."""
-        return hashlib.blake2b(" ".join(part.identity() for part in self.parts).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            " ".join(part.identity() for part in self.parts).encode(), digest_size=8
+        ).hexdigest()
 
 
 def _salt(number: int) -> int:
-    return int.from_bytes(hashlib.blake2b(str(number).encode(), digest_size=4, person=b"part").digest(), "big") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(str(number).encode(), digest_size=4, person=b"part").digest(), "big"
+        )
+        >> 1
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ from the config
+# ---------------------------------------------------------------------------------- from the config
 
 
 def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
-    """The "train" or "val" records of a config; `val` needs data.val or data.holdout. Scenes are never held out.
+    """The "train" or "val" records of a config; `val` needs data.val or data.holdout. Scenes are
+    never held out.
 
-    With weights each entry is a source of its own; without, neighbouring tars (or lists) are one source, in which the
-    same key means the same picture. The two pictures of a line in data.quads go to the same side of the holdout.
+    With weights each entry is a source of its own; without, neighbouring tars (or lists) are one
+    source, in which the same key means the same picture. The two pictures of a line in data.quads
+    go to the same side of the holdout.
 
     Raises:
       DataError: those of the sources; an entry that names nothing.
@@ -144,7 +169,9 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
             groups[-1][1].extend(path for path in paths if path not in groups[-1][1])
         else:
             groups.append((opener, list(paths)))
-    return Corpus([opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys)
+    return Corpus(
+        [opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys
+    )
 
 
 def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:

@@ -10,7 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Foil:
-    """A picture, a caption that is true of it and a near copy that is false; right if the caption scores higher."""
+    """A picture, a caption that is true of it and a near copy that is false; right if the caption
+    scores higher.
+    """
 
     image: int  # index into EvalSet.images
     caption: str
@@ -20,7 +22,10 @@ class Foil:
 
 @dataclass(frozen=True)
 class Quad:
-    """Two pictures and two captions; caption_k is true of image_k alone (Winoground: Thrush et al. 2022, section 3)."""
+    """Two pictures and two captions; caption_k is true of image_k alone (Winoground: Thrush et al.
+
+    2022, section 3).
+    """
 
     image_0: int  # index into EvalSet.images
     image_1: int
@@ -34,8 +39,11 @@ class EvalSet:
     """Pictures with captions for retrieval, foils and quads; each of the three may be empty."""
 
     name: str  # "val", "heldout"
-    images: Sequence[np.ndarray]  # images[i] -> uint8 (H, W, 3), already resized to the model's image_size
-    captions: tuple[tuple[str, ...], ...]  # captions[i] are those of images[i]; () where retrieval does not apply
+    # images[i] -> uint8 (H, W, 3), already resized to the model's image_size
+    images: Sequence[np.ndarray]
+    # captions[i] are those of images[i]; () where retrieval does not apply
+    captions: tuple[tuple[str, ...], ...]
     foils: tuple[Foil, ...]
     quads: tuple[Quad, ...]
-    image_ids: tuple[int, ...] = ()  # one an image; images with equal ids are right for each other's captions
+    # one an image; images with equal ids are right for each other's captions
+    image_ids: tuple[int, ...] = ()

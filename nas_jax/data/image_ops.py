@@ -1,6 +1,7 @@
 """Pictures on the host: bytes to uint8 (H, W, 3) RGB, crops, and RandAugment.
 
-Every random operation takes the generator it draws from, so a picture is a function of (bytes, generator state).
+Every random operation takes the generator it draws from, so a picture is a function of (bytes,
+generator state).
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-MAX_IMAGE_PIXELS = 64_000_000  # more is refused before it is decoded: a small file can unpack to gigabytes
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # none that runs programs, as EPS does
-REASONS = ("empty file", "not an image", "image too large", "damaged image")  # what ImageError.reason may be
+# more is refused before it is decoded: a small file can unpack to gigabytes
+MAX_IMAGE_PIXELS = 64_000_000
+# none that runs programs, as EPS does
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+# what ImageError.reason may be
+REASONS = ("empty file", "not an image", "image too large", "damaged image")
 CROP_RATIO = (3 / 4, 4 / 3)
 FILL = (128, 128, 128)  # what warps show where they leave the picture
 
-cv2.setNumThreads(0)  # pictures are prepared side by side already: more threads would wait for each other
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limit is below the one it tells of
+# pictures are prepared side by side already: more threads would wait for each other
+cv2.setNumThreads(0)
+# our limit is below the one it tells of
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(ValueError):
@@ -35,17 +41,19 @@ class ImageError(ValueError):
         super().__init__(f"{reason} ({detail})")
 
     def __reduce__(self):
-        return type(self), (self.reason, self.detail)  # Exception would pass on the one joined string
+        # Exception would pass on the one joined string
+        return type(self), (self.reason, self.detail)
 
 
-# ------------------------------------------------------------------------------------------------------------- decoding
+# ----------------------------------------------------------------------------------------- decoding
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
-    """An encoded file as uint8 (H, W, 3) RGB: turned upright as EXIF says, transparent parts over white.
+    """An encoded file as uint8 (H, W, 3) RGB: turned upright as EXIF says, transparent parts over
+    white.
 
-    Of an animation, the first frame. RGB and grey JPEGs go through simplejpeg, which gives the same bits as Pillow (the
-    same library and inverse DCT). Arrays pass unchanged.
+    Of an animation, the first frame. RGB and grey JPEGs go through simplejpeg, which gives the same
+    bits as Pillow (the same library and inverse DCT). Arrays pass unchanged.
 
     Raises ImageError on anything that is not a whole picture of at most MAX_IMAGE_PIXELS.
     """
@@ -55,18 +63,24 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         return image
     opened = _open(image)
     pixels_HxWx3, _ = _decode_jpeg(image, opened) if _is_plain_jpeg(opened) else (_load(opened), 1)
-    return _turn(pixels_HxWx3, _orientation(opened))  # PNG may tell the orientation after the pixels
+    # PNG may tell the orientation after the pixels
+    return _turn(pixels_HxWx3, _orientation(opened))
 
 
 def decode_crop(
-    image: bytes | np.ndarray, rng: np.random.Generator, size: int, scale: tuple[float, float] | tuple[()]
+    image: bytes | np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float] | tuple[()],
 ) -> np.ndarray:
-    """`random_resized_crop` (`resize` where `scale` is ()) of `decode`, in less time: uint8 (size, size, 3).
+    """`random_resized_crop` (`resize` where `scale` is ()) of `decode`, in less time: uint8 (size,
+    size, 3).
 
-    The crop is drawn before decoding, with the same calls of `rng`. The difference is in how RGB and grey JPEGs are
-    resized: with `_resample`, and where the crop is at least 4, 8 or 16 times `size` on both sides, the inverse DCT has
-    shrunk the picture by half of that. Against the two functions above, natural pictures then differ by less than 1
-    level of 255 on average and less than 12 anywhere. All other pictures go through the two.
+    The crop is drawn before decoding, with the same calls of `rng`. The difference is in how RGB
+    and grey JPEGs are resized: with `_resample`, and where the crop is at least 4, 8 or 16 times
+    `size` on both sides, the inverse DCT has shrunk the picture by half of that. Against the two
+    functions above, natural pictures then differ by less than 1 level of 255 on average and less
+    than 12 anywhere. All other pictures go through the two.
 
     Raises ImageError where `decode` does, with the same reason.
     """
@@ -75,13 +89,18 @@ def decode_crop(
         if _is_plain_jpeg(opened):
             return _jpeg_crop(image, opened, rng, size, scale)
     image_HxWx3 = decode(image)
-    return random_resized_crop(image_HxWx3, rng, size, scale) if scale else resize(image_HxWx3, size)
+    return (
+        random_resized_crop(image_HxWx3, rng, size, scale) if scale else resize(image_HxWx3, size)
+    )
 
 
-def _jpeg_crop(data: bytes, opened: Image.Image, rng: np.random.Generator, size: int, scale) -> np.ndarray:
+def _jpeg_crop(
+    data: bytes, opened: Image.Image, rng: np.random.Generator, size: int, scale
+) -> np.ndarray:
     orientation = _orientation(opened)
     turned, rows, columns = _TURNS[orientation]
-    # The crop is drawn in the upright picture and cut from the stored one; the small result is turned.
+    # The crop is drawn in the upright picture and cut from the stored one; the small result is
+    # turned.
     width, height = opened.size[::-1] if turned else opened.size
     top, left, crop_height, crop_width = (
         _draw_crop(height, width, rng, scale, CROP_RATIO) if scale else (0, 0, height, width)
@@ -96,7 +115,9 @@ def _jpeg_crop(data: bytes, opened: Image.Image, rng: np.random.Generator, size:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Turns what decoders raise on damaged files (about anything: OSError, SyntaxError, struct.error) to ImageError."""
+    """Turns what decoders raise on damaged files (about anything: OSError, SyntaxError,
+    struct.error) to ImageError.
+    """
     try:
         yield
     except ImageError:
@@ -127,14 +148,18 @@ def _is_plain_jpeg(opened: Image.Image) -> bool:
 
 
 def _decode_jpeg(data: bytes, opened: Image.Image, shrink: int = 1) -> tuple[np.ndarray, int]:
-    """(pixels, shrink): as stored, 1/shrink of the size each way, rounded up; with shrink 1 where only Pillow reads it.
+    """(pixels, shrink): as stored, 1/shrink of the size each way, rounded up; with shrink 1 where
+    only Pillow reads it.
 
-    Pillow reads past marks that `strict` refuses, such as stray bytes between segments, and decides what is damaged.
+    Pillow reads past marks that `strict` refuses, such as stray bytes between segments, and decides
+    what is damaged.
     """
     width, height = opened.size
     shape = (-(-height // shrink), -(-width // shrink))
     try:
-        pixels_HxWx3 = simplejpeg.decode_jpeg(data, "RGB", min_height=shape[0], min_width=shape[1], strict=True)
+        pixels_HxWx3 = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=shape[0], min_width=shape[1], strict=True
+        )
         if pixels_HxWx3.shape[:2] == shape:
             return pixels_HxWx3, shrink
     except ValueError:
@@ -153,7 +178,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Sixteen bits a pixel; convert() would clip all above 255 to white.
         grey = np.asarray(image, np.float64)
-        image = Image.fromarray(np.uint8(np.clip(grey / 257 if grey.max(initial=0) > 255 else grey, 0, 255)))
+        image = Image.fromarray(
+            np.uint8(np.clip(grey / 257 if grey.max(initial=0) > 255 else grey, 0, 255))
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -161,7 +188,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_TURNS = {  # EXIF orientation -> (transposed, step along the rows, step along the columns), applied in this order
+# EXIF orientation -> (transposed, step along the rows, step along the columns), applied in this
+# order
+_TURNS = {
     1: (False, 1, 1),
     2: (False, 1, -1),
     3: (False, -1, -1),
@@ -188,7 +217,7 @@ def _turn(image_HxWx3: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image_HxWx3[::rows, ::columns])
 
 
-# ---------------------------------------------------------------------------------------------------- sizes and crops
+# ---------------------------------------------------------------------------------- sizes and crops
 
 
 def resize(image_HxWx3: np.ndarray, size: int) -> np.ndarray:
@@ -207,16 +236,22 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random rectangle of the picture, resized to (size, size).
 
-    Its share of the area is uniform in `scale`, the logarithm of width/height uniform in that of `ratio`. A rectangle
-    that does not fit is drawn anew; after ten, the largest centred one with an allowed ratio is taken (Inception crop,
-    Szegedy et al. 2015, as torchvision defines it).
+    Its share of the area is uniform in `scale`, the logarithm of width/height uniform in that of
+    `ratio`. A rectangle that does not fit is drawn anew; after ten, the largest centred one with an
+    allowed ratio is taken (Inception crop, Szegedy et al. 2015, as torchvision defines it).
     """
-    top, left, height, width = _draw_crop(image_HxWx3.shape[0], image_HxWx3.shape[1], rng, scale, ratio)
+    top, left, height, width = _draw_crop(
+        image_HxWx3.shape[0], image_HxWx3.shape[1], rng, scale, ratio
+    )
     return resize(np.ascontiguousarray(image_HxWx3[top : top + height, left : left + width]), size)
 
 
 def _draw_crop(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the crop."""
     for _ in range(10):
@@ -233,16 +268,23 @@ def _draw_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-_GAP = 2  # the inverse DCT only averages blocks, so what it leaves must still be shrunk by this much with care
-_MAX_FITTED = 6.0  # shrinking by more is left to Pillow: the filter would have too many taps to be fast
+# the inverse DCT only averages blocks, so what it leaves must still be shrunk by this much with
+# care
+_GAP = 2
+# shrinking by more is left to Pillow: the filter would have too many taps to be fast
+_MAX_FITTED = 6.0
 _FREQUENCIES = np.linspace(0, 0.5, 129)  # cycles a pixel
 
 
-def _resample(pixels_HxWx3: np.ndarray, top: float, left: float, height: float, width: float, size: int) -> np.ndarray:
-    """A box resized to (size, size): Pillow's antialiased bicubic to within a level or so, four times as fast.
+def _resample(
+    pixels_HxWx3: np.ndarray, top: float, left: float, height: float, width: float, size: int
+) -> np.ndarray:
+    """A box resized to (size, size): Pillow's antialiased bicubic to within a level or so, four
+    times as fast.
 
-    cv2's bicubic has no antialiasing, but works with integers. It gets a picture that was filtered so that the two
-    together have the frequency response of Pillow's. The box may begin and end between pixels.
+    cv2's bicubic has no antialiasing, but works with integers. It gets a picture that was filtered
+    so that the two together have the frequency response of Pillow's. The box may begin and end
+    between pixels.
     """
     if (height, width) == (size, size) and top == int(top) and left == int(left):
         return pixels_HxWx3[int(top) : int(top) + size, int(left) : int(left) + size].copy()
@@ -260,8 +302,11 @@ def _resample(pixels_HxWx3: np.ndarray, top: float, left: float, height: float, 
     )
     if cut.shape[:2] == (height, width):
         return cv2.resize(filtered, (size, size), interpolation=cv2.INTER_CUBIC)
-    # Told the factors and not the size, cv2 takes the factors as they are; it may add a pixel at the end.
-    return cv2.resize(filtered, None, fx=size / width, fy=size / height, interpolation=cv2.INTER_CUBIC)[:size, :size]
+    # Told the factors and not the size, cv2 takes the factors as they are; it may add a pixel at
+    # the end.
+    return cv2.resize(
+        filtered, None, fx=size / width, fy=size / height, interpolation=cv2.INTER_CUBIC
+    )[:size, :size]
 
 
 def _bin(shrink: float) -> float:
@@ -271,10 +316,11 @@ def _bin(shrink: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _prefilter(shrink: float, shift: float) -> np.ndarray:
-    """Taps of the filter before cv2's bicubic, on one axis: the least squares fit over all frequencies.
+    """Taps of the filter before cv2's bicubic, on one axis: the least squares fit over all
+    frequencies.
 
-    Pillow stretches the cubic kernel (a = -1/2) by `shrink`; cv2 does not, and has a = -3/4. The picture is also moved
-    by `shift` pixels towards its beginning, -1/2 <= shift <= 1/2.
+    Pillow stretches the cubic kernel (a = -1/2) by `shrink`; cv2 does not, and has a = -3/4. The
+    picture is also moved by `shift` pixels towards its beginning, -1/2 <= shift <= 1/2.
     """
     half = 1 + round(1.3 * shrink)
     taps = np.delete(np.arange(-half, half + 1), half)  # the middle one makes their sum 1
@@ -282,13 +328,17 @@ def _prefilter(shrink: float, shift: float) -> np.ndarray:
     wanted = _cubic_response(shrink, -0.5) * np.exp(2j * np.pi * _FREQUENCIES * shift)
     waves = (np.exp(2j * np.pi * _FREQUENCIES[:, None] * taps) - 1) * own[:, None]
     fitted, *_ = np.linalg.lstsq(
-        np.concatenate([waves.real, waves.imag]), np.concatenate([(wanted - own).real, wanted.imag]), rcond=None
+        np.concatenate([waves.real, waves.imag]),
+        np.concatenate([(wanted - own).real, wanted.imag]),
+        rcond=None,
     )
     return np.insert(fitted, half, 1 - fitted.sum()).astype(np.float32)
 
 
 def _cubic_response(stretch: float, a: float) -> np.ndarray:
-    """Fourier transform of the cubic convolution kernel (Keys 1981), made `stretch` times as wide."""
+    """Fourier transform of the cubic convolution kernel (Keys 1981), made `stretch` times as
+    wide.
+    """
     x = (np.arange(256) + 0.5) / 128
     kernel = np.where(x < 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
     return (2 * kernel * np.cos(2 * np.pi * stretch * _FREQUENCIES[:, None] * x)).sum(axis=1) / 128
@@ -299,9 +349,9 @@ def flip(image_HxWx3: np.ndarray) -> np.ndarray:
     return cv2.flip(image_HxWx3, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------- RandAugment
-# Cubuk et al. 2020, in ALBEF's choice of operations (ALBEF code, dataset/randaugment.py): those that change colours are
-# left out, as captions name colours. Each takes (image, level in [0, 1]); the caller draws the sign.
+# RandAugment Cubuk et al. 2020, in ALBEF's choice of operations (ALBEF code,
+# dataset/randaugment.py): those that change colours are left out, as captions name colours. Each
+# takes (image, level in [0, 1]); the caller draws the sign.
 
 
 def identity(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
@@ -317,11 +367,15 @@ def auto_contrast(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
         low, high = int(channel.min()), int(channel.max())  # int: uint8 would overflow below
         scale = 255 / (high - low) if high > low else 1.0
         tables.append(_table(_VALUES * scale - (low * scale if high > low else 0)))
-    return cv2.merge([cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)])
+    return cv2.merge(
+        [cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)]
+    )
 
 
 def equalize(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
-    """Flattens the histogram of each channel; the brightest value that occurs does not count towards the step."""
+    """Flattens the histogram of each channel; the brightest value that occurs does not count
+    towards the step.
+    """
     channels = cv2.split(image_HxWx3)
     tables = []
     for channel in channels:
@@ -329,7 +383,9 @@ def equalize(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
         step = (channel.size - counts[channel.max()]) // 255
         before = np.cumsum(counts) - counts  # pixels darker than each value
         tables.append(_table((before + step // 2) // step) if step else _table(_VALUES))
-    return cv2.merge([cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)])
+    return cv2.merge(
+        [cv2.LUT(channel, table) for channel, table in zip(channels, tables, strict=True)]
+    )
 
 
 def brightness(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
@@ -338,12 +394,17 @@ def brightness(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
 
 
 def sharpness(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
-    """blurred + (0.1 + 1.8 level) (image - blurred) for a 3x3 blur with centre 5 of 13; the border stays."""
+    """blurred + (0.1 + 1.8 level) (image - blurred) for a 3x3 blur with centre 5 of 13; the border
+    stays.
+    """
     if min(image_HxWx3.shape[:2]) < 3:
         return image_HxWx3
     factor = _factor(level)
-    # addWeighted rounds; just under one half less makes it cut off the fraction, as the conversion to uint8 does.
-    out = cv2.addWeighted(image_HxWx3, factor, cv2.filter2D(image_HxWx3, -1, _BLUR), 1 - factor, -0.495)
+    # addWeighted rounds; just under one half less makes it cut off the fraction, as the conversion
+    # to uint8 does.
+    out = cv2.addWeighted(
+        image_HxWx3, factor, cv2.filter2D(image_HxWx3, -1, _BLUR), 1 - factor, -0.495
+    )
     out[[0, -1]] = image_HxWx3[[0, -1]]
     out[:, [0, -1]] = image_HxWx3[:, [0, -1]]
     return out
@@ -379,14 +440,20 @@ PLAIN_OPS: tuple[Callable, ...] = (identity, auto_contrast, equalize, brightness
 SIGNED_OPS: tuple[Callable, ...] = (shear_x, shear_y, translate_x, translate_y, rotate)
 
 
-def rand_augment(image_HxWx3: np.ndarray, rng: np.random.Generator, ops: int, magnitude: int) -> np.ndarray:
-    """Applies `ops` operations drawn with replacement, each with probability one half, at level magnitude / 10."""
+def rand_augment(
+    image_HxWx3: np.ndarray, rng: np.random.Generator, ops: int, magnitude: int
+) -> np.ndarray:
+    """Applies `ops` operations drawn with replacement, each with probability one half, at level
+    magnitude / 10.
+    """
     table = PLAIN_OPS + SIGNED_OPS
     for index in rng.integers(len(table), size=ops):
         applied, negative = rng.random(2) < 0.5
         if applied:
             level = magnitude / 10
-            image_HxWx3 = table[index](image_HxWx3, -level if negative and table[index] in SIGNED_OPS else level)
+            image_HxWx3 = table[index](
+                image_HxWx3, -level if negative and table[index] in SIGNED_OPS else level
+            )
     return image_HxWx3
 
 
@@ -406,7 +473,8 @@ def _warp(image_HxWx3: np.ndarray, forward_2x3) -> np.ndarray:
     """Bilinear; forward_2x3 takes (x, y) of the picture to that of the result."""
     height, width = image_HxWx3.shape[:2]
     warped_HxWx4 = cv2.warpAffine(
-        cv2.cvtColor(image_HxWx3, cv2.COLOR_RGB2RGBA),  # cv2 warps four channels twice as fast as three
+        # cv2 warps four channels twice as fast as three
+        cv2.cvtColor(image_HxWx3, cv2.COLOR_RGB2RGBA),
         np.asarray(forward_2x3, np.float32),
         (width, height),
         flags=cv2.INTER_LINEAR,

@@ -1,9 +1,10 @@
-"""Copies of folders in a bucket, below the local folder data.cache: ArrayRecord files can only be read from a disk.
+"""Copies of folders in a bucket, below the local folder data.cache: ArrayRecord files can only be
+read from a disk.
 
     CACHE/BUCKET/PATH/VERSION/    a prepared folder by the id of its manifest, another folder by a digest of its files
 
-Each file appears whole, under its name; of several processes of a machine one copies and the others wait. A later run
-finds the files and copies what is missing or not of the right size.
+Each file appears whole, under its name; of several processes of a machine one copies and the others
+wait. A later run finds the files and copies what is missing or not of the right size.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def check_cache(cache: str, path: str) -> None:
 
 def place_of(path: str, cache: str) -> Path:
     """Where in the cache the copy of a path in a bucket is."""
-    parts = [part for part in path.removeprefix(storage.BUCKET).split("/") if part not in ("", ".", "..")]
+    parts = [
+        part for part in path.removeprefix(storage.BUCKET).split("/") if part not in ("", ".", "..")
+    ]
     return Path(os.path.abspath(os.path.expanduser(cache)), *parts)
 
 
@@ -53,11 +56,12 @@ def digest(files: Mapping[str, storage.Stat]) -> str:
 
 
 def copy_folder(folder: str, sizes: Mapping[str, int], cache: str, version: str) -> str:
-    """Copies the files of a folder in a bucket (name -> bytes) unless they are there. Returns the local folder.
+    """Copies the files of a folder in a bucket (name -> bytes) unless they are there. Returns the
+    local folder.
 
     Raises:
-      DataError: no room, no permission to write, a file that is missing in the bucket or of another size, or a bucket
-        that refuses or does not answer. What was copied whole stays.
+      DataError: no room, no permission to write, a file that is missing in the bucket or of another
+        size, or a bucket that refuses or does not answer. What was copied whole stays.
     """
     target = place_of(folder, cache) / version
     if not _missing(target, sizes):
@@ -72,13 +76,18 @@ def copy_folder(folder: str, sizes: Mapping[str, int], cache: str, version: str)
                 _copy(folder, target, missing)
     except OSError as error:
         raise DataError(
-            f"{error.filename or target}: {error.strerror}", "a folder to write to", "set data.cache to another folder"
+            f"{error.filename or target}: {error.strerror}",
+            "a folder to write to",
+            "set data.cache to another folder",
         ) from error
     return str(target)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is whole or not there. Raises DataError where it cannot be written."""
+    """Writes a file so that it is whole or not there.
+
+    Raises DataError where it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _part_of(path)
@@ -86,7 +95,9 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}", "a folder to write to", "make room, or set data.cache to another folder"
+            f"{path}: {error.strerror}",
+            "a folder to write to",
+            "make room, or set data.cache to another folder",
         ) from error
 
 
@@ -116,7 +127,9 @@ def _alone(target: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise
-            logging.warning("%s cannot be locked (%s): several processes copy the same", target, error.strerror)
+            logging.warning(
+                "%s cannot be locked (%s): several processes copy the same", target, error.strerror
+            )
         yield
 
 
@@ -124,14 +137,21 @@ def _check_room(folder: str, target: Path, missing: Mapping[str, int]) -> None:
     need, free = sum(missing.values()), shutil.disk_usage(target).free
     if need > free:
         raise DataError(
-            f"{folder}, of which {need / 1e9:.1f} GB are to be copied, with {free / 1e9:.1f} GB free in {target}",
+            f"{folder}, of which {need / 1e9:.1f} GB are to be copied, with {free / 1e9:.1f} GB "
+            f"free in {target}",
             "room for it",
             "set data.cache to a larger disk, or mount the bucket (docs/launch.md)",
         )
 
 
 def _copy(folder: str, target: Path, missing: Mapping[str, int]) -> None:
-    logging.info("copying %d files, %.2f GB, of %s to %s", len(missing), sum(missing.values()) / 1e9, folder, target)
+    logging.info(
+        "copying %d files, %.2f GB, of %s to %s",
+        len(missing),
+        sum(missing.values()) / 1e9,
+        folder,
+        target,
+    )
     progress = _Progress(folder, sum(missing.values()))
     stop = threading.Event()
 
@@ -150,7 +170,9 @@ def _copy(folder: str, target: Path, missing: Mapping[str, int]) -> None:
     logging.info("copied %s in %.0f s", folder, progress.seconds())
 
 
-def _copy_file(path: str, to: Path, size: int, tell: Callable[[int], None], stop: threading.Event) -> None:
+def _copy_file(
+    path: str, to: Path, size: int, tell: Callable[[int], None], stop: threading.Event
+) -> None:
     part = _part_of(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -170,9 +192,13 @@ def _read(path: str, offset: int, size: int) -> bytes:
     try:
         data = storage.read_bytes(path, offset, size)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}", "the whole folder", "copy it to the bucket again") from error
+        raise DataError(
+            f"{path}: {error.strerror}", "the whole folder", "copy it to the bucket again"
+        ) from error
     if len(data) != size:
-        raise DataError(f"{path}: shorter than it was", "a folder that nobody writes to", "start again")
+        raise DataError(
+            f"{path}: shorter than it was", "a folder that nobody writes to", "start again"
+        )
     return data
 
 

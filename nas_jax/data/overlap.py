@@ -1,10 +1,10 @@
 """Which pictures stand in two data sets: hashes of pictures, and their comparison.
 
-The exact hash finds equal files. The perceptual hash finds copies that were encoded anew, resized or slightly blurred;
-it does not find crops, mirrored or turned copies, frames or overlaid text.
+The exact hash finds equal files. The perceptual hash finds copies that were encoded anew, resized
+or slightly blurred; it does not find crops, mirrored or turned copies, frames or overlaid text.
 
-`python -m benchmarks.overlap` measures how many copies it misses and how many other pairs it takes for copies;
-docs/data_4m.md has the table. On photographs the rates are not measured.
+`python -m benchmarks.overlap` measures how many copies it misses and how many other pairs it takes
+for copies; docs/data_4m.md has the table. On photographs the rates are not measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 MAX_DISTANCE = 16  # bits of 256 in which two copies of one picture may differ
 NO_HASH = bytes(32)  # the perceptual hash of a picture that shows too little to be told from others
 MIN_BITS = 32  # a hash with fewer set bits becomes NO_HASH
-_SIDE, _KEPT = 64, 16  # side of the grey thumbnail, and of the block of low frequencies that is kept
+# side of the grey thumbnail, and of the block of low frequencies that is kept
+_SIDE, _KEPT = 64, 16
 _DEAD_ZONE = 12.0  # grey levels; what JPEG noise adds to a coefficient is smaller
-_TRAIN_BLOCK, _EVAL_BLOCK = 8192, 64  # pairs compared at once: 4 MiB of xor-ed words, so that they stay in the cache
+# pairs compared at once: 4 MiB of xor-ed words, so that they stay in the cache
+_TRAIN_BLOCK, _EVAL_BLOCK = 8192, 64
 
 
 class Hashed(Protocol):
@@ -46,22 +48,28 @@ class Match(NamedTuple):
 def exact_hash(data: bytes | np.ndarray) -> bytes:
     """16 bytes of the sha256 of a file's bytes, or of the shape and values of an array."""
     if isinstance(data, np.ndarray):
-        return hashlib.sha256(repr((data.shape, data.dtype.str)).encode() + data.tobytes()).digest()[:16]
+        return hashlib.sha256(
+            repr((data.shape, data.dtype.str)).encode() + data.tobytes()
+        ).digest()[:16]
     return hashlib.sha256(data).digest()[:16]
 
 
 def perceptual_hash(image_HxWx3: np.ndarray) -> bytes:
     """256 bits that hardly change when a uint8 RGB picture is resized or encoded anew.
 
-    The signs of the 16 x 16 lowest frequencies (cosine transform) of a 64 x 64 grey thumbnail. A coefficient within
-    the dead zone gives 0, as in symmetric drawings half of them are 0 but for noise, and so does the mean.
+    The signs of the 16 x 16 lowest frequencies (cosine transform) of a 64 x 64 grey thumbnail. A
+    coefficient within the dead zone gives 0, as in symmetric drawings half of them are 0 but for
+    noise, and so does the mean.
 
-    Flat pictures have no hash: where fewer than MIN_BITS bits are set, the result is NO_HASH, and such pictures are
-    compared exactly only. A cosine transform rather than differences of neighbours because the latter were 4 to 10
-    times as far from their copies on drawings, whose white ground has no gradient to speak of.
+    Flat pictures have no hash: where fewer than MIN_BITS bits are set, the result is NO_HASH, and
+    such pictures are compared exactly only. A cosine transform rather than differences of
+    neighbours because the latter were 4 to 10 times as far from their copies on drawings, whose
+    white ground has no gradient to speak of.
     """
     grey_HxW = cv2.cvtColor(np.ascontiguousarray(image_HxWx3), cv2.COLOR_RGB2GRAY)
-    thumbnail = cv2.resize(grey_HxW, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumbnail = cv2.resize(grey_HxW, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(
+        np.float32
+    )
     bits = cv2.dct(thumbnail)[:_KEPT, :_KEPT] > _DEAD_ZONE
     bits[0, 0] = False
     return np.packbits(bits).tobytes() if np.count_nonzero(bits) >= MIN_BITS else NO_HASH
@@ -72,10 +80,12 @@ def find_overlap(
 ) -> list[Match]:
     """All pairs of equal or nearly equal pictures, in the order of train_rows, then of eval_rows.
 
-    eval_rows are held in memory (about 200 bytes a row); train_rows are read once, a few thousand at a time.
+    eval_rows are held in memory (about 200 bytes a row); train_rows are read once, a few thousand
+    at a time.
 
-    A pair is "exact" where the files are equal, else "perceptual" where both pictures have a perceptual hash and these
-    differ in at most max_distance bits (0 finds equal hashes; a negative number turns the comparison off).
+    A pair is "exact" where the files are equal, else "perceptual" where both pictures have a
+    perceptual hash and these differ in at most max_distance bits (0 finds equal hashes; a negative
+    number turns the comparison off).
     """
     eval_keys, by_sha, hashed, words = [], defaultdict(list), [], []
     for number, row in enumerate(eval_rows):
@@ -111,24 +121,38 @@ def _blocks(rows: Iterable[Hashed]) -> Iterator[list[Hashed]]:
         yield block
 
 
-def near_pairs(eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int) -> Iterator[tuple[int, int, int]]:
-    """(row of eval, row of train, distance) of the pairs that differ in at most max_distance bits."""
+def near_pairs(
+    eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int
+) -> Iterator[tuple[int, int, int]]:
+    """(row of eval, row of train, distance) of the pairs that differ in at most max_distance
+    bits.
+    """
     first_T = np.ascontiguousarray(train_Tx4[:, 0])
     xor_ExT = np.empty((_EVAL_BLOCK, len(first_T)), np.uint64)
     count_ExT = np.empty(xor_ExT.shape, np.uint8)
     for start in range(0, len(eval_Ex4), _EVAL_BLOCK):
         part_Ex4 = eval_Ex4[start : start + _EVAL_BLOCK]
         size = len(part_Ex4)
-        # The first word alone rules out nearly all pairs: what differs in more bits there differs in more overall.
+        # The first word alone rules out nearly all pairs: what differs in more bits there differs
+        # in more overall.
         np.bitwise_xor(part_Ex4[:, :1], first_T, out=xor_ExT[:size])
         np.bitwise_count(xor_ExT[:size], out=count_ExT[:size])
         near = np.flatnonzero(count_ExT[:size].ravel() <= max_distance)
         rows, columns = np.divmod(near, len(first_T))
-        distances = np.bitwise_count(part_Ex4[rows] ^ train_Tx4[columns]).sum(axis=1, dtype=np.int64)
+        distances = np.bitwise_count(part_Ex4[rows] ^ train_Tx4[columns]).sum(
+            axis=1, dtype=np.int64
+        )
         kept = distances <= max_distance
-        yield from zip((rows[kept] + start).tolist(), columns[kept].tolist(), distances[kept].tolist(), strict=True)
+        yield from zip(
+            (rows[kept] + start).tolist(),
+            columns[kept].tolist(),
+            distances[kept].tolist(),
+            strict=True,
+        )
 
 
 def hamming(one: bytes, other: bytes) -> int:
     """Bits in which two hashes differ."""
-    return int(np.bitwise_count(np.frombuffer(one, np.uint8) ^ np.frombuffer(other, np.uint8)).sum())
+    return int(
+        np.bitwise_count(np.frombuffer(one, np.uint8) ^ np.frombuffer(other, np.uint8)).sum()
+    )

@@ -26,9 +26,14 @@ class ImageList(Sequence):
     """Pictures of a source by index, decoded and resized (no crop): uint8 (size, size, 3)."""
 
     def __init__(self, source: Corpus, size: int):
-        """Decodes every picture once. `kept` has the source indices of the readable ones; the rest is in `dropped`."""
+        """Decodes every picture once.
+
+        `kept` has the source indices of the readable ones; the rest is in `dropped`.
+        """
         self._source, self._size = source, size
-        self._cache: list[np.ndarray] | None = [] if len(source) * size * size * 3 <= CACHE_BYTES else None
+        self._cache: list[np.ndarray] | None = (
+            [] if len(source) * size * size * 3 <= CACHE_BYTES else None
+        )
         self.kept: list[int] = []
         self.dropped: list[str] = []
         for index, image_HxWx3 in enumerate(self._all(self._try, range(len(source)))):
@@ -61,25 +66,36 @@ class ImageList(Sequence):
 
 
 def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
-    """The set "val" of a config that reads files; () where it has neither data.holdout nor data.val.
+    """The set "val" of a config that reads files; () where it has neither data.holdout nor
+    data.val.
 
-    Pictures: all of the validation split, from every file; those of one key share an image_id, so that either drawing
-    answers a caption of the other. Captions: all of an albef_json entry; of a webdataset sample only the first, its
-    name, as the alternatives may fit other pictures too. Foils and quads: the lines whose pictures are all in the set.
-    A picture is looked up by key in the tars or json lists whose names begin with the same word as the jsonl's
-    ("noto-foils.jsonl" goes with "noto.tar" and "noto-00001.tar"), and in all if there are none.
+    Pictures: all of the validation split, from every file; those of one key share an image_id, so
+    that either drawing answers a caption of the other. Captions: all of an albef_json entry; of a
+    webdataset sample only the first, its name, as the alternatives may fit other pictures too.
+    Foils and quads: the lines whose pictures are all in the set. A picture is looked up by key in
+    the tars or json lists whose names begin with the same word as the jsonl's ("noto-foils.jsonl"
+    goes with "noto.tar" and "noto-00001.tar"), and in all if there are none.
 
     Raises:
-      DataError: those of the sources; a jsonl that is malformed or has no line about these pictures.
+      DataError: those of the sources; a jsonl that is malformed or has no line about these
+      pictures.
     """
     if not (config.holdout or config.val):
         return ()
     source = open_corpus(config, "val", seed=0)  # of files only, so nothing is drawn
     images = ImageList(source, config.image_size)
     if images.dropped:
-        logging.warning("validation: %d unreadable pictures left out, like %s", len(images.dropped), images.dropped[0])
+        logging.warning(
+            "validation: %d unreadable pictures left out, like %s",
+            len(images.dropped),
+            images.dropped[0],
+        )
     if not images.kept:
-        raise DataError(f"no readable validation picture, like {images.dropped[0]}", "pictures", "check the files")
+        raise DataError(
+            f"no readable validation picture, like {images.dropped[0]}",
+            "pictures",
+            "check the files",
+        )
     captions = [source.retrieval_captions(index) for index in images.kept]
     finder = _Finder(source, images.kept)
     foils, quads = [], []
@@ -108,7 +124,9 @@ class _Finder:
         self._all: dict[str, int] = {}
         for position, index in enumerate(kept):
             key = source.key(index)
-            self._by_word.setdefault(_first_word(source.origin(index)), {}).setdefault(key, position)
+            self._by_word.setdefault(_first_word(source.origin(index)), {}).setdefault(
+                key, position
+            )
             self._all.setdefault(key, position)
         self._words = {_first_word(file) for file in source.origins}
 
@@ -133,7 +151,12 @@ def _foils(path: str, finder: _Finder, config: DataConfig) -> list[Foil]:
         image = finder.find(path, entry["image"])
         if image is not None:
             foils.append(
-                Foil(image, _clean(entry["caption"], config), _clean(entry["foil"], config), entry["category"])
+                Foil(
+                    image,
+                    _clean(entry["caption"], config),
+                    _clean(entry["foil"], config),
+                    entry["category"],
+                )
             )
     _report(path, len(foils), len(entries))
     return foils
@@ -146,7 +169,9 @@ def _quads(path: str, finder: _Finder, config: DataConfig) -> list[Quad]:
         image_0, image_1 = (finder.find(path, entry[name]) for name in ("image_0", "image_1"))
         if image_0 is not None and image_1 is not None:
             captions = (_clean(entry[name], config) for name in ("caption_0", "caption_1"))
-            quads.append(Quad(image_0, image_1, *captions, category=str(entry.get("category", "order"))))
+            quads.append(
+                Quad(image_0, image_1, *captions, category=str(entry.get("category", "order")))
+            )
     _report(path, len(quads), len(entries))
     return quads
 

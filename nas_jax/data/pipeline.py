@@ -1,7 +1,8 @@
 """From a config to batches and evaluation sets.
 
-Batch k is a pure function of (config, seed, k): not of the number of threads or workers, of where a run started or of
-how many processes share a batch. So a checkpoint needs to hold no more of the data than the step.
+Batch k is a pure function of (config, seed, k): not of the number of threads or workers, of where a
+run started or of how many processes share a batch. So a checkpoint needs to hold no more of the
+data than the step.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
     if split not in ("train", "val"):
         raise ConfigError(f"split {split!r}", "train or val", "name one of them")
     if split == "val" and not (config.holdout or config.val):
-        raise ConfigError("split 'val' without data.holdout or data.val", "one of them", "set data.holdout=0.1")
+        raise ConfigError(
+            "split 'val' without data.holdout or data.val", "one of them", "set data.holdout=0.1"
+        )
     source = open_corpus(config, split, seed)
     if source.report:
         logging.warning("%s split: dropped %s", split, source.report.line())
@@ -55,7 +58,10 @@ def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
 
 
 def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
-    """The evaluation sets: the validation pictures of the config's files, or drawn scenes. Errors: as open_source."""
+    """The evaluation sets: the validation pictures of the config's files, or drawn scenes.
+
+    Errors: as open_source.
+    """
     config.validate()
     if SCENES in config.train and not (config.holdout or config.val):
         return scene_eval_sets(seed, config.image_size)
@@ -82,19 +88,24 @@ def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
 
 
 def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
-    """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any are cut."""
+    """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any
+    are cut.
+    """
     counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
     longest = 0
     for texts in _scan(source):
         for text in texts:
             counts["captions"] += 1
-            counts["cut_by_max_words"] += config.clean_captions and len(clean_words(text)) > config.max_words
+            counts["cut_by_max_words"] += (
+                config.clean_captions and len(clean_words(text)) > config.max_words
+            )
             tokens = tokenizer.token_count(_prepare(text, config))
             counts["cut_by_text_length"] += tokens > config.text_length
             longest = max(longest, tokens)
     if counts["cut_by_max_words"] or counts["cut_by_text_length"]:
         logging.warning(
-            "of %d captions %d are cut at data.max_words=%d and %d at data.text_length=%d; the longest has %d tokens. "
+            "of %d captions %d are cut at data.max_words=%d and %d at data.text_length=%d; the "
+            "longest has %d tokens. "
             "Raise the two settings to keep the ends.",
             counts["captions"],
             counts["cut_by_max_words"],
@@ -134,7 +145,9 @@ def _scan(source: Corpus) -> Iterator[tuple[str, ...]]:
             try:
                 texts = part.captions(index)
             except OSError as error:
-                logging.log_first_n(logging.WARNING, "captions are passed over that cannot be read: %s", 1, error)
+                logging.log_first_n(
+                    logging.WARNING, "captions are passed over that cannot be read: %s", 1, error
+                )
                 continue
             yield texts
 
@@ -143,7 +156,7 @@ def _prepare(text: str, config: DataConfig) -> str:
     return prepare_caption(text, config.clean_captions, config.max_words)
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def train_batches(
@@ -157,23 +170,26 @@ def train_batches(
 ) -> Batches:
     """Endless training batches, from batch `start_step` on.
 
-    The pairs are shuffled anew each epoch; epochs follow each other without a gap, so a batch may hold the end of one
-    and the beginning of the next. With data.weights each entry has epochs of its own, and a batch has the given shares
-    of them. Each pair: one caption drawn uniformly, crop, flip, RandAugment (ALBEF code, dataset/__init__.py). A
-    picture that cannot be read is replaced by the next record that can, and marked.
+    The pairs are shuffled anew each epoch; epochs follow each other without a gap, so a batch may
+    hold the end of one and the beginning of the next. With data.weights each entry has epochs of
+    its own, and a batch has the given shares of them. Each pair: one caption drawn uniformly, crop,
+    flip, RandAugment (ALBEF code, dataset/__init__.py). A picture that cannot be read is replaced
+    by the next record that can, and marked.
 
     Args:
-      process_index, process_count: this process yields its rows of the global batch: row block `process_index` of
-        `process_count`.
+      process_index, process_count: this process yields its rows of the global batch: row block
+        `process_index` of `process_count`.
       source: what `open_source(config, "train", seed)` gave, if it is open already.
 
     Returns:
-      An iterator of `Batch` with two more fields for the host, `skipped_B` (bool: a replaced picture) and `record_B`
-      (int64: the index drawn, in the source). Close it at the end; it is also a context manager.
+      An iterator of `Batch` with two more fields for the host, `skipped_B` (bool: a replaced
+      picture) and `record_B` (int64: the index drawn, in the source). Close it at the end; it is
+      also a context manager.
 
     Raises:
       ConfigError: a batch size that the processes cannot share, or an unusable config.
-      DataError: no whole batch; while iterating: more unreadable pictures than data.max_skipped_share.
+      DataError: no whole batch; while iterating: more unreadable pictures than
+      data.max_skipped_share.
     """
     config.validate()
     if config.batch_size % process_count:
@@ -185,25 +201,33 @@ def train_batches(
     source = open_source(config, "train", seed) if source is None else source
     steps_per_epoch(config, source)
     # From one seed three that have nothing in common: grain shuffles epoch e with its seed + e.
-    shuffle_seed, draw_seed, group_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
-    dataset = _shuffled(source, config, shuffle_seed).random_map(_Drawn(config.text_length), seed=draw_seed)
+    shuffle_seed, draw_seed, group_seed = (
+        int(word) for word in np.random.SeedSequence(seed).generate_state(3)
+    )
+    dataset = _shuffled(source, config, shuffle_seed).random_map(
+        _Drawn(config.text_length), seed=draw_seed
+    )
     if config.text_buckets:
         lengths = (*config.text_buckets, config.text_length)
         count = _CountTokens(source, tokenizer, config)
-        dataset = ByLength(dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count))
+        dataset = ByLength(
+            dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count)
+        )
     example, stack = _Example(source, config), _Stack(tokenizer)
     if source.remote:
         stack = _SideBySide(example, stack)
     else:
         dataset = dataset.map(example)
-    # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block of the global batch.
+    # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block
+    # of the global batch.
     dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True, batch_fn=stack)
     dataset = dataset[process_index + start_step * process_count :: process_count]
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
     )
     if config.workers:
-        # grain reads absl flags when it starts workers; a program without absl's main never parses them.
+        # grain reads absl flags when it starts workers; a program without absl's main never parses
+        # them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
@@ -235,9 +259,11 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _CountTokens:
-    """Draws -> the number of tokens of their captions; 1 where there is none, or none that can be read.
+    """Draws -> the number of tokens of their captions; 1 where there is none, or none that can be
+    read.
 
-    Those go with the shortest. Whether another record takes their place shows when the picture is read.
+    Those go with the shortest. Whether another record takes their place shows when the picture is
+    read.
     """
 
     source: Corpus
@@ -251,9 +277,13 @@ class _CountTokens:
         try:
             texts = self.source.captions(draw.index)
         except OSError as error:
-            logging.log_first_n(logging.WARNING, "captions count as short that cannot be read: %s", 1, error)
+            logging.log_first_n(
+                logging.WARNING, "captions count as short that cannot be read: %s", 1, error
+            )
             return 1
-        return self.tokenizer.token_count(_prepare(draw.caption(texts), self.config)) if texts else 1
+        return (
+            self.tokenizer.token_count(_prepare(draw.caption(texts), self.config)) if texts else 1
+        )
 
 
 @dataclass(frozen=True)
@@ -268,7 +298,9 @@ class _Example:
         captions, image_id, image_HxWx3, reason = self._readable(draw.index, rng)
         if config.flip and rng.random() < 0.5:
             image_HxWx3 = flip(image_HxWx3)
-        image_HxWx3 = rand_augment(image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude)
+        image_HxWx3 = rand_augment(
+            image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude
+        )
         return {
             "image": image_HxWx3,
             "caption": _prepare(draw.caption(captions), config),
@@ -278,12 +310,16 @@ class _Example:
         }
 
     def _readable(self, index: int, rng: np.random.Generator):
-        """Captions, id and crop of the record and "", or of the next readable one and why the first was not."""
+        """Captions, id and crop of the record and "", or of the next readable one and why the first
+        was not.
+        """
         first = ""
         for step in range(min(len(self.source), MAX_NEIGHBOURS)):
             try:
                 record = self.source[(index + step) % len(self.source)]
-                crop = decode_crop(record.image, rng, self.config.image_size, self.config.crop_scale)
+                crop = decode_crop(
+                    record.image, rng, self.config.image_size, self.config.crop_scale
+                )
                 return record.captions, record.image_id, crop, first
             except (OSError, ImageError) as error:
                 first = first or _reason(error)
@@ -316,7 +352,9 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _SideBySide:
-    """Draws -> a batch, the same as one after the other: for pictures in a bucket, each of which is waited for."""
+    """Draws -> a batch, the same as one after the other: for pictures in a bucket, each of which is
+    waited for.
+    """
 
     example: _Example
     stack: _Stack
@@ -331,8 +369,8 @@ class Batches:
     def __init__(self, iterator: Any, source: Corpus, max_skipped_share: float):
         self._source, self._max_share = source, max_skipped_share
         self._seen, self._skipped, self._told = 0, 0, set()
-        # Workers that nobody closes complain at the end of the program, and so does a closed iterator that is still
-        # referred to; hence the list, which closing empties.
+        # Workers that nobody closes complain at the end of the program, and so does a closed
+        # iterator that is still referred to; hence the list, which closing empties.
         self._open = [iterator]
         self._finalizer = weakref.finalize(self, _close, self._open)
 
@@ -343,11 +381,14 @@ class Batches:
         if not self._open:
             raise StopIteration
         try:
-            # Copies: from workers come views of shared memory, which would have to be let go before the program ends.
+            # Copies: from workers come views of shared memory, which would have to be let go before
+            # the program ends.
             batch = {name: np.array(value) for name, value in next(self._open[0]).items()}
         except ImageError as error:
             self.close()
-            raise DataError(f"an {error}", "readable pictures", "check the files of data.train") from error
+            raise DataError(
+                f"an {error}", "readable pictures", "check the files of data.train"
+            ) from error
         skip_Bx2 = batch.pop("skip_Bx2")
         batch["record_B"], batch["skipped_B"] = skip_Bx2[:, 0], skip_Bx2[:, 1] >= 0
         self._watch(skip_Bx2[batch["skipped_B"]], len(skip_Bx2))
@@ -361,12 +402,15 @@ class Batches:
             self._example = (index, reason)
             if reason not in self._told:
                 self._told.add(reason)
-                logging.warning("%s: %s; the next readable one is used instead", reason, self._name(index))
+                logging.warning(
+                    "%s: %s; the next readable one is used instead", reason, self._name(index)
+                )
         if self._seen >= MIN_COUNTED and self._skipped > self._max_share * self._seen:
             self.close()
             index, reason = self._example
             raise DataError(
-                f"{self._skipped} unreadable pictures of {self._seen}, like {self._name(index)} ({reason})",
+                f"{self._skipped} unreadable pictures of {self._seen}, like {self._name(index)} "
+                f"({reason})",
                 f"at most a share of {self._max_share:g}",
                 "mend the files, or raise data.max_skipped_share",
             )

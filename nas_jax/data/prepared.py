@@ -5,7 +5,8 @@
     about-00000.arrayrecord       beside each: key, id, captions, width, height, sha, phash; read without any picture
     losses.jsonl                  one line a loss: reason, name, file, detail
 
-`python -m nas_jax.data.prepare` writes it. Reading is random access, and memory does not grow with the data set.
+`python -m nas_jax.data.prepare` writes it. Reading is random access, and memory does not grow with
+the data set.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class ShardWriter:
     def __init__(self, pairs: str | None, about: str):
         """pairs: None writes the about file only."""
         self._about_path, self._pairs_path = about, pairs
-        self._pairs = ArrayRecordWriter(pairs, "group_size:1,uncompressed") if pairs else None  # pictures are packed
+        # pictures are packed
+        self._pairs = ArrayRecordWriter(pairs, "group_size:1,uncompressed") if pairs else None
         self._about = ArrayRecordWriter(about, f"group_size:{_GROUP}")
 
     def write(self, row: About, image: bytes) -> None:
@@ -122,7 +124,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             )
         what = "no manifest.json" if storage.is_dir(os.fspath(folder)) else "no such folder"
         raise DataError(
-            f"{folder}: {what}", "a prepared folder", "make one with python -m nas_jax.data.prepare INPUT --out DIR"
+            f"{folder}: {what}",
+            "a prepared folder",
+            "make one with python -m nas_jax.data.prepare INPUT --out DIR",
         )
     try:
         content = storage.read_bytes(path)
@@ -134,16 +138,22 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: {error}", "a manifest", "prepare the folder again") from error
     if found != FORMAT:
-        raise DataError(f"{path} of format {found}", f"format {FORMAT}", "prepare the data again with this version")
+        raise DataError(
+            f"{path} of format {found}",
+            f"format {FORMAT}",
+            "prepare the data again with this version",
+        )
     return manifest
 
 
 def local_folder(folder: str, cache: str) -> str:
-    """The folder, or for one in a bucket its copy below the local folder `cache`, made if it is not there.
+    """The folder, or for one in a bucket its copy below the local folder `cache`, made if it is not
+    there.
 
     Raises:
       ConfigError: a bucket and no cache.
-      DataError: those of read_manifest and local_copy.copy_folder; a file that is missing or not as long as it was.
+      DataError: those of read_manifest and local_copy.copy_folder; a file that is missing or not as
+      long as it was.
     """
     if not storage.is_bucket(folder):
         return os.path.expanduser(folder)
@@ -156,9 +166,13 @@ def local_folder(folder: str, cache: str) -> str:
         if name not in found:
             raise damaged(storage.join(folder, name), "missing")
         if found[name].size != size:
-            raise damaged(storage.join(folder, name), f"{found[name].size} bytes, but {size} in the manifest")
+            raise damaged(
+                storage.join(folder, name), f"{found[name].size} bytes, but {size} in the manifest"
+            )
     local = local_copy.copy_folder(folder, sizes, cache, manifest["id"])
-    local_copy.write_whole(Path(local, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    local_copy.write_whole(
+        Path(local, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    )
     return local
 
 
@@ -181,7 +195,10 @@ def read_about(path: str | os.PathLike) -> Iterator[About]:
 
 
 def iter_about(folder: str | os.PathLike) -> Iterator[About]:
-    """The rows of all records in their order. Raises DataError where the folder is not prepared or a file damaged."""
+    """The rows of all records in their order.
+
+    Raises DataError where the folder is not prepared or a file damaged.
+    """
     for shard in read_manifest(folder)["shards"]:
         path = Path(folder, shard["about"])
         try:
@@ -203,7 +220,8 @@ def damaged(path: str | os.PathLike, detail: str) -> DataError:
     return DataError(
         f"{path}: {detail}",
         "the file as it was written",
-        "copy it again, or delete it and the manifest and run nas_jax.data.prepare again; --verify checks all shards",
+        "copy it again, or delete it and the manifest and run nas_jax.data.prepare again; "
+        "--verify checks all shards",
     )
 
 
@@ -239,8 +257,9 @@ def _row(data: bytes) -> About:
 class PreparedSource:
     """The records of a prepared folder, by index, in the order of its input.
 
-    Nothing is held but the number of records of each shard and, with a holdout, the indices that are kept. Files are
-    opened when first read, a bounded number at a time, and anew in each process.
+    Nothing is held but the number of records of each shard and, with a holdout, the indices that
+    are kept. Files are opened when first read, a bounded number at a time, and anew in each
+    process.
     """
 
     remote = False
@@ -248,10 +267,12 @@ class PreparedSource:
     def __init__(self, folder: str | os.PathLike, split: Split = ALL, clean: bool = True):
         """Args: the folder, and which keys to keep.
 
-        clean: taken for uniformity. Captions of which cleaning leaves nothing were dropped when the folder was made.
+        clean: taken for uniformity. Captions of which cleaning leaves nothing were dropped when the
+        folder was made.
 
         Raises:
-          DataError: no prepared folder, a shard that is missing or not as long as the manifest says, or no record.
+          DataError: no prepared folder, a shard that is missing or not as long as the manifest
+          says, or no record.
         """
         self.folder = str(folder)
         manifest = read_manifest(folder)
@@ -268,7 +289,8 @@ class PreparedSource:
         self._kept = self._keep(split) if split.holdout else None
         if not len(self):
             raise DataError(
-                f"no record in {self.folder}" + (f" for the {split.name} split" if split.holdout else ""),
+                f"no record in {self.folder}"
+                + (f" for the {split.name} split" if split.holdout else ""),
                 "at least one",
                 "check data.holdout, and manifest.json for what was lost",
             )
@@ -284,7 +306,11 @@ class PreparedSource:
         self._block: tuple[int, list[bytes]] = (-1, [])  # the rows that were read last
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_readers", "_block")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_lock", "_readers", "_block")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -301,12 +327,16 @@ class PreparedSource:
         return Record(record["key"], record["image"], tuple(record["captions"]), record["id"])
 
     def about(self, index: int) -> About:
-        """What is known of a record, without reading its picture. Raises OSError as `__getitem__`."""
+        """What is known of a record, without reading its picture.
+
+        Raises OSError as `__getitem__`.
+        """
         shard, position = self._locate(index)
         path = self._about_files[shard]
         group = int(self._starts[shard]) + position - position % _GROUP
         number, rows = self._block
-        if number != group:  # neighbours are often read one after the other, and are compressed together
+        # neighbours are often read one after the other, and are compressed together
+        if number != group:
             start = position - position % _GROUP
             stop = min(start + _GROUP, int(self._starts[shard + 1] - self._starts[shard]))
             rows = _read(self._reader(path), path, start, stop)
@@ -330,7 +360,9 @@ class PreparedSource:
         return self.origins[self._locate(index)[0]]
 
     def key_of(self, name: str) -> str:
-        """The key of the picture that an annotation file calls `name`: as in the source that was prepared."""
+        """The key of the picture that an annotation file calls `name`: as in the source that was
+        prepared.
+        """
         return (WebDatasetSource if self.name_first else AlbefJsonSource).key_of(name)
 
     def identity(self) -> str:
@@ -351,7 +383,8 @@ class PreparedSource:
             if path not in self._readers:
                 self._readers[path] = _open(path)
                 if len(self._readers) > _MAX_OPEN:
-                    self._readers.popitem(last=False)  # closed when no other thread reads from it any more
+                    # closed when no other thread reads from it any more
+                    self._readers.popitem(last=False)
             self._readers.move_to_end(path)
             return self._readers[path]
 

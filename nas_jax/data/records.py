@@ -11,7 +11,8 @@ import numpy as np
 class Record:
     """One picture with its captions.
 
-    A source offers ``len(source)`` and ``source[i] -> Record``, is picklable, and is cheap to open in a worker.
+    A source offers ``len(source)`` and ``source[i] -> Record``, is picklable, and is cheap to open
+    in a worker.
     """
 
     key: str  # unique within the source

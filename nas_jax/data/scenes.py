@@ -6,17 +6,20 @@ Three kinds of scenes, each a test of something a bag of words cannot tell:
     count      two groups of shapes        "three green stars and one red cross"
     existence  three shapes, two named     "a big red circle and a small blue square and no green star"
 
-Every caption names two colour-shape pairs, so a caption drawn for one picture is rarely true of another in the batch,
-as the contrastive losses presume. Pictures must not be mirrored: left and right are part of the truth.
+Every caption names two colour-shape pairs, so a caption drawn for one picture is rarely true of
+another in the batch, as the contrastive losses presume. Pictures must not be mirrored: left and
+right are part of the truth.
 
-The pairs `HELD_OUT` never occur in training nor in "val"; every scene of "heldout" shows at least one. They form a
-block (two colours by two shapes), so that a foil made by another colour, or by exchanging colours, can be held out too.
+The pairs `HELD_OUT` never occur in training nor in "val"; every scene of "heldout" shows at least
+one. They form a block (two colours by two shapes), so that a foil made by another colour, or by
+exchanging colours, can be held out too.
 
-Foils are *mirrored*: where (picture of c, caption c, foil f) is an item, (picture of f, caption f, foil c) is one too.
-So captions and foils are the same multiset of texts in every category of every set, held out or not, and a scorer that
-ignores the picture is right in exactly half of the items (fewer where it ties). What remains: the two items of a pair
-share their texts, so an error bar should count pairs; and the block leaves the edits of "heldout" fewer colours
-(yellow for purple and back) than those of "val".
+Foils are *mirrored*: where (picture of c, caption c, foil f) is an item, (picture of f, caption f,
+foil c) is one too. So captions and foils are the same multiset of texts in every category of every
+set, held out or not, and a scorer that ignores the picture is right in exactly half of the items
+(fewer where it ties). What remains: the two items of a pair share their texts, so an error bar
+should count pairs; and the block leaves the edits of "heldout" fewer colours (yellow for purple and
+back) than those of "val".
 """
 
 from __future__ import annotations
@@ -45,23 +48,27 @@ COLOURS = {
 }
 SIZES = {"small": 0.11, "big": 0.175}  # radius as a share of the image side
 NUMBERS = ("no", "one", "two", "three", "four")  # the index is the number
-INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}  # the keys are the relations
+# the keys are the relations
+INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 KINDS = ("relation", "count", "existence")
 KIND_SHARE = (0.4, 0.2, 0.4)  # relation scenes carry four of the six skills
 
 Pair = tuple[str, str]  # (colour, shape)
 PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-HELD_OUT: tuple[Pair, ...] = tuple((colour, shape) for colour in ("yellow", "purple") for shape in ("triangle", "star"))
+HELD_OUT: tuple[Pair, ...] = tuple(
+    (colour, shape) for colour in ("yellow", "purple") for shape in ("triangle", "star")
+)
 SEEN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 
-# The first word of every random stream. Equal seeds of different splits must never meet, and SeedSequence pads with
-# zeros, so streams are told apart by this word and not by the length of the tuple.
+# The first word of every random stream. Equal seeds of different splits must never meet, and
+# SeedSequence pads with zeros, so streams are told apart by this word and not by the length of the
+# tuple.
 STREAMS = {"train": 1, "val": 2, "heldout": 3, "eval/val": 4, "eval/heldout": 5}
 SUPERSAMPLE = 3
 MAX_TRIES = 200  # draws in a row without a new item before an evaluation set counts as exhausted
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,14 @@ def _polar(radii: tuple[float, ...], points: int) -> tuple[tuple[float, float], 
     """Points on a circle from the top, with the radii taken in turn."""
     angles = [2 * math.pi * k / points for k in range(points)]
     return tuple(
-        (radii[k % len(radii)] * math.sin(a), -radii[k % len(radii)] * math.cos(a)) for k, a in enumerate(angles)
+        (radii[k % len(radii)] * math.sin(a), -radii[k % len(radii)] * math.cos(a))
+        for k, a in enumerate(angles)
     )
 
 
 _ARM = 0.34  # half the width of a cross's arms
-# Corners for radius 1. The factors make the five shapes look equally large; the triangle is moved to the middle of its
-# height.
+# Corners for radius 1. The factors make the five shapes look equally large; the triangle is moved
+# to the middle of its height.
 CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)),
     "triangle": tuple((1.15 * x, 1.15 * y + 0.22) for x, y in _polar((1.0,), 3)),
@@ -116,7 +124,9 @@ CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 def render(scene: SceneSpec, image_size: int) -> np.ndarray:
-    """The picture as uint8 (image_size, image_size, 3); drawn larger and averaged down, which softens the edges."""
+    """The picture as uint8 (image_size, image_size, 3); drawn larger and averaged down, which
+    softens the edges.
+    """
     side = image_size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side), scene.background)
     draw = ImageDraw.Draw(canvas)
@@ -125,16 +135,21 @@ def render(scene: SceneSpec, image_size: int) -> np.ndarray:
         if item.shape == "circle":
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=item.rgb)
         else:
-            draw.polygon([(x + radius * u, y + radius * v) for u, v in CORNERS[item.shape]], fill=item.rgb)
+            draw.polygon(
+                [(x + radius * u, y + radius * v) for u, v in CORNERS[item.shape]], fill=item.rgb
+            )
     return np.asarray(canvas.reduce(SUPERSAMPLE))
 
 
-# ------------------------------------------------------------------------------------------------------------- captions
+# ----------------------------------------------------------------------------------------- captions
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A part of a caption. number None says "a" or "the" (at least one), 0 says "no", 1 to 4 say exactly as many."""
+    """A part of a caption.
+
+    number None says "a" or "the" (at least one), 0 says "no", 1 to 4 say exactly as many.
+    """
 
     shape: str
     colour: str | None = None
@@ -164,9 +179,11 @@ class Noun:
 
 @dataclass(frozen=True)
 class Statement:
-    """A caption as a tree. With a relation: nouns[0] is <relation> nouns[1]; without: all nouns hold.
+    """A caption as a tree. With a relation: nouns[0] is <relation> nouns[1]; without: all nouns
+    hold.
 
-    style: 0 plain, 1 opens with "a picture of", 2 is a sentence with "the ... is ..." (relations only).
+    style: 0 plain, 1 opens with "a picture of", 2 is a sentence with "the ... is ..." (relations
+    only).
     """
 
     nouns: tuple[Noun, ...]
@@ -184,13 +201,18 @@ class Statement:
         if self.relation is None:
             body = " and ".join(nouns)
         else:
-            link = f"to the {self.relation} of" if self.relation in ("left", "right") else self.relation
+            link = (
+                f"to the {self.relation} of"
+                if self.relation in ("left", "right")
+                else self.relation
+            )
             body = f"{nouns[0]} {'is ' if self.style == 2 else ''}{link} {nouns[1]}"
         return ("a picture of " if self.style == 1 else "") + body
 
 
 _NOUN = re.compile(
-    rf"(?P<head>a|the|{'|'.join(NUMBERS)})(?: (?P<size>{'|'.join(SIZES)}))?(?: (?P<colour>{'|'.join(COLOURS)}))?"
+    rf"(?P<head>a|the|{'|'.join(NUMBERS)})(?: (?P<size>{'|'.join(SIZES)}))?(?: "
+    rf"(?P<colour>{'|'.join(COLOURS)}))?"
     rf" (?P<shape>{'|'.join(SHAPES)})(?:e?s)?"
 )
 _RELATION = re.compile(r"(?: is)? (?:to the (left|right) of|(above|below)) ")
@@ -209,17 +231,28 @@ def parse(caption: str) -> Statement:
     matches = [_NOUN.fullmatch(part) for part in parts]
     if all(matches):
         nouns = tuple(
-            Noun(m["shape"], m["colour"], m["size"], NUMBERS.index(m["head"]) if m["head"] in NUMBERS else None)
+            Noun(
+                m["shape"],
+                m["colour"],
+                m["size"],
+                NUMBERS.index(m["head"]) if m["head"] in NUMBERS else None,
+            )
             for m in matches
         )
         statement = Statement(nouns, (found[1] or found[2]) if found else None, style)
         if statement.text() == caption:  # the patterns above are looser than the grammar
             return statement
-    raise DataError(f"caption {caption!r}", "a sentence of the scene grammar", "use Statement.text() to write captions")
+    raise DataError(
+        f"caption {caption!r}",
+        "a sentence of the scene grammar",
+        "use Statement.text() to write captions",
+    )
 
 
 def relation_of(first: Item, second: Item) -> str:
-    """Where the first item is, seen from the second, along the axis on which they are further apart."""
+    """Where the first item is, seen from the second, along the axis on which they are further
+    apart.
+    """
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -227,18 +260,24 @@ def relation_of(first: Item, second: Item) -> str:
 
 
 def holds(caption: str | Statement, scene: SceneSpec) -> bool:
-    """Whether a caption is true of a scene; reads the objects alone, not what the scene was made from."""
+    """Whether a caption is true of a scene; reads the objects alone, not what the scene was made
+    from.
+    """
     statement = parse(caption) if isinstance(caption, str) else caption
     fitting = [[item for item in scene.items if noun.fits(item)] for noun in statement.nouns]
     if statement.relation is not None:
-        return any(a is not b and relation_of(a, b) == statement.relation for a in fitting[0] for b in fitting[1])
+        return any(
+            a is not b and relation_of(a, b) == statement.relation
+            for a in fitting[0]
+            for b in fitting[1]
+        )
     return all(
         len(items) >= 1 if noun.number is None else len(items) == noun.number
         for noun, items in zip(statement.nouns, fitting, strict=True)
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def _choose(rng: np.random.Generator, options):
@@ -246,14 +285,18 @@ def _choose(rng: np.random.Generator, options):
 
 
 def draw_statement(kind: str, rng: np.random.Generator, held_out: bool = False) -> Statement:
-    """A full statement (all sizes said) with pairs from SEEN, or with at least one from HELD_OUT."""
+    """A full statement (all sizes said) with pairs from SEEN, or with at least one from
+    HELD_OUT.
+    """
     first = _choose(rng, HELD_OUT if held_out else SEEN)
     second = first
     while second == first:
         second = _choose(rng, PAIRS if held_out else SEEN)
     pairs = (first, second) if rng.random() < 0.5 else (second, first)
     if kind == "count":
-        return Statement(tuple(Noun(shape, colour, number=int(rng.integers(1, 5))) for colour, shape in pairs))
+        return Statement(
+            tuple(Noun(shape, colour, number=int(rng.integers(1, 5))) for colour, shape in pairs)
+        )
     nouns = tuple(Noun(shape, colour, _choose(rng, tuple(SIZES))) for colour, shape in pairs)
     if kind == "relation":
         return Statement(nouns, _choose(rng, tuple(INVERSE)))
@@ -265,7 +308,8 @@ def draw_statement(kind: str, rng: np.random.Generator, held_out: bool = False) 
 def draw_wording(statement: Statement, rng: np.random.Generator) -> Statement:
     """Another way to say a full statement: order, style and, in relations, which sizes are said.
 
-    At most one size is left out, and none where no places are said: two bare pairs would fit too many other scenes.
+    At most one size is left out, and none where no places are said: two bare pairs would fit too
+    many other scenes.
     """
     nouns, relation = list(statement.nouns), statement.relation
     if rng.random() < 0.5:
@@ -278,14 +322,18 @@ def draw_wording(statement: Statement, rng: np.random.Generator) -> Statement:
 
 
 def _positions(statement: Statement, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) centres as shares of the side, such that shapes do not touch and a stated relation is plain to see."""
+    """(count, 2) centres as shares of the side, such that shapes do not touch and a stated relation
+    is plain to see.
+    """
     if statement.relation is not None:
         # Only the difference tells the relation: the pair as a whole moves about.
         along = 0.5 + rng.uniform(-0.045, 0.045) + np.array([-1, 1]) * rng.uniform(0.2, 0.24)
         across = 0.5 + rng.uniform(-0.2, 0.2) + rng.uniform(-0.08, 0.08, 2)
         if statement.relation in ("right", "below"):
             along = along[::-1]
-        return np.stack((along, across) if statement.relation in ("left", "right") else (across, along), axis=1)
+        return np.stack(
+            (along, across) if statement.relation in ("left", "right") else (across, along), axis=1
+        )
     cells = 2 if statement.nouns[0].number is None else 3
     chosen = rng.permutation(cells * cells)[:count]
     centres = (np.stack((chosen % cells, chosen // cells), axis=1) + 0.5) / cells
@@ -293,13 +341,16 @@ def _positions(statement: Statement, count: int, rng: np.random.Generator) -> np
 
 
 def draw_scene(statement: Statement, rng: np.random.Generator, held_out: bool = False) -> SceneSpec:
-    """A scene of which the statement is true; what it leaves open (sizes, places, shades, a third shape) is drawn.
+    """A scene of which the statement is true; what it leaves open (sizes, places, shades, a third
+    shape) is drawn.
 
-    An existence scene always shows a third shape, so the number of shapes does not tell whether one is missing.
-    Counted shapes are small, so that eight of them fit.
+    An existence scene always shows a third shape, so the number of shapes does not tell whether one
+    is missing. Counted shapes are small, so that eight of them fit.
     """
     nouns = [
-        replace(noun, number=None) for noun in statement.nouns for _ in range(1 if noun.number is None else noun.number)
+        replace(noun, number=None)
+        for noun in statement.nouns
+        for _ in range(1 if noun.number is None else noun.number)
     ]
     last = statement.nouns[-1]
     if last.number == 0:
@@ -310,18 +361,27 @@ def draw_scene(statement: Statement, rng: np.random.Generator, held_out: bool = 
     scales = rng.uniform(0.95, 1.05, len(nouns))
     shades = rng.integers(-14, 15, (len(nouns), 3))
     items = []
-    for noun, place, scale, shade in zip(nouns, places.tolist(), scales.tolist(), shades.tolist(), strict=True):
+    for noun, place, scale, shade in zip(
+        nouns, places.tolist(), scales.tolist(), shades.tolist(), strict=True
+    ):
         allowed = PAIRS if held_out else SEEN
         colour = noun.colour or _choose(rng, [c for c, shape in allowed if shape == noun.shape])
         size = "small" if counted else noun.size or _choose(rng, tuple(SIZES))
-        rgb = tuple(min(255, max(0, base + change)) for base, change in zip(COLOURS[colour], shade, strict=True))
+        rgb = tuple(
+            min(255, max(0, base + change))
+            for base, change in zip(COLOURS[colour], shade, strict=True)
+        )
         items.append(Item(noun.shape, colour, size, place[0], place[1], SIZES[size] * scale, rgb))
     return SceneSpec(tuple(items), tuple(rng.integers(232, 256, 3).tolist()))
 
 
-def draw_example(rng: np.random.Generator, held_out: bool = False) -> tuple[SceneSpec, tuple[str, ...]]:
+def draw_example(
+    rng: np.random.Generator, held_out: bool = False
+) -> tuple[SceneSpec, tuple[str, ...]]:
     """A scene of a random kind with 2 to 4 different captions, all true of it."""
-    statement = draw_statement(KINDS[int(np.searchsorted(np.cumsum(KIND_SHARE), rng.random(), "right"))], rng, held_out)
+    statement = draw_statement(
+        KINDS[int(np.searchsorted(np.cumsum(KIND_SHARE), rng.random(), "right"))], rng, held_out
+    )
     scene = draw_scene(statement, rng, held_out)
     wanted, captions = int(rng.integers(2, 5)), []
     while len(captions) < wanted:
@@ -332,22 +392,30 @@ def draw_example(rng: np.random.Generator, held_out: bool = False) -> tuple[Scen
 
 
 class SceneSource:
-    """Scenes by index. A record depends on (split, seed, index) alone, so any worker makes the same one."""
+    """Scenes by index.
+
+    A record depends on (split, seed, index) alone, so any worker makes the same one.
+    """
 
     files = origins = ("scenes",)
     name_first = False
     remote = False
 
     def __init__(self, split: str, size: int, seed: int, image_size: int):
-        """split: "train", "val" (pairs of SEEN) or "heldout"; size: number of records; image_size: pixels a side.
+        """split: "train", "val" (pairs of SEEN) or "heldout"; size: number of records; image_size:
+        pixels a side.
 
         Raises:
             ConfigError: an unknown split, or a number out of range.
         """
         if split not in ("train", "val", "heldout"):
-            raise ConfigError(f"scenes split {split!r}", "train, val or heldout", "name one of them")
+            raise ConfigError(
+                f"scenes split {split!r}", "train, val or heldout", "name one of them"
+            )
         if not 1 <= size < 2**31:
-            raise ConfigError(f"scenes size={size}", "1 <= size < 2**31", "set the number of scenes")
+            raise ConfigError(
+                f"scenes size={size}", "1 <= size < 2**31", "set the number of scenes"
+            )
         _check(seed, image_size)
         self.split, self.size, self.seed, self.image_size = split, size, seed, image_size
         self.report = Report()
@@ -356,11 +424,15 @@ class SceneSource:
         return self.size
 
     def spec(self, index: int) -> tuple[SceneSpec, tuple[str, ...]]:
-        """The scene and its captions, before drawing. Raises IndexError outside of 0 <= index < len."""
+        """The scene and its captions, before drawing.
+
+        Raises IndexError outside of 0 <= index < len.
+        """
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         return draw_example(
-            np.random.default_rng((STREAMS[self.split], self.seed, int(index))), self.split == "heldout"
+            np.random.default_rng((STREAMS[self.split], self.seed, int(index))),
+            self.split == "heldout",
         )
 
     def __getitem__(self, index: int) -> Record:
@@ -391,11 +463,13 @@ class SceneSource:
         return f"scenes-{self.split}-{self.seed}-{self.size}"
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation sets
+# ---------------------------------------------------------------------------------- evaluation sets
 
 
 def _edited_noun(statement: Statement, rng: np.random.Generator) -> int:
-    """Which of the first two nouns an edit changes: a held-out one if there is one, as the set asks about those."""
+    """Which of the first two nouns an edit changes: a held-out one if there is one, as the set asks
+    about those.
+    """
     held_out = [k for k in (0, 1) if statement.nouns[k].pair in HELD_OUT]
     return _choose(rng, held_out or [0, 1])
 
@@ -414,18 +488,27 @@ def _deny(statement: Statement, rng: np.random.Generator) -> Statement:
 def _recount(statement: Statement, rng: np.random.Generator) -> Statement:
     index = _edited_noun(statement, rng)
     return _with_noun(
-        statement, index, number=_choose(rng, [n for n in range(1, 5) if n != statement.nouns[index].number])
+        statement,
+        index,
+        number=_choose(rng, [n for n in range(1, 5) if n != statement.nouns[index].number]),
     )
 
 
 def _recolour(statement: Statement, rng: np.random.Generator) -> Statement:
     index = _edited_noun(statement, rng)
-    return _with_noun(statement, index, colour=_choose(rng, [c for c in COLOURS if c != statement.nouns[index].colour]))
+    return _with_noun(
+        statement,
+        index,
+        colour=_choose(rng, [c for c in COLOURS if c != statement.nouns[index].colour]),
+    )
 
 
 def _exchange_colours(statement: Statement, rng: np.random.Generator) -> Statement:
     first, second = statement.nouns
-    return replace(statement, nouns=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+    return replace(
+        statement,
+        nouns=(replace(first, colour=second.colour), replace(second, colour=first.colour)),
+    )
 
 
 def _resize(statement: Statement, rng: np.random.Generator) -> Statement:
@@ -461,11 +544,14 @@ QUADS: dict[str, tuple[str, Edit]] = {
 Side = tuple[Statement, SceneSpec]
 
 
-def _contrasts(kind: str, edit: Edit, rng: np.random.Generator, held_out: bool) -> Iterator[tuple[Side, Side]]:
-    """Endless pairs of (statement, scene), each statement true of its own scene and false of the other, no pair twice.
+def _contrasts(
+    kind: str, edit: Edit, rng: np.random.Generator, held_out: bool
+) -> Iterator[tuple[Side, Side]]:
+    """Endless pairs of (statement, scene), each statement true of its own scene and false of the
+    other, no pair twice.
 
-    Both statements name as many held-out pairs, so the novelty of a pair does not tell which belongs to a picture.
-    Stops after MAX_TRIES draws without a new pair.
+    Both statements name as many held-out pairs, so the novelty of a pair does not tell which
+    belongs to a picture. Stops after MAX_TRIES draws without a new pair.
     """
     known: set[str] = set()
     tries = 0
@@ -474,30 +560,47 @@ def _contrasts(kind: str, edit: Edit, rng: np.random.Generator, held_out: bool) 
         first = draw_wording(draw_statement(kind, rng, held_out), rng)
         second = edit(first, rng)
         novel = [sum(pair in HELD_OUT for pair in statement.pairs) for statement in (first, second)]
-        if novel[0] != novel[1] or len(set(second.pairs)) < 2 or not known.isdisjoint((first.text(), second.text())):
+        if (
+            novel[0] != novel[1]
+            or len(set(second.pairs)) < 2
+            or not known.isdisjoint((first.text(), second.text()))
+        ):
             continue
         scenes = [draw_scene(statement, rng, held_out) for statement in (first, second)]
-        if holds(first, scenes[1]) or holds(second, scenes[0]):  # the edit changed nothing that is visible
+        # the edit changed nothing that is visible
+        if holds(first, scenes[1]) or holds(second, scenes[0]):
             continue
         known.update((first.text(), second.text()))
         tries = 0
         yield (first, scenes[0]), (second, scenes[1])
 
 
-def _retrieval(count: int, rng: np.random.Generator, held_out: bool) -> list[tuple[SceneSpec, tuple[str, ...]]]:
+def _retrieval(
+    count: int, rng: np.random.Generator, held_out: bool
+) -> list[tuple[SceneSpec, tuple[str, ...]]]:
     """Scenes with captions that are unique and true of no other scene in the list."""
     kept: list[tuple[SceneSpec, tuple[str, ...]]] = []
     truths: list[tuple[tuple[Statement, ...], frozenset[Pair]]] = []
     tries = 0
     while len(kept) < count:
         if (tries := tries + 1) > MAX_TRIES:
-            raise ConfigError(f"scenes num_images={count}", f"at most {len(kept)} scenes apart", "ask for fewer images")
+            raise ConfigError(
+                f"scenes num_images={count}",
+                f"at most {len(kept)} scenes apart",
+                "ask for fewer images",
+            )
         scene, captions = draw_example(rng, held_out)
         said, shown = tuple(parse(caption) for caption in captions), scene.pairs
         # The pairs are compared first: they settle nearly all cases and cost little.
         if any(
-            (shown.issuperset(old_said[0].pairs) and any(holds(statement, scene) for statement in old_said))
-            or (old_shown.issuperset(said[0].pairs) and any(holds(statement, old) for statement in said))
+            (
+                shown.issuperset(old_said[0].pairs)
+                and any(holds(statement, scene) for statement in old_said)
+            )
+            or (
+                old_shown.issuperset(said[0].pairs)
+                and any(holds(statement, old) for statement in said)
+            )
             for (old, _), (old_said, old_shown) in zip(kept, truths, strict=True)
         ):
             continue
@@ -517,7 +620,9 @@ def _scene_eval_set(
     scenes = [scene for scene, _ in retrieval]
     captions = [texts for _, texts in retrieval]
 
-    def contrasts(setting: str, category: str, kind: str, edit: Edit, wanted: int) -> list[tuple[int, str, str]]:
+    def contrasts(
+        setting: str, category: str, kind: str, edit: Edit, wanted: int
+    ) -> list[tuple[int, str, str]]:
         """Adds 2 * wanted scenes; (index of the first, text of the first, text of the second)."""
         found = []
         source = _contrasts(kind, edit, rng, held_out)
@@ -536,44 +641,67 @@ def _scene_eval_set(
 
     foils: list[Foil] = []
     for category, (kind, edit) in FOILS.items():
-        for index, first, second in contrasts("foils_per_category", category, kind, edit, foils_per_category // 2):
+        for index, first, second in contrasts(
+            "foils_per_category", category, kind, edit, foils_per_category // 2
+        ):
             foils.append(Foil(index, first, second, category))
             foils.append(Foil(index + 1, second, first, category))
     quads = [
         Quad(index, index + 1, first, second, category)
         for category, (kind, edit) in QUADS.items()
-        for index, first, second in contrasts("num_quads", category, kind, edit, num_quads // len(QUADS))
+        for index, first, second in contrasts(
+            "num_quads", category, kind, edit, num_quads // len(QUADS)
+        )
     ]
     images = tuple(render(scene, image_size) for scene in scenes)
     return EvalSet(name, images, tuple(captions), tuple(foils), tuple(quads)), tuple(scenes)
 
 
 def scene_eval_sets(
-    seed: int, image_size: int, num_images: int = 200, foils_per_category: int = 100, num_quads: int = 100
+    seed: int,
+    image_size: int,
+    num_images: int = 200,
+    foils_per_category: int = 100,
+    num_quads: int = 100,
 ) -> tuple[EvalSet, ...]:
-    """The sets "val" (pairs of SEEN) and "heldout" (a pair of HELD_OUT in each scene), on streams of their own.
+    """The sets "val" (pairs of SEEN) and "heldout" (a pair of HELD_OUT in each scene), on streams
+    of their own.
 
-    The first num_images pictures are for retrieval: 2 to 4 captions each, true of no other among them. The pictures of
-    foils and quads follow and have no captions of their own. Foils: existence, number, colour, binding, size,
-    relation; quads: binding, relation, half each.
+    The first num_images pictures are for retrieval: 2 to 4 captions each, true of no other among
+    them. The pictures of foils and quads follow and have no captions of their own. Foils:
+    existence, number, colour, binding, size, relation; quads: binding, relation, half each.
 
     Raises:
-        ConfigError: a number out of range, an odd foils_per_category or num_quads, or more than the grammar offers.
+        ConfigError: a number out of range, an odd foils_per_category or num_quads, or more than the
+        grammar offers.
     """
     _check(seed, image_size)
-    counts = {"num_images": num_images, "foils_per_category": foils_per_category, "num_quads": num_quads}
+    counts = {
+        "num_images": num_images,
+        "foils_per_category": foils_per_category,
+        "num_quads": num_quads,
+    }
     for setting, value in counts.items():
         if value < 0:
             raise ConfigError(f"scenes {setting}={value}", "0 or more", "0 leaves that part out")
         if setting != "num_images" and value % 2:
-            raise ConfigError(f"scenes {setting}={value}", "an even number (items come in pairs)", f"use {value + 1}")
-    return tuple(_scene_eval_set(name, seed, image_size, **counts)[0] for name in ("val", "heldout"))
+            raise ConfigError(
+                f"scenes {setting}={value}",
+                "an even number (items come in pairs)",
+                f"use {value + 1}",
+            )
+    return tuple(
+        _scene_eval_set(name, seed, image_size, **counts)[0] for name in ("val", "heldout")
+    )
 
 
 def _check(seed: int, image_size: int) -> None:
-    if not 0 <= seed < 2**32:  # one word of SeedSequence, so that (stream, seed, index) never runs together
+    # one word of SeedSequence, so that (stream, seed, index) never runs together
+    if not 0 <= seed < 2**32:
         raise ConfigError(f"scenes seed={seed}", "0 <= seed < 2**32", "use a smaller seed")
     if not 16 <= image_size <= 1024:
         raise ConfigError(
-            f"scenes image_size={image_size}", "16 to 1024 pixels", "32 to 64 are enough for these shapes"
+            f"scenes image_size={image_size}",
+            "16 to 1024 pixels",
+            "32 to 64 are enough for these shapes",
         )

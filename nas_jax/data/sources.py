@@ -1,8 +1,8 @@
 """Pictures with captions on disk or in a bucket, by index: ALBEF's json lists and WebDataset tars.
 
-Opening a source reads all captions once, drops what cannot be used and counts it by reason in `source.report`. After
-that it holds offsets and short strings in flat arrays, so it is cheap to send to a worker, and reads one file (or one
-slice of a tar) an item. Nothing stays open.
+Opening a source reads all captions once, drops what cannot be used and counts it by reason in
+`source.report`. After that it holds offsets and short strings in flat arrays, so it is cheap to
+send to a worker, and reads one file (or one slice of a tar) an item. Nothing stays open.
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 def image_id_of(key: str) -> int:
-    """A stable 31-bit number of a key. Equal keys in two files mean the same content, on purpose."""
+    """A stable 31-bit number of a key.
+
+    Equal keys in two files mean the same content, on purpose.
+    """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF
 
 
 def held_out(key: str, share: float) -> bool:
-    """Whether a key belongs to the held-out share: decided by the key alone, so the same in every file and run."""
-    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"holdout").digest(), "big")
+    """Whether a key belongs to the held-out share: decided by the key alone, so the same in every
+    file and run.
+    """
+    number = int.from_bytes(
+        hashlib.blake2b(key.encode(), digest_size=8, person=b"holdout").digest(), "big"
+    )
     return number < share * 2**64
 
 
@@ -57,7 +64,9 @@ class Report(dict[str, int]):
 
     def line(self) -> str:
         """`3 no caption (like a.png), 1 no image (like b)`, or "" where nothing was dropped."""
-        return ", ".join(f"{count} {reason} (like {self.examples[reason]})" for reason, count in self.items())
+        return ", ".join(
+            f"{count} {reason} (like {self.examples[reason]})" for reason, count in self.items()
+        )
 
     def __reduce__(self):
         return _report, (dict(self), self.examples)
@@ -93,7 +102,10 @@ class Strings:
 
 
 class Source(Protocol):
-    """Pictures with captions by index, from 0 to len - 1. Picklable, and cheap to open in a worker."""
+    """Pictures with captions by index, from 0 to len - 1.
+
+    Picklable, and cheap to open in a worker.
+    """
 
     report: Report  # what opening dropped
     files: tuple[str, ...]  # what is read
@@ -144,7 +156,8 @@ class _Table:
         """Packs the lists. Raises DataError where nothing is left."""
         if not len(self._keys):
             raise DataError(
-                f"no usable pairs in {_some(self.files)}" + (f": {self.report.line()}" if self.report else ""),
+                f"no usable pairs in {_some(self.files)}"
+                + (f": {self.report.line()}" if self.report else ""),
                 expected,
                 "check data.train, data.val and data.holdout",
             )
@@ -187,21 +200,28 @@ def _some(files: tuple[str, ...]) -> str:
 
 
 def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
-    """Paths and globs to sorted paths. Raises DataError where one names no file; `setting` is for the message."""
+    """Paths and globs to sorted paths.
+
+    Raises DataError where one names no file; `setting` is for the message.
+    """
     paths: list[str] = []
     for pattern in patterns:
         found = storage.glob(pattern)
         if not found:
-            raise DataError(f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}")
+            raise DataError(
+                f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}"
+            )
         paths += [path for path in found if path not in paths]
     return tuple(paths)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which keys a source keeps: "train" what is not held out, "val" what is; without a holdout both take all.
+    """Which keys a source keeps: "train" what is not held out, "val" what is; without a holdout
+    both take all.
 
-    together: key -> the key that decides for it, so that pictures which are compared stay on one side.
+    together: key -> the key that decides for it, so that pictures which are compared stay on one
+    side.
     """
 
     name: str = "train"
@@ -210,7 +230,9 @@ class Split:
 
     def keeps(self, key: str) -> bool:
         """Whether the key is of this split."""
-        return not self.holdout or held_out(self.together.get(key, key), self.holdout) == (self.name == "val")
+        return not self.holdout or held_out(self.together.get(key, key), self.holdout) == (
+            self.name == "val"
+        )
 
 
 ALL = Split()
@@ -218,13 +240,18 @@ ALL = Split()
 
 def usable_captions(captions: list, clean: bool) -> list[str]:
     """The texts among them of which something is left: after cleaning, or without white space."""
-    return [text for text in captions if isinstance(text, str) and (clean_words(text) if clean else text.strip())]
+    return [
+        text
+        for text in captions
+        if isinstance(text, str) and (clean_words(text) if clean else text.strip())
+    ]
 
 
 class AlbefJsonSource(_Table):
     """The json lists ALBEF trains on: [{"image": path, "caption": text or list of texts}, ...].
 
-    The key of an entry is its image path as written, so entries that share a picture share an image_id.
+    The key of an entry is its image path as written, so entries that share a picture share an
+    image_id.
     """
 
     def __init__(
@@ -234,11 +261,12 @@ class AlbefJsonSource(_Table):
         split: Split = ALL,
         clean: bool = True,
     ):
-        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
+        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves
+        nothing.
 
         Raises:
-          DataError: a file is missing or no such list, an entry lacks a field, or the first picture of a file is not
-            where it should be.
+          DataError: a file is missing or no such list, an entry lacks a field, or the first picture
+            of a file is not where it should be.
         """
         super().__init__(files)
         self.image_root = image_root
@@ -261,14 +289,22 @@ class AlbefJsonSource(_Table):
         try:
             content = storage.read_bytes(path)
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
+            raise DataError(
+                f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
+            ) from error
         try:
             entries = json.loads(content.decode())
         except ValueError as error:
-            raise DataError(f"{path}: {error}", "a json list", "check the file; it may be cut short") from error
+            raise DataError(
+                f"{path}: {error}", "a json list", "check the file; it may be cut short"
+            ) from error
         if not isinstance(entries, list) or not entries:
             kind = "an empty list" if entries == [] else type(entries).__name__
-            raise DataError(f"{path} holds {kind}", "a list of {image, caption}", "convert the file to that form")
+            raise DataError(
+                f"{path} holds {kind}",
+                "a list of {image, caption}",
+                "convert the file to that form",
+            )
         AlbefJsonSource._fields(path, 0, entries[0])
         return entries
 
@@ -291,7 +327,8 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"no picture {full!r}, the first in {path}",
                 "image paths that start from data.image_root",
-                f"set data.image_root (now {self.image_root!r}) to the folder that holds {image.split('/')[0]!r}",
+                f"set data.image_root (now {self.image_root!r}) to the folder that holds "
+                f"{image.split('/')[0]!r}",
             )
 
     @staticmethod
@@ -304,19 +341,25 @@ class AlbefJsonSource(_Table):
 
 
 class WebDatasetSource(_Table):
-    """Tar shards as img2dataset writes them: KEY.png|jpg|jpeg|webp with KEY.json {caption, captions} or KEY.txt.
+    """Tar shards as img2dataset writes them: KEY.png|jpg|jpeg|webp with KEY.json {caption,
+    captions} or KEY.txt.
 
-    The key is the file name up to its first dot; the same key in two tars means the same content, whatever the folder
-    or tar. Tars are indexed once, from their headers; a record is one `pread` or one request, nothing is unpacked.
+    The key is the file name up to its first dot; the same key in two tars means the same content,
+    whatever the folder or tar. Tars are indexed once, from their headers; a record is one `pread`
+    or one request, nothing is unpacked.
     """
 
     name_first = True
 
-    def __init__(self, files: tuple[str, ...], split: Split = ALL, clean: bool = True, cache: str = ""):
-        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves nothing.
+    def __init__(
+        self, files: tuple[str, ...], split: Split = ALL, clean: bool = True, cache: str = ""
+    ):
+        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves
+        nothing.
 
         Raises:
-          DataError: a tar is missing, cut short, compressed or no tar, or no member has a picture and a caption.
+          DataError: a tar is missing, cut short, compressed or no tar, or no member has a picture
+          and a caption.
         """
         super().__init__(files)
         slices: list[Place] = []
@@ -335,12 +378,18 @@ class WebDatasetSource(_Table):
                     self._add(key, number, usable)
                     slices.append(image)
                 else:
-                    self.report.drop("damaged json" if damaged else "no caption", f"{key} in {path}")
-        self._close(f"members KEY.{'|'.join(IMAGE_SUFFIXES)} with KEY.json (field caption) or KEY.txt")
+                    self.report.drop(
+                        "damaged json" if damaged else "no caption", f"{key} in {path}"
+                    )
+        self._close(
+            f"members KEY.{'|'.join(IMAGE_SUFFIXES)} with KEY.json (field caption) or KEY.txt"
+        )
         self._slices = np.asarray(slices, np.int64)
 
     @staticmethod
-    def _read_captions(path: str, parts: dict[str, Place], texts: Mapping[Place, bytes]) -> tuple[list[str], bool]:
+    def _read_captions(
+        path: str, parts: dict[str, Place], texts: Mapping[Place, bytes]
+    ) -> tuple[list[str], bool]:
         """All captions of a key, `caption` first, and whether its json cannot be read."""
 
         def read(place: Place) -> bytes:
@@ -370,11 +419,16 @@ class WebDatasetSource(_Table):
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a jsonl file. Raises DataError, with the line, where one is none or lacks a text field."""
+    """The objects of a jsonl file.
+
+    Raises DataError, with the line, where one is none or lacks a text field.
+    """
     try:
         lines = storage.read_bytes(path).decode().splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads") from error
+        raise DataError(
+            f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"
+        ) from error
     entries = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -382,9 +436,19 @@ def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}", "one json object a line", "mend that line") from error
-        missing = [name for name in fields if not isinstance(entry, dict) or not isinstance(entry.get(name), str)]
+            raise DataError(
+                f"{path}, line {number}: {error}", "one json object a line", "mend that line"
+            ) from error
+        missing = [
+            name
+            for name in fields
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), str)
+        ]
         if missing:
-            raise DataError(f"{path}, line {number}, without {missing[0]!r}", ", ".join(fields), "mend that line")
+            raise DataError(
+                f"{path}, line {number}, without {missing[0]!r}",
+                ", ".join(fields),
+                "mend that line",
+            )
         entries.append(entry)
     return entries

@@ -1,7 +1,9 @@
-"""Where sources read: files on disk, and objects in a bucket of Google Cloud Storage (gs://BUCKET/NAME).
+"""Where sources read: files on disk, and objects in a bucket of Google Cloud Storage
+(gs://BUCKET/NAME).
 
-On disk this is what the operating system does. A bucket is read through gcsfs, which tries a request that fails for
-the moment (429, 5xx, a broken connection) six times within some 35 seconds. What it is like afterwards:
+On disk this is what the operating system does. A bucket is read through gcsfs, which tries a
+request that fails for the moment (429, 5xx, a broken connection) six times within some 35 seconds.
+What it is like afterwards:
 
     no such object            FileNotFoundError, as for a file
     refused, or no answer     DataError, so that a run ends instead of taking other pictures for those it cannot reach
@@ -24,7 +26,8 @@ from typing import Any, NamedTuple, TypeVar
 from nas_jax.utils.errors import DataError, UserError
 from nas_jax.utils.paths import BUCKET, file_system, is_bucket
 
-THREADS = 16  # requests under way at a time, where many are made: each waits some 30 ms for its first byte
+# requests under way at a time, where many are made: each waits some 30 ms for its first byte
+THREADS = 16
 _NEAR, _FAR = 256 * 1024, 8 * 2**20  # bytes of one request of a RangedFile, at least and at most
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -38,7 +41,10 @@ class Stat(NamedTuple):
 
 
 def join(folder: str, name: str) -> str:
-    """As os.path.join. A gs:// name stays as it is, and . and .. are resolved where no operating system does so."""
+    """As os.path.join.
+
+    A gs:// name stays as it is, and . and .. are resolved where no operating system does so.
+    """
     if is_bucket(name):
         return name
     path = os.path.join(folder, name)
@@ -51,8 +57,8 @@ def join(folder: str, name: str) -> str:
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """The bytes of a file, or `size` of them from `offset` on (fewer where it ends before).
 
-    A file is opened anew each time: that costs microseconds, and nothing has to survive pickling, threads or a thousand
-    shards. An object is one request.
+    A file is opened anew each time: that costs microseconds, and nothing has to survive pickling,
+    threads or a thousand shards. An object is one request.
 
     Raises:
       OSError: a file that is missing or unreadable.
@@ -68,7 +74,9 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
             return file.read()
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.pread(descriptor, os.fstat(descriptor).st_size - offset if size is None else size, offset)
+        return os.pread(
+            descriptor, os.fstat(descriptor).st_size - offset if size is None else size, offset
+        )
     finally:
         os.close(descriptor)
 
@@ -94,7 +102,10 @@ def is_file(path: str) -> bool:
 
 
 def is_dir(path: str) -> bool:
-    """Whether there is such a folder. Raises DataError where a bucket refuses or does not answer."""
+    """Whether there is such a folder.
+
+    Raises DataError where a bucket refuses or does not answer.
+    """
     return _kind(path) == "directory" if is_bucket(path) else os.path.isdir(path)
 
 
@@ -122,12 +133,19 @@ def glob(pattern: str) -> list[str]:
         return [pattern]
     bucket = BUCKET + pattern.removeprefix(BUCKET).partition("/")[0]
     if not found and not is_dir(bucket):
-        raise DataError(f"no bucket {bucket}, or an empty one", "a bucket with data", "check the name of the bucket")
+        raise DataError(
+            f"no bucket {bucket}, or an empty one",
+            "a bucket with data",
+            "check the name of the bucket",
+        )
     return found
 
 
 def files_below(folder: str) -> dict[str, Stat]:
-    """Every object below a folder in a bucket: name from there -> size and version. One request for 1,000 of them."""
+    """Every object below a folder in a bucket: name from there -> size and version.
+
+    One request for 1,000 of them.
+    """
     prefix = folder.removeprefix(BUCKET).rstrip("/") + "/"
     try:
         found = _ask(folder, "find", detail=True)
@@ -140,8 +158,12 @@ def files_below(folder: str) -> dict[str, Stat]:
     }
 
 
-def each(function: Callable[[Item], Made], items: Iterable[Item], threads: int = THREADS) -> Iterator[Made]:
-    """`function` of every item, in their order, several at a time: for work that waits for a bucket."""
+def each(
+    function: Callable[[Item], Made], items: Iterable[Item], threads: int = THREADS
+) -> Iterator[Made]:
+    """`function` of every item, in their order, several at a time: for work that waits for a
+    bucket.
+    """
     pool = ThreadPoolExecutor(threads, "bucket")
     waiting: deque = deque()
     try:
@@ -156,10 +178,11 @@ def each(function: Callable[[Item], Made], items: Iterable[Item], threads: int =
 
 
 class RangedFile:
-    """An object as a file that is read forwards in small pieces, some of it skipped: what tarfile reads headers from.
+    """An object as a file that is read forwards in small pieces, some of it skipped: what tarfile
+    reads headers from.
 
-    A request costs about as much as 1/2 MB. So pieces that lie closer are read together, in requests that grow to 8 MB,
-    and beyond wider gaps each request is for 256 KB.
+    A request costs about as much as 1/2 MB. So pieces that lie closer are read together, in
+    requests that grow to 8 MB, and beyond wider gaps each request is for 256 KB.
     """
 
     def __init__(self, path: str):
@@ -194,7 +217,7 @@ class RangedFile:
         return self._data[start - self._start : end - self._start]
 
 
-# ------------------------------------------------------------------------------------------------------- Google's side
+# ------------------------------------------------------------------------------------ Google's side
 
 
 def _ask(path: str, method: str, **arguments: Any) -> Any:
@@ -210,13 +233,21 @@ def _ask(path: str, method: str, **arguments: Any) -> Any:
 
 
 def _fault(path: str, error: Exception) -> DataError:
-    kind, lines = type(error).__name__, [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind, lines = (
+        type(error).__name__,
+        [line.strip() for line in str(error).splitlines() if line.strip()],
+    )
     what = lines[-1].rstrip(".")[:200] if lines else kind
-    if getattr(error, "code", None) in (401, 403) or str(error).startswith("Forbidden") or kind == "RefreshError":
+    if (
+        getattr(error, "code", None) in (401, 403)
+        or str(error).startswith("Forbidden")
+        or kind == "RefreshError"
+    ):
         return DataError(
             f"{path}: refused ({what})",
             "a bucket that may be read and listed",
-            "give the account the role Storage Object Viewer, or log in: gcloud auth application-default login",
+            "give the account the role Storage Object Viewer, or log in: gcloud auth "
+            "application-default login",
         )
     if isinstance(error, ValueError):
         return DataError(f"{path}: {what}", "gs://BUCKET/NAME", "correct the path")

@@ -1,8 +1,9 @@
 """Where the members of a WebDataset tar are: from its headers, without unpacking anything.
 
-In a bucket the captions are read on the way, as their members lie between the headers. An index of 10,000 members costs
-some 20 requests where pictures are small (the tar is read in blocks of up to 8 MB), and one a picture of more than
-half a megabyte. With a cache it is kept there under the version of the object, and costs one request from then on.
+In a bucket the captions are read on the way, as their members lie between the headers. An index of
+10,000 members costs some 20 requests where pictures are small (the tar is read in blocks of up to 8
+MB), and one a picture of more than half a megabyte. With a cache it is kept there under the version
+of the object, and costs one request from then on.
 """
 
 from __future__ import annotations
@@ -39,17 +40,21 @@ def index_tar(path: str, cache: str = "") -> Index:
     """
     try:
         if not storage.is_bucket(path):
-            with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed files, of which no slice can be read
+            # "r:" refuses compressed files, of which no slice can be read
+            with tarfile.open(path, "r:") as tar:
                 return _walk(path, tar, os.path.getsize(path), read_texts=False)
         return _kept(path, cache) if cache else _walk_object(storage.RangedFile(path))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path}: {error}",
             "a whole, uncompressed tar",
-            "copy or unpack the file again, or save what is whole with python -m nas_jax.data.prepare",
+            "copy or unpack the file again, or save what is whole with python -m "
+            "nas_jax.data.prepare",
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "a readable file", "check data.train and data.val") from error
+        raise DataError(
+            f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
+        ) from error
 
 
 def _walk(path: str, tar: tarfile.TarFile, size: int, read_texts: bool) -> Index:
@@ -67,7 +72,9 @@ def _walk(path: str, tar: tarfile.TarFile, size: int, read_texts: bool) -> Index
         parts = members.setdefault(key, {})
         if suffix.lower() in parts:
             raise DataError(
-                f"{path} with two members {name!r}", "one file of a name", "give the samples keys of their own"
+                f"{path} with two members {name!r}",
+                "one file of a name",
+                "give the samples keys of their own",
             )
         place = parts[suffix.lower()] = (member.offset_data, member.size)
         if read_texts and suffix.lower() in TEXT_SUFFIXES:
@@ -86,9 +93,13 @@ def _walk_object(file: storage.RangedFile) -> Index:
 def _kept(path: str, cache: str) -> Index:
     """From the cache, or made and put there."""
     about = storage.stat(path)
-    place = local_copy.place_of(path, cache).with_name(f"{os.path.basename(path)}.{about.version}.index")
+    place = local_copy.place_of(path, cache).with_name(
+        f"{os.path.basename(path)}.{about.version}.index"
+    )
     try:
-        found = msgpack.unpackb(place.read_bytes(), use_list=False, strict_map_key=False, unicode_errors=_ODD)
+        found = msgpack.unpackb(
+            place.read_bytes(), use_list=False, strict_map_key=False, unicode_errors=_ODD
+        )
         if found["format"] == _FORMAT and found["size"] == about.size:
             return Index(found["members"], found["texts"])
         logging.warning("%s is of another format; it is made again", place)

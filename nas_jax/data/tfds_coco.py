@@ -1,10 +1,11 @@
 """COCO captions as a TFDS data set, from the official files and without TensorFlow.
 
-    python -m nas_jax.data.tfds_coco --annotations annotations/captions_train2014.json --images train2014 \
-        --data-dir ~/tensorflow_datasets
+    python -m nas_jax.data.tfds_coco --annotations annotations/captions_train2014.json --images
+        train2014 \ --data-dir ~/tensorflow_datasets
 
-and then `data.train=("tfds:~/tensorflow_datasets/coco_captions_from_json/1.0.0:train",)`. TFDS's own coco_captions
-cannot be constructed without TensorFlow. Nothing is downloaded; the picture files are stored byte by byte.
+and then `data.train=("tfds:~/tensorflow_datasets/coco_captions_from_json/1.0.0:train",)`. TFDS's
+own coco_captions cannot be constructed without TensorFlow. Nothing is downloaded; the picture files
+are stored byte by byte.
 """
 
 from __future__ import annotations
@@ -24,24 +25,31 @@ from nas_jax.utils.errors import DataError, UserError
 
 
 class CocoCaptionsFromJson(tfds.core.GeneratorBasedBuilder):
-    """A record a picture: `image` (the file), `image/id`, `image/filename` and `captions` ({text, id}, several)."""
+    """A record a picture: `image` (the file), `image/id`, `image/filename` and `captions` ({text,
+    id}, several).
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     code_path = (
-        None  # else TFDS looks for checksums of downloads beside this module, with a package it does not require
+        # else TFDS looks for checksums of downloads beside this module, with a package it does not
+        # require
+        None
     )
 
     def __init__(self, *, annotations: str, images: str, split: str = "train", **kwargs):
-        """annotations: official json with `images` and `annotations`; images: folder of the files it names.
+        """annotations: official json with `images` and `annotations`; images: folder of the files
+        it names.
 
-        kwargs: those of tfds.core.GeneratorBasedBuilder, data_dir for one. Files are written as ArrayRecord.
+        kwargs: those of tfds.core.GeneratorBasedBuilder, data_dir for one. Files are written as
+        ArrayRecord.
         """
         self._annotations, self._images, self._split = annotations, images, split
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # dataset_info_from_configs would look for files beside this module, as packages of TFDS itself have them.
+        # dataset_info_from_configs would look for files beside this module, as packages of TFDS
+        # itself have them.
         return tfds.core.DatasetInfo(
             builder=self,
             description="COCO pictures with all their captions, from the official json.",
@@ -51,7 +59,9 @@ class CocoCaptionsFromJson(tfds.core.GeneratorBasedBuilder):
                     "image": tfds.features.Image(),
                     "image/id": np.int64,
                     "image/filename": tfds.features.Text(),
-                    "captions": tfds.features.Sequence({"text": tfds.features.Text(), "id": np.int64}),
+                    "captions": tfds.features.Sequence(
+                        {"text": tfds.features.Text(), "id": np.int64}
+                    ),
                 }
             ),
         )
@@ -80,14 +90,20 @@ def read_captions(path: str) -> list[tuple[dict, list[dict]]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "COCO's captions_*.json", "check --annotations") from error
+        raise DataError(
+            f"{path}: {error.strerror}", "COCO's captions_*.json", "check --annotations"
+        ) from error
     except ValueError as error:
-        raise DataError(f"{path}: {error}", "a json file", "copy it again; it may be cut short") from error
+        raise DataError(
+            f"{path}: {error}", "a json file", "copy it again; it may be cut short"
+        ) from error
     captions: dict[int, list[dict]] = defaultdict(list)
     try:
         for entry in content["annotations"]:
             captions[entry["image_id"]].append({"text": entry["caption"], "id": entry["id"]})
-        images = [{"id": image["id"], "file_name": image["file_name"]} for image in content["images"]]
+        images = [
+            {"id": image["id"], "file_name": image["file_name"]} for image in content["images"]
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} without {error}",
@@ -105,12 +121,17 @@ def read_captions(path: str) -> list[tuple[dict, list[dict]]]:
 
 
 def prepare(annotations: str, images: str, data_dir: str, split: str = "train") -> tuple[str, int]:
-    """Writes the data set; (its folder, number of pictures). Does nothing where it is there already.
+    """Writes the data set; (its folder, number of pictures). Does nothing where it is there
+    already.
 
     Raises DataError where the json or a picture is missing, before anything is written.
     """
     pairs = read_captions(annotations)
-    missing = [image["file_name"] for image, _ in pairs if not os.path.isfile(os.path.join(images, image["file_name"]))]
+    missing = [
+        image["file_name"]
+        for image, _ in pairs
+        if not os.path.isfile(os.path.join(images, image["file_name"]))
+    ]
     if missing or not pairs:
         raise DataError(
             f"{len(missing)} of {len(pairs)} pictures of {annotations} not in {images}"
@@ -134,9 +155,12 @@ def prepare(annotations: str, images: str, data_dir: str, split: str = "train") 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m nas_jax.data.tfds_coco", description="COCO captions as a TFDS data set (ArrayRecord)."
+        prog="python -m nas_jax.data.tfds_coco",
+        description="COCO captions as a TFDS data set (ArrayRecord).",
     )
-    parser.add_argument("--annotations", required=True, help="captions_train2014.json or another of COCO")
+    parser.add_argument(
+        "--annotations", required=True, help="captions_train2014.json or another of COCO"
+    )
     parser.add_argument("--images", required=True, help="the folder with the pictures it names")
     parser.add_argument("--data-dir", required=True, help="where TFDS data sets lie")
     parser.add_argument("--split", default="train", help="name of the split (default train)")

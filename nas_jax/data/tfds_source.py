@@ -1,7 +1,8 @@
 """Pictures with captions from TensorFlow Datasets (TFDS), by index and without TensorFlow.
 
-TFDS reads ArrayRecord files with NumPy alone; pictures come as the bytes that were stored. Some of its builders cannot
-even be constructed without TensorFlow, coco_captions among them; `nas_jax.data.tfds_coco` takes its place.
+TFDS reads ArrayRecord files with NumPy alone; pictures come as the bytes that were stored. Some of
+its builders cannot even be constructed without TensorFlow, coco_captions among them;
+`nas_jax.data.tfds_coco` takes its place.
 """
 
 from __future__ import annotations
@@ -28,28 +29,37 @@ CAPTION_FEATURES = {
     "ref_coco": "objects/refexp/raw",
     "laion400m": "caption",
 }
-"""Data set -> where its captions are. Others may have one text feature, or data.tfds_captions says which."""
+"""Data set -> where its captions are.
+
+Others may have one text feature, or data.tfds_captions says which.
+"""
 
 KEY_FEATURES = ("image/id", "image/filename")
 INFO = "dataset_info.json"  # in the folder of each version of a data set
 _SHARD = re.compile(r"-([\w-]+)\.array_record-\d{5}-of-\d{5}$")
-_NO_CAPTION = re.compile(r"(^|[/_])(id|file_?name|url|path|license|split)$")  # text features that name things
+# text features that name things
+_NO_CAPTION = re.compile(r"(^|[/_])(id|file_?name|url|path|license|split)$")
 _SPLIT = r"[\w-]+(?:\[[^\]/]*\])?"
 _ENTRY = re.compile(rf"tfds:(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))?")
 
 
 class NoCaption(OSError):
-    """A record without a usable caption. An OSError, so that training takes the next record and counts this one."""
+    """A record without a usable caption.
+
+    An OSError, so that training takes the next record and counts this one.
+    """
 
 
 def local_entry(entry: str, cache: str) -> str:
-    """The entry, or for a folder in a bucket that of its copy below the local folder `cache`, made if it is not there.
+    """The entry, or for a folder in a bucket that of its copy below the local folder `cache`, made
+    if it is not there.
 
     Only the splits that the entry names are copied.
 
     Raises:
       ConfigError: a bucket and no cache.
-      DataError: no TFDS folder, no ArrayRecord file of such a split, and what local_copy.copy_folder raises.
+      DataError: no TFDS folder, no ArrayRecord file of such a split, and what
+      local_copy.copy_folder raises.
     """
     match = _ENTRY.fullmatch(entry)
     if not match or not storage.is_bucket(match["name"]):
@@ -90,20 +100,23 @@ class _Parts:
 
 @dataclass
 class TfdsSource:
-    """A split of a TFDS data set. Opening reads no records unless something is held out; each access reads one.
+    """A split of a TFDS data set. Opening reads no records unless something is held out; each
+    access reads one.
 
-    entry: `tfds:NAME`, `tfds:NAME/CONFIG:SPLIT` or `tfds:DIR:SPLIT`; DIR holds dataset_info.json, NAME lies where TFDS
-      looks for it (~/tensorflow_datasets, or $TFDS_DATA_DIR). SPLIT is "train" if left out; `train[:10%]`,
-      `train+validation` and so on work.
-    split: which keys are kept. With a holdout all records are read once, and those without a caption are dropped.
-    clean: drop captions of which cleaning leaves nothing.
-    captions_field: the text feature with the captions, as a/b/c; "" = CAPTION_FEATURES, or the only one there is.
+    entry: `tfds:NAME`, `tfds:NAME/CONFIG:SPLIT` or `tfds:DIR:SPLIT`; DIR holds dataset_info.json,
+      NAME lies where TFDS looks for it (~/tensorflow_datasets, or $TFDS_DATA_DIR). SPLIT is "train"
+      if left out; `train[:10%]`, `train+validation` and so on work.
+    split: which keys are kept. With a holdout all records are read once, and those without a
+    caption are dropped. clean: drop captions of which cleaning leaves nothing.
+    captions_field: the text feature with the captions, as a/b/c; "" = CAPTION_FEATURES, or the only
+    one there is.
 
-    A key is NAME/ and the value of image/id or image/filename where there is one, else NAME/SPLIT/index.
+    A key is NAME/ and the value of image/id or image/filename where there is one, else
+    NAME/SPLIT/index.
 
     Raises:
-      DataError: no such data set, not prepared or not as ArrayRecord, no such split, TensorFlow needed, or no telling
-        which features hold picture and captions.
+      DataError: no such data set, not prepared or not as ArrayRecord, no such split, TensorFlow
+        needed, or no telling which features hold picture and captions.
     """
 
     entry: str
@@ -125,7 +138,8 @@ class TfdsSource:
             self._length = len(self._kept)
         if not self._length:
             raise DataError(
-                f"no usable pairs in {self.entry}" + (f": {self.report.line()}" if self.report else ""),
+                f"no usable pairs in {self.entry}"
+                + (f": {self.report.line()}" if self.report else ""),
                 "records with a picture and a caption",
                 "check data.train, data.val and data.holdout",
             )
@@ -172,7 +186,12 @@ class TfdsSource:
         if not (captions := self._texts(example)):
             raise NoCaption(f"no usable caption: {key} in {self.entry}")
         image = example[self._parts.image]
-        return Record(key, image if isinstance(image, np.ndarray) else bytes(image), captions, image_id_of(key))
+        return Record(
+            key,
+            image if isinstance(image, np.ndarray) else bytes(image),
+            captions,
+            image_id_of(key),
+        )
 
     def key(self, index: int) -> str:
         """The name of the content."""
@@ -190,7 +209,9 @@ class TfdsSource:
         return self._texts(self._read(self._position(index)))
 
     def key_of(self, name: str) -> str:
-        """The key of what an annotation file calls `name`: the value of its key feature, or the whole key."""
+        """The key of what an annotation file calls `name`: the value of its key feature, or the
+        whole key.
+        """
         prefix = f"{self._parts.name}/"
         return name if name.startswith(prefix) else prefix + name
 
@@ -231,7 +252,11 @@ def _strings(values: Any) -> Iterator[str]:
 def _open(entry: str, captions_field: str) -> _Parts:
     match = _ENTRY.fullmatch(entry)
     if not match:
-        raise DataError(repr(entry), "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT", "correct data.train or data.val")
+        raise DataError(
+            repr(entry),
+            "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT",
+            "correct data.train or data.val",
+        )
     name, split = os.path.expanduser(match["name"]), match["split"] or "train"
     builder = _builder(name)
     if storage.is_bucket(folder := str(builder.data_dir)):  # from TFDS_DATA_DIR
@@ -249,11 +274,15 @@ def _open(entry: str, captions_field: str) -> _Parts:
     except (ValueError, KeyError) as error:
         known = ", ".join(map(str, builder.info.splits)) or "none"
         raise DataError(
-            f"{entry}, split {split!r}: {_first_line(error)}", f"a split of it ({known})", f"write tfds:{name}:SPLIT"
+            f"{entry}, split {split!r}: {_first_line(error)}",
+            f"a split of it ({known})",
+            f"write tfds:{name}:SPLIT",
         ) from error
     except OSError as error:
         raise DataError(
-            f"{entry}: {_first_line(error)}", "its ArrayRecord files", "copy or prepare the data set again"
+            f"{entry}: {_first_line(error)}",
+            "its ArrayRecord files",
+            "copy or prepare the data set again",
         ) from error
     captions = captions_field or CAPTION_FEATURES.get(builder.name, "")
     captions = _caption_feature(features, entry, captions, asked=bool(captions_field))
@@ -267,9 +296,13 @@ def _builder(name: str) -> Any:
     if os.path.isfile(os.path.join(name, INFO)):
         try:
             return tfds.builder_from_directory(name)
-        except Exception as error:  # on a damaged dataset_info.json TFDS and protobuf raise about anything
+        except (
+            Exception
+        ) as error:  # on a damaged dataset_info.json TFDS and protobuf raise about anything
             raise DataError(
-                f"{name}: {_first_line(error)}", "a folder that TFDS wrote", "prepare the data set again"
+                f"{name}: {_first_line(error)}",
+                "a folder that TFDS wrote",
+                "prepare the data set again",
             ) from error
     if os.path.isdir(name) or name.startswith((".", "/", "~")) or "://" in name:
         inside = [str(path.parent) for path in sorted(Path(name).glob(f"*/{INFO}"))[:1]]
@@ -288,12 +321,15 @@ def _builder(name: str) -> Any:
         raise DataError(
             f"tfds:{name}, which needs {_module(error)} to be opened by name",
             "a data set that does without, or the folder of a prepared one",
-            "prepare it with python -m nas_jax.data.tfds_coco (its help says how), then use tfds:DIR:SPLIT"
+            "prepare it with python -m nas_jax.data.tfds_coco (its help says how), then use "
+            "tfds:DIR:SPLIT"
             if own
             else "prepare it elsewhere with file_format='array_record', then use tfds:DIR:SPLIT",
         ) from error
     except (ValueError, RuntimeError, AssertionError) as error:  # an unknown config or version
-        raise DataError(f"tfds:{name}: {_first_line(error)}", "NAME or NAME/CONFIG of TFDS", "correct it") from error
+        raise DataError(
+            f"tfds:{name}: {_first_line(error)}", "NAME or NAME/CONFIG of TFDS", "correct it"
+        ) from error
 
 
 def _no_folder(name: str, inside: str = "") -> DataError:
@@ -310,7 +346,9 @@ def _tfds() -> Any:
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
         raise DataError(
-            "a tfds: entry without the package tensorflow-datasets", "it installed", "pip install tensorflow-datasets"
+            "a tfds: entry without the package tensorflow-datasets",
+            "it installed",
+            "pip install tensorflow-datasets",
         ) from error
 
 
@@ -332,14 +370,20 @@ def _not_prepared(builder: Any, name: str) -> DataError:
 def _module(error: BaseException) -> str:
     """What could not be imported, also where TFDS has wrapped the error."""
     missing = re.search(r"No module named '([\w.]+)'", str(error))
-    return {"tensorflow": "TensorFlow"}.get(missing[1], missing[1]) if missing else "a package that is not installed"
+    return (
+        {"tensorflow": "TensorFlow"}.get(missing[1], missing[1])
+        if missing
+        else "a package that is not installed"
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )[:200]
 
 
-# ------------------------------------------------------------------------------------------------------------- features
+# ----------------------------------------------------------------------------------------- features
 
 
 def _images(features: Any, entry: str) -> tuple[str, dict]:
@@ -395,7 +439,9 @@ def _text_features(features: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _caption_feature(features: Any, entry: str, wanted: str, asked: bool) -> tuple[str, ...]:
-    """The path of the captions: the one wanted, or the only text that is no name, path or licence."""
+    """The path of the captions: the one wanted, or the only text that is no name, path or
+    licence.
+    """
     texts = {"/".join(path): path for path in _text_features(features)}
     if wanted in texts:
         return texts[wanted]

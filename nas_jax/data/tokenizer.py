@@ -1,4 +1,6 @@
-"""Captions to token ids: any Hugging Face fast tokenizer, or a WordPiece vocabulary learned from the captions."""
+"""Captions to token ids: any Hugging Face fast tokenizer, or a WordPiece vocabulary learned from
+the captions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from nas_jax.utils.errors import ConfigError, DataError, UserError
 from nas_jax.utils.paths import as_path, check_bucket, make_folder, write_whole
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # at ids 0 to 4 of a learned vocabulary
+# at ids 0 to 4 of a learned vocabulary
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = {  # role -> its names in the families of tokenizers
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -22,10 +25,11 @@ _ROLES = {  # role -> its names in the families of tokenizers
     "mask": ("[MASK]", "<mask>"),
 }
 _SETTINGS = "text_tokenizer.json"
-_WORD_START = ("\u0120", "\u2581")  # what byte-level BPE and SentencePiece put before the first piece of a word
+# what byte-level BPE and SentencePiece put before the first piece of a word
+_WORD_START = ("\u0120", "\u2581")
 
-# Words that carry no content of a picture. Words of place (left, on, behind), of number and of denial are not here:
-# they are what a fine-grained caption is about.
+# Words that carry no content of a picture. Words of place (left, on, behind), of number and of
+# denial are not here: they are what a fine-grained caption is about.
 FUNCTION_WORDS = frozenset(
     """
     a an the this that these those some any each every such
@@ -43,19 +47,25 @@ FUNCTION_WORDS = frozenset(
 class VocabTables(NamedTuple):
     """What each token id may be used for; boolean, (V,)."""
 
-    content_V: np.ndarray  # begins a word that carries meaning: letters or digits, neither special nor a function word
-    fillable_V: np.ndarray  # may be put in place of a word: as above, a whole word and no lone letter
+    # begins a word that carries meaning: letters or digits, neither special nor a function word
+    content_V: np.ndarray
+    # may be put in place of a word: as above, a whole word and no lone letter
+    fillable_V: np.ndarray
     continuation_V: np.ndarray  # second and later pieces of a word ("##ing")
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` that gives fixed shapes: [CLS], the pieces, [SEP] if asked for, then [PAD].
+    """A `tokenizers.Tokenizer` that gives fixed shapes: [CLS], the pieces, [SEP] if asked for, then
+    [PAD].
 
     Picklable. Attributes: vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id, add_sep.
     """
 
-    def __init__(self, tokenizer: Tokenizer, add_sep: bool = False, whole_words: frozenset[str] | None = None):
-        """whole_words: the tokens that are words and not just beginnings of words; None = not known.
+    def __init__(
+        self, tokenizer: Tokenizer, add_sep: bool = False, whole_words: frozenset[str] | None = None
+    ):
+        """whole_words: the tokens that are words and not just beginnings of words; None = not
+        known.
 
         Raises DataError where the vocabulary has no padding, unknown, first, last or mask token.
         """
@@ -73,11 +83,15 @@ class TextTokenizer:
             if (token_id := self._tokenizer.token_to_id(name)) is not None:
                 return token_id
         raise DataError(
-            f"a tokenizer without a {role} token", " or ".join(names), "use a BERT-like tokenizer, as MLM needs [MASK]"
+            f"a tokenizer without a {role} token",
+            " or ".join(names),
+            "use a BERT-like tokenizer, as MLM needs [MASK]",
         )
 
     def encode(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """texts -> (token_ids_BxL int32, token_mask_BxL bool) with L = length; what does not fit is cut off."""
+        """texts -> (token_ids_BxL int32, token_mask_BxL bool) with L = length; what does not fit is
+        cut off.
+        """
         token_ids_BxL = np.full((len(texts), length), self.pad_id, np.int32)
         token_mask_BxL = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
@@ -88,7 +102,9 @@ class TextTokenizer:
         return token_ids_BxL, token_mask_BxL
 
     def token_count(self, text: str) -> int:
-        """Tokens of the whole text, [CLS] and [SEP] included; more than `length` are cut by `encode`."""
+        """Tokens of the whole text, [CLS] and [SEP] included; more than `length` are cut by
+        `encode`.
+        """
         return len(self._pieces(text)) + 1 + self.add_sep
 
     def _pieces(self, text: str) -> list[int]:
@@ -104,12 +120,14 @@ class TextTokenizer:
 
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text."""
-        added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = {
+            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        }
         return frozenset(added | {self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id})
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, which any Hugging Face tool reads, and text_tokenizer.json; `load_tokenizer` reads
-        both back."""
+        """Writes tokenizer.json, which any Hugging Face tool reads, and text_tokenizer.json;
+        `load_tokenizer` reads both back."""
         folder = as_path(folder)
         make_folder(folder)
         # Whole or not at all: a run that is killed here must not leave half a file to resume from.
@@ -122,17 +140,24 @@ class TextTokenizer:
             write_whole(folder / name, text)
 
     def __getstate__(self) -> dict:
-        return {"tokenizer": self._tokenizer.to_str(), "add_sep": self.add_sep, "whole_words": self.whole_words}
+        return {
+            "tokenizer": self._tokenizer.to_str(),
+            "add_sep": self.add_sep,
+            "whole_words": self.whole_words,
+        }
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(Tokenizer.from_str(state["tokenizer"]), state["add_sep"], state["whole_words"])
+        self.__init__(
+            Tokenizer.from_str(state["tokenizer"]), state["add_sep"], state["whole_words"]
+        )
 
 
 def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
     """Opens a tokenizer.
 
     Args:
-      spec: a folder with tokenizer.json or vocab.txt (one WordPiece a line), or a name on the Hugging Face hub.
+      spec: a folder with tokenizer.json or vocab.txt (one WordPiece a line), or a name on the
+      Hugging Face hub.
       add_sep: whether captions end with [SEP]; None = as the folder says, or not.
 
     Raises:
@@ -144,30 +169,44 @@ def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
     if not folder.is_dir():
         if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or folder.exists():
             raise DataError(
-                f"tokenizer {spec!r}, which is no folder", "tokenizer.json or vocab.txt in it", "check data.tokenizer"
+                f"tokenizer {spec!r}, which is no folder",
+                "tokenizer.json or vocab.txt in it",
+                "check data.tokenizer",
             )
         return TextTokenizer(_download(spec), bool(add_sep))
     whole, words = folder / "tokenizer.json", folder / "vocab.txt"
     if not whole.is_file() and not words.is_file():
         raise DataError(
-            f"tokenizer folder {spec!r} without files", "tokenizer.json or vocab.txt", "copy one there, or name another"
+            f"tokenizer folder {spec!r} without files",
+            "tokenizer.json or vocab.txt",
+            "copy one there, or name another",
         )
     settings: dict = {}
     try:
         if (folder / _SETTINGS).is_file():
             settings = json.loads((folder / _SETTINGS).read_bytes())
         words = None if settings.get("whole_words") is None else frozenset(settings["whole_words"])
-        tokenizer = Tokenizer.from_buffer(whole.read_bytes()) if whole.is_file() else _from_word_list(folder)
+        tokenizer = (
+            Tokenizer.from_buffer(whole.read_bytes())
+            if whole.is_file()
+            else _from_word_list(folder)
+        )
     except Exception as error:  # the library raises bare Exception on a damaged file
-        raise DataError(f"tokenizer in {spec!r}: {_one_line(error)}", "undamaged files", "copy them again") from error
-    return TextTokenizer(tokenizer, bool(settings.get("add_sep") if add_sep is None else add_sep), words)
+        raise DataError(
+            f"tokenizer in {spec!r}: {_one_line(error)}", "undamaged files", "copy them again"
+        ) from error
+    return TextTokenizer(
+        tokenizer, bool(settings.get("add_sep") if add_sep is None else add_sep), words
+    )
 
 
 def _from_word_list(folder: Path) -> Tokenizer:
     words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     settings = folder / "tokenizer_config.json"
     lowercase = (
-        json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True) if settings.is_file() else True
+        json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)
+        if settings.is_file()
+        else True
     )
     return _wordpiece({word.rstrip(): index for index, word in enumerate(words)}, lowercase)
 
@@ -189,16 +228,24 @@ def _one_line(error: Exception) -> str:
 
 
 def _wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> Tokenizer:
-    """BERT's normaliser, pre-tokeniser and greedy longest match (Devlin et al. 2019, appendix A.2)."""
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    """BERT's normaliser, pre-tokeniser and greedy longest match (Devlin et al.
+
+    2019, appendix A.2).
+    """
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
     return tokenizer
 
 
-def learn_wordpiece(captions: Iterable[str], vocab_size: int, add_sep: bool = False) -> TextTokenizer:
-    """Learns WordPiece from captions; SPECIAL_TOKENS get ids 0 to 4. Equal captions give an equal vocabulary.
+def learn_wordpiece(
+    captions: Iterable[str], vocab_size: int, add_sep: bool = False
+) -> TextTokenizer:
+    """Learns WordPiece from captions; SPECIAL_TOKENS get ids 0 to 4. Equal captions give an equal
+    vocabulary.
 
     Raises:
       ConfigError: `vocab_size` does not hold the special tokens and the alphabet.
@@ -207,17 +254,28 @@ def learn_wordpiece(captions: Iterable[str], vocab_size: int, add_sep: bool = Fa
     counts: dict[str, int] = {}
     pipeline = _wordpiece({"[UNK]": 0})
     for caption in captions:
-        for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(caption)):
+        for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(
+            pipeline.normalizer.normalize_str(caption)
+        ):
             counts[word] = counts.get(word, 0) + 1
     if not counts:
-        raise DataError("no words in the training captions", "captions to learn a vocabulary from", "check data.train")
+        raise DataError(
+            "no words in the training captions",
+            "captions to learn a vocabulary from",
+            "check data.train",
+        )
     inner = sorted({f"##{letter}" for word in counts for letter in word[1:]})
     alphabet = sorted({letter for word in counts for letter in word})
     least = len(SPECIAL_TOKENS) + len(inner) + len(alphabet)
     if vocab_size < least:
-        raise ConfigError(f"data.vocab_size={vocab_size}", f"at least {least} (the alphabet)", "raise data.vocab_size")
-    # The library numbers inner letters in the order of a hash table and breaks ties between merges by number, so its
-    # result changes from run to run. Passed as special tokens they are numbered first, in the order given here.
+        raise ConfigError(
+            f"data.vocab_size={vocab_size}",
+            f"at least {least} (the alphabet)",
+            "raise data.vocab_size",
+        )
+    # The library numbers inner letters in the order of a hash table and breaks ties between merges
+    # by number, so its result changes from run to run. Passed as special tokens they are numbered
+    # first, in the order given here.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS, *inner],
@@ -229,7 +287,9 @@ def learn_wordpiece(captions: Iterable[str], vocab_size: int, add_sep: bool = Fa
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     learner.train_from_iterator(_lines(counts), trainer=trainer)
     vocabulary = learner.get_vocab()
-    return TextTokenizer(_wordpiece(vocabulary), add_sep, frozenset(vocabulary.keys() & counts.keys()))
+    return TextTokenizer(
+        _wordpiece(vocabulary), add_sep, frozenset(vocabulary.keys() & counts.keys())
+    )
 
 
 def _lines(counts: dict[str, int], words_a_line: int = 256) -> Iterable[str]:
@@ -242,8 +302,8 @@ def _lines(counts: dict[str, int], words_a_line: int = 256) -> Iterable[str]:
 def token_tables(tokenizer: TextTokenizer) -> VocabTables:
     """What each token may be used for when words are masked and replaced.
 
-    A piece continues a word if it begins with "##" (WordPiece) or, in a vocabulary that marks the beginnings of words,
-    has no such mark.
+    A piece continues a word if it begins with "##" (WordPiece) or, in a vocabulary that marks the
+    beginnings of words, has no such mark.
     """
     names, special = tokenizer.tokens(), tokenizer.special_ids()
     marked = any(name.startswith(_WORD_START) for name in names)
@@ -251,9 +311,13 @@ def token_tables(tokenizer: TextTokenizer) -> VocabTables:
     for token_id, name in enumerate(names):
         if token_id in special or not name:
             continue
-        continuation_V[token_id] = not name.startswith(_WORD_START) if marked else name.startswith("##")
+        continuation_V[token_id] = (
+            not name.startswith(_WORD_START) if marked else name.startswith("##")
+        )
         word = name[1:] if marked else name
-        content_V[token_id] = not continuation_V[token_id] and word.isalnum() and word.lower() not in FUNCTION_WORDS
+        content_V[token_id] = (
+            not continuation_V[token_id] and word.isalnum() and word.lower() not in FUNCTION_WORDS
+        )
         whole = tokenizer.whole_words is None or word in tokenizer.whole_words
         alone = len(word) > 1 or not word.isascii() or word.isdigit()
         fillable_V[token_id] = content_V[token_id] and whole and alone

@@ -1,1 +1,3 @@
-"""Evaluation: scorers, retrieval, caption-or-foil pairs, quads, and the suite that the training loop calls."""
+"""Evaluation: scorers, retrieval, caption-or-foil pairs, quads, and the suite that the training
+loop calls.
+"""

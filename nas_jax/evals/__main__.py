@@ -1,7 +1,8 @@
 """Scores a checkpoint on benchmarks: the command line of nas_jax.evals.
 
-python -m nas_jax.evals --checkpoint runs/nas --benchmark valse --data data/valse
-python -m nas_jax.evals --checkpoint runs/nas/checkpoints/2000 --benchmark own --data data/mine --scorer itm,itc
+python -m nas_jax.evals --checkpoint runs/nas --benchmark valse --data data/valse python -m
+nas_jax.evals --checkpoint runs/nas/checkpoints/2000 --benchmark own --data data/mine --scorer
+itm,itc
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ class Trained:
 
 
 def open_checkpoint(path: str | Path, say=print) -> Trained:
-    """The model of a work directory, or of WORKDIR/checkpoints/STEP; default: the newest checkpoint.
+    """The model of a work directory, or of WORKDIR/checkpoints/STEP; default: the newest
+    checkpoint.
 
-    Only parameters and dictionary are read, and config and tokenizer of the work directory. Raises CheckpointError.
+    Only parameters and dictionary are read, and config and tokenizer of the work directory. Raises
+    CheckpointError.
     """
     workdir, step = _parts_of(as_path(path))
     saved = read_config(workdir)
@@ -85,7 +88,16 @@ def open_checkpoint(path: str | Path, say=print) -> Trained:
     }
     clean = saved.get("data", {}).get("clean_captions", DataConfig.clean_captions)
     texts = runs.Texts(tokenizer, clean, model.max_text_length)
-    return Trained(built, params, MethodState(None, None, dictionary), texts, model.image_size, saved, step, info)
+    return Trained(
+        built,
+        params,
+        MethodState(None, None, dictionary),
+        texts,
+        model.image_size,
+        saved,
+        step,
+        info,
+    )
 
 
 def _parts_of(path: Path) -> tuple[Path, int | None]:
@@ -100,38 +112,96 @@ def _parts_of(path: Path) -> tuple[Path, int | None]:
 
 
 def _section(kind: type, saved: Mapping[str, Any], name: str) -> Any:
-    """A config dataclass from its section of config.json; fields that the file lacks keep their defaults."""
+    """A config dataclass from its section of config.json; fields that the file lacks keep their
+    defaults.
+    """
     try:
         return build(kind, saved.get(name, {}), name)
     except ConfigError as error:
         remedy = "evaluate with the version that trained it"
-        raise CheckpointError(f"{CONFIG} of the run: {error.got}", error.expected, remedy) from error
+        raise CheckpointError(
+            f"{CONFIG} of the run: {error.got}", error.expected, remedy
+        ) from error
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     width = max(map(len, runs.TABLE))
-    listed = {runs.OWN_SETS: "the run's own held-out foils and quads (needs no --data)"} | runs.TABLE
+    listed = {
+        runs.OWN_SETS: "the run's own held-out foils and quads (needs no --data)"
+    } | runs.TABLE
     parser = Parser(
         prog="python -m nas_jax.evals",
         description="Scores a checkpoint on benchmarks; writes results.json, .md and .html.",
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<{width}}  {about}" for name, about in listed.items()),
+        epilog="benchmarks:\n"
+        + "\n".join(f"  {name:<{width}}  {about}" for name, about in listed.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     defaults, add = EvalConfig(), parser.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR[/checkpoints/STEP]", help="default: the newest step")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="WORKDIR[/checkpoints/STEP]",
+        help="default: the newest step",
+    )
     add("--benchmark", required=True, metavar="NAME[,NAME]", help="see below")
-    add("--data", default="", metavar="DIR", help="its files; of several benchmarks, the folder with one folder each")
-    add("--out", default="", metavar="DIR", help="where results go (default: WORKDIR/evals/STEP-NAMES)")
-    add("--scorer", default=",".join(defaults.scorers), metavar="NAME[,NAME]", help="itc, itm, itm_logit, itm+itc")
-    add("--text-length", type=int, default=defaults.text_length, metavar="L", help="tokens of a text (default 64)")
-    add("--rerank-k", type=int, default=0, metavar="K", help="retrieval: candidates ranked again (default: published)")
+    add(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="its files; of several benchmarks, the folder with one folder each",
+    )
+    add(
+        "--out",
+        default="",
+        metavar="DIR",
+        help="where results go (default: WORKDIR/evals/STEP-NAMES)",
+    )
+    add(
+        "--scorer",
+        default=",".join(defaults.scorers),
+        metavar="NAME[,NAME]",
+        help="itc, itm, itm_logit, itm+itc",
+    )
+    add(
+        "--text-length",
+        type=int,
+        default=defaults.text_length,
+        metavar="L",
+        help="tokens of a text (default 64)",
+    )
+    add(
+        "--rerank-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="retrieval: candidates ranked again (default: published)",
+    )
     add("--prompts", default="photo@1", help=f"classes: {', '.join(PROMPTS)} (default photo@1)")
-    add("--image-tokens", default=defaults.image_tokens, help="method (default; NAS: its dictionary's) or encoder")
-    add("--store", default=defaults.store, help="keep encoded tokens as the model gives them (default) or in bfloat16")
-    add("--batch-size", type=int, default=defaults.batch_size, help="images or texts of a call (default 64)")
+    add(
+        "--image-tokens",
+        default=defaults.image_tokens,
+        help="method (default; NAS: its dictionary's) or encoder",
+    )
+    add(
+        "--store",
+        default=defaults.store,
+        help="keep encoded tokens as the model gives them (default) or in bfloat16",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=defaults.batch_size,
+        help="images or texts of a call (default 64)",
+    )
     add("--match-rows", type=int, default=defaults.match_rows, help="pairs of a call (default 256)")
-    add("--max-dropped", type=float, default=defaults.max_dropped, metavar="SHARE", help="default 0.01")
+    add(
+        "--max-dropped",
+        type=float,
+        default=defaults.max_dropped,
+        metavar="SHARE",
+        help="default 0.01",
+    )
     return parser.parse_args(argv)
 
 
@@ -152,9 +222,14 @@ def _run(args: argparse.Namespace, console: Console | None) -> Path:
     scorers = tuple(name for name in args.scorer.split(",") if name)
     check_scorers(scorers, "--scorer")
     config = EvalConfig(
-        scorers=scorers, text_length=args.text_length, image_tokens=args.image_tokens, store=args.store,
-        batch_size=args.batch_size, match_rows=args.match_rows, max_dropped=args.max_dropped,
-    )  # fmt: skip
+        scorers=scorers,
+        text_length=args.text_length,
+        image_tokens=args.image_tokens,
+        store=args.store,
+        batch_size=args.batch_size,
+        match_rows=args.match_rows,
+        max_dropped=args.max_dropped,
+    )
     config.validate()
     trained = open_checkpoint(args.checkpoint, console.say)
     if public:
@@ -181,21 +256,34 @@ def _run(args: argparse.Namespace, console: Console | None) -> Path:
     out = as_path(args.out) if args.out else workdir / EVALS / f"{trained.step}-{'-'.join(names)}"
     write(out, protocol, results)
     console.close()
-    for row in (row for result in results for row in result.rows if row.part == "all" or "/" in row.part):
+    for row in (
+        row for result in results for row in result.rows if row.part == "all" or "/" in row.part
+    ):
         interval = f"{row.low:.1f} to {row.high:.1f}"
-        console.say(f"{row.key:<50} {row.value:5.1f}  ({interval})  chance {row.chance:.1f}  n {row.count}")
+        console.say(
+            f"{row.key:<50} {row.value:5.1f}  ({interval})  chance {row.chance:.1f}  n {row.count}"
+        )
     console.say(f"{out}/results.json, .md, .html")
     return out
 
 
 def _score(
-    name: str, scorer: Scorer, trained: Trained, config: EvalConfig, args: argparse.Namespace, alone: bool
+    name: str,
+    scorer: Scorer,
+    trained: Trained,
+    config: EvalConfig,
+    args: argparse.Namespace,
+    alone: bool,
 ) -> list[Result]:
     if name == runs.OWN_SETS:
-        from nas_jax.data.pipeline import open_eval_sets  # here: it imports grain, which benchmarks do not need
+        # here: it imports grain, which benchmarks do not need
+        from nas_jax.data.pipeline import open_eval_sets
 
         data = _section(DataConfig, trained.saved, "data")
-        scored = [scorer.on(one, text_length=data.text_length) for one in open_eval_sets(data, trained.saved["seed"])]
+        scored = [
+            scorer.on(one, text_length=data.text_length)
+            for one in open_eval_sets(data, trained.saved["seed"])
+        ]
         return [result for scores in scored for result in runs.own_results(scores, config)]
     root = Path(args.data)
     folder = root if alone and not (root / name).is_dir() else root / name

@@ -2,9 +2,10 @@
 
     python -m nas_jax.evals.compare A B [--out DIR]
 
-A and B are results.json files, or folders with one. For every benchmark, scorer and quantity that both have: the
-difference B - A with its 95 % interval (paired bootstrap over pictures) and how likely one at least as large is by
-chance. Where each picture has one question there is McNemar's exact test beside it.
+A and B are results.json files, or folders with one. For every benchmark, scorer and quantity that
+both have: the difference B - A with its 95 % interval (paired bootstrap over pictures) and how
+likely one at least as large is by chance. Where each picture has one question there is McNemar's
+exact test beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.paths import as_path, make_folder, write_whole
 
-SAME = ("text_length", "text", "largest_share_dropped")  # fields of the protocol in which A and B must agree
+# fields of the protocol in which A and B must agree
+SAME = ("text_length", "text", "largest_share_dropped")
 RESAMPLES = 10_000
 LEVEL = 0.05  # a difference with a smaller p-value is marked
 COMPARISON = "compare"  # .md, .html
@@ -42,7 +44,8 @@ class Difference:
     low: float  # of second - first
     high: float
     p: float  # two-sided, paired bootstrap
-    p_mcnemar: float | None  # exact; None where pictures have several questions, or for averages of categories
+    # exact; None where pictures have several questions, or for averages of categories
+    p_mcnemar: float | None
     count: int
 
     @property
@@ -51,7 +54,9 @@ class Difference:
         return self.second - self.first
 
 
-def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = RESAMPLES) -> list[Difference]:
+def compare(
+    first: Sequence[Result], second: Sequence[Result], resamples: int = RESAMPLES
+) -> list[Difference]:
     """All differences. Raises DataError where the two were not asked the same."""
     names = [[result.name for result in results] for results in (first, second)]
     if names[0] != names[1]:
@@ -83,7 +88,11 @@ def _compare(a: Result, b: Result, resamples: int) -> list[Difference]:
         for quantity in a.hits[scorer]:
             hits_2xQ = [_numbers(result.hits[scorer][quantity]) for result in (a, b)]
             for part, members in parts.items():
-                rows = [np.arange(len(categories_Q))] if members is None else _rows(categories_Q, members)
+                rows = (
+                    [np.arange(len(categories_Q))]
+                    if members is None
+                    else _rows(categories_Q, members)
+                )
                 made = _difference(hits_2xQ, rows, units_Q, resamples)
                 if made is not None:
                     out.append(Difference(a.name, part, scorer, quantity, *made))
@@ -94,16 +103,24 @@ def _check_same(a: Result, b: Result) -> None:
     for what in ("form", "protocol"):
         if getattr(a, what) != getattr(b, what):
             left, right = (_short(getattr(result, what)) for result in (a, b))
-            raise DataError(f"{a.name}: {what} {left} in A, {right} in B", "one protocol", "evaluate both alike")
+            raise DataError(
+                f"{a.name}: {what} {left} in A, {right} in B", "one protocol", "evaluate both alike"
+            )
     if a.keys != b.keys:
         only_a, only_b = set(a.keys) - set(b.keys), set(b.keys) - set(a.keys)
         example = next(iter(sorted(only_a | only_b)), "their order")
-        got = f"{a.name}: {len(only_a)} items only in A and {len(only_b)} only in B, like {example!r}"
+        got = (
+            f"{a.name}: {len(only_a)} items only in A and {len(only_b)} only in B, like {example!r}"
+        )
         raise DataError(got, "the same items", "evaluate both on the same files")
 
 
 def _short(value: Any) -> str:
-    return "; ".join(f"{name}: {text}" for name, text in value.items()) if isinstance(value, Mapping) else str(value)
+    return (
+        "; ".join(f"{name}: {text}" for name, text in value.items())
+        if isinstance(value, Mapping)
+        else str(value)
+    )
 
 
 def _numbers(hits: Sequence[bool | None]) -> np.ndarray:
@@ -116,26 +133,43 @@ def _rows(categories_Q: np.ndarray, members: Sequence[str]) -> list[np.ndarray]:
 
 
 def _difference(
-    hits_2xQ: Sequence[np.ndarray], groups: Sequence[np.ndarray], units_Q: np.ndarray, resamples: int
+    hits_2xQ: Sequence[np.ndarray],
+    groups: Sequence[np.ndarray],
+    units_Q: np.ndarray,
+    resamples: int,
 ) -> tuple | None:
-    """What `Difference` holds after its names; the mean over the groups of the means in them. None: nothing counted."""
+    """What `Difference` holds after its names; the mean over the groups of the means in them.
+
+    None: nothing counted.
+    """
     counted = ~np.isnan(hits_2xQ[0])
     groups = [rows[counted[rows]] for rows in groups]
     groups = [rows for rows in groups if len(rows)]
     if not groups:
         return None
     rows = np.concatenate(groups)
-    first, second = (float(np.mean([100 * hits[group].mean() for group in groups])) for hits in hits_2xQ)
+    first, second = (
+        float(np.mean([100 * hits[group].mean() for group in groups])) for hits in hits_2xQ
+    )
     _, units = np.unique(units_Q[rows], return_inverse=True)
     gain = hits_2xQ[1][rows] - hits_2xQ[0][rows]
     ends = np.concatenate([[0], np.cumsum([len(group) for group in groups])])
-    samples = np.concatenate([_drawn(weights, gain, ends) for weights in resampled_weights(units, resamples)])
+    samples = np.concatenate(
+        [_drawn(weights, gain, ends) for weights in resampled_weights(units, resamples)]
+    )
     samples = samples[~np.isnan(samples)]
     tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
     p_mcnemar = None
     if len(groups) == 1 and len(np.unique(units)) == len(units):
         p_mcnemar = mcnemar(int((gain < 0).sum()), int((gain > 0).sum()))
-    return first, second, *interval(samples), min(1.0, 2 * (tail + 1) / (len(samples) + 1)), p_mcnemar, len(rows)
+    return (
+        first,
+        second,
+        *interval(samples),
+        min(1.0, 2 * (tail + 1) / (len(samples) + 1)),
+        p_mcnemar,
+        len(rows),
+    )
 
 
 def _drawn(weights_RxQ: np.ndarray, gain_Q: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -145,18 +179,40 @@ def _drawn(weights_RxQ: np.ndarray, gain_Q: np.ndarray, ends: np.ndarray) -> np.
     means = np.divide(100 * sums, total, out=np.full(total.shape, np.nan), where=total > 0)
     known = ~np.isnan(means)
     count = known.sum(axis=1)
-    return np.divide(np.where(known, means, 0).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0)
+    return np.divide(
+        np.where(known, means, 0).sum(axis=1),
+        count,
+        out=np.full(len(count), np.nan),
+        where=count > 0,
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- output
+# ------------------------------------------------------------------------------------------- output
 
-COLUMNS = ("benchmark", "part", "scorer", "quantity", "A", "B", "B - A", "95 % interval", "p", "McNemar", "n")
+COLUMNS = (
+    "benchmark",
+    "part",
+    "scorer",
+    "quantity",
+    "A",
+    "B",
+    "B - A",
+    "95 % interval",
+    "p",
+    "McNemar",
+    "n",
+)
 
 
 def _cells(row: Difference) -> list[str]:
     mark = " *" if row.p < LEVEL else ""
     exact = "-" if row.p_mcnemar is None else f"{row.p_mcnemar:.4f}"
-    numbers = [f"{row.first:.1f}", f"{row.second:.1f}", f"{row.difference:+.1f}", f"{row.low:+.1f} to {row.high:+.1f}"]
+    numbers = [
+        f"{row.first:.1f}",
+        f"{row.second:.1f}",
+        f"{row.difference:+.1f}",
+        f"{row.low:+.1f} to {row.high:+.1f}",
+    ]
     names = [row.benchmark, row.part, row.scorer, row.quantity]
     return [*names, *numbers, f"{row.p:.4f}{mark}", exact, str(row.count)]
 
@@ -177,12 +233,17 @@ def to_markdown(protocols: Sequence[Mapping[str, Any]], differences: Sequence[Di
     """One table."""
     rows = [COLUMNS, ("---",) * 4 + ("---:",) * 7, *(_cells(row) for row in differences)]
     lines = ["| " + " | ".join(value.replace("|", "\\|") for value in row) + " |" for row in rows]
-    return "\n".join(["# A against B", "", *(f"{line}  " for line in heading(protocols)), "", *lines, ""])
+    return "\n".join(
+        ["# A against B", "", *(f"{line}  " for line in heading(protocols)), "", *lines, ""]
+    )
 
 
 def to_html(protocols: Sequence[Mapping[str, Any]], differences: Sequence[Difference]) -> str:
     """A page that needs nothing else, with a picture of each difference and its interval."""
-    most = max((abs(bound) for row in differences for bound in (row.low, row.high)), default=1.0) or 1.0
+    most = (
+        max((abs(bound) for row in differences for bound in (row.low, row.high)), default=1.0)
+        or 1.0
+    )
 
     def drawing(row: Difference) -> str:
         dot = lambda at: f'<circle class="bar" cx="{at:.1f}" cy="8" r="4"/>'  # noqa: E731
@@ -202,7 +263,9 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("first", metavar="A", help="results.json, or the folder with it")
     parser.add_argument("second", metavar="B")
-    parser.add_argument("--out", default="", metavar="DIR", help=f"also write {COMPARISON}.md and .html there")
+    parser.add_argument(
+        "--out", default="", metavar="DIR", help=f"also write {COMPARISON}.md and .html there"
+    )
     args = parser.parse_args(argv)
     (protocol_a, a), (protocol_b, b) = read(args.first), read(args.second)
     check_protocols(protocol_a, protocol_b)

@@ -16,21 +16,29 @@ STORES = ("model", "bfloat16")
 class EvalConfig:
     """Which metrics the suite computes, with which scores; `train.eval_every` says when."""
 
-    scorers: tuple[str, ...] = ("itc", "itm")  # names of evals/scorers.py: itc, itm, itm_logit, itm+itc
+    # names of evals/scorers.py: itc, itm, itm_logit, itm+itc
+    scorers: tuple[str, ...] = ("itc", "itm")
     retrieval: bool = True  # recall at 1, 5, 10 in both directions
     foils: bool = True  # caption or foil
     quads: bool = True  # two pictures, two captions
-    rerank_k: int = 128  # candidates of a query that ITM ranks again after ITC; ALBEF: 128 Flickr30k, 256 COCO
-    batch_size: int = 64  # images or texts of one device call; rounded up to a multiple of the devices
+    # candidates of a query that ITM ranks again after ITC; ALBEF: 128 Flickr30k, 256 COCO
+    rerank_k: int = 128
+    # images or texts of one device call; rounded up to a multiple of the devices
+    batch_size: int = 64
     match_rows: int = 256  # pairs of one call of the matching head, at most; rounded up likewise
-    max_images: int = 0  # retrieval among at most this many images, taken evenly over the set; 0: all
+    # retrieval among at most this many images, taken evenly over the set; 0: all
+    max_images: int = 0
     max_pairs: int = 0  # at most this many foils, and as many quads, taken evenly; 0: all
-    image_tokens: str = "method"  # what the matching head reads; method: the dictionary's in NAS | encoder: the ViT's
-    store: str = "model"  # encoded tokens are kept as the model gives them | bfloat16: in half of the memory
+    # what the matching head reads; method: the dictionary's in NAS | encoder: the ViT's
+    image_tokens: str = "method"
+    # encoded tokens are kept as the model gives them | bfloat16: in half of the memory
+    store: str = "model"
     device_gib: float = 4.0  # encoded tokens on each device, at most; the rest waits in host memory
-    benchmarks: tuple[str, ...] = ()  # public or own benchmarks beside the run's own sets (docs/evaluation.md)
+    # public or own benchmarks beside the run's own sets (docs/evaluation.md)
+    benchmarks: tuple[str, ...] = ()
     data: str = ""  # folder with one folder a benchmark, of its name
-    text_length: int = 64  # tokens of a benchmark's texts; longer ones are cut (the run's own: data.text_length)
+    # tokens of a benchmark's texts; longer ones are cut (the run's own: data.text_length)
+    text_length: int = 64
     max_dropped: float = 0.01  # a larger share of unusable items ends the evaluation
     bootstrap: int = 1000  # resamples of a confidence interval
 
@@ -47,19 +55,33 @@ class EvalConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"eval.{name}={value!r}", f"an integer >= {least}", f"set eval.{name}")
+                raise ConfigError(
+                    f"eval.{name}={value!r}", f"an integer >= {least}", f"set eval.{name}"
+                )
         for name in ("retrieval", "foils", "quads"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"eval.{name}={getattr(self, name)!r}", "True or False", f"set eval.{name}")
+                raise ConfigError(
+                    f"eval.{name}={getattr(self, name)!r}", "True or False", f"set eval.{name}"
+                )
         for name, known in (("image_tokens", IMAGE_TOKENS), ("store", STORES)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"eval.{name}={getattr(self, name)!r}", " or ".join(known), f"set eval.{name}")
+                raise ConfigError(
+                    f"eval.{name}={getattr(self, name)!r}", " or ".join(known), f"set eval.{name}"
+                )
         if not self.device_gib >= 0:
-            raise ConfigError(f"eval.device_gib={self.device_gib}", "0 or more", "use 0 for host memory alone")
+            raise ConfigError(
+                f"eval.device_gib={self.device_gib}", "0 or more", "use 0 for host memory alone"
+            )
         if not 0 <= self.max_dropped <= 1:
-            raise ConfigError(f"eval.max_dropped={self.max_dropped}", "a share in [0, 1]", "0.01 is usual")
+            raise ConfigError(
+                f"eval.max_dropped={self.max_dropped}", "a share in [0, 1]", "0.01 is usual"
+            )
         if self.benchmarks and not self.data:
-            raise ConfigError(f"eval.benchmarks={self.benchmarks} without eval.data", "their folder", "set eval.data")
+            raise ConfigError(
+                f"eval.benchmarks={self.benchmarks} without eval.data",
+                "their folder",
+                "set eval.data",
+            )
         check_scorers(self.scorers, "eval.scorers")
 
 

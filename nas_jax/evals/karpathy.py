@@ -1,10 +1,10 @@
 """COCO and Flickr30k retrieval: the test lists of Karpathy's split, and how papers score them.
 
-Two forms of the list are read: ALBEF's, [{image, caption: [texts]}], and Karpathy's own, {images: [{split, filename,
-filepath, sentences: [{raw}]}]}, of which the split "test" is taken.
+Two forms of the list are read: ALBEF's, [{image, caption: [texts]}], and Karpathy's own, {images:
+[{split, filename, filepath, sentences: [{raw}]}]}, of which the split "test" is taken.
 
-Some COCO images have a sixth caption. Papers that ask with all captions have 25,010 texts (ALBEF, BLIP), others with
-the first five have 25,000; the number is part of each metric's name.
+Some COCO images have a sixth caption. Papers that ask with all captions have 25,010 texts (ALBEF,
+BLIP), others with the first five have 25,000; the number is part of each metric's name.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Collection:
 
 
 def load(name: str, data_dir: Path, options: Options) -> Collection:
-    """The test images of `name` (coco, flickr30k) with their captions; `data_dir` may be the json file itself.
+    """The test images of `name` (coco, flickr30k) with their captions; `data_dir` may be the json
+    file itself.
 
     Raises DataError: no file, another form, or more unusable images than `options.max_dropped`.
     """
@@ -66,7 +67,9 @@ def load(name: str, data_dir: Path, options: Options) -> Collection:
     path = data_dir if data_dir.is_file() else find(data_dir, *FILES[name])
     report = Report()
     items = _items(path, report)
-    gallery = Gallery(Files(path.parent), [Picture(image) for image, _ in items], options.image_size)
+    gallery = Gallery(
+        Files(path.parent), [Picture(image) for image, _ in items], options.image_size
+    )
     for failure in gallery.failures.values():
         report.drop(failure.reason, failure.example)
     kept = [index for index in range(len(items)) if index not in gallery.failures]
@@ -74,18 +77,24 @@ def load(name: str, data_dir: Path, options: Options) -> Collection:
     if not kept or lost > options.max_dropped * (lost + len(kept)):
         got = f"{name}: {lost} of {lost + len(kept)} images cannot be used: {report.line()}"
         raise DataError(got, f"at most {options.max_dropped:.2%}", "get the missing files")
-    captions = [tuple(prepare_caption(text, options.clean, TEXT_LENGTH) for text in items[index][1]) for index in kept]
+    captions = [
+        tuple(prepare_caption(text, options.clean, TEXT_LENGTH) for text in items[index][1])
+        for index in kept
+    ]
     texts = [text for one in captions for text in one]
     protocol = {
         "file": path.name,
-        "text": f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most {TEXT_LENGTH} words and tokens",
+        "text": f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most "
+        f"{TEXT_LENGTH} words and tokens",
         "own": "published rule: a caption is right for its own image alone",
         "wording": "a text with the wording of a right one is right too",
         "ties": "count as misses; equal wordings of different images tie",
         "repeated": f"{len(texts) - len(set(texts))} captions have the wording of another",
     }
     eval_set = EvalSet(name, _Kept(gallery, kept), tuple(captions), (), ())
-    return Collection(eval_set, tuple(items[index][0] for index in kept), RERANK_K[name], protocol, dict(report))
+    return Collection(
+        eval_set, tuple(items[index][0] for index in kept), RERANK_K[name], protocol, dict(report)
+    )
 
 
 class _Kept(Sequence):
@@ -118,13 +127,21 @@ def _items(path: Path, report: Report) -> list[tuple[str, list[str]]]:
         ]
     items = []
     for number, entry in enumerate(content):
-        image, texts = (entry.get(name) if isinstance(entry, Mapping) else None for name in ("image", "caption"))
+        image, texts = (
+            entry.get(name) if isinstance(entry, Mapping) else None for name in ("image", "caption")
+        )
         if not isinstance(image, str) or not image:
             report.drop("no image", f"entry {number}")
-        elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        elif (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(text, str) for text in texts)
+        ):
             report.drop("no list of captions", image)
         else:
             items.append((image, texts))
     if not items:
-        raise DataError(f"{path}: no test images", "[{image, caption: [texts]}]", "check which file it is")
+        raise DataError(
+            f"{path}: no test images", "[{image, caption: [texts]}]", "check which file it is"
+        )
     return items

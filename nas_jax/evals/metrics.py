@@ -1,7 +1,8 @@
 """Metrics as pure numpy functions of scores. All values are percentages.
 
-Every comparison is strict: a wrong candidate that ties with the right one counts as ranked before it, so a model that
-gives all candidates the same score gets 0, not the luck of a sort. A NaN score never wins.
+Every comparison is strict: a wrong candidate that ties with the right one counts as ranked before
+it, so a model that gives all candidates the same score gets 0, not the luck of a sort. A NaN score
+never wins.
 """
 
 from __future__ import annotations
@@ -14,32 +15,42 @@ import numpy as np
 from nas_jax.utils.errors import DataError
 
 QUAD_CHANCE = {"text": 100 / 4, "image": 100 / 4, "group": 100 / 6}
-"""Chance of random scores on a quad. The four scores have 24 orders: the group score needs both right pairs above both
-wrong ones, which 2! * 2! = 4 of them are (Thrush et al. 2022, "Winoground", section 4)."""
+"""Chance of random scores on a quad. The four scores have 24 orders: the group score needs both
+right pairs above both wrong ones, which 2! * 2! = 4 of them are (Thrush et al. 2022, "Winoground",
+section 4)."""
 
 PAIR_CHANCE = 50.0
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation, with what is needed to judge it. `value`, `chance` and `blind` are percentages."""
+    """One number of an evaluation, with what is needed to judge it.
+
+    `value`, `chance` and `blind` are percentages.
+    """
 
     key: str  # set/task/scorer/quantity, e.g. "val/foils/itm/colour"
     value: float
     chance: float  # the expected value under random scores
-    blind: float | None  # the value when the model sees a blank image: what it knows from the text alone
+    # the value when the model sees a blank image: what it knows from the text alone
+    blind: float | None
     count: int  # examples that the value is a mean over
 
 
 def percent(hits: np.ndarray) -> float:
     """Share of True in an array, in percent. Raises DataError on an empty array."""
     if np.size(hits) == 0:
-        raise DataError("a metric over 0 examples", "at least one example", "check the evaluation set and eval.max_*")
+        raise DataError(
+            "a metric over 0 examples",
+            "at least one example",
+            "check the evaluation set and eval.max_*",
+        )
     return float(100.0 * np.count_nonzero(hits) / np.size(hits))  # in this order 14 % is 14.0
 
 
 def best_ranks(scores_RxC: np.ndarray, positives_RxC: np.ndarray) -> np.ndarray:
-    """Rank (0 = first) of each row's best positive: the number of wrong candidates that score as high or higher.
+    """Rank (0 = first) of each row's best positive: the number of wrong candidates that score as
+    high or higher.
 
     Args:
       scores_RxC: one row a query, one column a candidate.
@@ -52,9 +63,13 @@ def best_ranks(scores_RxC: np.ndarray, positives_RxC: np.ndarray) -> np.ndarray:
 
 
 def shortlist(scores_RxC: np.ndarray, positives_RxC: np.ndarray, k: int) -> np.ndarray:
-    """The k best candidates of each row, best first; k is clamped to C. At a tie the wrong candidates go first."""
+    """The k best candidates of each row, best first; k is clamped to C.
+
+    At a tie the wrong candidates go first.
+    """
     k = min(k, scores_RxC.shape[1])
-    # Only what is not below the k-th best is sorted. Not ">=", so that NaN stays a candidate: it sorts last.
+    # Only what is not below the k-th best is sorted. Not ">=", so that NaN stays a candidate: it
+    # sorts last.
     kth_R = np.partition(-scores_RxC, k - 1, axis=1)[:, k - 1]
     out_Rxk = np.empty((len(scores_RxC), k), np.int32)
     for row, (scores_C, positives_C) in enumerate(zip(scores_RxC, positives_RxC, strict=True)):
@@ -63,12 +78,16 @@ def shortlist(scores_RxC: np.ndarray, positives_RxC: np.ndarray, k: int) -> np.n
     return out_Rxk
 
 
-def reranked_ranks(first_R: np.ndarray, right_Rxk: np.ndarray, reranked_Rxk: np.ndarray) -> np.ndarray:
-    """`best_ranks` of a two-stage ranking: the shortlist by its second score, then all others by their first.
+def reranked_ranks(
+    first_R: np.ndarray, right_Rxk: np.ndarray, reranked_Rxk: np.ndarray
+) -> np.ndarray:
+    """`best_ranks` of a two-stage ranking: the shortlist by its second score, then all others by
+    their first.
 
     Args:
-      first_R: `best_ranks` of the first score, that chose the shortlist (ITC). It holds where no right candidate is in
-        the shortlist: all of the shortlist then stands before the best of them.
+      first_R: `best_ranks` of the first score, that chose the shortlist (ITC). It holds where no
+        right candidate is in the shortlist: all of the shortlist then stands before the best of
+        them.
       right_Rxk: True where the candidate in the shortlist is right, see `shortlist`.
       reranked_Rxk: second scores of the shortlist (ITM).
     """
@@ -83,7 +102,8 @@ def recall_at_k(ranks_R: np.ndarray, k: int) -> float:
 
 
 def recall_chance(positives_R: np.ndarray, candidates: int, k: int) -> float:
-    """Expected `recall_at_k` of a random order, exactly: mean over rows of 1 - C(wrong, k) / C(candidates, k).
+    """Expected `recall_at_k` of a random order, exactly: mean over rows of 1 - C(wrong, k) /
+    C(candidates, k).
 
     Args:
       positives_R: number of right candidates of each query.
@@ -94,12 +114,17 @@ def recall_chance(positives_R: np.ndarray, candidates: int, k: int) -> float:
     chances = []
     for count in counts:
         draws = np.arange(min(k, candidates))
-        chances.append(1.0 - np.prod(np.maximum(candidates - count - draws, 0) / (candidates - draws)))
+        chances.append(
+            1.0 - np.prod(np.maximum(candidates - count - draws, 0) / (candidates - draws))
+        )
     return float(100.0 * np.average(chances, weights=rows))
 
 
 def pair_wins(caption_scores_P: np.ndarray, foil_scores_P: np.ndarray) -> np.ndarray:
-    """True where the caption scores strictly higher than its foil (Parcalabescu et al. 2022, "VALSE", acc_r)."""
+    """True where the caption scores strictly higher than its foil (Parcalabescu et al.
+
+    2022, "VALSE", acc_r).
+    """
     return np.asarray(caption_scores_P) > np.asarray(foil_scores_P)
 
 
@@ -107,10 +132,12 @@ def quad_wins(scores_Px2x2: np.ndarray) -> dict[str, np.ndarray]:
     """Winoground's three outcomes of each quad (Thrush et al. 2022, equations 1 to 3), all strict.
 
     Args:
-      scores_Px2x2: [p, c, i] is the score of caption c with image i; caption 0 belongs to image 0, 1 to 1.
+      scores_Px2x2: [p, c, i] is the score of caption c with image i; caption 0 belongs to image 0,
+      1 to 1.
 
     Returns:
-      "text": each image prefers its caption; "image": each caption prefers its image; "group": both. (P,) bool each.
+      "text": each image prefers its caption; "image": each caption prefers its image; "group":
+      both. (P,) bool each.
     """
     s = np.asarray(scores_Px2x2)
     text = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
@@ -122,20 +149,32 @@ def format_table(metrics: Sequence[Metric], markdown: bool = False) -> str:
     """Metrics as lines of aligned text, or as a Markdown table. Percentages have one decimal."""
     header = ("metric", "value", "chance", "text-only", "n")
     rows = [
-        (m.key, f"{m.value:.1f}", f"{m.chance:.1f}", "-" if m.blind is None else f"{m.blind:.1f}", str(m.count))
+        (
+            m.key,
+            f"{m.value:.1f}",
+            f"{m.chance:.1f}",
+            "-" if m.blind is None else f"{m.blind:.1f}",
+            str(m.count),
+        )
         for m in metrics
     ]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells = [row[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
+        ]
         return "| " + " | ".join(cells) + " |" if markdown else "  ".join(cells)
 
-    bars = ["-" * widths[0]] + ["-" * (width - 1) + (":" if markdown else "-") for width in widths[1:]]
+    bars = ["-" * widths[0]] + [
+        "-" * (width - 1) + (":" if markdown else "-") for width in widths[1:]
+    ]
     return "\n".join([line(header), line(bars), *(line(row) for row in rows)])
 
 
 def _check_positives(positives_RxC: np.ndarray) -> None:
     without = np.flatnonzero(~positives_RxC.any(axis=1))
     if without.size:
-        raise DataError(f"query {without[0]} without a right candidate", "one or more", "leave such queries out")
+        raise DataError(
+            f"query {without[0]} without a right candidate", "one or more", "leave such queries out"
+        )

@@ -1,4 +1,6 @@
-"""Questions under a scorer, and the run's own foils (as in VALSE) and quads (as in Winoground) as such questions."""
+"""Questions under a scorer, and the run's own foils (as in VALSE) and quads (as in Winoground) as
+such questions.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,27 @@ Cells = list[np.ndarray]
 """Scores of each question, (pictures, texts)."""
 
 
-def cells(scores: SetScores, form: str, questions: Sequence[Question], scorer: str) -> tuple[Cells, Cells | None]:
+def cells(
+    scores: SetScores, form: str, questions: Sequence[Question], scorer: str
+) -> tuple[Cells, Cells | None]:
     """The scores of all questions, and the same with a blank picture in place of each.
 
-    Of form "texts" they are cosines of text features, whatever the scorer, and there is nothing to blank.
+    Of form "texts" they are cosines of text features, whatever the scorer, and there is nothing to
+    blank.
     """
     if form == "texts":
         return _likeness(scores, questions), None
     shapes = [(len(question.images), len(question.texts)) for question in questions]
     images = [np.repeat(question.images, len(question.texts)) for question in questions]
     numbers = [scores.text_indices(question.texts) for question in questions]
-    texts = [np.tile(one, len(question.images)) for one, question in zip(numbers, questions, strict=True)]
+    texts = [
+        np.tile(one, len(question.images)) for one, question in zip(numbers, questions, strict=True)
+    ]
     images_P, texts_P = np.concatenate(images), np.concatenate(texts)
     # One call, so that a scorer that ranks the same pairs otherwise finds all of them matched.
-    both_2P = scores.scores(scorer, np.concatenate([images_P, np.full(len(texts_P), BLANK)]), np.tile(texts_P, 2))
+    both_2P = scores.scores(
+        scorer, np.concatenate([images_P, np.full(len(texts_P), BLANK)]), np.tile(texts_P, 2)
+    )
     ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
     seen, blind = (
         [part.reshape(shape) for part, shape in zip(np.split(half, ends), shapes, strict=True)]
@@ -50,33 +59,44 @@ def cells(scores: SetScores, form: str, questions: Sequence[Question], scorer: s
 
 
 def _likeness(scores: SetScores, questions: Sequence[Question]) -> Cells:
-    features = [scores.text_features(scores.text_indices(question.texts)).astype(np.float64) for question in questions]
+    features = [
+        scores.text_features(scores.text_indices(question.texts)).astype(np.float64)
+        for question in questions
+    ]
     return [(one @ one.T).astype(np.float32) for one in features]
 
 
 def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
     """Percent of pairs where the caption beats its foil; [] where the set has no foils.
 
-    Quantities: "all" (mean over pairs) and, with two or more categories, "macro" (mean over categories) and one a
-    category. Averages of published papers are of either kind, so compare like with like.
+    Quantities: "all" (mean over pairs) and, with two or more categories, "macro" (mean over
+    categories) and one a category. Averages of published papers are of either kind, so compare like
+    with like.
     """
     benchmark = foil_benchmark(scores.eval_set, max_pairs)
     if not benchmark.questions:
         return []
     seen, blind = (found["accuracy"] for found in _seen_and_blind(scores, benchmark, scorer))
     prefix = f"{scores.eval_set.name}/foils/{scorer}"
-    each = [_mean(f"{prefix}/{name}", seen, blind, rows) for name, rows in _categories(scores.eval_set.name, benchmark)]
+    each = [
+        _mean(f"{prefix}/{name}", seen, blind, rows)
+        for name, rows in _categories(scores.eval_set.name, benchmark)
+    ]
     out = [_mean(f"{prefix}/all", seen, blind)]
     if len(each) > 1:
-        value, blind = (float(np.mean([getattr(m, field) for m in each])) for field in ("value", "blind"))
+        value, blind = (
+            float(np.mean([getattr(m, field) for m in each])) for field in ("value", "blind")
+        )
         out += [Metric(f"{prefix}/macro", value, metrics.PAIR_CHANCE, blind, out[0].count), *each]
     return out
 
 
 def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
-    """Winoground's text, image and group score, also by category where there are two or more; [] without quads.
+    """Winoground's text, image and group score, also by category where there are two or more; []
+    without quads.
 
-    Blind they are 0 by construction: a score that sees no image gives both images of a quad the same answer.
+    Blind they are 0 by construction: a score that sees no image gives both images of a quad the
+    same answer.
     """
     benchmark = quad_benchmark(scores.eval_set, max_pairs)
     if not benchmark.questions:
@@ -86,15 +106,22 @@ def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     members = _categories(scores.eval_set.name, benchmark)
     out = [_mean(f"{prefix}/{name}", seen[name], blind[name]) for name in seen]
     for category, rows in members if len(members) > 1 else ():
-        out += [_mean(f"{prefix}/{category}/{name}", seen[name], blind[name], rows) for name in seen]
+        out += [
+            _mean(f"{prefix}/{category}/{name}", seen[name], blind[name], rows) for name in seen
+        ]
     return out
 
 
 def foil_benchmark(eval_set: EvalSet, max_pairs: int = 0) -> Benchmark:
-    """The foils of an `EvalSet`, or evenly taken `max_pairs` of them, as questions of form choice."""
+    """The foils of an `EvalSet`, or evenly taken `max_pairs` of them, as questions of form
+    choice.
+    """
     chosen = evenly(len(eval_set.foils), max_pairs)
     foils = ((index, eval_set.foils[index]) for index in chosen)
-    questions = (Question(str(i), foil.category, (foil.image,), (foil.caption, foil.foil)) for i, foil in foils)
+    questions = (
+        Question(str(i), foil.category, (foil.image,), (foil.caption, foil.foil))
+        for i, foil in foils
+    )
     return Benchmark(eval_set.name, "choice", tuple(questions), eval_set.images, {})
 
 
@@ -103,50 +130,81 @@ def quad_benchmark(eval_set: EvalSet, max_pairs: int = 0) -> Benchmark:
     chosen = evenly(len(eval_set.quads), max_pairs)
     quads = ((index, eval_set.quads[index]) for index in chosen)
     questions = (
-        Question(str(i), quad.category, (quad.image_0, quad.image_1), (quad.caption_0, quad.caption_1))
+        Question(
+            str(i), quad.category, (quad.image_0, quad.image_1), (quad.caption_0, quad.caption_1)
+        )
         for i, quad in quads
     )
     return Benchmark(eval_set.name, "quad", tuple(questions), eval_set.images, {})
 
 
-def _seen_and_blind(scores: SetScores, benchmark: Benchmark, scorer: str) -> list[dict[str, Outcome]]:
+def _seen_and_blind(
+    scores: SetScores, benchmark: Benchmark, scorer: str
+) -> list[dict[str, Outcome]]:
     found = cells(scores, benchmark.form, benchmark.questions, scorer)
     return [outcomes(benchmark, one, scorer) for one in found]
 
 
-def _mean(key: str, seen: Outcome, blind: Outcome, rows: np.ndarray | slice = slice(None)) -> Metric:
+def _mean(
+    key: str, seen: Outcome, blind: Outcome, rows: np.ndarray | slice = slice(None)
+) -> Metric:
     hits = seen.hits[rows]
-    return Metric(key, metrics.percent(hits), float(seen.chance[0]), metrics.percent(blind.hits[rows]), len(hits))
+    return Metric(
+        key,
+        metrics.percent(hits),
+        float(seen.chance[0]),
+        metrics.percent(blind.hits[rows]),
+        len(hits),
+    )
 
 
 def _categories(set_name: str, benchmark: Benchmark) -> list[tuple[str, np.ndarray]]:
     """Rows of each category, sorted by name."""
-    categories = [question.category.replace("/", "-") for question in benchmark.questions]  # keys have slashes
+    # keys have slashes
+    categories = [question.category.replace("/", "-") for question in benchmark.questions]
     for name in RESERVED:
         if name in categories:
             got = f"a category named {name!r} in evaluation set {set_name!r}"
-            raise DataError(got, f"a name other than {RESERVED}", "rename the category in the annotation file")
+            raise DataError(
+                got, f"a name other than {RESERVED}", "rename the category in the annotation file"
+            )
     column = np.array(categories)
     return [(name, np.flatnonzero(column == name)) for name in sorted(set(categories))]
 
 
 def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_length: int) -> None:
-    """Fails where cutting to `text_length` tokens makes a right and a wrong text the same; warns of other such pairs.
+    """Fails where cutting to `text_length` tokens makes a right and a wrong text the same; warns of
+    other such pairs.
 
-    The word that decides is often the last one (VALSE's coreference), so a length that is enough for training can
-    silently make pairs unsolvable.
+    The word that decides is often the last one (VALSE's coreference), so a length that is enough
+    for training can silently make pairs unsolvable.
     """
-    pairs = [pair for question in benchmark.questions for pair in _must_differ(benchmark.form, question.texts)]
+    pairs = [
+        pair
+        for question in benchmark.questions
+        for pair in _must_differ(benchmark.form, question.texts)
+    ]
     if not pairs:
         return
-    collapsed = [pair for pair, same in zip(pairs, _same_tokens(pairs, tokenizer, text_length), strict=True) if same]
+    collapsed = [
+        pair
+        for pair, same in zip(pairs, _same_tokens(pairs, tokenizer, text_length), strict=True)
+        if same
+    ]
     if not collapsed:
         return
-    # Pairs that differ at four times the length were cut; the others differ in case or spaces or unknown characters.
-    for (first, _), same in zip(collapsed, _same_tokens(collapsed, tokenizer, 4 * text_length), strict=True):
+    # Pairs that differ at four times the length were cut; the others differ in case or spaces or
+    # unknown characters.
+    for (first, _), same in zip(
+        collapsed, _same_tokens(collapsed, tokenizer, 4 * text_length), strict=True
+    ):
         if not same:
             got = f"text_length={text_length} cuts {first!r} and its foil in {benchmark.name!r} to the same tokens"
-            raise ConfigError(got, "pairs that differ", "raise the text length of the evaluation (VALSE fits in 64)")
+            raise ConfigError(
+                got,
+                "pairs that differ",
+                "raise the text length of the evaluation (VALSE fits in 64)",
+            )
     _LOG.warning(
         "%s: %d of %d pairs have the same tokens on both sides and count as wrong, e.g. %r and %r",
         *(benchmark.name, len(collapsed), len(pairs), *collapsed[0]),
@@ -155,11 +213,15 @@ def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_len
 
 def _must_differ(form: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Pairs of a right and a wrong text; of a quad, its two."""
-    right, wrong = (texts[:2], texts[2:]) if form in ("two_true", "texts") else (texts[:1], texts[1:])
+    right, wrong = (
+        (texts[:2], texts[2:]) if form in ("two_true", "texts") else (texts[:1], texts[1:])
+    )
     return [(one, other) for one in right for other in wrong]
 
 
 def _same_tokens(pairs: list[tuple[str, str]], tokenizer: TextEncoding, length: int) -> np.ndarray:
     first_ids, first_mask = tokenizer.encode([first for first, _ in pairs], length)
     second_ids, second_mask = tokenizer.encode([second for _, second in pairs], length)
-    return ((np.asarray(first_ids) == second_ids) & (np.asarray(first_mask) == second_mask)).all(axis=1)
+    return ((np.asarray(first_ids) == second_ids) & (np.asarray(first_mask) == second_mask)).all(
+        axis=1
+    )

@@ -1,19 +1,20 @@
 """Questions: what every caption-or-foil benchmark is made of, whatever its files look like.
 
-A question shows some pictures and some texts to a scorer, which gives every (picture, text) cell a score. Its *form*
-says which cells must be strictly higher than which others. Loaders make questions (`evals/benchmarks/`), scorers fill
-cells (`evals/scorers.py`), and `evals/outcomes.py` reads the answers off.
+A question shows some pictures and some texts to a scorer, which gives every (picture, text) cell a
+score. Its *form* says which cells must be strictly higher than which others. Loaders make questions
+(`evals/benchmarks/`), scorers fill cells (`evals/scorers.py`), and `evals/outcomes.py` reads the
+answers off.
 
-| form | pictures | texts | right when |
-|---|---|---|---|
-| choice | 1 | 1 right, then the wrong ones | the right text beats every wrong one |
-| picture | 1 right, then the wrong ones | 1 | the right picture beats every wrong one |
-| quad | 2 | 2, text k belongs to picture k | text, image and group score (Thrush et al. 2022) |
-| two_true | 1 | 2 right, 1 wrong | both right texts beat the wrong one (SugarCrepe++) |
-| yes_no | 1 | 1 | the score is above the threshold where the text is true, and below it where it is false |
-| texts | 0 | 2 of one meaning, then 1 of another | the first two are nearer to each other than either to the third |
+| form | pictures | texts | right when | |---|---|---|---| | choice | 1 | 1 right, then the wrong
+ones | the right text beats every wrong one | | picture | 1 right, then the wrong ones | 1 | the
+right picture beats every wrong one | | quad | 2 | 2, text k belongs to picture k | text, image and
+group score (Thrush et al. 2022) | | two_true | 1 | 2 right, 1 wrong | both right texts beat the
+wrong one (SugarCrepe++) | | yes_no | 1 | 1 | the score is above the threshold where the text is
+true, and below it where it is false | | texts | 0 | 2 of one meaning, then 1 of another | the first
+two are nearer to each other than either to the third |
 
-Of form texts there are no pictures: the cells are (text, text), a symmetric matrix of the likeness of text features.
+Of form texts there are no pictures: the cells are (text, text), a symmetric matrix of the likeness
+of text features.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ FORMS = ("choice", "picture", "quad", "two_true", "yes_no", "texts")
 
 @dataclass(frozen=True)
 class Question:
-    """One item of a benchmark. Its scores are an array (pictures, texts), or (texts, texts) of form texts."""
+    """One item of a benchmark.
+
+    Its scores are an array (pictures, texts), or (texts, texts) of form texts.
+    """
 
     key: str  # unique in the benchmark and stable between runs: paired comparisons join on it
     category: str  # piece, relation, tag: what tables are broken down by
@@ -44,13 +48,20 @@ class Benchmark:
     name: str  # "valse", "aro_relation", "own:noto-foils"
     form: str  # one of FORMS
     questions: tuple[Question, ...]
-    images: Sequence[np.ndarray]  # images[i] -> uint8 (H, W, 3) of the size asked for; decoded when asked for
-    protocol: Mapping[str, str]  # rule -> value, e.g. {"filter": "mturk.caption >= 2", "crop": "bounding box"}
-    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> items left out because of it
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # group -> its categories ("replace": ...)
+    # images[i] -> uint8 (H, W, 3) of the size asked for; decoded when asked for
+    images: Sequence[np.ndarray]
+    # rule -> value, e.g. {"filter": "mturk.caption >= 2", "crop": "bounding box"}
+    protocol: Mapping[str, str]
+    # reason -> items left out because of it
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    # group -> its categories ("replace": ...)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     macro: tuple[str, ...] | None = None  # categories of the macro average; None: all
     headline: str = "all/accuracy"  # part/quantity of the number that papers print
     cuts: tuple[int, ...] = ()  # of form choice: also the share of right texts among the first k
-    absolute: bool = False  # of forms choice and picture, pairs: each cell is also judged by itself, at the threshold
+    # of forms choice and picture, pairs: each cell is also judged by itself, at the threshold
+    absolute: bool = False
     together: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    """Quantity -> sets of keys; a set is right when all its questions are (What'sUp: "pair", "set")."""
+    """Quantity -> sets of keys; a set is right when all its questions are (What'sUp: "pair",
+    "set").
+    """

@@ -1,9 +1,11 @@
-"""What an evaluation leaves behind: results.json with every score, results.md and results.html to read.
+"""What an evaluation leaves behind: results.json with every score, results.md and results.html to
+read.
 
-results.json is one object: `protocol` (checkpoint, sizes, versions) and `results`, a list with one entry a benchmark
-(of retrieval, one a direction). In an entry, `keys`, `categories`, `units`, and the lists in `scores`, `blind` and
-`hits` are columns over the same questions; scores[scorer][q] is a list of lists, (pictures, texts), of retrieval and of
-classes the rank of the right answer (0 = first).
+results.json is one object: `protocol` (checkpoint, sizes, versions) and `results`, a list with one
+entry a benchmark (of retrieval, one a direction). In an entry, `keys`, `categories`, `units`, and
+the lists in `scores`, `blind` and `hits` are columns over the same questions; scores[scorer][q] is
+a list of lists, (pictures, texts), of retrieval and of classes the rank of the right answer (0 =
+first).
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ class Result:
     keys: tuple[str, ...]
     categories: tuple[str, ...]
     units: tuple[int, ...]  # questions of one unit are drawn together, see evals/statistics.py
-    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "macro" or a group -> its categories
-    hits: Mapping[str, Mapping[str, list]] = field(default_factory=dict)  # scorer -> quantity -> True, False, None
-    scores: Mapping[str, list] = field(default_factory=dict)  # scorer -> cells or rank of each question
+    # "macro" or a group -> its categories
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # scorer -> quantity -> True, False, None
+    hits: Mapping[str, Mapping[str, list]] = field(default_factory=dict)
+    # scorer -> cells or rank of each question
+    scores: Mapping[str, list] = field(default_factory=dict)
     blind: Mapping[str, list] = field(default_factory=dict)  # the same without pictures
 
 
@@ -54,25 +59,38 @@ def plain(cell: np.ndarray) -> list:
     return [[float(f"{value:.9g}") for value in row] for row in np.atleast_2d(cell)]
 
 
-def write(folder: str | os.PathLike[str], protocol: Mapping[str, Any], results: Sequence[Result]) -> Path:
+def write(
+    folder: str | os.PathLike[str], protocol: Mapping[str, Any], results: Sequence[Result]
+) -> Path:
     """Writes results.json, .md and .html; returns the folder. Each is whole or not there."""
     target = as_path(folder)
     make_folder(target)
-    content = {"format": FORMAT, "protocol": dict(protocol), "results": [_entry(result) for result in results]}
-    write_whole(target / f"{RESULTS}.json", json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    content = {
+        "format": FORMAT,
+        "protocol": dict(protocol),
+        "results": [_entry(result) for result in results],
+    }
+    write_whole(
+        target / f"{RESULTS}.json", json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     write_whole(target / f"{RESULTS}.md", to_markdown(protocol, results))
     write_whole(target / f"{RESULTS}.html", to_html(protocol, results))
     return target
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
-    """Protocol and results of a results.json, or of the folder with it. Raises DataError where it is none."""
+    """Protocol and results of a results.json, or of the folder with it.
+
+    Raises DataError where it is none.
+    """
     file = as_path(path)
     file = file / f"{RESULTS}.json" if file.is_dir() else file
     try:
         content = json.loads(file.read_bytes())
         if content["format"] != FORMAT:
-            raise DataError(f"{file}: format {content['format']}", f"format {FORMAT}", "evaluate again")
+            raise DataError(
+                f"{file}: format {content['format']}", f"format {FORMAT}", "evaluate again"
+            )
         return content["protocol"], [_result(entry) for entry in content["results"]]
     except failures() as error:
         raise DataError(
@@ -81,24 +99,38 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
     except DataError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: {error!r}", "a file that nas_jax.evals wrote", "evaluate again") from error
+        raise DataError(
+            f"{file}: {error!r}", "a file that nas_jax.evals wrote", "evaluate again"
+        ) from error
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    entry = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    entry["rows"] = tuple(Row(**{name: _number(name, value) for name, value in row.items()}) for row in entry["rows"])
+    entry = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
+    entry["rows"] = tuple(
+        Row(**{name: _number(name, value) for name, value in row.items()}) for row in entry["rows"]
+    )
     entry["averages"] = {name: tuple(members) for name, members in entry["averages"].items()}
     return Result(**{one.name: entry[one.name] for one in fields(Result)})
 
 
 def digest(checkpoint: Path) -> str:
-    """Of the arrays that an evaluation reads; "" where there is no checkpoint, or one without checksums."""
+    """Of the arrays that an evaluation reads; "" where there is no checkpoint, or one without
+    checksums.
+    """
     try:
         arrays = read_record(checkpoint).get("arrays", {}) if checkpoint.is_dir() else {}
     except Damage as error:
-        raise CheckpointError(f"{checkpoint}: {error}", "the files as they were saved", "copy them again") from error
+        raise CheckpointError(
+            f"{checkpoint}: {error}", "the files as they were saved", "copy them again"
+        ) from error
     read_arrays = {name: kind for name, kind in arrays.items() if name.startswith(READ)}
-    return hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16] if read_arrays else ""
+    return (
+        hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16]
+        if read_arrays
+        else ""
+    )
 
 
 def _entry(result: Result) -> dict[str, Any]:
@@ -113,19 +145,39 @@ def _number(name: str, value: Any) -> Any:
     return math.nan if name in ("low", "high") and value is None else value
 
 
-# -------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 
-COLUMNS = ("part", "scorer", "quantity", "value", "95 % interval", "chance", "text-only", "ties", "n")
+COLUMNS = (
+    "part",
+    "scorer",
+    "quantity",
+    "value",
+    "95 % interval",
+    "chance",
+    "text-only",
+    "ties",
+    "n",
+)
 
 
 def to_markdown(protocol: Mapping[str, Any], results: Sequence[Result]) -> str:
     """One table a benchmark, its rules under it, and the protocol at the end."""
     lines = ["# Results", ""]
     for result in results:
-        lines += [f"## {result.name}", "", _markdown_row(COLUMNS), _markdown_row(["---"] * 3 + ["---:"] * 6)]
+        lines += [
+            f"## {result.name}",
+            "",
+            _markdown_row(COLUMNS),
+            _markdown_row(["---"] * 3 + ["---:"] * 6),
+        ]
         lines += [_markdown_row(_cells(row)) for row in result.rows]
         lines += ["", *(f"* {line}" for line in describe(result)), ""]
-    lines += ["## Protocol", "", *(f"* {name}: {value}" for name, value in flat(protocol).items()), ""]
+    lines += [
+        "## Protocol",
+        "",
+        *(f"* {name}: {value}" for name, value in flat(protocol).items()),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -136,7 +188,14 @@ def _markdown_row(values: Sequence[str]) -> str:
 def _cells(row: Row) -> list[str]:
     blind = "-" if row.blind is None else f"{row.blind:.1f}"
     interval = f"{row.low:.1f} to {row.high:.1f}"
-    numbers = [f"{row.value:.1f}", interval, f"{row.chance:.1f}", blind, str(row.ties), str(row.count)]
+    numbers = [
+        f"{row.value:.1f}",
+        interval,
+        f"{row.chance:.1f}",
+        blind,
+        str(row.ties),
+        str(row.count),
+    ]
     return [row.part, row.scorer, row.quantity, *numbers]
 
 
@@ -162,7 +221,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------- page
+# --------------------------------------------------------------------------------------------- page
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -176,13 +235,18 @@ ul, dl { color: #555; font-size: 13px; }
 
 
 def to_html(protocol: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """A page that needs nothing else: tables, and beside each value a bar with its interval and the chance level."""
+    """A page that needs nothing else: tables, and beside each value a bar with its interval and the
+    chance level.
+    """
     parts = []
     for result in results:
         parts.append(f"<h2>{html.escape(result.name)}</h2>")
         parts.append(table(COLUMNS + ("",), [(_cells(row), _bar(row)) for row in result.rows]))
         parts.append(_list(describe(result)))
-    parts += ["<h2>Protocol</h2>", _list(f"{name}: {value}" for name, value in flat(protocol).items())]
+    parts += [
+        "<h2>Protocol</h2>",
+        _list(f"{name}: {value}" for name, value in flat(protocol).items()),
+    ]
     return page("Results", parts)
 
 
@@ -221,9 +285,18 @@ def _bar(row: Row) -> str:
 
 
 def whiskers(
-    value: float, low: float, high: float, least: float, most: float, mark: float, shape: Callable[[float], str]
+    value: float,
+    low: float,
+    high: float,
+    least: float,
+    most: float,
+    mark: float,
+    shape: Callable[[float], str],
 ) -> str:
-    """An SVG of a value between `least` and `most` with its interval and a dashed mark. shape: draws the value at x."""
+    """An SVG of a value between `least` and `most` with its interval and a dashed mark.
+
+    shape: draws the value at x.
+    """
     width, height = 200, 16
 
     def at(number: float) -> float:

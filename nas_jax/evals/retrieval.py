@@ -1,8 +1,9 @@
-"""Image-to-text and text-to-image retrieval: ITC over all pairs, and the matching head over the best of ITC.
+"""Image-to-text and text-to-image retrieval: ITC over all pairs, and the matching head over the
+best of ITC.
 
-Protocol of ALBEF (Li et al. 2021, section 5; ALBEF code, Retrieval.py): all candidates are ranked by ITC, the first k
-of each query are ranked again by the logit of a match, the rest stay behind them. Here the rest keep their ITC order,
-and ties count as misses (see `metrics`).
+Protocol of ALBEF (Li et al. 2021, section 5; ALBEF code, Retrieval.py): all candidates are ranked
+by ITC, the first k of each query are ranked again by the logit of a match, the rest stay behind
+them. Here the rest keep their ITC order, and ties count as misses (see `metrics`).
 
 Each caption of each image is one text query and one text candidate. Two rules say what is right:
 
@@ -73,7 +74,9 @@ def make_task(
       max_captions: the first so many of each image; 0: all.
     """
     eval_set = scores.eval_set
-    with_captions = np.array([index for index, captions in enumerate(eval_set.captions) if captions], np.int64)
+    with_captions = np.array(
+        [index for index, captions in enumerate(eval_set.captions) if captions], np.int64
+    )
     if not len(with_captions):
         return None
     images_N = with_captions[evenly(len(with_captions), max_images)]
@@ -81,7 +84,9 @@ def make_task(
     texts_M = scores.text_indices([caption for texts in captions for caption in texts])
     counts_N = [len(texts) for texts in captions]
     owner_M = np.repeat(np.arange(len(images_N)), counts_N)
-    return Task(name, images_N, texts_M, *right_answers(eval_set, images_N, texts_M, owner_M, rule), owner_M)
+    return Task(
+        name, images_N, texts_M, *right_answers(eval_set, images_N, texts_M, owner_M, rule), owner_M
+    )
 
 
 def right_answers(
@@ -104,7 +109,9 @@ def right_answers(
     right_texts = []
     for image_id in ids_N:
         wordings = np.unique(texts_M[np.concatenate([own[image] for image in same_id[image_id]])])
-        right_texts.append(np.unique(np.concatenate([same_wording[wording] for wording in wordings])))
+        right_texts.append(
+            np.unique(np.concatenate([same_wording[wording] for wording in wordings]))
+        )
     return right_texts, [same_id[ids_N[owner]] for owner in owner_M]
 
 
@@ -117,7 +124,9 @@ def _columns_by(values: np.ndarray) -> dict[int, np.ndarray]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks (0 = first) of the best right candidate of each query of one direction, under one scorer."""
+    """Ranks (0 = first) of the best right candidate of each query of one direction, under one
+    scorer.
+    """
 
     task: str
     scorer: str
@@ -142,7 +151,10 @@ class Ranks:
 
 
 def retrieval_metrics(
-    scores: SetScores, scorers: tuple[str, ...] = ("itc", "itm"), rerank_k: int = 128, max_images: int = 0
+    scores: SetScores,
+    scorers: tuple[str, ...] = ("itc", "itm"),
+    rerank_k: int = 128,
+    max_images: int = 0,
 ) -> list[Metric]:
     """Recall at 1, 5 and 10 in both directions, for each scorer; [] where the set has no captions.
 
@@ -156,15 +168,19 @@ def retrieval_metrics(
     if task is None:
         return []
     return [
-        metric for found in rank(scores, [task], scorers, rerank_k) for metric in found.metrics(scores.eval_set.name)
+        metric
+        for found in rank(scores, [task], scorers, rerank_k)
+        for metric in found.metrics(scores.eval_set.name)
     ]
 
 
-def rank(scores: SetScores, tasks: Sequence[Task], scorers: Sequence[str], rerank_k: int) -> list[Ranks]:
+def rank(
+    scores: SetScores, tasks: Sequence[Task], scorers: Sequence[str], rerank_k: int
+) -> list[Ranks]:
     """Ranks of all tasks under all scorers; a pair that several of them shortlist is matched once.
 
-    Blind: the blank image's ranking stands for every image's (image to text); all images are blank, hence tie, and
-    nothing is found (text to image).
+    Blind: the blank image's ranking stands for every image's (image to text); all images are blank,
+    hence tie, and nothing is found (text to image).
     """
     stages = {}
     for task in tasks:
@@ -199,11 +215,21 @@ def rank(scores: SetScores, tasks: Sequence[Task], scorers: Sequence[str], reran
                 again_Rxk = mine.reshape(stage.shortlist_Rxk.shape)
                 ranks.append(metrics.reranked_ranks(stage.ranks_R, stage.right_Rxk, again_Rxk))
             to_text, to_image, blind = ranks
-            right_N, right_M = (np.array([len(right) for right in task.right(name)]) for name in DIRECTIONS)
+            right_N, right_M = (
+                np.array([len(right) for right in task.right(name)]) for name in DIRECTIONS
+            )
             all_tie_M = len(task.images_N) - right_M  # all images are blank, and ties count against
             out += [
                 Ranks(task.name, scorer, DIRECTIONS[0], to_text, blind, right_N, len(task.texts_M)),
-                Ranks(task.name, scorer, DIRECTIONS[1], to_image, all_tie_M, right_M, len(task.images_N)),
+                Ranks(
+                    task.name,
+                    scorer,
+                    DIRECTIONS[1],
+                    to_image,
+                    all_tie_M,
+                    right_M,
+                    len(task.images_N),
+                ),
             ]
     return out
 
@@ -217,8 +243,13 @@ class _Stage:
     right_Rxk: np.ndarray
 
 
-def _first_stage(block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarray], k: int) -> _Stage:
-    """Ranks and shortlists in blocks of rows. block: numbers of queries -> their scores (rows, C)."""
+def _first_stage(
+    block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarray], k: int
+) -> _Stage:
+    """Ranks and shortlists in blocks of rows.
+
+    block: numbers of queries -> their scores (rows, C).
+    """
     parts = []
     for start in range(0, len(right), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(right)))
@@ -232,7 +263,9 @@ def _first_stage(block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarr
     return _Stage(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _pairs(task: Task, to_text: _Stage, to_image: _Stage, blind: _Stage) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(
+    task: Task, to_text: _Stage, to_image: _Stage, blind: _Stage
+) -> tuple[np.ndarray, np.ndarray]:
     """Images and texts of all shortlists, one after the other."""
     images = [
         np.repeat(task.images_N, to_text.shortlist_Rxk.shape[1]),

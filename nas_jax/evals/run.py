@@ -1,4 +1,6 @@
-"""Benchmarks by name, under a scorer: loaded, checked, scored, and turned into `Result`s and `Metric`s."""
+"""Benchmarks by name, under a scorer: loaded, checked, scored, and turned into `Result`s and
+`Metric`s.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def check_names(names: Sequence[str]) -> None:
     """Raises ConfigError on a name that is no benchmark."""
     for name in names:
         if name not in TABLE:
-            raise ConfigError(f"benchmark {name!r}", f"one of {', '.join(TABLE)}", "check the spelling")
+            raise ConfigError(
+                f"benchmark {name!r}", f"one of {', '.join(TABLE)}", "check the spelling"
+            )
 
 
 def check_length(length: int, texts: Texts, field: str) -> None:
@@ -63,12 +67,18 @@ def check_length(length: int, texts: Texts, field: str) -> None:
         raise ConfigError(
             f"{field}={length} for a model with {texts.positions} text positions",
             f"at most {texts.positions}",
-            f"set {field} to {texts.positions}; it is checked that no pair is cut to the same tokens",
+            f"set {field} to {texts.positions}; it is checked that no pair is cut to the same "
+            "tokens",
         )
 
 
 def load(
-    name: str, folder: Path, image_size: int, config: EvalConfig, texts: Texts, prompts: str = "photo@1"
+    name: str,
+    folder: Path,
+    image_size: int,
+    config: EvalConfig,
+    texts: Texts,
+    prompts: str = "photo@1",
 ) -> list[Loaded]:
     """The benchmarks of a name, with pictures; no answer is cut off.
 
@@ -87,17 +97,27 @@ def load(
 
 
 def load_all(config: EvalConfig, image_size: int, texts: Texts) -> list[Loaded]:
-    """All of `config.benchmarks`, each from the folder of its name in `config.data`. Errors: as `load`."""
+    """All of `config.benchmarks`, each from the folder of its name in `config.data`.
+
+    Errors: as `load`.
+    """
     if not config.benchmarks:
         return []
     check_names(config.benchmarks)
     check_length(config.text_length, texts, "eval.text_length")
     root = Path(config.data)
-    return [one for name in config.benchmarks for one in load(name, root / name, image_size, config, texts)]
+    return [
+        one
+        for name in config.benchmarks
+        for one in load(name, root / name, image_size, config, texts)
+    ]
 
 
 def score(scorer: Scorer, loaded: Loaded, config: EvalConfig, rerank_k: int = 0) -> list[Result]:
-    """All numbers of a benchmark under `config.scorers`. rerank_k: of retrieval; 0: the published one."""
+    """All numbers of a benchmark under `config.scorers`.
+
+    rerank_k: of retrieval; 0: the published one.
+    """
     if isinstance(loaded, karpathy.Collection):
         return score_retrieval(scorer, loaded, config, rerank_k)
     if isinstance(loaded, zero_shot.Classes):
@@ -121,10 +141,15 @@ def own_results(scores: SetScores, config: EvalConfig) -> list[Result]:
     """The foils and quads of one of the run's own evaluation sets, in full detail."""
     eval_set: EvalSet = scores.eval_set
     out = []
-    for wanted, name, make in ((config.foils, "foils", foil_benchmark), (config.quads, "quads", quad_benchmark)):
+    for wanted, name, make in (
+        (config.foils, "foils", foil_benchmark),
+        (config.quads, "quads", quad_benchmark),
+    ):
         benchmark = make(eval_set, config.max_pairs)
         if wanted and benchmark.questions:
-            questions = (replace(one, category=one.category.replace("/", "-")) for one in benchmark.questions)
+            questions = (
+                replace(one, category=one.category.replace("/", "-")) for one in benchmark.questions
+            )
             named = Benchmark(
                 f"{eval_set.name}:{name}", benchmark.form, tuple(questions), benchmark.images,
                 {"pictures": "held out from the run's training data"},
@@ -134,14 +159,22 @@ def own_results(scores: SetScores, config: EvalConfig) -> list[Result]:
 
 
 def _result(
-    benchmark: Benchmark, found: Mapping[str, tuple[Cells, Cells | None]], config: EvalConfig, ranks_only: bool = False
+    benchmark: Benchmark,
+    found: Mapping[str, tuple[Cells, Cells | None]],
+    config: EvalConfig,
+    ranks_only: bool = False,
 ) -> Result:
     questions = benchmark.questions
     categories = tuple(question.category for question in questions)
     present = sorted(set(categories))
-    macro = present if benchmark.macro is None else [name for name in benchmark.macro if name in present]
+    macro = (
+        present
+        if benchmark.macro is None
+        else [name for name in benchmark.macro if name in present]
+    )
     averages = {"macro": tuple(macro)} | {
-        group: tuple(name for name in names if name in present) for group, names in benchmark.groups.items()
+        group: tuple(name for name in names if name in present)
+        for group, names in benchmark.groups.items()
     }
 
     def stored(all_cells: Cells) -> list:
@@ -167,10 +200,15 @@ def _result(
         keys=tuple(question.key for question in questions),
         categories=categories,
         units=tuple(units(benchmark).tolist()),
-        averages={name: members for name, members in averages.items() if members and len(present) > 1},
+        averages={
+            name: members for name, members in averages.items() if members and len(present) > 1
+        },
         hits={
             scorer: {
-                quantity: [bool(hit) if counted else None for hit, counted in zip(one.hits, one.counted, strict=True)]
+                quantity: [
+                    bool(hit) if counted else None
+                    for hit, counted in zip(one.hits, one.counted, strict=True)
+                ]
                 for quantity, one in outcomes(benchmark, seen, scorer).items()
             }
             for scorer, (seen, _) in found.items()
@@ -180,27 +218,39 @@ def _result(
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- retrieval
+# ---------------------------------------------------------------------------------------- retrieval
 
 
 def score_retrieval(
     scorer: Scorer, collection: karpathy.Collection, config: EvalConfig, rerank_k: int = 0
 ) -> list[Result]:
-    """Every reading of a retrieval set in both directions, under the published scorers and those of the config."""
+    """Every reading of a retrieval set in both directions, under the published scorers and those of
+    the config.
+    """
     captions = collection.eval_set.captions
     scores = scorer.on(
         collection.eval_set,
         [text for texts in captions for text in texts],
         min(karpathy.TEXT_LENGTH, config.text_length),
     )
-    tasks = [make_task(scores, name, rule, max_captions=first) for name, rule, first in collection.readings()]
-    scorers = (*karpathy.SCORERS, *(name for name in config.scorers if name not in karpathy.SCORERS))
+    tasks = [
+        make_task(scores, name, rule, max_captions=first)
+        for name, rule, first in collection.readings()
+    ]
+    scorers = (
+        *karpathy.SCORERS,
+        *(name for name in config.scorers if name not in karpathy.SCORERS),
+    )
     k = rerank_k or collection.rerank_k
     found = rank(scores, tasks, scorers, k)
     out = []
     for task in tasks:
         for direction in DIRECTIONS:
-            ranks = {one.scorer: one for one in found if (one.task, one.direction) == (task.name, direction)}
+            ranks = {
+                one.scorer: one
+                for one in found
+                if (one.task, one.direction) == (task.name, direction)
+            }
             out.append(_direction(collection, task.name, direction, ranks, task.owner_M, k, config))
     return out
 
@@ -221,18 +271,30 @@ def _direction(
     keys = [collection.names[unit] for unit in units_Q]
     if not to_text:
         first = np.searchsorted(owner_M, owner_M)
-        keys = [f"{key}#{number}" for key, number in zip(keys, np.arange(queries) - first, strict=True)]
+        keys = [
+            f"{key}#{number}" for key, number in zip(keys, np.arange(queries) - first, strict=True)
+        ]
     made = []
     for scorer, one in ranks.items():
         for cut in CUTS:
             low, high = bootstrap_interval(one.ranks < cut, units_Q, config.bootstrap)
             chance = metrics.recall_chance(one.right, one.candidates, cut)
-            values = (metrics.recall_at_k(one.ranks, cut), low, high, chance, metrics.recall_at_k(one.blind, cut))
+            values = (
+                metrics.recall_at_k(one.ranks, cut),
+                low,
+                high,
+                chance,
+                metrics.recall_at_k(one.blind, cut),
+            )
             part = f"{task}/{direction}"
-            made.append(Row(collection.name, part, scorer, f"r@{cut}", *values, count=queries, ties=0))
+            made.append(
+                Row(collection.name, part, scorer, f"r@{cut}", *values, count=queries, ties=0)
+            )
     rule = task.split("-")[-1]
     protocol = {
-        name: value for name, value in collection.protocol.items() if name not in ("own", "wording") or name == rule
+        name: value
+        for name, value in collection.protocol.items()
+        if name not in ("own", "wording") or name == rule
     }
     return Result(
         name=f"{collection.name}/{task}/{direction}",
@@ -244,13 +306,16 @@ def _direction(
         keys=tuple(keys),
         categories=("none",) * queries,
         units=tuple(units_Q.tolist()),
-        hits={name: {f"r@{cut}": (one.ranks < cut).tolist() for cut in CUTS} for name, one in ranks.items()},
+        hits={
+            name: {f"r@{cut}": (one.ranks < cut).tolist() for cut in CUTS}
+            for name, one in ranks.items()
+        },
         scores={name: one.ranks.tolist() for name, one in ranks.items()},
         blind={name: one.blind.tolist() for name, one in ranks.items()},
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- output
+# ------------------------------------------------------------------------------------------- output
 
 
 def as_metrics(results: Sequence[Result]) -> Iterator[Metric]:
@@ -260,7 +325,9 @@ def as_metrics(results: Sequence[Result]) -> Iterator[Metric]:
             yield Metric(row.key, row.value, row.chance, row.blind, row.count)
 
 
-def protocol(config: EvalConfig, texts: Texts, image_size: int, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def protocol(
+    config: EvalConfig, texts: Texts, image_size: int, checkpoint: Mapping[str, Any]
+) -> dict[str, Any]:
     """How numbers were made, for results.json. checkpoint: what is known of the weights."""
     return {
         "checkpoint": dict(checkpoint),

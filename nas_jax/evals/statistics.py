@@ -1,11 +1,12 @@
 """How sure a number is: bootstrap intervals, and whether two models differ.
 
-What is drawn again and again is a *unit*: all questions about one picture. Benchmarks ask several questions about a
-picture (SugarCrepe 4.8 on average) and a model that misreads it fails in all of them, so drawing single questions would
-make the intervals too narrow. `outcomes.units` says which question belongs to which unit.
+What is drawn again and again is a *unit*: all questions about one picture. Benchmarks ask several
+questions about a picture (SugarCrepe 4.8 on average) and a model that misreads it fails in all of
+them, so drawing single questions would make the intervals too narrow. `outcomes.units` says which
+question belongs to which unit.
 
-McNemar's exact test looks at single questions and is for benchmarks with one question a picture; where units are
-larger, believe the bootstrap.
+McNemar's exact test looks at single questions and is for benchmarks with one question a picture;
+where units are larger, believe the bootstrap.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ LEVEL = 95.0  # percent
 _BLOCK = 2_000_000  # weights held at a time
 
 
-def resampled_weights(unit_Q: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each question is drawn when units are drawn with replacement: float32 blocks (some resamples, Q).
+def resampled_weights(
+    unit_Q: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """How often each question is drawn when units are drawn with replacement: float32 blocks (some
+    resamples, Q).
 
     Args:
       unit_Q: number of each question's unit, 0 .. units - 1.
@@ -41,7 +45,10 @@ def resampled_weights(unit_Q: np.ndarray, resamples: int = RESAMPLES, seed: int 
 
 
 def interval(samples_R: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` percent of resampled values (percentile bootstrap, Efron 1979). NaN where there are none."""
+    """The middle `level` percent of resampled values (percentile bootstrap, Efron 1979).
+
+    NaN where there are none.
+    """
     samples_R = np.asarray(samples_R, np.float64)
     samples_R = samples_R[~np.isnan(samples_R)]
     if not samples_R.size:
@@ -106,7 +113,9 @@ def paired_difference(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value (McNemar 1947): a fair coin for each question that just one of two models answers."""
+    """Exact two-sided p-value (McNemar 1947): a fair coin for each question that just one of two
+    models answers.
+    """
     flips, fewer = only_first + only_second, min(only_first, only_second)
     term, total = 1, 0  # integers of any size, so nothing underflows
     for heads in range(fewer + 1):
@@ -115,7 +124,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * total / 2**flips)
 
 
-def _means(values_Q: np.ndarray, unit_Q: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
+def _means(
+    values_Q: np.ndarray, unit_Q: np.ndarray | None, resamples: int, seed: int
+) -> np.ndarray:
     unit_Q = np.arange(len(values_Q)) if unit_Q is None else unit_Q
     blocks = resampled_weights(unit_Q, resamples, seed)
     return np.concatenate([100.0 * (w @ values_Q) / w.sum(axis=1) for w in blocks])

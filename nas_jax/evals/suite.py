@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 from nas_jax.evals import run
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.metrics import Metric
-from nas_jax.evals.pairs import check_answers_differ, foil_benchmark, foil_metrics, quad_benchmark, quad_metrics
+from nas_jax.evals.pairs import (
+    check_answers_differ,
+    foil_benchmark,
+    foil_metrics,
+    quad_benchmark,
+    quad_metrics,
+)
 from nas_jax.evals.results import Result
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer, ScoringFunctions, TextEncoding
@@ -45,7 +51,8 @@ def make_evaluator(
     detailed: bool = False,
     console: Console | None = None,
 ) -> Evaluator:
-    """Returns `evaluate(params, method_state, step) -> metrics`. The model functions compile at its first call only.
+    """Returns `evaluate(params, method_state, step) -> metrics`. The model functions compile at its
+    first call only.
 
     Args:
       config: what to measure.
@@ -56,18 +63,22 @@ def make_evaluator(
       image_size: height and width of all pictures, pixels.
       mesh: see `Scorer`.
       benchmarks: what `run.load_all` gives; measured too, at `config.text_length`.
-      keep: gets the step and the results with every score, if there are any; called on every process.
+      keep: gets the step and the results with every score, if there are any; called on every
+      process.
       detailed: the foils and quads of the evaluation sets give such results too.
       console: shows progress.
 
     Raises:
-      ConfigError: a bad config, or a `text_length` that cuts off the words in which a caption and its foil differ.
+      ConfigError: a bad config, or a `text_length` that cuts off the words in which a caption and
+      its foil differ.
       DataError: two sets of one name.
     """
     config.validate()
     names = [eval_set.name for eval_set in eval_sets]
     if len(set(names)) < len(names):
-        raise DataError(f"evaluation sets named {names}", "different names", "rename one of the sets")
+        raise DataError(
+            f"evaluation sets named {names}", "different names", "rename one of the sets"
+        )
     for eval_set in eval_sets:
         for benchmark in (foil_benchmark(eval_set), quad_benchmark(eval_set)):
             check_answers_differ(benchmark, tokenizer, text_length)
@@ -110,9 +121,15 @@ def make_evaluator(
     return evaluate
 
 
-def write_results(path: str | os.PathLike[str], metrics: Sequence[Metric], info: Mapping[str, Any]) -> None:
-    """Writes `{"info": ..., "metrics": [{key, value, chance, blind, count}, ...]}` as JSON, whole or not at all."""
+def write_results(
+    path: str | os.PathLike[str], metrics: Sequence[Metric], info: Mapping[str, Any]
+) -> None:
+    """Writes `{"info": ..., "metrics": [{key, value, chance, blind, count}, ...]}` as JSON, whole
+    or not at all.
+    """
     target = as_path(path)
     make_folder(target.parent)
-    text = json.dumps({"info": dict(info), "metrics": [asdict(m) for m in metrics]}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"info": dict(info), "metrics": [asdict(m) for m in metrics]}, indent=1, allow_nan=False
+    )
     write_whole(target, text + "\n")

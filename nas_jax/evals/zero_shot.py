@@ -1,11 +1,13 @@
-"""Zero-shot classification: the class whose name, in a sentence, fits the picture best (Radford et al. 2021, CLIP).
+"""Zero-shot classification: the class whose name, in a sentence, fits the picture best (Radford et
+al. 2021, CLIP).
 
-A class has the mean of its sentences: with "itc" of their features, with other scorers of their scores. Each picture is
-a question of form choice, the right class first, so ties count as wrong here as everywhere.
+A class has the mean of its sentences: with "itc" of their features, with other scorers of their
+scores. Each picture is a question of form choice, the right class first, so ties count as wrong
+here as everywhere.
 
-Files: a folder with one folder of pictures a class, or `labels.jsonl` with lines {image, label}; and optionally
-`classes.txt`, one name a line, which fixes the classes and their order. The name of a folder or label is that of the
-class, with blanks for underscores.
+Files: a folder with one folder of pictures a class, or `labels.jsonl` with lines {image, label};
+and optionally `classes.txt`, one name a line, which fixes the classes and their order. The name of
+a folder or label is that of the class, with blanks for underscores.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from nas_jax.evals.questions import Benchmark
 from nas_jax.evals.scorers import BLANK, SetScores
 from nas_jax.utils.errors import ConfigError, DataError
 
-PROMPTS = {  # name@version -> sentences. A set is never changed: numbers are compared by its name. Add a new version.
+# name@version -> sentences. A set is never changed: numbers are compared by its name. Add a new
+# version.
+PROMPTS = {
     "plain@1": ("{}",),
     "photo@1": ("a photo of a {}",),
     "views@1": (
@@ -58,22 +62,43 @@ def load(data_dir: Path, options: Options, prompts: str = "photo@1") -> Classes:
       DataError: no pictures, a label that is not in classes.txt, fewer than two classes.
     """
     if prompts not in PROMPTS:
-        raise ConfigError(f"prompts {prompts!r}", f"one of {', '.join(PROMPTS)}", "name one of them")
+        raise ConfigError(
+            f"prompts {prompts!r}", f"one of {', '.join(PROMPTS)}", "name one of them"
+        )
     report = Report()
-    labelled = _from_lines(data_dir, report) if (data_dir / "labels.jsonl").is_file() else _from_folders(data_dir)
+    labelled = (
+        _from_lines(data_dir, report)
+        if (data_dir / "labels.jsonl").is_file()
+        else _from_folders(data_dir)
+    )
     names = _class_names(data_dir, labelled)
     # One tuple of names a class, which all of its pictures share.
     texts = {name: (name, *(other for other in names if other != name)) for name in names}
     drafts = [Draft(key, label, (Picture(key),), texts[label]) for key, label in labelled]
-    protocol = {"prompts": prompts, "sentences": " | ".join(PROMPTS[prompts]), "classes": str(len(names))}
+    protocol = {
+        "prompts": prompts,
+        "sentences": " | ".join(PROMPTS[prompts]),
+        "classes": str(len(names)),
+    }
     cuts = tuple(k for k in TOP if 1 < k < len(names))
     # The names are cleaned in their sentences.
-    unclean = Options(options.image_size, options.max_dropped, clean=False, max_words=options.max_words)
+    unclean = Options(
+        options.image_size, options.max_dropped, clean=False, max_words=options.max_words
+    )
     benchmark = assemble(
-        f"classes:{prompts}", "choice", Items(drafts, report), Files(data_dir), unclean, protocol, cuts=cuts
+        f"classes:{prompts}",
+        "choice",
+        Items(drafts, report),
+        Files(data_dir),
+        unclean,
+        protocol,
+        cuts=cuts,
     )
     sentences = tuple(
-        tuple(prepare_caption(prompt.format(name), options.clean, options.max_words) for prompt in PROMPTS[prompts])
+        tuple(
+            prepare_caption(prompt.format(name), options.clean, options.max_words)
+            for prompt in PROMPTS[prompts]
+        )
         for name in names
     )
     return Classes(benchmark, names, sentences)
@@ -88,7 +113,9 @@ def _from_lines(data_dir: Path, report: Report) -> list[tuple[str, str]]:
 
 def _from_folders(data_dir: Path) -> list[tuple[str, str]]:
     if not data_dir.is_dir():
-        raise DataError(f"no folder {data_dir}", "one with a folder of pictures a class", "check the path")
+        raise DataError(
+            f"no folder {data_dir}", "one with a folder of pictures a class", "check the path"
+        )
     found = [
         (f"{folder.name}/{path.name}", _named(folder.name))
         for folder in sorted(data_dir.iterdir())
@@ -97,7 +124,11 @@ def _from_folders(data_dir: Path) -> list[tuple[str, str]]:
         if path.suffix.lower() in SUFFIXES
     ]
     if not found:
-        raise DataError(f"no pictures in folders of {data_dir}", "a folder a class, or labels.jsonl", "check the path")
+        raise DataError(
+            f"no pictures in folders of {data_dir}",
+            "a folder a class, or labels.jsonl",
+            "check the path",
+        )
     return found
 
 
@@ -107,23 +138,41 @@ def _named(label: str) -> str:
 
 def _class_names(data_dir: Path, labelled: list[tuple[str, str]]) -> tuple[str, ...]:
     path, labels = data_dir / "classes.txt", sorted({label for _, label in labelled})
-    names = [_named(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else labels
+    names = (
+        [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.is_file()
+        else labels
+    )
     names = tuple(dict.fromkeys(name for name in names if name))
     unknown = sorted(set(labels) - set(names))
     if unknown:
-        raise DataError(f"label {unknown[0]!r}, which is not in {path}", "a line for each class", "add it")
+        raise DataError(
+            f"label {unknown[0]!r}, which is not in {path}", "a line for each class", "add it"
+        )
     if len(names) < 2:
-        raise DataError(f"{len(names)} classes in {data_dir}", "two or more", "check the folders or labels")
+        raise DataError(
+            f"{len(names)} classes in {data_dir}", "two or more", "check the folders or labels"
+        )
     return names
 
 
-def class_cells(scores: SetScores, classes: Classes, scorer: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Scores of each picture with all classes, (1, classes), the right one first; and the same with a blank picture."""
-    questions, column = classes.benchmark.questions, {name: number for number, name in enumerate(classes.names)}
+def class_cells(
+    scores: SetScores, classes: Classes, scorer: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Scores of each picture with all classes, (1, classes), the right one first; and the same with
+    a blank picture.
+    """
+    questions, column = (
+        classes.benchmark.questions,
+        {name: number for number, name in enumerate(classes.names)},
+    )
     images_N = np.array([question.images[0] for question in questions])
     seen_NxC = _class_scores(scores, classes, scorer, images_N)
     blind_C = _class_scores(scores, classes, scorer, np.array([BLANK]))[0]
-    order = {name: [column[text] for text in (name, *_others(classes.names, name))] for name in classes.names}
+    order = {
+        name: [column[text] for text in (name, *_others(classes.names, name))]
+        for name in classes.names
+    }
     orders = [order[question.texts[0]] for question in questions]
     seen = [row_C[one][None] for row_C, one in zip(seen_NxC, orders, strict=True)]
     return seen, [blind_C[one][None] for one in orders]
@@ -133,12 +182,20 @@ def _others(names: tuple[str, ...], name: str) -> list[str]:
     return [other for other in names if other != name]
 
 
-def _class_scores(scores: SetScores, classes: Classes, scorer: str, images_N: np.ndarray) -> np.ndarray:
+def _class_scores(
+    scores: SetScores, classes: Classes, scorer: str, images_N: np.ndarray
+) -> np.ndarray:
     """(N, C)."""
     texts_CxP = np.stack([scores.text_indices(sentences) for sentences in classes.sentences])
     if scorer == "itc":
-        features_CxE = scores.text_features(texts_CxP.ravel()).reshape(*texts_CxP.shape, -1).mean(axis=1, dtype=float)
+        features_CxE = (
+            scores.text_features(texts_CxP.ravel())
+            .reshape(*texts_CxP.shape, -1)
+            .mean(axis=1, dtype=float)
+        )
         features_CxE /= np.maximum(np.linalg.norm(features_CxE, axis=1, keepdims=True), 1e-12)
         return (scores.image_features(images_N).astype(float) @ features_CxE.T).astype(np.float32)
-    flat = scores.scores(scorer, np.repeat(images_N, texts_CxP.size), np.tile(texts_CxP.ravel(), len(images_N)))
+    flat = scores.scores(
+        scorer, np.repeat(images_N, texts_CxP.size), np.tile(texts_CxP.ravel(), len(images_N))
+    )
     return flat.reshape(len(images_N), *texts_CxP.shape).mean(axis=2)

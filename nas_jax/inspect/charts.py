@@ -40,7 +40,10 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """A `<figure>`: title, SVG with one path a line, legend with the last values. "" if there is no finite value."""
+    """A `<figure>`: title, SVG with one path a line, legend with the last values.
+
+    "" if there is no finite value.
+    """
     whole = [one for one in (_finite(one, chart.log) for one in chart.series) if one.steps]
     series = [_averaged(one) for one in whole]
     if not series:
@@ -66,25 +69,38 @@ def draw(chart: Chart) -> str:
             parts.append(f'<circle class="dot {colour}" {at} r="3.5"/>')
             continue
         smooth = len(one.steps) > SMOOTH_ABOVE
-        parts.append(f'<path class="line {colour}{" thin" if smooth else ""}" d="{_path(one, x, y)}"/>')
+        parts.append(
+            f'<path class="line {colour}{" thin" if smooth else ""}" d="{_path(one, x, y)}"/>'
+        )
         if smooth:
-            parts.append(f'<path class="line {colour}" d="{_path(_smoothed(one, chart.log), x, y)}"/>')
+            parts.append(
+                f'<path class="line {colour}" d="{_path(_smoothed(one, chart.log), x, y)}"/>'
+            )
         elif len(one.steps) <= 12:
             for step, value in zip(one.steps, one.values, strict=True):
-                parts.append(f'<circle class="dot {colour}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5"/>')
+                parts.append(
+                    f'<circle class="dot {colour}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5"/>'
+                )
     for level, name in chart.marks.items():
         if low <= level <= high:
             at = y(level)
-            parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+            parts.append(
+                f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            )
             label = html.escape(f"{name} {number(level)}".strip())
-            parts.append(f'<text class="mark" x="{WIDTH - RIGHT - 2}" y="{at - 4:.1f}">{label}</text>')
+            parts.append(
+                f'<text class="mark" x="{WIDTH - RIGHT - 2}" y="{at - 4:.1f}">{label}</text>'
+            )
     data = {
         "x": [LEFT, WIDTH - RIGHT, first, last],
-        "series": [[one.name, list(one.steps), [float(f"{v:.4g}") for v in one.values]] for one in series],
+        "series": [
+            [one.name, list(one.steps), [float(f"{v:.4g}") for v in one.values]] for one in series
+        ],
         "unit": chart.unit,
     }
     svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}">{"".join(parts)}'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{html.escape(chart.title)}">{"".join(parts)}'
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg>'
     )
     legend = "".join(
@@ -95,7 +111,8 @@ def draw(chart: Chart) -> str:
     note = f"<p>{html.escape(chart.note)}</p>" if chart.note else ""
     packed = html.escape(json.dumps(data, separators=(",", ":")))
     return (
-        f'<figure class="chart" data-chart="{packed}"><figcaption>{html.escape(chart.title)}</figcaption>{note}'
+        '<figure class="chart" '
+        f'data-chart="{packed}"><figcaption>{html.escape(chart.title)}</figcaption>{note}'
         f'{svg}<ul class="legend">{legend}</ul></figure>'
     )
 
@@ -109,8 +126,13 @@ def split_bar(parts: Mapping[str, float]) -> str:
     for index, (name, value) in enumerate(parts.items()):
         width = 100 * value / total
         title = f"<title>{html.escape(name)} {value / total:.1%}</title>"
-        bars.append(f'<rect class="c{index}" x="{at:.2f}%" width="{width:.2f}%" y="0" height="26">{title}</rect>')
-        legend.append(f'<li><i class="c{index}"></i>{html.escape(name)} <b>{value / total:.1%}</b></li>')
+        bars.append(
+            f'<rect class="c{index}" x="{at:.2f}%" width="{width:.2f}%" y="0" '
+            f'height="26">{title}</rect>'
+        )
+        legend.append(
+            f'<li><i class="c{index}"></i>{html.escape(name)} <b>{value / total:.1%}</b></li>'
+        )
         at += width
     return (
         f'<figure class="split"><svg width="100%" height="26" role="img">{"".join(bars)}</svg>'
@@ -119,7 +141,9 @@ def split_bar(parts: Mapping[str, float]) -> str:
 
 
 def value_bar(value: float, chance: float, blind: float | None) -> str:
-    """A small bar of a percentage, with a dashed line at chance and a dot at the value from text alone."""
+    """A small bar of a percentage, with a dashed line at chance and a dot at the value from text
+    alone.
+    """
     width = 160
 
     def at(percent: float) -> float:
@@ -127,10 +151,13 @@ def value_bar(value: float, chance: float, blind: float | None) -> str:
 
     dot = f'<circle class="blind" cx="{at(blind):.1f}" cy="8" r="3"/>' if blind is not None else ""
     return (
-        f'<svg class="bar" width="{width}" height="16" role="img"><title>{value:.1f} %, chance {chance:.1f} %</title>'
+        f'<svg class="bar" width="{width}" height="16" role="img"><title>{value:.1f} %, chance '
+        f"{chance:.1f} %</title>"
         f'<rect class="ground" width="{width}" height="8" y="4" rx="2"/>'
-        f'<rect class="{"over" if value > chance else "under"}" width="{at(value):.1f}" height="8" y="4" rx="2"/>'
-        f'<line class="mark" x1="{at(chance):.1f}" x2="{at(chance):.1f}" y1="0" y2="16"/>{dot}</svg>'
+        f'<rect class="{"over" if value > chance else "under"}" width="{at(value):.1f}" '
+        'height="8" y="4" rx="2"/>'
+        f'<line class="mark" x1="{at(chance):.1f}" x2="{at(chance):.1f}" y1="0" '
+        f'y2="16"/>{dot}</svg>'
     )
 
 
@@ -148,10 +175,14 @@ def number(value: float, digits: int = LEGEND_DIGITS) -> str:
 
 
 def labels(levels: Sequence[float]) -> list[str]:
-    """The numbers beside an axis, with as many digits as tell each from the next: 0.07, 0.07002, 0.07004."""
+    """The numbers beside an axis, with as many digits as tell each from the next: 0.07, 0.07002,
+    0.07004.
+    """
     space = levels[1] - levels[0] if len(levels) > 1 else math.inf
     digits = LEGEND_DIGITS
-    while digits < 12 and any(abs(float(f"{level:.{digits}g}") - level) > 0.01 * space for level in levels):
+    while digits < 12 and any(
+        abs(float(f"{level:.{digits}g}") - level) > 0.01 * space for level in levels
+    ):
         digits += 1
     return [number(level, digits) for level in levels]
 
@@ -187,14 +218,20 @@ def _averaged(one: Series) -> Series:
         return one
     starts = range(0, len(one.steps), size)
     steps = [one.steps[min(start + size, len(one.steps)) - 1] for start in starts]
-    values = [sum(one.values[start : start + size]) / len(one.values[start : start + size]) for start in starts]
+    values = [
+        sum(one.values[start : start + size]) / len(one.values[start : start + size])
+        for start in starts
+    ]
     return Series(one.name, steps, values)
 
 
 def _smoothed(one: Series, log: bool) -> Series:
     half = max(1, len(one.steps) // 30)
     logs = [_scale(value, log) for value in one.values]
-    means = [sum(near) / len(near) for near in (logs[max(0, at - half) : at + half + 1] for at in range(len(logs)))]
+    means = [
+        sum(near) / len(near)
+        for near in (logs[max(0, at - half) : at + half + 1] for at in range(len(logs)))
+    ]
     return Series(one.name, one.steps, [10**mean for mean in means] if log else means)
 
 
@@ -222,11 +259,13 @@ def _axis(low: float, high: float, first: float, last: float, x, y, chart: Chart
     else:
         levels = ticks(low, high)
     lines = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" '
+        f'y2="{y(level):.1f}"/>'
         f'<text class="y" x="{LEFT - 6}" y="{y(level) + 4:.1f}">{label}</text>'
         for level, label in zip(levels, labels(levels), strict=True)
     ]
-    steps = [step for step in ticks(first, last, 5) if abs(step - round(step)) < 1e-6]  # there is no step 1.5
+    # there is no step 1.5
+    steps = [step for step in ticks(first, last, 5) if abs(step - round(step)) < 1e-6]
     lines += [
         f'<text class="x" x="{x(step):.1f}" y="{HEIGHT - 8}">{label}</text>'
         for step, label in zip(steps, labels(steps), strict=True)
@@ -236,5 +275,7 @@ def _axis(low: float, high: float, first: float, last: float, x, y, chart: Chart
 
 
 def _path(one: Series, x, y) -> str:
-    points = [f"{x(step):.1f},{y(value):.1f}" for step, value in zip(one.steps, one.values, strict=True)]
+    points = [
+        f"{x(step):.1f},{y(value):.1f}" for step, value in zip(one.steps, one.values, strict=True)
+    ]
     return "M" + "L".join(points)

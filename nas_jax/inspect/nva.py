@@ -42,25 +42,32 @@ def draw_nva(
     code_patches: Mapping[int, np.ndarray] | None = None,
     new_code_B: np.ndarray | None = None,
 ) -> None:
-    """Writes a PNG with a row for each image: picture, similarity with the object patch framed, replaced patches.
+    """Writes a PNG with a row for each image: picture, similarity with the object patch framed,
+    replaced patches.
 
     Args:
       path: the PNG; its folder is made.
       images_BxHxWx3: uint8 images.
       captions: B captions, drawn beneath the rows.
-      object_patch_B: the patch that NVA took as the object, an index into the N patches in row-major order.
+      object_patch_B: the patch that NVA took as the object, an index into the N patches in
+      row-major order.
       replaced_BxN: True where the patch got the new code.
-      similarity_BxN: similarity that the object was chosen by; colours span its least and greatest value in an image.
+      similarity_BxN: similarity that the object was chosen by; colours span its least and greatest
+      value in an image.
       nearest_Bxhxwx3: uint8, a picture of an example of each image's new code; adds a column.
-      code_patches: code -> uint8 (p, p, 3), the mean training patch of the code; with `new_code_B` adds a column with
-        the replaced patches drawn as the mean patch of the new code, mid-grey where the code has none.
+      code_patches: code -> uint8 (p, p, 3), the mean training patch of the code; with `new_code_B`
+        adds a column with the replaced patches drawn as the mean patch of the new code, mid-grey
+        where the code has none.
       new_code_B: the code that was put in.
 
     Raises:
       DataError: arrays that do not fit each other.
     """
     images_BxHxWx3 = np.asarray(images_BxHxWx3)
-    replaced_BxN, similarity_BxN = np.asarray(replaced_BxN, bool), np.asarray(similarity_BxN, np.float64)
+    replaced_BxN, similarity_BxN = (
+        np.asarray(replaced_BxN, bool),
+        np.asarray(similarity_BxN, np.float64),
+    )
     object_patch_B = np.asarray(object_patch_B)
     side = _check(images_BxHxWx3, captions, object_patch_B, replaced_BxN, similarity_BxN)
     if (code_patches is None) != (new_code_B is None):
@@ -79,7 +86,14 @@ def draw_nva(
 
     def write(x: float, y: float, text: str, size: float, **style) -> None:
         """Text at pixels from the top left."""
-        figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False, **{"color": INK, **style})
+        figure.text(
+            x / width,
+            1 - y / height,
+            text,
+            fontsize=size,
+            parse_math=False,
+            **{"color": INK, **style},
+        )
 
     def panel_at(row: int, column: int) -> Axes:
         left = MARGIN + column * (panel + GAP)
@@ -121,20 +135,41 @@ def draw_nva(
         count = int(replaced_SxS.sum())
         top = HEAD + COLUMN_HEAD + row * (panel + CAPTION) + panel + 6
         write(MARGIN, top, f"“{caption}”", 10, va="top", style="italic")
-        write(width - MARGIN, top, f"{count} of {side * side} replaced", 9, va="top", ha="right", color=SOFT)
+        write(
+            width - MARGIN,
+            top,
+            f"{count} of {side * side} replaced",
+            9,
+            va="top",
+            ha="right",
+            color=SOFT,
+        )
 
     handles = [
         Patch(facecolor="#00000000", edgecolor=FRAME, linewidth=2.5, label="the object patch"),
-        Patch(facecolor=REPLACED + "66", edgecolor=REPLACED, hatch="////", label="shares its code, replaced"),
+        Patch(
+            facecolor=REPLACED + "66",
+            edgecolor=REPLACED,
+            hatch="////",
+            label="shares its code, replaced",
+        ),
     ]
     handles[0].set_path_effects([withStroke(linewidth=4.0, foreground="black"), Normal()])
     if grey_seen:
         grey = np.full(3, NEVER_SEEN_GREY) / 255
         handles.append(Patch(facecolor=tuple(grey), label="grey: code without a training patch"))
     figure.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=((MARGIN - 6) / width, 8 / height), ncols=len(handles),
-        frameon=False, fontsize=9, handlelength=1.6, handleheight=1.2, columnspacing=1.8, borderaxespad=0.0,
-    )  # fmt: skip
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=((MARGIN - 6) / width, 8 / height),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        handlelength=1.6,
+        handleheight=1.2,
+        columnspacing=1.8,
+        borderaxespad=0.0,
+    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DPI)
 
@@ -149,7 +184,9 @@ def _check(images, captions, object_patch_B, replaced_BxN, similarity_BxN) -> in
     shapes = (len(captions), object_patch_B.shape, replaced_BxN.shape, similarity_BxN.shape)
     if side * side != patches or shapes != (batch, (batch,), (batch, patches), (batch, patches)):
         got = f"{shapes[0]} captions, object_patch {shapes[1]}, replaced {shapes[2]}, similarity {shapes[3]}"
-        raise DataError(got, f"{batch} rows, and N patches of a square grid", "leave out the CLS token")
+        raise DataError(
+            got, f"{batch} rows, and N patches of a square grid", "leave out the CLS token"
+        )
     if object_patch_B.min() < 0 or object_patch_B.max() >= patches:
         got = f"object patches {object_patch_B.tolist()}"
         raise DataError(got, f"0 to {patches - 1}", "count patches without the CLS token")
@@ -167,13 +204,20 @@ def _heat(picture: np.ndarray, similarity_SxS: np.ndarray) -> np.ndarray:
     low, high = similarity_SxS.min(), similarity_SxS.max()
     scaled = (similarity_SxS - low) / (high - low) if high > low else np.zeros_like(similarity_SxS)
     colours = _resize((colormaps[HEAT](scaled)[..., :3] * 255).astype(np.uint8), len(picture))
-    grey = 60 + 0.6 * picture.mean(axis=2, keepdims=True)  # less contrast, so that the colours carry
+    # less contrast, so that the colours carry
+    grey = 60 + 0.6 * picture.mean(axis=2, keepdims=True)
     return (0.3 * grey + 0.7 * colours).astype(np.uint8)
 
 
-def _with_patches(picture: np.ndarray, replaced_SxS: np.ndarray, patch: np.ndarray | None) -> np.ndarray:
+def _with_patches(
+    picture: np.ndarray, replaced_SxS: np.ndarray, patch: np.ndarray | None
+) -> np.ndarray:
     out, size = picture.copy(), len(picture) // len(replaced_SxS)
-    pixels = np.full((size, size, 3), NEVER_SEEN_GREY, np.uint8) if patch is None else _resize(np.asarray(patch), size)
+    pixels = (
+        np.full((size, size, 3), NEVER_SEEN_GREY, np.uint8)
+        if patch is None
+        else _resize(np.asarray(patch), size)
+    )
     for y, x in np.argwhere(replaced_SxS):
         out[y * size : (y + 1) * size, x * size : (x + 1) * size] = pixels
     return out
@@ -194,9 +238,21 @@ def _outline(axes: Axes, replaced_SxS: np.ndarray, panel: int) -> None:
     size = panel / len(replaced_SxS)
     padded = np.pad(replaced_SxS, 1)
     for y, x in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
-        axes.plot([x * size, (x + 1) * size], [y * size] * 2, color=REPLACED, linewidth=2, solid_capstyle="projecting")
+        axes.plot(
+            [x * size, (x + 1) * size],
+            [y * size] * 2,
+            color=REPLACED,
+            linewidth=2,
+            solid_capstyle="projecting",
+        )
     for y, x in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-        axes.plot([x * size] * 2, [y * size, (y + 1) * size], color=REPLACED, linewidth=2, solid_capstyle="projecting")
+        axes.plot(
+            [x * size] * 2,
+            [y * size, (y + 1) * size],
+            color=REPLACED,
+            linewidth=2,
+            solid_capstyle="projecting",
+        )
 
 
 def _frame(axes: Axes, patch: int, side: int, panel: int) -> None:
@@ -204,6 +260,14 @@ def _frame(axes: Axes, patch: int, side: int, panel: int) -> None:
     size = panel / side
     y, x = divmod(patch, side)
     for colour, width in (("black", 4.5), (FRAME, 2.5)):
-        box = Rectangle((x * size, y * size), size, size, fill=False, edgecolor=colour, linewidth=width, zorder=5)
+        box = Rectangle(
+            (x * size, y * size),
+            size,
+            size,
+            fill=False,
+            edgecolor=colour,
+            linewidth=width,
+            zorder=5,
+        )
         box.set_clip_on(False)
         axes.add_patch(box)

@@ -1,4 +1,6 @@
-"""An HTML page that loads nothing: style and script inside, pictures as data, and a policy that forbids the rest."""
+"""An HTML page that loads nothing: style and script inside, pictures as data, and a policy that
+forbids the rest.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,10 @@ summary { cursor: pointer; font-weight: 600; }
 .picture img { max-width: 100%; border: 1px solid var(--line); border-radius: .6rem; background: #fff; }
 pre { overflow: auto; font-size: .78rem; max-height: 24rem; }
 """
-    + "".join(f".c{i} {{ stroke: var(--c{i}); fill: var(--c{i}); background: var(--c{i}); }} " for i in range(10))
+    + "".join(
+        f".c{i} {{ stroke: var(--c{i}); fill: var(--c{i}); background: var(--c{i}); }} "
+        for i in range(10)
+    )
     + """
 path.line { fill: none; } .split rect { stroke: none; }
 @media print { nav { display: none; } }
@@ -120,9 +125,12 @@ for (const figure of document.querySelectorAll('[data-chart]')) {
 def page(title: str, header: str, sections: Sequence[tuple[str, str]]) -> str:
     """A whole document. sections: (heading, HTML); those without HTML are left out."""
     kept = [(heading, body) for heading, body in sections if body]
-    links = "".join(f'<a href="#{anchor(heading)}">{html.escape(heading)}</a>' for heading, _ in kept)
+    links = "".join(
+        f'<a href="#{anchor(heading)}">{html.escape(heading)}</a>' for heading, _ in kept
+    )
     body = "\n".join(
-        f'<section id="{anchor(heading)}"><h2>{html.escape(heading)}</h2>\n{inner}</section>' for heading, inner in kept
+        f'<section id="{anchor(heading)}"><h2>{html.escape(heading)}</h2>\n{inner}</section>'
+        for heading, inner in kept
     )
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -140,14 +148,22 @@ def anchor(heading: str) -> str:
     return heading.lower().replace(" ", "-")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0, kind: str = "") -> str:
-    """Rows of HTML cells; the last `numbers` columns are set as numbers. "" if there are no rows."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0, kind: str = ""
+) -> str:
+    """Rows of HTML cells; the last `numbers` columns are set as numbers.
+
+    "" if there are no rows.
+    """
     if not rows:
         return ""
     first = len(rows[0]) - numbers
 
     def line(cells: Sequence[str], tag: str) -> str:
-        inner = "".join(f"<{tag}{' class=n' if at >= first else ''}>{cell}</{tag}>" for at, cell in enumerate(cells))
+        inner = "".join(
+            f"<{tag}{' class=n' if at >= first else ''}>{cell}</{tag}>"
+            for at, cell in enumerate(cells)
+        )
         return f"<tr>{inner}</tr>"
 
     head = line([html.escape(name) for name in header], "th") if header else ""
@@ -156,7 +172,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     """A table of names and values."""
-    return table((), [(html.escape(name), html.escape(str(value))) for name, value in pairs], kind="facts")
+    return table(
+        (), [(html.escape(name), html.escape(str(value))) for name, value in pairs], kind="facts"
+    )
 
 
 def tile(name: str, value: str, more: str = "") -> str:
@@ -175,4 +193,8 @@ def picture(path: Path) -> str:
 def folded(summary: str, inner: str, unfolded: bool = False) -> str:
     """What can be opened and closed. "" if there is nothing in it."""
     state = " open" if unfolded else ""
-    return f"<details{state}><summary>{html.escape(summary)}</summary>{inner}</details>" if inner else ""
+    return (
+        f"<details{state}><summary>{html.escape(summary)}</summary>{inner}</details>"
+        if inner
+        else ""
+    )

@@ -21,12 +21,18 @@ SHOWN = 4  # images drawn
 READ = 128  # images whose patches show what a code looks like
 
 
-def mean_patches(images_BxHxWx3: np.ndarray, code_ids_BxN: np.ndarray, patch_size: int) -> Mapping[int, np.ndarray]:
+def mean_patches(
+    images_BxHxWx3: np.ndarray, code_ids_BxN: np.ndarray, patch_size: int
+) -> Mapping[int, np.ndarray]:
     """Code -> uint8 (p, p, 3): the mean of the patches that chose it."""
     patches_MxP = np.asarray(patchify(images_BxHxWx3, patch_size)).reshape(code_ids_BxN.size, -1)
     ids_M = code_ids_BxN.reshape(-1)
     return {
-        int(code): patches_MxP[ids_M == code].mean(0).round().astype(np.uint8).reshape(patch_size, patch_size, 3)
+        int(code): patches_MxP[ids_M == code]
+        .mean(0)
+        .round()
+        .astype(np.uint8)
+        .reshape(patch_size, patch_size, 3)
         for code in np.unique(ids_M)
     }
 
@@ -41,7 +47,9 @@ def draw_nva_examples(
     text_length: int,
     seed: int = 0,
 ) -> None:
-    """Draws what NVA makes of a few images with captions: which patches it replaces, and what by."""
+    """Draws what NVA makes of a few images with captions: which patches it replaces, and what
+    by.
+    """
     captioned = [index for index, captions in enumerate(eval_set.captions) if captions][:READ]
     captions = [eval_set.captions[index][0] for index in captioned]
     images_BxHxWx3 = np.stack([eval_set.images[index] for index in captioned])
@@ -51,8 +59,11 @@ def draw_nva_examples(
         "token_ids_BxL": jnp.asarray(token_ids_BxL),
         "token_mask_BxL": jnp.asarray(token_mask_BxL),
     }
-    negative, code_ids_BxN = jax.device_get(jax.jit(method.explain_nva)(params, state, batch, jax.random.key(seed)))
-    shown = np.arange(min(SHOWN, len(captions))) * len(captions) // SHOWN  # neighbours are often alike
+    negative, code_ids_BxN = jax.device_get(
+        jax.jit(method.explain_nva)(params, state, batch, jax.random.key(seed))
+    )
+    # neighbours are often alike
+    shown = np.arange(min(SHOWN, len(captions))) * len(captions) // SHOWN
     draw_nva(
         path,
         images_BxHxWx3[shown],

@@ -25,7 +25,8 @@ REPORT = "report.html"
 SPLIT = ("input", "compute", "checkpoint", "evaluation", "compile")
 SHARE = {"least": 0.0}
 
-# Title, what it says, keys (a name, or a beginning with /), and how it is drawn. What no line names comes last.
+# Title, what it says, keys (a name, or a beginning with /), and how it is drawn. What no line names
+# comes last.
 CURVES: tuple[tuple[str, str, tuple[str, ...], Mapping[str, object]], ...] = (
     ("Loss", "", ("loss",), {}),
     ("Losses by part", "", ("loss/",), {}),
@@ -33,14 +34,29 @@ CURVES: tuple[tuple[str, str, tuple[str, ...], Mapping[str, object]], ...] = (
     ("Temperature", "of the contrastive loss", ("itc/temp",), {}),
     ("Gradient norm", "before clipping", ("optim/grad_norm",), SHARE),
     ("Gradient norm by module", "", ("grad_norm/",), {"log": True}),
-    ("Matching accuracy by kind of pair", "true pairs, and each kind of negative", ("itm_accuracy/",), {"most": 1.02}),
+    (
+        "Matching accuracy by kind of pair",
+        "true pairs, and each kind of negative",
+        ("itm_accuracy/",),
+        {"most": 1.02},
+    ),
     ("Dictionary: codes used in a batch", "share of all codes", ("dictionary/used_share",), SHARE),
-    ("Dictionary: perplexity", "how many codes a batch uses evenly", ("dictionary/perplexity",), SHARE),
+    (
+        "Dictionary: perplexity",
+        "how many codes a batch uses evenly",
+        ("dictionary/perplexity",),
+        SHARE,
+    ),
     ("Dictionary: dead codes", "", ("dictionary/dead_codes",), SHARE),
     ("Dictionary: distance", "of a patch to its code, squared", ("dictionary/distance",), SHARE),
     ("Dictionary: decay", "1 = frozen", ("dictionary/decay",), SHARE),
     ("Negatives made", "patches replaced by NVA, captions changed by NTA", ("nva/", "nta/"), SHARE),
-    ("Distance of the teacher", "from the student, relative to its size", ("teacher/distance",), SHARE),
+    (
+        "Distance of the teacher",
+        "from the student, relative to its size",
+        ("teacher/distance",),
+        SHARE,
+    ),
     ("Weight of the soft targets", "", ("itc/alpha",), SHARE),
     ("Pictures replaced", "unreadable ones, since the start", ("data/skipped",), SHARE),
 )
@@ -63,12 +79,20 @@ def report(run: RunFiles) -> str:
         ("Warnings", _warnings(findings) if run.train or findings else ""),
         ("Summary", _summary(run)),
         ("Training", _curves(run.train, CURVES)),
-        ("Pictures", "".join(f"<h3>{html.escape(path.name)}</h3>{picture(path)}" for path in run.pictures)),
+        (
+            "Pictures",
+            "".join(f"<h3>{html.escape(path.name)}</h3>{picture(path)}" for path in run.pictures),
+        ),
         ("Step time", _step_time(run)),
         ("Evaluation over time", _evaluation_curves(run)),
         ("Results", _results(run)),
         ("Checkpoints", _checkpoints(run)),
-        ("Hangs", "".join(folded(name, f"<pre>{html.escape(text)}</pre>") for name, text in run.hangs.items())),
+        (
+            "Hangs",
+            "".join(
+                folded(name, f"<pre>{html.escape(text)}</pre>") for name, text in run.hangs.items()
+            ),
+        ),
         ("Config", folded("every field", facts(list(flat(run.config).items())))),
     ]
     return page(f"Report of {name}", _header(run, name), sections)
@@ -85,7 +109,13 @@ def state_of(run: RunFiles) -> str:
 
 def _header(run: RunFiles, name: str) -> str:
     kind = "done" if run.finished else "part" if run.train else ""
-    badge = "finished" if run.finished else "unfinished" if run.train or run.checkpoints else "not started"
+    badge = (
+        "finished"
+        if run.finished
+        else "unfinished"
+        if run.train or run.checkpoints
+        else "not started"
+    )
     return (
         f'<h1>{html.escape(name)}<span class="badge {kind}">{badge}</span></h1>'
         f"<p>{html.escape(state_of(run))} &middot; {html.escape(str(run.workdir))}</p>"
@@ -101,19 +131,33 @@ def _tiles(run: RunFiles) -> list[str]:
         last = run.timings[-20:]
         speed = sum(entry.get("pairs_per_second", 0.0) for entry in last) / len(last)
         found.append(tile("Time", format_seconds(_elapsed(run)), f"{_starts(run)}"))
-        found.append(tile("Speed", f"{speed:.0f} pairs/s", f"MFU {last[-1]['mfu']:.1%}" if "mfu" in last[-1] else ""))
+        found.append(
+            tile(
+                "Speed",
+                f"{speed:.0f} pairs/s",
+                f"MFU {last[-1]['mfu']:.1%}" if "mfu" in last[-1] else "",
+            )
+        )
     if run.train and "loss" in run.train[-1]:
-        found.append(tile("Loss", number(run.train[-1]["loss"]), f"{number(run.train[0]['loss'])} at first"))
+        found.append(
+            tile("Loss", number(run.train[-1]["loss"]), f"{number(run.train[0]['loss'])} at first")
+        )
     if run.evaluations:
         for metric in _headline(run.evaluations[-1].metrics):
-            found.append(tile(metric["key"], f"{metric['value']:.1f} %", f"chance {metric['chance']:.1f} %"))
+            found.append(
+                tile(metric["key"], f"{metric['value']:.1f} %", f"chance {metric['chance']:.1f} %")
+            )
     return found
 
 
 def _headline(metrics: Sequence[Entry]) -> list[Entry]:
     """One of each kind: retrieval, foils, quads."""
     found = []
-    for wanted in (r"/retrieval/itm/text_to_image_r@1$", r"/foils/itm/(all|macro)$", r"/quads/itm/group$"):
+    for wanted in (
+        r"/retrieval/itm/text_to_image_r@1$",
+        r"/foils/itm/(all|macro)$",
+        r"/quads/itm/group$",
+    ):
         found += [metric for metric in metrics if re.search(wanted, metric["key"])][:1]
     return found
 
@@ -151,31 +195,57 @@ def _summary(run: RunFiles) -> str:
         ("parameters", number(start["parameters"]) if "parameters" in start else "not recorded"),
         ("data", ", ".join(sources) or "-"),
         ("batch size", value("data.batch_size", "-")),
-        ("image size", f"{value('model.image_size', '-')}, patches of {value('model.patch_size', '-')}"),
+        (
+            "image size",
+            f"{value('model.image_size', '-')}, patches of {value('model.patch_size', '-')}",
+        ),
         ("width, layers", f"{value('model.dim', '-')}; {_layers(run)}"),
-        ("dictionary", f"{value('method.dictionary.codes')} codes" if value("method.dictionary.enabled") else "none"),
+        (
+            "dictionary",
+            f"{value('method.dictionary.codes')} codes"
+            if value("method.dictionary.enabled")
+            else "none",
+        ),
         ("negatives", ", ".join(_negatives(run))),
-        ("optimizer", f"lr {value('optimizer.lr', '-')}, {value('optimizer.schedule', '-')} schedule"),
+        (
+            "optimizer",
+            f"lr {value('optimizer.lr', '-')}, {value('optimizer.schedule', '-')} schedule",
+        ),
     ]
     if start:
         processes = "1 process" if start["processes"] == 1 else f"{start['processes']} processes"
         devices = f"{start['devices']} x {start['device']} ({start['platform']}), {processes}"
         pairs.append(("hardware", devices))
-        pairs.append(("versions", f"nas_jax {start['nas_jax']}, jax {start['jax']}, Python {start['python']}"))
-        pairs += [("start", f"{one['time']} on {one['host']}, from step {one['step']}") for one in run.starts[-5:]]
+        pairs.append(
+            (
+                "versions",
+                f"nas_jax {start['nas_jax']}, jax {start['jax']}, Python {start['python']}",
+            )
+        )
+        pairs += [
+            ("start", f"{one['time']} on {one['host']}, from step {one['step']}")
+            for one in run.starts[-5:]
+        ]
     else:
         pairs.append(("hardware", "not recorded (the run is older than the record of it)"))
     if run.profile:
-        pairs.append(("profile", f"steps {value('train.profile_steps')}, in {run.workdir / 'profile'}"))
+        pairs.append(
+            ("profile", f"steps {value('train.profile_steps')}, in {run.workdir / 'profile'}")
+        )
     return facts(pairs)
 
 
 def _layers(run: RunFiles) -> str:
-    return ", ".join(f"{run.value(f'model.{part}_layers', '-')} {part}" for part in ("image", "text", "fusion"))
+    return ", ".join(
+        f"{run.value(f'model.{part}_layers', '-')} {part}" for part in ("image", "text", "fusion")
+    )
 
 
 def _negatives(run: RunFiles) -> list[str]:
-    return ["in-batch", *(part.upper() for part in ("nva", "nta") if run.value(f"method.{part}.enabled"))]
+    return [
+        "in-batch",
+        *(part.upper() for part in ("nva", "nta") if run.value(f"method.{part}.enabled")),
+    ]
 
 
 def _curves(entries: Sequence[Entry], groups) -> str:
@@ -183,7 +253,11 @@ def _curves(entries: Sequence[Entry], groups) -> str:
     keys = list(dict.fromkeys(key for entry in entries for key in entry if key not in NO_CURVE))
     charts, left = [], dict.fromkeys(keys)
     for title, note, wanted, options in groups:
-        found = [key for key in keys if any(key == one or one[-1] == "/" and key.startswith(one) for one in wanted)]
+        found = [
+            key
+            for key in keys
+            if any(key == one or one[-1] == "/" and key.startswith(one) for one in wanted)
+        ]
         for key in found:
             left.pop(key, None)
         series = [_series(entries, key, _label(key, wanted)) for key in found]
@@ -195,7 +269,9 @@ def _curves(entries: Sequence[Entry], groups) -> str:
 
 def _series(entries: Sequence[Entry], key: str, name: str) -> Series:
     having = [entry for entry in entries if isinstance(entry.get(key), int | float)]
-    return Series(name, [entry["step"] for entry in having], [float(entry[key]) for entry in having])
+    return Series(
+        name, [entry["step"] for entry in having], [float(entry[key]) for entry in having]
+    )
 
 
 def _label(key: str, wanted: Sequence[str]) -> str:
@@ -206,7 +282,9 @@ def _label(key: str, wanted: Sequence[str]) -> str:
 def _step_time(run: RunFiles) -> str:
     if not run.timings:
         return ""
-    parts = {name: sum(entry.get(f"{name}_seconds", 0.0) for entry in run.timings) for name in SPLIT}
+    parts = {
+        name: sum(entry.get(f"{name}_seconds", 0.0) for entry in run.timings) for name in SPLIT
+    }
     note = "of the time on record"
     if not sum(parts.values()):  # a run from before these were recorded
         parts, before = {"input": 0.0, "compute": 0.0}, 0
@@ -217,8 +295,9 @@ def _step_time(run: RunFiles) -> str:
             before = entry["step"]
         note = "of the steps; this run is older than the record of checkpoints, evaluations and compiling"
     rows = [(name, format_seconds(seconds)) for name, seconds in parts.items()]
-    return f'<p class="note">Shares {note}.</p>{split_bar(parts)}{table((), rows, 1, "narrow")}' + _curves(
-        run.timings, MACHINE
+    return (
+        f'<p class="note">Shares {note}.</p>{split_bar(parts)}{table((), rows, 1, "narrow")}'
+        + _curves(run.timings, MACHINE)
     )
 
 
@@ -242,8 +321,18 @@ def _evaluation_curves(run: RunFiles) -> str:
         series = [
             Series(
                 _quantity(key),
-                [one.step for one in run.evaluations for metric in one.metrics if metric["key"] == key],
-                [metric["value"] for one in run.evaluations for metric in one.metrics if metric["key"] == key],
+                [
+                    one.step
+                    for one in run.evaluations
+                    for metric in one.metrics
+                    if metric["key"] == key
+                ],
+                [
+                    metric["value"]
+                    for one in run.evaluations
+                    for metric in one.metrics
+                    if metric["key"] == key
+                ],
             )
             for key in keys
         ]
@@ -255,7 +344,11 @@ def _evaluation_curves(run: RunFiles) -> str:
 
 def _quantity(key: str) -> str:
     _, task, scorer, quantity = key.split("/")
-    return f"{scorer}, {quantity.removesuffix('_r@1').replace('_', ' ')}" if task == "retrieval" else quantity
+    return (
+        f"{scorer}, {quantity.removesuffix('_r@1').replace('_', ' ')}"
+        if task == "retrieval"
+        else quantity
+    )
 
 
 def _results(run: RunFiles) -> str:
@@ -266,9 +359,21 @@ def _results(run: RunFiles) -> str:
     groups: dict[str, list[Entry]] = {}
     for metric in last.metrics:
         groups.setdefault("/".join(metric["key"].split("/")[:2]), []).append(metric)
-    header = ("metric", "", "value", "chance", "text-only", f"since step {before.step}" if before else "", "n")
+    header = (
+        "metric",
+        "",
+        "value",
+        "chance",
+        "text-only",
+        f"since step {before.step}" if before else "",
+        "n",
+    )
     tables = [
-        folded(f"{group} ({len(metrics)})", table(header, [_result(metric, old) for metric in metrics], 5), True)
+        folded(
+            f"{group} ({len(metrics)})",
+            table(header, [_result(metric, old) for metric in metrics], 5),
+            True,
+        )
         for group, metrics in groups.items()
     ]
     note = f"At step {last.step}, in percent. Bar: value; dashed: chance; dot: from the text alone."
@@ -291,7 +396,11 @@ def _result(metric: Entry, old: Mapping[str, float]) -> tuple[str, ...]:
 
 def _checkpoints(run: RunFiles) -> str:
     rows = [
-        (html.escape(one.name), html.escape(one.damage or "record is whole"), f"{one.bytes / 2**20:.1f} MiB")
+        (
+            html.escape(one.name),
+            html.escape(one.damage or "record is whole"),
+            f"{one.bytes / 2**20:.1f} MiB",
+        )
         for one in run.checkpoints
     ]
     return table(("checkpoint", "state", "size"), rows, 1)
@@ -299,7 +408,9 @@ def _checkpoints(run: RunFiles) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m nas_jax.inspect.run", description="An HTML report of a run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m nas_jax.inspect.run", description="An HTML report of a run."
+    )
     parser.add_argument("workdir", help="the --workdir of a run, finished or not")
     parser.add_argument("--out", default="", help=f"the file to write; default: WORKDIR/{REPORT}")
     options = parser.parse_args(argv)
@@ -312,7 +423,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_folder(out.parent)
             write_whole(out, text)
         except failures() as error:
-            raise CheckpointError(f"{out}: {in_words(error)}", "a file that can be written", "pass --out") from error
+            raise CheckpointError(
+                f"{out}: {in_words(error)}", "a file that can be written", "pass --out"
+            ) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,6 @@
-"""Everything a work directory says about its run, read without a model and whatever state the run is in."""
+"""Everything a work directory says about its run, read without a model and whatever state the run
+is in.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class RunFiles:
     pictures: tuple[Path, ...] = ()
     hangs: Mapping[str, str] = field(default_factory=dict)  # hang-0.txt -> its text
     profile: bool = False
-    unreadable: tuple[str, ...] = ()  # a line about each file, or line of a file, that could not be used
+    # a line about each file, or line of a file, that could not be used
+    unreadable: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -59,7 +62,9 @@ class RunFiles:
 
     @property
     def total_steps(self) -> int | None:
-        """How long the run is to be; None if it is counted in epochs and no start has recorded it."""
+        """How long the run is to be; None if it is counted in epochs and no start has recorded
+        it.
+        """
         said = [start["total_steps"] for start in self.starts if "total_steps" in start]
         return (said[-1] if said else None) or self.config.get("train", {}).get("steps") or None
 
@@ -126,7 +131,9 @@ def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
             continue
         try:
             metrics = tuple(json.loads(read_text(path))["metrics"])
-            if not all({"key", "value", "chance", "blind", "count"} <= metric.keys() for metric in metrics):
+            if not all(
+                {"key", "value", "chance", "blind", "count"} <= metric.keys() for metric in metrics
+            ):
                 raise KeyError
             found.append(Evaluation(int(path.stem), metrics))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -135,9 +142,20 @@ def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
 
 
 def _checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    wanted, complete = re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$"), complete_steps(folder)
-    found = [(int(wanted.match(path.name)[1]), path) for path in entries(folder) if wanted.match(path.name)]
-    return tuple(_checkpoint(path) for step, path in sorted(found) if not path.name.isdecimal() or step in complete)
+    wanted, complete = (
+        re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$"),
+        complete_steps(folder),
+    )
+    found = [
+        (int(wanted.match(path.name)[1]), path)
+        for path in entries(folder)
+        if wanted.match(path.name)
+    ]
+    return tuple(
+        _checkpoint(path)
+        for step, path in sorted(found)
+        if not path.name.isdecimal() or step in complete
+    )
 
 
 def _checkpoint(path: Path) -> Checkpoint:

@@ -42,24 +42,35 @@ def find_warnings(run: RunFiles) -> list[Finding]:
 def _broken(run: RunFiles) -> Iterator[Finding]:
     for one in run.checkpoints:
         if one.damage:
-            yield Finding(BAD, f"checkpoint {one.name} is damaged: {one.damage}", "see docs/checkpoints.md")
+            yield Finding(
+                BAD, f"checkpoint {one.name} is damaged: {one.damage}", "see docs/checkpoints.md"
+            )
     for line in run.unreadable:
         yield Finding(BAD, line, "a full disk or a copy that broke off leaves such lines")
     for name, text in run.hangs.items():
         reports = [line for line in text.splitlines() if "hang: process" in line]
         last = reports[-1].partition("; threads:")[0] if reports else "no report"
-        yield Finding(BAD, f"{name}: {len(reports)} hangs; the last: {last}", f"read the stacks in {name}")
+        yield Finding(
+            BAD, f"{name}: {len(reports)} hangs; the last: {last}", f"read the stacks in {name}"
+        )
 
 
 def _losses(run: RunFiles) -> Iterator[Finding]:
     losses = [entry["loss"] for entry in run.train if "loss" in entry]
     bad = [entry["step"] for entry in run.train if not math.isfinite(entry.get("loss", 0.0))]
     if bad:
-        yield Finding(BAD, f"the loss is not finite at step {bad[0]}", "lower optimizer.lr or raise the warm-up")
+        yield Finding(
+            BAD,
+            f"the loss is not finite at step {bad[0]}",
+            "lower optimizer.lr or raise the warm-up",
+        )
         return
     tenth = len(losses) // 10
     if tenth >= 3:
-        means = [fmean(losses[start : start + tenth]) for start in range(0, len(losses) - tenth + 1, tenth)]
+        means = [
+            fmean(losses[start : start + tenth])
+            for start in range(0, len(losses) - tenth + 1, tenth)
+        ]
         if means[-1] > 1.1 * min(means):
             text = f"the loss rose again: {means[-1]:.3g} over the last tenth, {min(means):.3g} at best"
             yield Finding(LOOK, text, "lower optimizer.lr")
@@ -80,7 +91,11 @@ def _speed(run: RunFiles) -> Iterator[Finding]:
     shares = [entry["input_share"] for entry in run.timings if "input_share" in entry][-20:]
     if shares and (share := median(shares)) > INPUT_SHARE:
         text = f"the step waits for data {share:.0%} of its time"
-        yield Finding(LOOK, text, "more data.workers or data.threads, or pictures stored at the size they are read")
+        yield Finding(
+            LOOK,
+            text,
+            "more data.workers or data.threads, or pictures stored at the size they are read",
+        )
 
 
 def _skipped(run: RunFiles) -> Iterator[Finding]:
@@ -88,7 +103,9 @@ def _skipped(run: RunFiles) -> Iterator[Finding]:
     pairs = last.get("step", 0) * run.value("data.batch_size", 0)
     if pairs and last.get("data/skipped", 0) > SKIPPED_SHARE * pairs:
         share = last["data/skipped"] / pairs
-        text = f"{last['data/skipped']:.0f} pictures could not be read and were replaced ({share:.1%})"
+        text = (
+            f"{last['data/skipped']:.0f} pictures could not be read and were replaced ({share:.1%})"
+        )
         yield Finding(LOOK, text, "check the files; the console has named some")
 
 
@@ -97,7 +114,11 @@ def _temperature(run: RunFiles) -> Iterator[Finding]:
     for name in ("temp_min", "temp_max"):
         bound = run.value(f"method.itc.{name}")
         tail = values[-max(1, len(values) // 10) :]
-        if bound is not None and len(values) >= 10 and all(math.isclose(value, bound, rel_tol=1e-4) for value in tail):
+        if (
+            bound is not None
+            and len(values) >= 10
+            and all(math.isclose(value, bound, rel_tol=1e-4) for value in tail)
+        ):
             text = f"the temperature of the contrastive loss stands at its bound, {bound:g}"
             yield Finding(LOOK, text, f"move method.itc.{name} if it should go on")
 
@@ -109,18 +130,30 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
     fallen, chance, blind = [], [], []
     for metric in last.metrics:
         key, value = metric["key"], metric["value"]
-        history = [(old["value"], one.step) for one in run.evaluations[:-1] for old in one.metrics if old["key"] == key]
+        history = [
+            (old["value"], one.step)
+            for one in run.evaluations[:-1]
+            for old in one.metrics
+            if old["key"] == key
+        ]
         best, when = max(history, default=(-math.inf, 0))
         if best - value > STANDARD_ERRORS * _error(best, metric["count"]) * math.sqrt(2):
             fallen.append(f"{key} from {best:.1f} at step {when} to {value:.1f}")
         margin = STANDARD_ERRORS * _error(metric["chance"], metric["count"])
-        if value - metric["chance"] <= margin and metric["chance"] < 100:  # R@10 of ten pictures says nothing
+        # R@10 of ten pictures says nothing
+        if value - metric["chance"] <= margin and metric["chance"] < 100:
             chance.append(f"{key} {value:.1f} (chance {metric['chance']:.1f})")
-        elif metric["blind"] is not None and metric["blind"] < 100 and value - metric["blind"] <= margin:
+        elif (
+            metric["blind"] is not None
+            and metric["blind"] < 100
+            and value - metric["blind"] <= margin
+        ):
             blind.append(f"{key} {value:.1f} (text alone {metric['blind']:.1f})")
     if fallen:
         yield Finding(
-            LOOK, f"falling: {_some(fallen)}", "take an earlier checkpoint (train.best_metric keeps the best)"
+            LOOK,
+            f"falling: {_some(fallen)}",
+            "take an earlier checkpoint (train.best_metric keeps the best)",
         )
     if chance:
         text = f"not above chance at step {last.step}, {len(chance)} of {len(last.metrics)} metrics: {_some(chance)}"
@@ -131,10 +164,14 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
 
 
 def _error(percent: float, count: int) -> float:
-    """Standard error of a share, in percent points; never 0, as a share of 100 % is an estimate too."""
+    """Standard error of a share, in percent points; never 0, as a share of 100 % is an estimate
+    too.
+    """
     share = min(max(percent / 100, 0.5 / max(count, 1)), 1 - 0.5 / max(count, 1))
     return 100 * math.sqrt(share * (1 - share) / max(count, 1))
 
 
 def _some(lines: list[str], most: int = 4) -> str:
-    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+    return "; ".join(lines[:most]) + (
+        f"; and {len(lines) - most} more" if len(lines) > most else ""
+    )

@@ -1,4 +1,7 @@
-"""Image-text contrastive loss with queues, a momentum teacher and soft targets (ALBEF, Li et al. 2021, eq. 1, 2, 6)."""
+"""Image-text contrastive loss with queues, a momentum teacher and soft targets (ALBEF, Li et al.
+
+2021, eq. 1, 2, 6).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ class QueueState:
 
 @flax.struct.dataclass
 class Arriving:
-    """A queue, and the keys that are to overwrite its next block: until the end of the step the old ones are read."""
+    """A queue, and the keys that are to overwrite its next block: until the end of the step the old
+    ones are read.
+    """
 
     queue: QueueState
     image_BxE: Array
@@ -39,13 +44,23 @@ def init_queue(key: Array, size: int, embed_dim: int) -> QueueState:
         rows = jax.random.normal(key, (size, embed_dim), jnp.float32)
         return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
-    return QueueState(noise(image_key), noise(text_key), jnp.full((size,), -1, jnp.int32), jnp.zeros((), jnp.int32))
+    return QueueState(
+        noise(image_key),
+        noise(text_key),
+        jnp.full((size,), -1, jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
 
 
 def enqueue(
-    queue: QueueState, image_BxE: Array, text_BxE: Array, image_id_B: Array, keep: Array | bool = True
+    queue: QueueState,
+    image_BxE: Array,
+    text_BxE: Array,
+    image_id_B: Array,
+    keep: Array | bool = True,
 ) -> QueueState:
-    """The block at the pointer overwritten with the (global) batch; B must divide Q. An empty queue stays empty.
+    """The block at the pointer overwritten with the (global) batch; B must divide Q. An empty queue
+    stays empty.
 
     keep: bool; where it is False the old rows stay.
     """
@@ -53,7 +68,9 @@ def enqueue(
     if size == 0:
         return queue
     if size % image_BxE.shape[0]:
-        raise ValueError(f"queue of {size} rows, batch of {image_BxE.shape[0]}: the batch must divide the queue")
+        raise ValueError(
+            f"queue of {size} rows, batch of {image_BxE.shape[0]}: the batch must divide the queue"
+        )
 
     def write(rows: Array, new: Array) -> Array:
         old = jax.lax.dynamic_slice_in_dim(rows, queue.pointer, len(new), axis=0)
@@ -70,10 +87,11 @@ def enqueue(
 
 
 def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array, Array | None]:
-    """The truth for the keys of the batch (B, B) and of the queue (B, Q), rows summing to 1 over both.
+    """The truth for the keys of the batch (B, B) and of the queue (B, Q), rows summing to 1 over
+    both.
 
-    Only the own pair (pretraining; None for the queue), or, `by_id`, every key with the same image id in equal shares
-    (ALBEF's retrieval fine-tuning).
+    Only the own pair (pretraining; None for the queue), or, `by_id`, every key with the same image
+    id in equal shares (ALBEF's retrieval fine-tuning).
     """
     if not by_id:
         return jnp.eye(image_id_B.shape[0], dtype=jnp.float32), None
@@ -86,7 +104,10 @@ def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array,
 
 @jax.custom_vjp
 def similarities(rows_BxE: Array, taught_BxE: Array, keys_PxE: Array) -> tuple[Array, Array]:
-    """Dot products (B, P) of student and teacher with the keys, read once for both. A gradient goes to `rows` alone."""
+    """Dot products (B, P) of student and teacher with the keys, read once for both.
+
+    A gradient goes to `rows` alone.
+    """
     both_2xBxE = pin(jnp.stack([rows_BxE, taught_BxE]), None, BATCH, None)
     both_2xBxP = pin(jnp.einsum("sbe,pe->sbp", both_2xBxE, keys_PxE), None, BATCH, None)
     return both_2xBxP[0], both_2xBxP[1]
@@ -96,7 +117,9 @@ def _similarities_backward(keys_PxE: Array, grads: tuple[Array, Array]) -> tuple
     return pin_rows(jnp.einsum("bp,pe->be", grads[0], keys_PxE)), None, None
 
 
-similarities.defvjp(lambda rows, taught, keys: (similarities(rows, taught, keys), keys), _similarities_backward)
+similarities.defvjp(
+    lambda rows, taught, keys: (similarities(rows, taught, keys), keys), _similarities_backward
+)
 
 
 def itc_loss(
@@ -111,18 +134,23 @@ def itc_loss(
 ) -> tuple[Array, Array, Array]:
     """Mean of both directions against the teacher's keys of the batch and the queue.
 
-    The target is alpha * softmax(teacher similarities) + (1 - alpha) * truth. All features are unit vectors in float32.
-    Returns the loss and the student's similarities / temp to the keys of the batch, (B, B), image-to-text and
-    text-to-image.
+    The target is alpha * softmax(teacher similarities) + (1 - alpha) * truth. All features are unit
+    vectors in float32. Returns the loss and the student's similarities / temp to the keys of the
+    batch, (B, B), image-to-text and text-to-image.
     """
     taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE))
     queued = queue.image_QxE.shape[0] > 0
 
-    def direction(rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array) -> tuple[Array, Array]:
-        # Only the features of the batch travel: all keys are on every device, the similarities stay with their rows.
+    def direction(
+        rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array
+    ) -> tuple[Array, Array]:
+        # Only the features of the batch travel: all keys are on every device, the similarities stay
+        # with their rows.
         groups = (pin(keys_BxE, None, None), pin(queue_QxE, None, None))[: 1 + queued]
         rows_BxE, taught_BxE = rows_BxE / temp, taught_BxE / jax.lax.stop_gradient(temp)
-        logits, teacher = zip(*(similarities(rows_BxE, taught_BxE, keys_PxE) for keys_PxE in groups), strict=True)
+        logits, teacher = zip(
+            *(similarities(rows_BxE, taught_BxE, keys_PxE) for keys_PxE in groups), strict=True
+        )
         return soft_cross_entropy(logits, teacher, truth[: 1 + queued], alpha).mean(), logits[0]
 
     loss_i2t, logits_i2t_BxB = direction(image_BxE, taught[0], taught[1], queue.text_QxE)

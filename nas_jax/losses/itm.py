@@ -1,4 +1,7 @@
-"""Image-text matching: is this picture the one the text speaks of? (ALBEF, section 3.2; FGITM: NAS, AAAI 2025)."""
+"""Image-text matching: is this picture the one the text speaks of?
+
+(ALBEF, section 3.2; FGITM: NAS, AAAI 2025).
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ def accuracy(rows: MatchRows) -> Array:
 def itm_loss(groups: dict[str, MatchRows], weights: dict[str, float] | None = None) -> Array:
     """Mean cross-entropy over the valid rows of all groups.
 
-    `weights` takes groups out of that common mean and adds each one's own mean times its weight (the second form of
-    FGITM). A mean over no valid row is 0.
+    `weights` takes groups out of that common mean and adds each one's own mean times its weight
+    (the second form of FGITM). A mean over no valid row is 0.
     """
     weights = weights or {}
 

@@ -1,7 +1,9 @@
-"""Cross-entropy against targets that are part of a teacher's distribution and part of the truth (ALBEF, eq. 6 and 7).
+"""Cross-entropy against targets that are part of a teacher's distribution and part of the truth
+(ALBEF, eq. 6 and 7).
 
-The classes may come in groups, as the keys of a batch and those of a queue do, which are never joined. What the
-backward pass needs of a row is one array as large as its logits, softmax minus target, made in the forward pass.
+The classes may come in groups, as the keys of a batch and those of a queue do, which are never
+joined. What the backward pass needs of a row is one array as large as its logits, softmax minus
+target, made in the forward pass.
 """
 
 from __future__ import annotations
@@ -15,20 +17,25 @@ Groups = tuple[Array, ...]
 
 
 @jax.custom_vjp
-def soft_cross_entropy(logits: Groups, teacher: Groups | None, truth: tuple[Array | None, ...], alpha: Array) -> Array:
+def soft_cross_entropy(
+    logits: Groups, teacher: Groups | None, truth: tuple[Array | None, ...], alpha: Array
+) -> Array:
     """-sum(target * log softmax(logits)) of each row, (R,), float32.
 
-    The target is alpha * softmax(teacher) + (1 - alpha) * truth; without a teacher it is the truth. logits, teacher:
-    (R, K) for each group of classes; the softmax is over all of them. truth: for each group the distribution (R, K), or
-    the right class (R,) int32, or None for nothing there.
-    No gradient goes to teacher, truth or alpha.
+    The target is alpha * softmax(teacher) + (1 - alpha) * truth; without a teacher it is the truth.
+    logits, teacher: (R, K) for each group of classes; the softmax is over all of them. truth: for
+    each group the distribution (R, K), or the right class (R,) int32, or None for nothing there. No
+    gradient goes to teacher, truth or alpha.
     """
     return _forward(logits, teacher, truth, alpha)[0]
 
 
 def _forward(logits: Groups, teacher: Groups | None, truth: tuple[Array | None, ...], alpha: Array):
     weights, total_Rx1, largest_Rx1 = _exponentials(logits)
-    targets = [None if part is None else _distribution(part, like) for part, like in zip(truth, logits, strict=True)]
+    targets = [
+        None if part is None else _distribution(part, like)
+        for part, like in zip(truth, logits, strict=True)
+    ]
     if teacher is not None:
         taught, taught_total_Rx1, _ = _exponentials(teacher)
         share_Rx1 = alpha / taught_total_Rx1
@@ -48,7 +55,12 @@ def _forward(logits: Groups, teacher: Groups | None, truth: tuple[Array | None, 
 
 
 def _backward(slopes: Groups, grad_R: Array):
-    return tuple((grad_R[:, None] * slope).astype(slope.dtype) for slope in slopes), None, None, None
+    return (
+        tuple((grad_R[:, None] * slope).astype(slope.dtype) for slope in slopes),
+        None,
+        None,
+        None,
+    )
 
 
 soft_cross_entropy.defvjp(_forward, _backward)

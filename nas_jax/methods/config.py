@@ -1,4 +1,6 @@
-"""Configuration of the methods: one dataclass a component, so that each switch stands beside its default."""
+"""Configuration of the methods: one dataclass a component, so that each switch stands beside its
+default.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ class ItcConfig:
     """Contrastive loss, its temperature and its queues."""
 
     queue_size: int = 65536  # Q; 0 = no queue; the batch size must divide it
-    queue_frozen: bool = False  # never enqueue: the noise stays in the denominator, as in the NAS authors' runs
-    positives_by_id: bool = False  # every key with the same image id is a positive (ALBEF's retrieval fine-tuning)
+    # never enqueue: the noise stays in the denominator, as in the NAS authors' runs
+    queue_frozen: bool = False
+    # every key with the same image id is a positive (ALBEF's retrieval fine-tuning)
+    positives_by_id: bool = False
     temp_init: float = 0.07
     temp_min: float = 0.001  # the temperature is clamped to [temp_min, temp_max] before every step
     temp_max: float = 0.5
@@ -27,9 +31,11 @@ class ItmConfig:
     """Matching loss over positives and all kinds of negatives (FGITM)."""
 
     exclude_same_id: bool = True  # pairs with the row's own image id are no negatives
-    mining_shards: int = 1  # blocks of the batch inside which hard negatives are drawn; 1 = the whole batch. As many as
+    # blocks of the batch inside which hard negatives are drawn; 1 = the whole batch. As many as
+    mining_shards: int = 1
     # devices with rows (or a multiple), and no image tokens cross from device to device
-    form: str = "mean"  # "mean": one mean over all rows, as in the code; "weighted": ITM + weights * (NVA, NTA)
+    # "mean": one mean over all rows, as in the code; "weighted": ITM + weights * (NVA, NTA)
+    form: str = "mean"
     nva_weight: float = 1 / 3  # used by "weighted"
     nta_weight: float = 1 / 3
 
@@ -39,8 +45,10 @@ class MlmConfig:
     """Masked language modelling."""
 
     probability: float = 0.15
-    max_masked: int = 0  # picks a caption at most; only these positions reach the vocabulary; 0 = all positions
-    dictionary_from_epoch: float = -1.0  # epoch from which MLM reads dictionary tokens; negative = never
+    # picks a caption at most; only these positions reach the vocabulary; 0 = all positions
+    max_masked: int = 0
+    # epoch from which MLM reads dictionary tokens; negative = never
+    dictionary_from_epoch: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class MethodConfig:
     momentum: float = 0.995  # of the teacher
     alpha: float = 0.4  # weight of the teacher's soft targets in ITC and MLM
     alpha_ramp_epochs: float = 1.0  # epochs over which alpha rises from 0
-    plain: bool = False  # every row by itself, as the equations read: the same numbers from more operations
+    # every row by itself, as the equations read: the same numbers from more operations
+    plain: bool = False
     itc: ItcConfig = field(default_factory=ItcConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
@@ -76,14 +85,22 @@ class MethodConfig:
                 "65536 and 0.07 are ALBEF's",
             )
         if self.itm.form not in ("mean", "weighted"):
-            raise ConfigError(f"method.itm.form={self.itm.form!r}", "mean or weighted", "set one of them")
+            raise ConfigError(
+                f"method.itm.form={self.itm.form!r}", "mean or weighted", "set one of them"
+            )
         if self.itm.mining_shards < 1:
             raise ConfigError(
-                f"method.itm.mining_shards={self.itm.mining_shards}", "at least 1", "1 draws from the whole batch"
+                f"method.itm.mining_shards={self.itm.mining_shards}",
+                "at least 1",
+                "1 draws from the whole batch",
             )
         if not 0 < self.mlm.probability < 1:
-            raise ConfigError(f"method.mlm.probability={self.mlm.probability}", "0 < p < 1", "0.15 is BERT's")
-        if self.name == "albef" and (self.dictionary.enabled or self.nva.enabled or self.nta.enabled):
+            raise ConfigError(
+                f"method.mlm.probability={self.mlm.probability}", "0 < p < 1", "0.15 is BERT's"
+            )
+        if self.name == "albef" and (
+            self.dictionary.enabled or self.nva.enabled or self.nta.enabled
+        ):
             raise ConfigError(
                 "method.name='albef' with a dictionary, nva or nta enabled",
                 "albef without them",
@@ -103,7 +120,9 @@ class MethodConfig:
             )
         if self.mlm.dictionary_from_epoch >= 0 and not self.dictionary.enabled:
             raise ConfigError(
-                "method.mlm.dictionary_from_epoch without a dictionary", "-1", "set method.dictionary.enabled=True"
+                "method.mlm.dictionary_from_epoch without a dictionary",
+                "-1",
+                "set method.dictionary.enabled=True",
             )
         self.dictionary.validate()
         self.nva.validate()

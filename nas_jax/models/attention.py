@@ -29,7 +29,9 @@ class KeyValue(NamedTuple):
     value: Array
 
 
-def _init_flat(kernel_init: nn.initializers.Initializer, inputs: int) -> nn.initializers.Initializer:
+def _init_flat(
+    kernel_init: nn.initializers.Initializer, inputs: int
+) -> nn.initializers.Initializer:
     """Draws a kernel as one matrix, whose rows are its first `inputs` axes."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Array:
@@ -51,7 +53,9 @@ class HeadProjection(nn.Module):
     def __call__(self, dim: int) -> ToHeads:
         """The weights for tokens of D numbers, in the dtype of the matmuls."""
         shape = (self.parts, self.heads, dim // self.heads)
-        kernel = self.param("kernel", _init_flat(self.kernel_init, inputs=1), (dim, *shape)).astype(self.dtype)
+        kernel = self.param("kernel", _init_flat(self.kernel_init, inputs=1), (dim, *shape)).astype(
+            self.dtype
+        )
         bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         return ToHeads(kernel, _split(kernel), bias)
 
@@ -60,8 +64,9 @@ class HeadProjection(nn.Module):
 class ToHeads:
     """The weights of a `HeadProjection`, and what is computed with them.
 
-    Only a query gets its bias here. That of keys moves all logits of a query alike, and softmax does not see it; that
-    of values is added to what they are mixed to (`attend`), which are fewer numbers.
+    Only a query gets its bias here. That of keys moves all logits of a query alike, and softmax
+    does not see it; that of values is added to what they are mixed to (`attend`), which are fewer
+    numbers.
     """
 
     kernel_DxPxHxF: Array
@@ -95,7 +100,9 @@ class ToHeads:
         return self.bias_PxHxF[-1]
 
     def absorbs(self, queries: int, tokens: int) -> bool:
-        """Whether so many queries read so many tokens with fewer operations as they are than by keys and values."""
+        """Whether so many queries read so many tokens with fewer operations as they are than by
+        keys and values.
+        """
         dim, heads = self.kernel_DxPxHxF.shape[0], self.bias_PxHxF.shape[1]
         return queries * (dim + (heads - 1) * tokens) < tokens * dim
 
@@ -107,32 +114,56 @@ class ToHeads:
         drop: Drop | None = None,
         implementation: str = "xla",
     ) -> Array:
-        """Attention (B, L, H, F) over all groups together, of keys and values or of tokens (B, T, D) as they are.
+        """Attention (B, L, H, F) over all groups together, of keys and values or of tokens (B, T,
+        D) as they are.
 
-        It is the same as over the concatenation of their keys and values, whose bias is added to what is mixed, times
-        the sum of the weights, which is 1 without dropout. key_mask: True on real keys, with one group only.
+        It is the same as over the concatenation of their keys and values, whose bias is added to
+        what is mixed, times the sum of the weights, which is 1 without dropout. key_mask: True on
+        real keys, with one group only.
         """
         scale = query_BxLxHxF.shape[-1] ** -0.5
         if implementation == "cudnn" and len(groups) == 1 and drop is None:
             lengths_B = None if key_mask_BxT is None else key_mask_BxT.sum(-1, dtype=jnp.int32)
             mixed = jax.nn.dot_product_attention(
-                query_BxLxHxF, *groups[0], scale=scale, key_value_seq_lengths=lengths_B, implementation="cudnn"
+                query_BxLxHxF,
+                *groups[0],
+                scale=scale,
+                key_value_seq_lengths=lengths_B,
+                implementation="cudnn",
             )
             return mixed + self.value_bias_HxF
-        groups = tuple(group if isinstance(group, KeyValue) else self._cast(group) for group in groups)
-        kernels = None if all(isinstance(group, KeyValue) for group in groups) else KeyValue(*self.kernels_DxHxF[-2:])
+        groups = tuple(
+            group if isinstance(group, KeyValue) else self._cast(group) for group in groups
+        )
+        kernels = (
+            None
+            if all(isinstance(group, KeyValue) for group in groups)
+            else KeyValue(*self.kernels_DxHxF[-2:])
+        )
         rate, salt, seeds_BxL = (0.0, "", None) if drop is None else drop
-        mixed, kept_BxLxH = _mix((rate, salt), query_BxLxHxF * scale, groups, kernels, key_mask_BxT, seeds_BxL)
-        return _pin(mixed + (self.value_bias_HxF if drop is None else kept_BxLxH[..., None] * self.value_bias_HxF))
+        mixed, kept_BxLxH = _mix(
+            (rate, salt), query_BxLxHxF * scale, groups, kernels, key_mask_BxT, seeds_BxL
+        )
+        return _pin(
+            mixed
+            + (self.value_bias_HxF if drop is None else kept_BxLxH[..., None] * self.value_bias_HxF)
+        )
 
-    def replaced(self, group: KeyValue | Array, replacement: Replacement, places: Places) -> KeyValue | Array:
+    def replaced(
+        self, group: KeyValue | Array, replacement: Replacement, places: Places
+    ) -> KeyValue | Array:
         """The group of these tokens with some patches replaced."""
         if not isinstance(group, KeyValue):
             return replace_patches(group, replacement, places)
 
         def part(kernel_DxHxF: Array, kept_BxTxHxF: Array) -> Array:
             def project(x: Array) -> Array:
-                return jnp.einsum("...d,dhf->...hf", self._cast(x), kernel_DxHxF, preferred_element_type=jnp.float32)
+                return jnp.einsum(
+                    "...d,dhf->...hf",
+                    self._cast(x),
+                    kernel_DxHxF,
+                    preferred_element_type=jnp.float32,
+                )
 
             return replace_patches(kept_BxTxHxF, replacement, places, project)
 
@@ -171,7 +202,9 @@ def _project_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
     return _grad_x(grad, kernel), grad_of_kernel(x, grad)
 
 
-def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Array]) -> tuple[Array, Array]:
+def _project_twice_backward(
+    saved: tuple[Array, Array], grads: tuple[Array, Array]
+) -> tuple[Array, Array]:
     x, kernel = saved
     return _grad_x(grads[0], kernel), grad_of_kernel(x, grads[0] + grads[1])
 
@@ -180,7 +213,9 @@ def _project_twice_backward(saved: tuple[Array, Array], grads: tuple[Array, Arra
 def _project_all(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
     if not one_device():
         return _project_each(x_BxTxD, kernel_DxPxHxF)
-    return jax.lax.platform_dependent(x_BxTxD, kernel_DxPxHxF, cpu=_project_joined, default=_project_each)
+    return jax.lax.platform_dependent(
+        x_BxTxD, kernel_DxPxHxF, cpu=_project_joined, default=_project_each
+    )
 
 
 def _project_each(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
@@ -190,7 +225,9 @@ def _project_each(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
 def _project_joined(x_BxTxD: Array, kernel_DxPxHxF: Array) -> list[Array]:
     # A CPU would copy each part of the kernel first.
     parts = kernel_DxPxHxF.shape[1:]
-    joined_BxTxPxHxF = (x_BxTxD @ kernel_DxPxHxF.reshape(len(kernel_DxPxHxF), -1)).reshape(*x_BxTxD.shape[:2], *parts)
+    joined_BxTxPxHxF = (x_BxTxD @ kernel_DxPxHxF.reshape(len(kernel_DxPxHxF), -1)).reshape(
+        *x_BxTxD.shape[:2], *parts
+    )
     return [joined_BxTxPxHxF[:, :, part] for part in range(parts[0])]
 
 
@@ -198,7 +235,10 @@ def _project_all_backward(saved: tuple[Array, Array], grads: list[Array]) -> tup
     x_BxTxD, kernel_DxPxHxF = saved
 
     def each(x: Array, kernel: Array, *grads: Array) -> tuple[Array, Array]:
-        pairs = [_project_backward((x, part), grad) for part, grad in zip(_split(kernel), grads, strict=True)]
+        pairs = [
+            _project_backward((x, part), grad)
+            for part, grad in zip(_split(kernel), grads, strict=True)
+        ]
         total = pairs[0][0]
         for grad_x, _ in pairs[1:]:  # one behind the other: a TPU adds each while it multiplies
             total = grad_x + jax.lax.optimization_barrier(total)
@@ -218,9 +258,12 @@ _project_all.defvjp(lambda x, kernel: (_project_all(x, kernel), (x, kernel)), _p
 
 
 def _grad_x(grad_BxTxHxF: Array, kernel_DxHxF: Array) -> Array:
-    # On CPUs a sum over two axes makes XLA turn the kernel over first; on TPUs one over their product is slower.
+    # On CPUs a sum over two axes makes XLA turn the kernel over first; on TPUs one over their
+    # product is slower.
     def flat(grad: Array, kernel: Array) -> Array:
-        return jnp.einsum("btk,dk->btd", grad.reshape(*grad.shape[:2], -1), kernel.reshape(kernel.shape[0], -1))
+        return jnp.einsum(
+            "btk,dk->btd", grad.reshape(*grad.shape[:2], -1), kernel.reshape(kernel.shape[0], -1)
+        )
 
     def by_heads(grad: Array, kernel: Array) -> Array:
         return jnp.einsum("bthf,dhf->btd", grad, kernel)
@@ -229,13 +272,16 @@ def _grad_x(grad_BxTxHxF: Array, kernel_DxHxF: Array) -> Array:
 
 
 _project.defvjp(lambda x, kernel: (_project(x, kernel), (x, kernel)), _project_backward)
-_project_twice.defvjp(lambda x, kernel: (_project_twice(x, kernel), (x, kernel)), _project_twice_backward)
+_project_twice.defvjp(
+    lambda x, kernel: (_project_twice(x, kernel), (x, kernel)), _project_twice_backward
+)
 
 
 class FromHeads(nn.Module):
     """The projection of all heads together: kernel (H, F, D), bias (D,).
 
-    As flax's DenseGeneral, whose gradient of the kernel comes turned over, so that the optimizer would read it across.
+    As flax's DenseGeneral, whose gradient of the kernel comes turned over, so that the optimizer
+    would read it across.
     """
 
     dim: int
@@ -246,14 +292,17 @@ class FromHeads(nn.Module):
     def __call__(self, x_BxTxHxF: Array) -> Array:
         """(B, T, H, F) -> (B, T, D)."""
         shape = (*x_BxTxHxF.shape[-2:], self.dim)
-        kernel_HxFxD = self.param("kernel", _init_flat(self.kernel_init, inputs=2), shape).astype(self.dtype)
+        kernel_HxFxD = self.param("kernel", _init_flat(self.kernel_init, inputs=2), shape).astype(
+            self.dtype
+        )
         bias_D = self.param("bias", nn.initializers.zeros, (self.dim,)).astype(self.dtype)
         return _join(x_BxTxHxF.astype(self.dtype), kernel_HxFxD) + bias_D
 
 
 @jax.custom_vjp
 def _join(x_BxTxHxF: Array, kernel_HxFxD: Array) -> Array:
-    # On CPUs XLA sums over numbers and heads in the order in which the larger array comes, and turns the kernel to it.
+    # On CPUs XLA sums over numbers and heads in the order in which the larger array comes, and
+    # turns the kernel to it.
     def flat(x: Array, kernel: Array) -> Array:
         return x.reshape(*x.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
 
@@ -296,14 +345,17 @@ def _mix(
     key_mask_BxT: Array | None,
     seeds_BxL: Array | None,
 ) -> tuple[Array, Array | None]:
-    """The values mixed (B, L, H, F), and with dropout the sum of the weights (B, L, H), which it moves away from 1.
+    """The values mixed (B, L, H, F), and with dropout the sum of the weights (B, L, H), which it
+    moves away from 1.
 
-    The exponentials are computed once, and divided by their sum only after they have been multiplied with the values.
-    The backward pass reads them again; the sum it needs over the keys of each query is one over the F numbers of its
-    output (Dao et al. 2022, FlashAttention, appendix B).
+    The exponentials are computed once, and divided by their sum only after they have been
+    multiplied with the values. The backward pass reads them again; the sum it needs over the keys
+    of each query is one over the F numbers of its output (Dao et al. 2022, FlashAttention, appendix
+    B).
 
-    Of tokens as they are, no keys and values are computed: q (x W_k)' = (q W_k') x' and p (x W_v) = (p x) W_v, so the
-    kernels are absorbed by the queries and by what is mixed (DeepSeek-AI 2024, DeepSeek-V2, section 2.1.2).
+    Of tokens as they are, no keys and values are computed: q (x W_k)' = (q W_k') x' and p (x W_v) =
+    (p x) W_v, so the kernels are absorbed by the queries and by what is mixed (DeepSeek-AI 2024,
+    DeepSeek-V2, section 2.1.2).
     """
     return _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL)[0]
 
@@ -312,7 +364,10 @@ def _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL):
     dtype = query_BxLxHxF.dtype
     query_BxLxHxD = None if kernels is None else _absorb(query_BxLxHxF, kernels.key)
     pairs = [_key_value(group) for group in groups]
-    logits = [_products(_by_width(query_BxLxHxF, query_BxLxHxD, key), key).astype(jnp.float32) for key, _ in pairs]
+    logits = [
+        _products(_by_width(query_BxLxHxF, query_BxLxHxD, key), key).astype(jnp.float32)
+        for key, _ in pairs
+    ]
     if key_mask_BxT is not None:
         logits = [jnp.where(key_mask_BxT[:, None, None, :], logits[0], MASKED)]
     largest_BxHxL = functools.reduce(jnp.maximum, (x.max(-1) for x in logits))
@@ -344,16 +399,22 @@ def _mix_backward(drop, saved, grads):
     grad_BxLxHxF = (wide_BxLxHxF * scale_BxLxH[..., None]).astype(dtype)
     grad_BxLxHxD = None if kernels is None else _absorb(grad_BxLxHxF, kernels.value)
     mean_BxLxH = _sum_last(wide_BxLxHxF * mixed_BxLxHxF, dtype) * scale_BxLxH
-    products = [_products(_by_width(grad_BxLxHxF, grad_BxLxHxD, value), value) for _, value in pairs]
+    products = [
+        _products(_by_width(grad_BxLxHxF, grad_BxLxHxD, value), value) for _, value in pairs
+    ]
     if seeds_BxL is not None:
         extra_BxLxH = grads[1].astype(jnp.float32) * scale_BxLxH
         mean_BxLxH += extra_BxLxH * kept_BxLxH
         extra_BxHxLx1 = extra_BxLxH.swapaxes(1, 2)[..., None]
-        products = _dropped(drop, [x.astype(jnp.float32) + extra_BxHxLx1 for x in products], seeds_BxL)
+        products = _dropped(
+            drop, [x.astype(jnp.float32) + extra_BxHxLx1 for x in products], seeds_BxL
+        )
     dropped = _dropped(drop, powers, seeds_BxL)
     grad_query, grad_query_BxLxHxD, grad_groups = 0, 0, []
     for power, drop_power, product, (key, _) in zip(powers, dropped, products, pairs, strict=True):
-        grad_logits = power.astype(jnp.float32) * (product.astype(jnp.float32) - mean_BxLxH.swapaxes(1, 2)[..., None])
+        grad_logits = power.astype(jnp.float32) * (
+            product.astype(jnp.float32) - mean_BxLxH.swapaxes(1, 2)[..., None]
+        )
         if key_mask_BxT is not None:
             grad_logits = jnp.where(key_mask_BxT[:, None, None, :], grad_logits, 0)
         grad_logits = grad_logits.astype(dtype)
@@ -369,7 +430,9 @@ def _mix_backward(drop, saved, grads):
     if kernels is not None:
         grad_query += jnp.einsum("blhd,dhf->blhf", grad_query_BxLxHxD, kernels.key)
         grad_key_DxHxF = jnp.einsum("blhd,blhf->dhf", grad_query_BxLxHxD, query_BxLxHxF)
-        grad_kernels = KeyValue(grad_key_DxHxF, jnp.einsum("blhd,blhf->dhf", mixed_BxLxHxD, grad_BxLxHxF))
+        grad_kernels = KeyValue(
+            grad_key_DxHxF, jnp.einsum("blhd,blhf->dhf", mixed_BxLxHxD, grad_BxLxHxF)
+        )
     return grad_query, tuple(grad_groups), grad_kernels, None, None
 
 
@@ -388,7 +451,9 @@ def _by_width(x_BxLxHxF: Array, x_BxLxHxD: Array | None, key: Array) -> Array:
 
 
 def _products(query: Array, key: Array) -> Array:
-    """Inner products (B, H, L, T) of all queries with keys (B, T, H, F), or with tokens (B, T, D)."""
+    """Inner products (B, H, L, T) of all queries with keys (B, T, H, F), or with tokens (B, T,
+    D).
+    """
 
     def heads_first(query: Array, key: Array) -> Array:
         # Else a CPU turns the keys over, number by number.
@@ -405,7 +470,8 @@ def _products(query: Array, key: Array) -> Array:
     return jax.lax.platform_dependent(query, key, cpu=heads_first, default=as_they_are)
 
 
-# The larger array first, and heads moved after: faster on CPUs than what einsum makes of "bhlt,bthf->blhf".
+# The larger array first, and heads moved after: faster on CPUs than what einsum makes of
+# "bhlt,bthf->blhf".
 
 
 def _over_keys(weights_BxHxLxT: Array, value: Array) -> Array:
@@ -431,7 +497,8 @@ def _matmul(pattern: str, x: Array, y: Array) -> Array:
     left, right, _ = pattern.replace("->", ",").split(",")
     sizes = dict(zip(left + right, x.shape + y.shape, strict=True))
     rows, columns = (
-        math.prod(sizes[letter] for letter in letters) for letters in (set(left) - set(right), set(right) - set(left))
+        math.prod(sizes[letter] for letter in letters)
+        for letters in (set(left) - set(right), set(right) - set(left))
     )
     if rows > 1 or columns == 1:
         return as_it_is(x, y)
@@ -439,8 +506,8 @@ def _matmul(pattern: str, x: Array, y: Array) -> Array:
 
 
 def _matmul_of_single_row(pattern: str, x: Array, y: Array) -> Array:
-    # XLA would multiply number by number and add along the lanes of a TPU, which is slow. With rows of zeros below it
-    # stays a matmul; XLA leaves them out again later.
+    # XLA would multiply number by number and add along the lanes of a TPU, which is slow. With rows
+    # of zeros below it stays a matmul; XLA leaves them out again later.
     left, right, result = pattern.replace("->", ",").split(",")
     row = min(set(left) - set(right))
     padded = jnp.pad(x, [(0, 7 if letter == row else 0) for letter in left])
@@ -448,7 +515,10 @@ def _matmul_of_single_row(pattern: str, x: Array, y: Array) -> Array:
 
 
 def _sum_last(x: Array, dtype: jnp.dtype | None = None) -> Array:
-    """Sums over the last axis in float32. dtype: that in which a TPU reads the summands, else their own."""
+    """Sums over the last axis in float32.
+
+    dtype: that in which a TPU reads the summands, else their own.
+    """
 
     def add(x: Array) -> Array:
         return x.astype(jnp.float32).sum(-1)
@@ -460,8 +530,8 @@ def _sum_last(x: Array, dtype: jnp.dtype | None = None) -> Array:
 
 
 def _sum_last_by_matmul(x: Array) -> Array:
-    # Sums along the lanes of a TPU are slow; XLA would make such a sum of a matmul with ones that it knows of, or with
-    # one column.
+    # Sums along the lanes of a TPU are slow; XLA would make such a sum of a matmul with ones that
+    # it knows of, or with one column.
     ones = jax.lax.optimization_barrier(jnp.ones((x.shape[-1], 8), x.dtype))
     return jnp.einsum("...t,tn->...n", x, ones, preferred_element_type=jnp.float32)[..., 0]
 
@@ -469,14 +539,19 @@ def _sum_last_by_matmul(x: Array) -> Array:
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
-def _dropped(drop: tuple[float, str], weights: Sequence[Array], seeds_BxL: Array | None) -> list[Array]:
+def _dropped(
+    drop: tuple[float, str], weights: Sequence[Array], seeds_BxL: Array | None
+) -> list[Array]:
     """The weights after dropout, those of a group after those of the groups before."""
     if seeds_BxL is None:
         return list(weights)
     rate, salt = drop
     firsts = [sum(x.shape[-1] for x in weights[:number]) for number in range(len(weights))]
     seeds = seeds_BxL[:, None, :, None]
-    return [dropout(x, rate, seeds, salt, (1, 3), first) for x, first in zip(weights, firsts, strict=True)]
+    return [
+        dropout(x, rate, seeds, salt, (1, 3), first)
+        for x, first in zip(weights, firsts, strict=True)
+    ]
 
 
 class _Heads(nn.Module):
@@ -498,7 +573,11 @@ class _Heads(nn.Module):
         return self.implementation == "xla" and to_heads.absorbs(queries, x_BxTxD.shape[1])
 
     def _drop(self, seeds_RxL: Array | None) -> Drop | None:
-        return None if seeds_RxL is None or self.dropout == 0 else Drop(self.dropout, self.name, seeds_RxL)
+        return (
+            None
+            if seeds_RxL is None or self.dropout == 0
+            else Drop(self.dropout, self.name, seeds_RxL)
+        )
 
 
 class SelfAttention(_Heads):
@@ -514,7 +593,8 @@ class SelfAttention(_Heads):
     ) -> list[Array]:
         """Each token attends to those of all streams, each (R, L, D), whose mask is True.
 
-        seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens ask; with one stream.
+        seeds: of the dropout, one for each query; None for evaluation. picked: only these tokens
+        ask; with one stream.
         """
         qkv = self._project("qkv", 3)(streams[0].shape[-1])
         if picked_RxM is None:
@@ -524,17 +604,26 @@ class SelfAttention(_Heads):
             as_they_are = self._absorbs(qkv, picked_RxM.shape[1], streams[0])
             groups = [streams[0] if as_they_are else qkv.key_value(streams[0])]
         drop = self._drop(seeds_RxL)
-        mixed = [qkv.attend(query, groups, key_mask_RxL, drop, self.implementation) for query in queries]
+        mixed = [
+            qkv.attend(query, groups, key_mask_RxL, drop, self.implementation) for query in queries
+        ]
         out = self._out(streams[0].shape[-1])
         return [pin_rows(out(one)) for one in mixed]
 
 
 class CrossAttention(_Heads):
-    """Attention of texts to pictures. Kernels: ``query`` (D, 1, H, F), ``key_value`` (D, 2, H, F), ``out``."""
+    """Attention of texts to pictures.
+
+    Kernels: ``query`` (D, 1, H, F), ``key_value`` (D, 2, H, F), ``out``.
+    """
 
     @nn.compact
-    def __call__(self, x_RxLxD: Array, pictures: tuple[Pictures, ...], seeds_RxL: Array | None = None) -> Array:
-        """R rows, those of a picture together, in the order of the looks; see `models/pictures.py`."""
+    def __call__(
+        self, x_RxLxD: Array, pictures: tuple[Pictures, ...], seeds_RxL: Array | None = None
+    ) -> Array:
+        """R rows, those of a picture together, in the order of the looks; see
+        `models/pictures.py`.
+        """
         dim = x_RxLxD.shape[-1]
         query, key_value = self._project("query", 1)(dim), self._project("key_value", 2)(dim)
         batch = pictures[0].tokens[0].shape[0]
@@ -556,18 +645,25 @@ class CrossAttention(_Heads):
 
                 drop = None if seeds_BxPxL is None else self._drop(together(seeds_BxPxL))
                 query_BxQxHxF = query.query(together(x_BxPxLxD))
-                mixed_BxQxHxF = key_value.attend(query_BxQxHxF, groups_of(look), None, drop, self.implementation)
+                mixed_BxQxHxF = key_value.attend(
+                    query_BxQxHxF, groups_of(look), None, drop, self.implementation
+                )
                 mixed_BxQxD = out(mixed_BxQxHxF)
                 mixed.append(mixed_BxQxD.reshape(batch, look.rows, *x_RxLxD.shape[1:]))
                 row += look.rows
         mixed_BxPxLxD = jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
         return pin_rows(mixed_BxPxLxD.reshape(x_RxLxD.shape))
 
-    def _reader(self, to_heads: ToHeads, seen: Pictures, queries: int) -> Callable[[Look], list[KeyValue | Array]]:
-        """What a look attends to: in the parts of the tokens, keys and values, or less work for so many queries."""
+    def _reader(
+        self, to_heads: ToHeads, seen: Pictures, queries: int
+    ) -> Callable[[Look], list[KeyValue | Array]]:
+        """What a look attends to: in the parts of the tokens, keys and values, or less work for so
+        many queries.
+        """
         any_detached = any(look.detached for look in seen.looks)
 
-        def both(x_BxTxD: Array) -> tuple[KeyValue | Array, KeyValue | Array]:  # for looks with and without a gradient
+        # for looks with and without a gradient
+        def both(x_BxTxD: Array) -> tuple[KeyValue | Array, KeyValue | Array]:
             if not seen.plain and self._absorbs(to_heads, queries, x_BxTxD):
                 return x_BxTxD, jax.lax.stop_gradient(x_BxTxD)
             if any_detached:

@@ -1,6 +1,8 @@
-"""Text encoder, fusion encoder and MLM head: one BERT (Devlin et al. 2019) cut in two (ALBEF code, models/xbert.py).
+"""Text encoder, fusion encoder and MLM head: one BERT (Devlin et al. 2019) cut in two (ALBEF code,
+models/xbert.py).
 
-The first layers read text alone; the others also attend to the image tokens. Post-norm, exact GELU, no pooler.
+The first layers read text alone; the others also attend to the image tokens. Post-norm, exact GELU,
+no pooler.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def kernel_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 class BertLayer(nn.Module):
-    """Self-attention, cross-attention when pictures are given, feed-forward; each with a post-norm residual."""
+    """Self-attention, cross-attention when pictures are given, feed-forward; each with a post-norm
+    residual.
+    """
 
     config: ModelConfig
 
@@ -42,9 +46,11 @@ class BertLayer(nn.Module):
         seeds_RxL: Array | None = None,
         picked_RxM: Array | None = None,
     ) -> Array:
-        """Text tokens (R, L, D), or (R, M, D) where only those at the positions `picked` are wanted.
+        """Text tokens (R, L, D), or (R, M, D) where only those at the positions `picked` are
+        wanted.
 
-        layer: its number in BERT, for the dropout. seeds: of the dropout, one a token; None for evaluation.
+        layer: its number in BERT, for the dropout. seeds: of the dropout, one a token; None for
+        evaluation.
         """
         config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
         seeds_RxL = layer_seeds(seeds_RxL, layer)
@@ -57,12 +63,16 @@ class BertLayer(nn.Module):
             update = dropout(update, config.dropout, seeds, name, (2,))
             return pin_rows(nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update))
 
-        (update,) = SelfAttention(*heads, name="attention")([x_RxLxD], mask_RxL, seeds_RxL, picked_RxM)
+        (update,) = SelfAttention(*heads, name="attention")(
+            [x_RxLxD], mask_RxL, seeds_RxL, picked_RxM
+        )
         residual = x_RxLxD if picked_RxM is None else gather_tokens(x_RxLxD, picked_RxM)
         x_RxLxD = add_and_norm("attention_norm", residual, update)
         if pictures is not None:
             cross = CrossAttention(*heads, name="cross_attention")
-            x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL))
+            x_RxLxD = add_and_norm(
+                "cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL)
+            )
         mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
         mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
         return add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out, dtype))
@@ -83,7 +93,9 @@ class TextEncoder(nn.Module):
         self.position_embedding = table(config.max_text_length)
         self.type_embedding = table(2)
         self.embedding_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype)
-        self.layer = [rematerialised(BertLayer, config.remat)(config) for _ in range(config.text_layers)]
+        self.layer = [
+            rematerialised(BertLayer, config.remat)(config) for _ in range(config.text_layers)
+        ]
 
     def __call__(
         self,
@@ -93,7 +105,8 @@ class TextEncoder(nn.Module):
     ) -> Array:
         """Token ids -> text tokens (R, L, D), CLS first."""
         config, seeds_RxL = self.config, token_seeds(seeds_R, token_ids_RxL.shape[1])
-        # Whole on every device: rows looked up in a table split by width would have to be put together again.
+        # Whole on every device: rows looked up in a table split by width would have to be put
+        # together again.
         words_VxD = pin(self.word_embedding.embedding.astype(self.word_embedding.dtype), None, None)
         x_RxLxD = (
             pin_rows(jnp.take(words_VxD, token_ids_RxL, axis=0))
@@ -101,8 +114,12 @@ class TextEncoder(nn.Module):
             + self.type_embedding(jnp.zeros((1, 1), jnp.int32))
         )
         seeds = None if seeds_RxL is None else seeds_RxL[..., None]
-        x_RxLxD = pin_rows(dropout(self.embedding_norm(x_RxLxD), config.dropout, seeds, "embedding", (2,)))
-        return run_layers(self.layer, config.scan_layers, 0, x_RxLxD, token_mask_RxL, None, seeds_RxL)
+        x_RxLxD = pin_rows(
+            dropout(self.embedding_norm(x_RxLxD), config.dropout, seeds, "embedding", (2,))
+        )
+        return run_layers(
+            self.layer, config.scan_layers, 0, x_RxLxD, token_mask_RxL, None, seeds_RxL
+        )
 
     def word_table(self) -> Array:
         """Word embeddings (V, D), to which the MLM heads are tied."""
@@ -110,7 +127,9 @@ class TextEncoder(nn.Module):
 
 
 class Wanted(NamedTuple):
-    """Some of the texts beside each picture, by their numbers, and the positions of theirs that are read."""
+    """Some of the texts beside each picture, by their numbers, and the positions of theirs that are
+    read.
+    """
 
     texts: tuple[int, ...]
     positions_BxPxM: Array
@@ -135,7 +154,8 @@ class FusionEncoder(nn.Module):
     ) -> Array | list[Array]:
         """Fused tokens (R, L, D) of R rows, those beside a picture together (`models/pictures.py`).
 
-        wanted: (B, P, M, D) for each of several groups of texts instead; the last layer computes those tokens only.
+        wanted: (B, P, M, D) for each of several groups of texts instead; the last layer computes
+        those tokens only.
         """
         config, number = self.config, self.config.text_layers
         seeds_RxL = token_seeds(seeds_R, text_tokens_RxLxD.shape[1])
@@ -143,8 +163,14 @@ class FusionEncoder(nn.Module):
             pictures = cls_apart(pictures)
         layers = self.layer if wanted is None else self.layer[:-1]
         x_RxLxD = run_layers(
-            layers, config.scan_layers, number, text_tokens_RxLxD, token_mask_RxL, pictures, seeds_RxL
-        )  # fmt: skip
+            layers,
+            config.scan_layers,
+            number,
+            text_tokens_RxLxD,
+            token_mask_RxL,
+            pictures,
+            seeds_RxL,
+        )
         if wanted is None:
             return x_RxLxD
         batch, last = pictures[0].tokens[0].shape[0], number + len(layers)
@@ -161,8 +187,13 @@ class FusionEncoder(nn.Module):
             positions_RxM = group.positions_BxPxM.reshape(-1, group.positions_BxPxM.shape[-1])
             seen = looks_of(pictures, group.texts)
             x_RxMxD = self.layer[-1](
-                rows_of(x_RxLxD), last, rows_of(token_mask_RxL), seen, rows_of(seeds_RxL), positions_RxM
-            )  # fmt: skip
+                rows_of(x_RxLxD),
+                last,
+                rows_of(token_mask_RxL),
+                seen,
+                rows_of(seeds_RxL),
+                positions_RxM,
+            )
             return pin_rows(x_RxMxD.reshape(batch, len(group.texts), *x_RxMxD.shape[1:]))
 
         return [last_layer(group) for group in wanted]

@@ -1,4 +1,6 @@
-"""What layers are made of, and stacks of them: one after the other, or as a loop over stacked parameters."""
+"""What layers are made of, and stacks of them: one after the other, or as a loop over stacked
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ POLICIES = ("none", "dots", "full")
 def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     """The layer class, computing in the backward pass what it does not keep.
 
-    none: keeps everything. dots: keeps the results of its projections, computes attention and what is elementwise
-    again. full: keeps its input only.
+    none: keeps everything. dots: keeps the results of its projections, computes attention and what
+    is elementwise again. full: keeps its input only.
     """
     if policy == "none":
         return layer
@@ -38,7 +40,8 @@ class Weights(NamedTuple):
 
 
 class Dense(nn.Module):
-    """x W + b over the last axis; kernel (D, F), bias (F,). As flax's, with the kernel's gradient in one matmul.
+    """x W + b over the last axis; kernel (D, F), bias (F,). As flax's, with the kernel's gradient
+    in one matmul.
 
     Autodiff takes the gradient transposed and turns it, which XLA does slowly on CPUs.
     """
@@ -67,7 +70,9 @@ class DenseWeights(nn.Module):
 
 def _weights(module: Dense | DenseWeights, dim: int) -> Weights:
     kernel_DxF = module.param("kernel", module.kernel_init, (dim, module.features), jnp.float32)
-    return Weights(kernel_DxF, module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32))
+    return Weights(
+        kernel_DxF, module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32)
+    )
 
 
 def _dense(x_BxTxD: Array, weights: Weights, dtype: jnp.dtype) -> Array:
@@ -79,7 +84,8 @@ def _dense(x_BxTxD: Array, weights: Weights, dtype: jnp.dtype) -> Array:
 def mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
     """Two projections with exact GELU between them: (B, T, D) -> (B, T, D).
 
-    weights: in float32; dtype: of the matmuls. Without gradient, CPUs compute many tokens in a form of their own.
+    weights: in float32; dtype: of the matmuls. Without gradient, CPUs compute many tokens in a form
+    of their own.
     """
     rows, dim = x_BxTxD.shape[0] * x_BxTxD.shape[1], x_BxTxD.shape[-1]
     as_it_is = functools.partial(_mlp, dtype=dtype)
@@ -98,9 +104,12 @@ def _mlp(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) ->
 
 
 def _mlp_turned(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dtype) -> Array:
-    # Both matmuls have their left side turned, and XLA takes a faster library for these. Gradients would be slower.
+    # Both matmuls have their left side turned, and XLA takes a faster library for these. Gradients
+    # would be slower.
     x_NxD = x_BxTxD.astype(dtype).reshape(-1, x_BxTxD.shape[-1])
-    (kernel_DxF, bias_F), (kernel_FxD, bias_D) = jax.tree.map(lambda leaf: leaf.astype(dtype), (mlp_in, mlp_out))
+    (kernel_DxF, bias_F), (kernel_FxD, bias_D) = jax.tree.map(
+        lambda leaf: leaf.astype(dtype), (mlp_in, mlp_out)
+    )
     with jax.named_scope("mlp_in"):
         hidden_FxN = gelu(jnp.einsum("df,nd->fn", kernel_DxF, x_NxD) + bias_F[:, None])
     with jax.named_scope("mlp_out"):
@@ -108,7 +117,11 @@ def _mlp_turned(x_BxTxD: Array, mlp_in: Weights, mlp_out: Weights, dtype: jnp.dt
 
 
 # Where a gradient is asked, it is that of the plain form, whose values are then taken too.
-mlp.defjvp(lambda dtype, primals, tangents: jax.jvp(functools.partial(_mlp, dtype=dtype), primals, tangents))
+mlp.defjvp(
+    lambda dtype, primals, tangents: jax.jvp(
+        functools.partial(_mlp, dtype=dtype), primals, tangents
+    )
+)
 
 
 @jax.custom_vjp
@@ -124,7 +137,8 @@ def _whole(x_BxTxD: Array, kernel_DxF: Array) -> Array:
 
 
 def _in_parts(x_BxTxD: Array, kernel_DxF: Array) -> Array:
-    # Parts as wide as the output stay in the cache. Not where a mesh splits the input: a part might be elsewhere.
+    # Parts as wide as the output stay in the cache. Not where a mesh splits the input: a part might
+    # be elsewhere.
     parts = kernel_DxF.shape[0] // kernel_DxF.shape[1]
     pairs = zip(jnp.split(x_BxTxD, parts, -1), jnp.split(kernel_DxF, parts), strict=True)
     return sum(_whole(x, kernel) for x, kernel in pairs)
@@ -136,14 +150,17 @@ def _matmul_backward(saved: tuple[Array, Array], grad_BxTxF: Array) -> tuple[Arr
 
 
 def grad_of_kernel(x: Array, grad: Array) -> Array:
-    """The gradient (*I, *O) of a kernel that takes x (B, T, *I) to (B, T, *O), by that of the result."""
+    """The gradient (*I, *O) of a kernel that takes x (B, T, *I) to (B, T, *O), by that of the
+    result.
+    """
 
     def as_they_are(x: Array, grad: Array) -> Array:
         return jnp.tensordot(x, grad, ((0, 1), (0, 1)))
 
     def flat(x: Array, grad: Array) -> Array:
-        # XLA turns x over before the matmul, number by number, which is slow above all where its rows are a multiple of
-        # 4 kB long and share a few lines of the cache. Behind a barrier it leaves that to the matmul itself.
+        # XLA turns x over before the matmul, number by number, which is slow above all where its
+        # rows are a multiple of 4 kB long and share a few lines of the cache. Behind a barrier it
+        # leaves that to the matmul itself.
         x_NxI = jax.lax.optimization_barrier(x.reshape(-1, math.prod(x.shape[2:])))
         return (x_NxI.T @ grad.reshape(len(x_NxI), -1)).reshape(*x.shape[2:], *grad.shape[2:])
 
@@ -176,17 +193,22 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def run_layers(layers: Sequence[nn.Module], scan: bool, first: int, x: PyTree, *inputs: PyTree) -> PyTree:
+def run_layers(
+    layers: Sequence[nn.Module], scan: bool, first: int, x: PyTree, *inputs: PyTree
+) -> PyTree:
     """Calls layer(x, number, *inputs) for each layer in turn; numbers count from `first`.
 
-    scan: as one loop, which compiles several times faster and runs slower. The parameters stay those of the single
-    layers, and are stacked inside the step: both ways read the same checkpoints.
+    scan: as one loop, which compiles several times faster and runs slower. The parameters stay
+    those of the single layers, and are stacked inside the step: both ways read the same
+    checkpoints.
     """
     if not scan or len(layers) < 2 or layers[0].is_initializing():
         for number, layer in enumerate(layers, first):
             x = layer(x, number, *inputs)
         return x
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers))
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(layer.variables["params"] for layer in layers)
+    )
     alone = layers[0].clone(parent=None, name=None)
 
     def body(x: PyTree, one: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:

@@ -1,9 +1,10 @@
 """What rows of the fusion encoder look at.
 
-Several texts stand beside each picture: the true one, hard negatives, generated ones. They read the same image tokens,
-so their keys and values are computed once for each picture and not once for each row; another picture of the batch is
-looked up among the keys and values that are there; and a picture with some tokens replaced differs in those only. Where
-few tokens of text look, they read the image tokens without any keys and values (`attention.ToHeads.absorbs`).
+Several texts stand beside each picture: the true one, hard negatives, generated ones. They read the
+same image tokens, so their keys and values are computed once for each picture and not once for each
+row; another picture of the batch is looked up among the keys and values that are there; and a
+picture with some tokens replaced differs in those only. Where few tokens of text look, they read
+the image tokens without any keys and values (`attention.ToHeads.absorbs`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from nas_jax.typing import Array
 
 @flax.struct.dataclass
 class Replacement:
-    """Tokens of each picture that are replaced, all by the same code (NVA), in the parts that LayerNorm leaves of them.
+    """Tokens of each picture that are replaced, all by the same code (NVA), in the parts that
+    LayerNorm leaves of them.
 
-    The new token at patch n is scale_BxN * (base_BxD + place_NxD) + bias_D, and a place is the sum of its row's and its
-    column's code. So the new keys and values follow from one projection for each picture, and one for each row and
-    column of patches, however many tokens are replaced.
+    The new token at patch n is scale_BxN * (base_BxD + place_NxD) + bias_D, and a place is the sum
+    of its row's and its column's code. So the new keys and values follow from one projection for
+    each picture, and one for each row and column of patches, however many tokens are replaced.
     """
 
     where_BxN: Array  # bool, True where replaced
@@ -32,7 +34,9 @@ class Replacement:
 
 
 class Places(NamedTuple):
-    """The parts of a replaced token that are the same for all pictures, on a grid of S x S patches."""
+    """The parts of a replaced token that are the same for all pictures, on a grid of S x S
+    patches.
+    """
 
     row_SxD: Array
     column_SxD: Array
@@ -44,15 +48,18 @@ class Look:
     """How `rows` texts beside each picture read it."""
 
     rows: int = flax.struct.field(pytree_node=False, default=1)
-    detached: bool = flax.struct.field(pytree_node=False, default=False)  # no gradient to the image tokens
+    # no gradient to the image tokens
+    detached: bool = flax.struct.field(pytree_node=False, default=False)
     index_B: Array | None = None  # they read picture index_B[b] instead
-    shards: int = flax.struct.field(pytree_node=False, default=1)  # blocks of the batch that an index stays in
+    # blocks of the batch that an index stays in
+    shards: int = flax.struct.field(pytree_node=False, default=1)
     replacement: Replacement | None = None  # they read it with tokens replaced
 
 
 @flax.struct.dataclass
 class Pictures:
-    """Image tokens of B pictures, and the looks of the texts beside each of them, in the order of the texts.
+    """Image tokens of B pictures, and the looks of the texts beside each of them, in the order of
+    the texts.
 
     The tokens (B, T, D) in one array, or [CLS] and the patches in two.
     """
@@ -60,7 +67,8 @@ class Pictures:
     tokens: tuple[Array, ...]
     looks: tuple[Look, ...] = (Look(),)
     places: Places | None = None  # needed by looks with replacements
-    plain: bool = flax.struct.field(pytree_node=False, default=False)  # keys and values of all tokens in any case
+    # keys and values of all tokens in any case
+    plain: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def rows(self) -> int:
@@ -74,12 +82,19 @@ def as_pictures(seen: Array | tuple[Pictures, ...]) -> tuple[Pictures, ...]:
 
 
 def cls_apart(pictures: tuple[Pictures, ...]) -> tuple[Pictures, ...]:
-    """[CLS] and patches in two arrays: once for all layers, whose gradients then need not be put together each time."""
-    return tuple(seen.replace(tokens=(seen.tokens[0][:, :1], seen.tokens[0][:, 1:])) for seen in pictures)
+    """[CLS] and patches in two arrays: once for all layers, whose gradients then need not be put
+    together each time.
+    """
+    return tuple(
+        seen.replace(tokens=(seen.tokens[0][:, :1], seen.tokens[0][:, 1:])) for seen in pictures
+    )
 
 
 def looks_of(pictures: tuple[Pictures, ...], texts: Sequence[int]) -> tuple[Pictures, ...]:
-    """What some of the texts beside each picture look at. `texts`: their numbers, in the order of all looks."""
+    """What some of the texts beside each picture look at.
+
+    `texts`: their numbers, in the order of all looks.
+    """
     kept, first = [], 0
     for seen in pictures:
         looks = []
@@ -94,11 +109,16 @@ def looks_of(pictures: tuple[Pictures, ...], texts: Sequence[int]) -> tuple[Pict
 
 
 def replace_patches(
-    kept: Array, replacement: Replacement, places: Places, project: Callable[[Array], Array] = lambda x: x
+    kept: Array,
+    replacement: Replacement,
+    places: Places,
+    project: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
-    """(B, T, ...): what a linear map gives of the tokens, and what it gives of the new ones at the replaced patches.
+    """(B, T, ...): what a linear map gives of the tokens, and what it gives of the new ones at the
+    replaced patches.
 
-    kept: that of the picture's own tokens, the patches and perhaps [CLS] before. project: the map, (..., D) -> ....
+    kept: that of the picture's own tokens, the patches and perhaps [CLS] before. project: the map,
+    (..., D) -> ....
     """
     base, bias = project(replacement.base_BxD)[:, None], project(places.bias_D)
     place = project(places.row_SxD)[:, None] + project(places.column_SxD)[None]

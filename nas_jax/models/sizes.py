@@ -26,14 +26,20 @@ class ModelConfig:
     vocab_size: int = 0  # V; 0 takes it from the tokenizer
     max_text_length: int = 512  # rows of the text position table
     embed_dim: int = 256  # width E of the ITC features
-    image_heads: int = 0  # attention heads of the image encoder; 0 = as heads. Converted towers may differ
-    init_std: float = 0.02  # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
+    # attention heads of the image encoder; 0 = as heads. Converted towers may differ
+    image_heads: int = 0
+    # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
+    init_std: float = 0.02
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
-    remat: str = "none"  # none | dots | full: what each layer computes again in the backward pass, to save memory
-    scan_layers: bool = False  # layers as a loop: compiles several times faster, trains slower; the same parameters
-    cls_apart: bool = False  # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
+    # none | dots | full: what each layer computes again in the backward pass, to save memory
+    remat: str = "none"
+    # layers as a loop: compiles several times faster, trains slower; the same parameters
+    scan_layers: bool = False
+    # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
+    cls_apart: bool = False
     attention: str = "xla"  # xla | cudnn: NVIDIA's kernel wherever attention has no dropout
-    dtype: str = "float32"  # of matmuls and activations; parameters, losses and similarities stay float32
+    # of matmuls and activations; parameters, losses and similarities stay float32
+    dtype: str = "float32"
 
     @property
     def vit_heads(self) -> int:
@@ -49,7 +55,9 @@ class ModelConfig:
         """Raises ConfigError on shapes that cannot be built."""
         if self.dim % self.heads:
             raise ConfigError(
-                f"model.dim={self.dim}, model.heads={self.heads}", "heads that divide dim", "change one of the two"
+                f"model.dim={self.dim}, model.heads={self.heads}",
+                "heads that divide dim",
+                "change one of the two",
             )
         if self.image_heads < 0 or self.dim % self.vit_heads:
             raise ConfigError(
@@ -64,14 +72,22 @@ class ModelConfig:
                 f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}",
             )
         if self.dim % 4:
-            raise ConfigError(f"model.dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
+            raise ConfigError(
+                f"model.dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it"
+            )
         if self.dtype not in DTYPES:
-            raise ConfigError(f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them")
+            raise ConfigError(
+                f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them"
+            )
         if self.remat not in POLICIES:
-            raise ConfigError(f"model.remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them")
+            raise ConfigError(
+                f"model.remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them"
+            )
         if self.attention not in IMPLEMENTATIONS:
             raise ConfigError(
-                f"model.attention={self.attention!r}", f"one of {', '.join(IMPLEMENTATIONS)}", "set one of them"
+                f"model.attention={self.attention!r}",
+                f"one of {', '.join(IMPLEMENTATIONS)}",
+                "set one of them",
             )
         if self.attention == "cudnn" and self.cls_apart:
             raise ConfigError(
@@ -84,7 +100,9 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    "nano": ModelConfig(96, 4, 3, 2, 2, image_size=48, patch_size=8, embed_dim=64, max_text_length=64, init_std=0.06),
+    "nano": ModelConfig(
+        96, 4, 3, 2, 2, image_size=48, patch_size=8, embed_dim=64, max_text_length=64, init_std=0.06
+    ),
     "tiny": ModelConfig(192, 3, 4, 2, 2, image_size=96, embed_dim=128, init_std=0.04),
     "small": ModelConfig(384, 6, 6, 3, 3, image_size=128, embed_dim=256, init_std=0.028),
     "base": ModelConfig(),  # ViT-B/16 and BERT-base, ALBEF's own
@@ -95,5 +113,7 @@ SIZES: dict[str, ModelConfig] = {
 def model_config(size: str, **overrides) -> ModelConfig:
     """The row `size` of the table with some fields replaced."""
     if size not in SIZES:
-        raise ConfigError(f"model size {size!r}", f"one of {', '.join(SIZES)}", "add a row to models/sizes.py")
+        raise ConfigError(
+            f"model size {size!r}", f"one of {', '.join(SIZES)}", "add a row to models/sizes.py"
+        )
     return replace(SIZES[size], **overrides)

@@ -1,7 +1,8 @@
-"""The whole network: two encoders, the fusion encoder, projections, heads, and NAS's dictionary neck.
+"""The whole network: two encoders, the fusion encoder, projections, heads, and NAS's dictionary
+neck.
 
-One Linen module whose methods are the steps that the methods of `nas_jax/methods` call. The momentum teacher is
-the same module applied to a copy of the parameter groups `TEACHER_GROUPS`.
+One Linen module whose methods are the steps that the methods of `nas_jax/methods` call. The
+momentum teacher is the same module applied to a copy of the parameter groups `TEACHER_GROUPS`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,27 @@ from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
 from nas_jax.typing import Array
 
-TEACHER_GROUPS = ("image_encoder", "image_proj", "text_encoder", "fusion_encoder", "mlm_head", "text_proj")
+TEACHER_GROUPS = (
+    "image_encoder",
+    "image_proj",
+    "text_encoder",
+    "fusion_encoder",
+    "mlm_head",
+    "text_proj",
+)
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise_image(image_BxHxWx3: Array) -> Array:
-    """uint8 pixels -> float32 with CLIP's mean and deviation; float images are taken as already normalised."""
+    """uint8 pixels -> float32 with CLIP's mean and deviation; float images are taken as already
+    normalised.
+    """
     if image_BxHxWx3.dtype != jnp.uint8:
         return image_BxHxWx3.astype(jnp.float32)
-    return (image_BxHxWx3.astype(jnp.float32) / 255.0 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
+    return (image_BxHxWx3.astype(jnp.float32) / 255.0 - jnp.array(IMAGE_MEAN)) / jnp.array(
+        IMAGE_STD
+    )
 
 
 def unit(x: Array) -> Array:
@@ -38,7 +50,10 @@ def unit(x: Array) -> Array:
 
 
 class VisionLanguageModel(nn.Module):
-    """ALBEF's network (Li et al. 2021, section 3.1), with NAS's dictionary neck and NTA's text generator head."""
+    """ALBEF's network (Li et al.
+
+    2021, section 3.1), with NAS's dictionary neck and NTA's text generator head.
+    """
 
     config: ModelConfig
     dictionary: bool = True  # has the neck of the visual dictionary
@@ -58,7 +73,9 @@ class VisionLanguageModel(nn.Module):
         self.neck = DictionaryNeck(config, self.literal_gate)
 
     def encode_image(self, image_BxHxWx3: Array) -> tuple[Array, Array]:
-        """uint8 or normalised float image -> image tokens (B, T, D) and unit ITC features (B, E)."""
+        """uint8 or normalised float image -> image tokens (B, T, D) and unit ITC features (B,
+        E).
+        """
         tokens_BxTxD = self.image_encoder(normalise_image(image_BxHxWx3))
         return tokens_BxTxD, unit(self.image_proj(tokens_BxTxD[:, 0]))
 
@@ -77,7 +94,10 @@ class VisionLanguageModel(nn.Module):
         seeds_R: Array | None = None,
         wanted: Sequence[Wanted] | None = None,
     ) -> Array | list[Array]:
-        """Fused tokens (R, L, D), or (B, P, M, D) of what is wanted. `seen`: image tokens (R, T, D), or pictures."""
+        """Fused tokens (R, L, D), or (B, P, M, D) of what is wanted.
+
+        `seen`: image tokens (R, T, D), or pictures.
+        """
         pictures = as_pictures(seen)
         if any(look.replacement is not None for one in pictures for look in one.looks):
             places = jax.lax.stop_gradient(self.neck.places())
@@ -113,7 +133,9 @@ class VisionLanguageModel(nn.Module):
         return self.mlm_head(tokens_BxMxD, self.text_encoder.word_table())
 
     def generator_logits(self, tokens_BxMxD: Array, word_table_VxD: Array) -> Array:
-        """Logits (B, M, V) of NTA's language model, which reads text tokens and never sees a picture."""
+        """Logits (B, M, V) of NTA's language model, which reads text tokens and never sees a
+        picture.
+        """
         return self.generator_head(tokens_BxMxD, word_table_VxD)
 
     def dictionary_features(self, patches_BxNxD: Array) -> Array:
@@ -137,7 +159,9 @@ class VisionLanguageModel(nn.Module):
         return self.neck.finish(mixed_BxNxD)
 
     def __call__(self, image_BxHxWx3: Array, token_ids_BxL: Array, token_mask_BxL: Array):
-        """Touches every parameter once, so that `init` makes those of the parts in use and no others."""
+        """Touches every parameter once, so that `init` makes those of the parts in use and no
+        others.
+        """
         image_tokens, _ = self.encode_image(image_BxHxWx3)
         text_tokens, _ = self.encode_text(token_ids_BxL, token_mask_BxL)
         if self.dictionary:

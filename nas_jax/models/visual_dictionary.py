@@ -1,12 +1,14 @@
-"""Visual dictionary: a vector quantizer with functional state, and the neck that turns patches into its tokens.
+"""Visual dictionary: a vector quantizer with functional state, and the neck that turns patches into
+its tokens.
 
-Source: NAS (Wang et al., AAAI 2025; NAS_ALBEF code, models/sohonecks.py) after SOHO (Huang et al. 2021, section 3.2).
-The codes are never trained by gradient: they follow the features by exponential moving averages of their counts and
-sums. The state is a pytree like any other part of the training state; its numbers are those of the global batch.
+Source: NAS (Wang et al., AAAI 2025; NAS_ALBEF code, models/sohonecks.py) after SOHO (Huang et al.
+2021, section 3.2). The codes are never trained by gradient: they follow the features by exponential
+moving averages of their counts and sums. The state is a pytree like any other part of the training
+state; its numbers are those of the global batch.
 
-Two quirks of the authors' code are kept behind `DictionaryConfig.literal` and are off by default: counts and sums that
-start at zero, so that every code unused so far becomes the zero vector; and a LayerNorm over the two gate values,
-which leaves a gate with only two states.
+Two quirks of the authors' code are kept behind `DictionaryConfig.literal` and are off by default:
+counts and sums that start at zero, so that every code unused so far becomes the zero vector; and a
+LayerNorm over the two gate values, which leaves a gate with only two states.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ class DictionaryConfig:
 
     enabled: bool = True
     codes: int = 2048  # K
-    decay: str = "ramp"  # "ramp": the NAS code's, from decay_min to 1 at ramp_share of the run; "constant": decay_min
+    # "ramp": the NAS code's, from decay_min to 1 at ramp_share of the run; "constant": decay_min
+    decay: str = "ramp"
     decay_min: float = 0.2  # first value of the ramp (the code's 0.2); SOHO's constant is 0.4
     ramp_share: float = 0.9  # share of the run after which the ramp has frozen the dictionary
-    freeze_with_nva: bool = True  # stop the update when NVA starts, as the authors' second stage does
+    # stop the update when NVA starts, as the authors' second stage does
+    freeze_with_nva: bool = True
     data_start: bool = True  # codes start as features of the first batch instead of noise
     revive_every: int = 100  # steps between revivals of dead codes; 0 = never
     dead_below: float = 1e-3  # a code is dead when its count is below this share of the mean count
@@ -49,10 +53,14 @@ class DictionaryConfig:
     def validate(self) -> None:
         """Raises ConfigError on values outside their range."""
         if self.codes < 2:
-            raise ConfigError(f"method.dictionary.codes={self.codes}", "at least 2 codes", "2048 is the authors'")
+            raise ConfigError(
+                f"method.dictionary.codes={self.codes}", "at least 2 codes", "2048 is the authors'"
+            )
         if self.decay not in DECAYS:
             raise ConfigError(
-                f"method.dictionary.decay={self.decay!r}", f"one of {', '.join(DECAYS)}", "set one of them"
+                f"method.dictionary.decay={self.decay!r}",
+                f"one of {', '.join(DECAYS)}",
+                "set one of them",
             )
         if not 0 <= self.decay_min <= 1 or not 0 < self.ramp_share <= 1:
             raise ConfigError(
@@ -95,9 +103,13 @@ def squared_distances(features_MxD: Array, codes_KxD: Array) -> Array:
 def nearest_code(features_BxNxD: Array, codes_KxD: Array) -> tuple[Array, Array]:
     """Index of the nearest code of each feature (B, N), and the squared distance to it."""
     batch, patches, dim = features_BxNxD.shape
-    distances_MxK = squared_distances(jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim), codes_KxD)
+    distances_MxK = squared_distances(
+        jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim), codes_KxD
+    )
     code_ids_M = jnp.argmin(distances_MxK, axis=-1).astype(jnp.int32)
-    return code_ids_M.reshape(batch, patches), jnp.min(distances_MxK, axis=-1).reshape(batch, patches)
+    return code_ids_M.reshape(batch, patches), jnp.min(distances_MxK, axis=-1).reshape(
+        batch, patches
+    )
 
 
 def straight_through(features: Array, quantized: Array) -> Array:
@@ -114,12 +126,17 @@ def decay_at(config: DictionaryConfig, step: Array, total_steps: int) -> Array:
 
 
 def ema_update(
-    state: DictionaryState, features_BxNxD: Array, code_ids_BxN: Array, decay: Array, literal: bool = False
+    state: DictionaryState,
+    features_BxNxD: Array,
+    code_ids_BxN: Array,
+    decay: Array,
+    literal: bool = False,
 ) -> DictionaryState:
     """One moving-average step of counts, sums and codes on a (global) batch.
 
     N <- g N + (1-g) n ;  M <- g M + (1-g) s ;  E = M / N for codes with a patch in this batch, others keep E.
-    Literal mode: E = M / smoothed(N) for every code, so unused ones go to zero. A decay of 1 changes nothing.
+    Literal mode: E = M / smoothed(N) for every code, so unused ones go to zero. A decay of 1
+    changes nothing.
     """
     num_codes, dim = state.codes_KxD.shape
     features_MxD = jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim).astype(jnp.float32)
@@ -148,8 +165,8 @@ def ema_update(
 def start_from_data(state: DictionaryState, features_BxNxD: Array, key: Array) -> DictionaryState:
     """Replaces all codes by features drawn from the batch, each counted once.
 
-    Each code gets a stretch of the batch of its own and draws from that: no two codes are the same feature where there
-    are enough, and nothing has to be sorted.
+    Each code gets a stretch of the batch of its own and draws from that: no two codes are the same
+    feature where there are enough, and nothing has to be sorted.
     """
     num_codes, dim = state.codes_KxD.shape
     features_MxD = jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim).astype(jnp.float32)
@@ -160,19 +177,26 @@ def start_from_data(state: DictionaryState, features_BxNxD: Array, key: Array) -
 
 
 def alive(state: DictionaryState, dead_below: float) -> Array:
-    """True for codes in use (K,): a count above the share `dead_below` of the mean, and not the zero vector."""
+    """True for codes in use (K,): a count above the share `dead_below` of the mean, and not the
+    zero vector.
+    """
     counted_K = state.counts_K > dead_below * state.counts_K.mean()
     return counted_K & (jnp.sum(jnp.square(state.codes_KxD), -1) > 0)
 
 
 def revive_dead(
-    state: DictionaryState, features_BxNxD: Array, distance_BxN: Array, key: Array, dead_below: float
+    state: DictionaryState,
+    features_BxNxD: Array,
+    distance_BxN: Array,
+    key: Array,
+    dead_below: float,
 ) -> DictionaryState:
     """Moves dead codes onto features that the dictionary represents badly.
 
-    Features are drawn without replacement with probability proportional to their squared distance to their code,
-    as in k-means++ (Arthur and Vassilvitskii 2007), but at most one from each of as many stretches of the batch as
-    there are codes: sorting all features of a large batch would cost more. A revived code gets the mean count.
+    Features are drawn without replacement with probability proportional to their squared distance
+    to their code, as in k-means++ (Arthur and Vassilvitskii 2007), but at most one from each of as
+    many stretches of the batch as there are codes: sorting all features of a large batch would cost
+    more. A revived code gets the mean count.
     """
     num_codes, dim = state.codes_KxD.shape
     features_MxD = jax.lax.stop_gradient(features_BxNxD).reshape(-1, dim).astype(jnp.float32)
@@ -207,8 +231,8 @@ def quantize(
 ) -> tuple[DictionaryState, Array, Array, Metrics]:
     """Assigns codes with the old dictionary, updates it, and looks the codes up in the new one.
 
-    Returns the new state, the code ids (B, N), the quantized features (B, N, D) with a straight-through gradient, and
-    metrics. With `update` False the state is only read.
+    Returns the new state, the code ids (B, N), the quantized features (B, N, D) with a
+    straight-through gradient, and metrics. With `update` False the state is only read.
     """
     start_key, revive_key = jax.random.split(key)
     if update and config.data_start and not config.literal:
@@ -225,7 +249,9 @@ def quantize(
         if config.revive_every and not config.literal:
             state = jax.lax.cond(
                 (state.step % config.revive_every == 0) & (decay < 1),
-                lambda state: revive_dead(state, features_BxNxD, distance_BxN, revive_key, config.dead_below),
+                lambda state: revive_dead(
+                    state, features_BxNxD, distance_BxN, revive_key, config.dead_below
+                ),
                 lambda state: state,
                 state,
             )
@@ -242,7 +268,9 @@ def quantize(
 
 
 def sine_position_code(side: int, dim: int) -> np.ndarray:
-    """Fixed 2-D sine code (side * side, dim) in row-major order: y half, then x half (DETR, Carion et al. 2020)."""
+    """Fixed 2-D sine code (side * side, dim) in row-major order: y half, then x half (DETR, Carion
+    et al. 2020).
+    """
     row_SxD, column_SxD = sine_row_and_column_codes(side, dim)
     return (row_SxD[:, None] + column_SxD[None]).reshape(side * side, dim)
 
@@ -253,9 +281,13 @@ def sine_row_and_column_codes(side: int, dim: int) -> tuple[np.ndarray, np.ndarr
     coordinate_S = (np.arange(side) + 1) / (side + 1e-6) * 2 * np.pi
     frequency = 10000.0 ** (2 * (np.arange(half) // 2) / half)
     angle_SxF = coordinate_S[:, None] / frequency
-    code_SxF = np.where(np.arange(half) % 2 == 0, np.sin(angle_SxF), np.cos(angle_SxF)).astype(np.float32)
+    code_SxF = np.where(np.arange(half) % 2 == 0, np.sin(angle_SxF), np.cos(angle_SxF)).astype(
+        np.float32
+    )
     nothing_SxF = np.zeros_like(code_SxF)
-    return np.concatenate([code_SxF, nothing_SxF], axis=-1), np.concatenate([nothing_SxF, code_SxF], axis=-1)
+    return np.concatenate([code_SxF, nothing_SxF], axis=-1), np.concatenate(
+        [nothing_SxF, code_SxF], axis=-1
+    )
 
 
 class DictionaryNeck(nn.Module):
@@ -282,7 +314,9 @@ class DictionaryNeck(nn.Module):
 
     def align(self, quantized: Array) -> Array:
         """a = W' q, any leading shape."""
-        return self.align_linear(quantized.reshape(len(quantized), -1, quantized.shape[-1])).reshape(quantized.shape)
+        return self.align_linear(
+            quantized.reshape(len(quantized), -1, quantized.shape[-1])
+        ).reshape(quantized.shape)
 
     def mix(self, features_BxNxD: Array, quantized_BxNxD: Array) -> Array:
         """u = g0 a + g1 x with a softmax gate on [a ; x]."""
@@ -302,7 +336,11 @@ class DictionaryNeck(nn.Module):
         new_BxD, dim = new_BxD.astype(jnp.float32), new_BxD.shape[-1]
         base_BxD, place_NxD = _centred(new_BxD), _centred(self._position(where_BxN.shape[1]))
         variance_BxN = jnp.mean(base_BxD**2, -1)[:, None] + jnp.mean(place_NxD**2, -1)[None]
-        variance_BxN += 2 / dim * jnp.einsum("bd,nd->bn", base_BxD, place_NxD, precision=jax.lax.Precision.HIGHEST)
+        variance_BxN += (
+            2
+            / dim
+            * jnp.einsum("bd,nd->bn", base_BxD, place_NxD, precision=jax.lax.Precision.HIGHEST)
+        )
         scale_BxN = jax.lax.rsqrt(jnp.maximum(variance_BxN, 0.0) + LAYER_NORM_EPS)
         return Replacement(where_BxN, base_BxD * self.norm.variables["params"]["scale"], scale_BxN)
 
@@ -310,7 +348,9 @@ class DictionaryNeck(nn.Module):
         """What replaced tokens have in common."""
         norm = self.norm.variables["params"]
         codes = sine_row_and_column_codes(math.isqrt(self.config.num_patches), self.config.dim)
-        row_SxD, column_SxD = (_centred(jnp.asarray(code_SxD)) * norm["scale"] for code_SxD in codes)
+        row_SxD, column_SxD = (
+            _centred(jnp.asarray(code_SxD)) * norm["scale"] for code_SxD in codes
+        )
         return Places(row_SxD, column_SxD, norm["bias"])
 
     def _position(self, patches: int) -> Array:

@@ -1,4 +1,7 @@
-"""Image encoder: Vision Transformer (Dosovitskiy et al. 2021) as ALBEF uses it (ALBEF code, models/vit.py)."""
+"""Image encoder: Vision Transformer (Dosovitskiy et al.
+
+2021) as ALBEF uses it (ALBEF code, models/vit.py).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ class Block(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         init = nn.initializers.truncated_normal(config.init_std)
         norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="attention_norm")
-        attention = SelfAttention(config.vit_heads, 0.0, dtype, init, config.attention, name="attention")
+        attention = SelfAttention(
+            config.vit_heads, 0.0, dtype, init, config.attention, name="attention"
+        )
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
         mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
@@ -48,7 +53,9 @@ def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a CLS token, learned absolute positions and a final LayerNorm over all tokens; no dropout."""
+    """ViT with a CLS token, learned absolute positions and a final LayerNorm over all tokens; no
+    dropout.
+    """
 
     config: ModelConfig
 
@@ -60,7 +67,9 @@ class VisionTransformer(nn.Module):
         patches_BxNxP = patchify(image_BxHxWx3, config.patch_size).astype(dtype)
         x_BxNxD = Dense(config.dim, dtype, init, name="patch_embed")(patches_BxNxP)
         cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
-        position_1xTxD = self.param("position_embedding", init, (1, config.num_patches + 1, config.dim))
+        position_1xTxD = self.param(
+            "position_embedding", init, (1, config.num_patches + 1, config.dim)
+        )
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
         streams = (
             pin_rows(cls_Bx1xD + position_1xTxD[:, :1].astype(dtype)),

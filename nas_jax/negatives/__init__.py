@@ -1,1 +1,3 @@
-"""What makes a sample hard: mining in the batch, replaced image tokens (NVA), replaced words (NTA)."""
+"""What makes a sample hard: mining in the batch, replaced image tokens (NVA), replaced words
+(NTA).
+"""

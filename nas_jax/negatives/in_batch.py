@@ -9,7 +9,8 @@ from nas_jax.typing import Array
 
 
 def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True, shards: int = 1) -> Array:
-    """(B, B), True where column j may stand as a negative of row i: never itself, nor a pair with its image id.
+    """(B, B), True where column j may stand as a negative of row i: never itself, nor a pair with
+    its image id.
 
     shards: with more than 1, only rows of the same block of B / shards rows are allowed.
     """

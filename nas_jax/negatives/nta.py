@@ -1,6 +1,8 @@
-"""Negative text augmentation: content words masked and refilled by a language model that never sees the picture.
+"""Negative text augmentation: content words masked and refilled by a language model that never sees
+the picture.
 
-What VL-Match (ICCV 2023), ViLTA (ICCV 2023) and NAS (AAAI 2025) have in common; NAS's own generator is not public.
+What VL-Match (ICCV 2023), ViLTA (ICCV 2023) and NAS (AAAI 2025) have in common; NAS's own generator
+is not public.
 """
 
 from __future__ import annotations
@@ -56,17 +58,26 @@ class MaskedWords(NamedTuple):
 
 
 def choose_words(
-    key: Array, token_ids_BxL: Array, token_mask_BxL: Array, tables: WordTables, mask_id: int, share: float
+    key: Array,
+    token_ids_BxL: Array,
+    token_mask_BxL: Array,
+    tables: WordTables,
+    mask_id: int,
+    share: float,
 ) -> MaskedWords:
     """Masks max(1, round(share * words)) content words of each caption, drawn uniformly.
 
-    Words of several pieces are left alone: their replacement would have another length, which gives it away.
+    Words of several pieces are left alone: their replacement would have another length, which gives
+    it away.
     """
     length = token_ids_BxL.shape[1]
     content_V, continuation_V = jnp.asarray(tables.content_V), jnp.asarray(tables.continuation_V)
-    continued_BxL = jnp.pad(continuation_V[token_ids_BxL[:, 1:]] & token_mask_BxL[:, 1:], ((0, 0), (0, 1)))
+    continued_BxL = jnp.pad(
+        continuation_V[token_ids_BxL[:, 1:]] & token_mask_BxL[:, 1:], ((0, 0), (0, 1))
+    )
     candidate_BxL = content_V[token_ids_BxL] & token_mask_BxL & ~continued_BxL
-    words_B = jnp.sum(token_mask_BxL[:, 1:] & ~continuation_V[token_ids_BxL[:, 1:]], axis=-1)  # without [CLS]
+    # without [CLS]
+    words_B = jnp.sum(token_mask_BxL[:, 1:] & ~continuation_V[token_ids_BxL[:, 1:]], axis=-1)
     wanted_B = jnp.maximum(1, jnp.round(share * words_B)).astype(jnp.int32)
     slots = max(1, round(share * (length - 1)))
     score_BxL = jnp.where(candidate_BxL, jax.random.uniform(key, token_ids_BxL.shape), -1.0)
@@ -74,21 +85,31 @@ def choose_words(
     chosen_BxM = (score_BxM >= 0) & (jnp.arange(positions_BxM.shape[1])[None] < wanted_B[:, None])
     masks_BxM = jnp.full(positions_BxM.shape, mask_id, token_ids_BxL.dtype)
     return MaskedWords(
-        scatter_positions(token_ids_BxL, positions_BxM, masks_BxM, chosen_BxM), positions_BxM, chosen_BxM
+        scatter_positions(token_ids_BxL, positions_BxM, masks_BxM, chosen_BxM),
+        positions_BxM,
+        chosen_BxM,
     )
 
 
 def candidates(
-    token_ids_BxL: Array, masked: MaskedWords, logits_BxMxV: Array, tables: WordTables, top_words: int
+    token_ids_BxL: Array,
+    masked: MaskedWords,
+    logits_BxMxV: Array,
+    tables: WordTables,
+    top_words: int,
 ) -> tuple[Array, Array]:
-    """The generator's best new words for each masked one, never the original: logits and token ids, (B, M, C)."""
+    """The generator's best new words for each masked one, never the original: logits and token ids,
+    (B, M, C).
+    """
     original_BxM = gather_positions(token_ids_BxL, masked.positions_BxM)
     vocab = jnp.arange(logits_BxMxV.shape[-1])
     allowed_BxMxV = jnp.asarray(tables.fillable_V) & (vocab != original_BxM[..., None])
     logits_BxMxV = jnp.where(allowed_BxMxV, jax.lax.stop_gradient(logits_BxMxV), -jnp.inf)
     # In two dimensions: with three, TPUs sort the whole vocabulary, and compile that for minutes.
     batch, picks, vocabulary = logits_BxMxV.shape
-    best = jax.lax.top_k(logits_BxMxV.reshape(batch * picks, vocabulary), min(top_words, vocabulary))
+    best = jax.lax.top_k(
+        logits_BxMxV.reshape(batch * picks, vocabulary), min(top_words, vocabulary)
+    )
     return tuple(pin_rows(x.reshape(batch, picks, -1)) for x in best)
 
 
@@ -100,6 +121,10 @@ def refill(
     Returns the new token ids (B, L) and which rows changed (B,).
     """
     choice_BxM = jax.random.categorical(key, scores_BxMxC)
-    new_BxM = jnp.take_along_axis(words_BxMxC, choice_BxM[..., None], axis=-1)[..., 0].astype(token_ids_BxL.dtype)
+    new_BxM = jnp.take_along_axis(words_BxMxC, choice_BxM[..., None], axis=-1)[..., 0].astype(
+        token_ids_BxL.dtype
+    )
     usable_BxM = masked.chosen_BxM & jnp.isfinite(scores_BxMxC[..., 0])
-    return scatter_positions(token_ids_BxL, masked.positions_BxM, new_BxM, usable_BxM), usable_BxM.any(-1)
+    return scatter_positions(
+        token_ids_BxL, masked.positions_BxM, new_BxM, usable_BxM
+    ), usable_BxM.any(-1)

@@ -1,8 +1,10 @@
-"""Exact gradient accumulation: a batch in pieces, one after the other, with the result of the whole batch.
+"""Exact gradient accumulation: a batch in pieces, one after the other, with the result of the whole
+batch.
 
-Averaging the gradients of small batches would be another loss: ITC compares all pairs of the batch. So each part of
-the loss that works row by row runs in pieces which are computed again in the backward pass, and what compares rows sees
-all of them (the idea of GradCache, Gao et al. 2021, without its second loop).
+Averaging the gradients of small batches would be another loss: ITC compares all pairs of the batch.
+So each part of the loss that works row by row runs in pieces which are computed again in the
+backward pass, and what compares rows sees all of them (the idea of GradCache, Gao et al. 2021,
+without its second loop).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from nas_jax.typing import Array, PyTree
 def in_pieces(function: Callable[[PyTree], PyTree], pieces: int, rows: PyTree) -> PyTree:
     """`function(rows)`, for a function that maps arrays with rows first to such arrays, row by row.
 
-    A piece takes every `pieces`-th row, so that no row changes its device. The rows must be a multiple of `pieces`.
+    A piece takes every `pieces`-th row, so that no row changes its device. The rows must be a
+    multiple of `pieces`.
     """
     if pieces == 1:
         return function(rows)

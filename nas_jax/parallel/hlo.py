@@ -1,7 +1,9 @@
-"""What a compiled program says about itself: its collectives with their bytes, and the compiler's cycle estimates.
+"""What a compiled program says about itself: its collectives with their bytes, and the compiler's
+cycle estimates.
 
-Reads the text of an optimised XLA module (`compiled.as_text()`). Cycle estimates are libtpu's, one a fusion; programs
-for other hardware have none. They leave out the time of collectives and of custom calls.
+Reads the text of an optimised XLA module (`compiled.as_text()`). Cycle estimates are libtpu's, one
+a fusion; programs for other hardware have none. They leave out the time of collectives and of
+custom calls.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SCATTERED = "all-reduce-scatter"  # name of fusions for TPUs in which each device keeps its part of a sum
+# name of fusions for TPUs in which each device keeps its part of a sum
+SCATTERED = "all-reduce-scatter"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8"), 1),
@@ -24,7 +27,9 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _LIMIT = re.compile(r"^\s+%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"^\s+ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
-_CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(
+    r"(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ def read_program(text: str) -> Program:
     operations, unestimated = [], 0
     for name, lines in computations.items():
         for line in lines:
-            for kind, collective in _collectives(line, *runs.get(name, (0, False)), name.startswith(SCATTERED)):
+            for kind, collective in _collectives(
+                line, *runs.get(name, (0, False)), name.startswith(SCATTERED)
+            ):
                 # The pieces of one asynchronous collective share its channel.
                 channel = re.search(r"channel_id=(\d+)", line)
                 collectives.setdefault((kind, channel[1]) if channel else object(), collective)
@@ -88,7 +95,9 @@ def read_program(text: str) -> Program:
             elif " custom-call(" in line:
                 unestimated += times
     unknown = sum(
-        " while(" in line and _trips(line, computations) is None for name in runs for line in computations[name]
+        " while(" in line and _trips(line, computations) is None
+        for name in runs
+        for line in computations[name]
     )
     return Program(tuple(collectives.values()), tuple(operations), unestimated, unknown)
 
@@ -108,7 +117,9 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]:
-    """Computation -> (how often it runs in a step, whether inside a conditional); fused ones are not listed."""
+    """Computation -> (how often it runs in a step, whether inside a conditional); fused ones are
+    not listed.
+    """
     runs: dict[str, tuple[int, bool]] = {}
 
     def visit(name: str, times: int, branch: bool) -> None:
@@ -132,7 +143,8 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler notes, or, as for TPUs it does not, by the limit in its condition.
+    """How often a loop runs: as the compiler notes, or, as for TPUs it does not, by the limit in
+    its condition.
 
     The loops of JAX with a length count from 0 in ones.
     """
@@ -158,7 +170,9 @@ def _source(line: str) -> str:
     return found[1] if found else (_INSTRUCTION.match(line) or ["", line.strip()[:60]])[1]
 
 
-def _collectives(line: str, times: int, branch: bool, scattered: bool) -> Iterator[tuple[str, Collective]]:
+def _collectives(
+    line: str, times: int, branch: bool, scattered: bool
+) -> Iterator[tuple[str, Collective]]:
     opcode = _opcode(line)
     kind = opcode.removesuffix("-start")
     if kind not in KINDS:
@@ -172,7 +186,10 @@ def _collectives(line: str, times: int, branch: bool, scattered: bool) -> Iterat
         arrays = arrays[len(arrays) // 2 :]  # (operands, results)
     group = _group(line)
     if scattered and kind == "all-reduce":
-        kind, arrays = "reduce-scatter", [(dtype, (dims[0] // group, *dims[1:])) for dtype, dims in arrays]
+        kind, arrays = (
+            "reduce-scatter",
+            [(dtype, (dims[0] // group, *dims[1:])) for dtype, dims in arrays],
+        )
     size = sum(_BYTES[dtype] * math.prod(dims) for dtype, dims in arrays)
     share = {
         "all-gather": (group - 1) / group,
@@ -212,4 +229,6 @@ def _group(line: str) -> int:
         return 2
     if "replica_groups={}" in line or "replica_groups" not in line:
         return 1
-    raise ValueError(f"replica groups in a form that is not known: {line.split('replica_groups', 1)[1][:80]}")
+    raise ValueError(
+        f"replica groups in a form that is not known: {line.split('replica_groups', 1)[1][:80]}"
+    )

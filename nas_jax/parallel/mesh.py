@@ -1,7 +1,8 @@
 """The device mesh and what lives where on it.
 
-Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters, teacher and optimizer state; `tensor` splits
-heads and the hidden layers of the feed-forward nets. The numbers of a step are the same on any mesh.
+Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters, teacher and optimizer state;
+`tensor` splits heads and the hidden layers of the feed-forward nets. The numbers of a step are the
+same on any mesh.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> Mesh:
-    """Mesh (data, fsdp, tensor) over the first devices, or those given. Raises ConfigError if they do not suffice."""
+    """Mesh (data, fsdp, tensor) over the first devices, or those given.
+
+    Raises ConfigError if they do not suffice.
+    """
     config = config or MeshConfig()
     config.validate()
     devices = jax.devices() if devices is None else devices
@@ -50,16 +54,21 @@ def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> 
     if used > len(devices) or (not config.data and used != len(devices)):
         raise ConfigError(
             f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}",
-            f"sizes whose product {'divides' if not config.data else 'is at most'} the {len(devices)} devices",
+            f"sizes whose product {'divides' if not config.data else 'is at most'} the "
+            f"{len(devices)} devices",
             "change mesh.data, mesh.fsdp or mesh.tensor",
         )
     if used < len(devices) and jax.process_count() > 1:
         raise ConfigError(
-            f"a mesh of {used} of {len(devices)} devices", "all where several processes run", "leave mesh.data at 0"
+            f"a mesh of {used} of {len(devices)} devices",
+            "all where several processes run",
+            "leave mesh.data at 0",
         )
-    # The axis name of the first argument changed between releases, so it is positional. Auto: Linen modules do not run
-    # under explicit sharding, which is the default of make_mesh.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    # The axis name of the first argument changed between releases, so it is positional. Auto: Linen
+    # modules do not run under explicit sharding, which is the default of make_mesh.
+    return jax.make_mesh(
+        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used]
+    )
 
 
 def num_row_shards(mesh: Mesh) -> int:
@@ -77,26 +86,35 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_divisible(batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "data.batch_size") -> None:
-    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into `pieces`."""
+def check_divisible(
+    batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "data.batch_size"
+) -> None:
+    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into
+    `pieces`.
+    """
     parts = num_row_shards(mesh) * pieces
     if batch_size % parts:
         nearest = max(parts, batch_size // parts * parts)
         pieced = f", {pieces} pieces each" if pieces > 1 else ""
         raise ConfigError(
-            f"{field}={batch_size}", f"a multiple of {parts} ({num_row_shards(mesh)} devices with rows{pieced})",
+            f"{field}={batch_size}",
+            f"a multiple of {parts} ({num_row_shards(mesh)} devices with rows{pieced})",
             f"use {nearest}",
-        )  # fmt: skip
+        )
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
     """Moves the rows this process loaded to its devices; the result is the global batch."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
 
 
 def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The arrays of a tree whole, and of this process alone, for what is not computed together. All must call it.
+    """The arrays of a tree whole, and of this process alone, for what is not computed together. All
+    must call it.
 
     With one process the arrays stay as they are.
     """
@@ -107,10 +125,11 @@ def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading dimensions.
+    """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading
+    dimensions.
 
-    Does nothing unless a mesh is set (`jax.set_mesh`), so that models also run alone. Without it the partitioner may
-    choose to gather a whole batch in the middle of a layer.
+    Does nothing unless a mesh is set (`jax.set_mesh`), so that models also run alone. Without it
+    the partitioner may choose to gather a whole batch in the middle of a layer.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -135,7 +154,9 @@ def pin_rows(x: Array) -> Array:
 
 
 def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
-    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row leaves its device."""
+    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row
+    leaves its device.
+    """
     if shards == 1 and row_devices() > 1:
         return pin_rows(x[index_B])
     block = x.shape[0] // shards
@@ -148,8 +169,8 @@ def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
 def _take(blocks: Array, index: Array) -> Array:
     """blocks (S, N, ...) -> (S, M, ...), index (S, M).
 
-    The gradient is a matmul with the index as 0 and 1, which on TPUs is faster than adding rows where they belong, and
-    on GPUs adds in the same order each time.
+    The gradient is a matmul with the index as 0 and 1, which on TPUs is faster than adding rows
+    where they belong, and on GPUs adds in the same order each time.
     """
     return jax.vmap(lambda rows, index: rows[index])(blocks, index)
 
@@ -157,7 +178,9 @@ def _take(blocks: Array, index: Array) -> Array:
 def _take_backward(saved: tuple[Array, int], grad: Array) -> tuple[Array, None]:
     index, size = saved
     chosen_SxMxN = (index[..., None] == jnp.arange(size, dtype=index.dtype)).astype(grad.dtype)
-    return jnp.einsum("smn,sm...->sn...", chosen_SxMxN, grad, precision=jax.lax.Precision.HIGHEST), None
+    return jnp.einsum(
+        "smn,sm...->sn...", chosen_SxMxN, grad, precision=jax.lax.Precision.HIGHEST
+    ), None
 
 
 _take.defvjp(lambda blocks, index: (_take(blocks, index), (index, blocks.shape[1])), _take_backward)

@@ -16,12 +16,20 @@ POLL = 0.1  # seconds between two looks at whether to stop
 
 
 class DevicePrefetch:
-    """Iterator of (batch on the mesh, fields that stay on the host), `depth` batches ahead, in a thread of its own.
+    """Iterator of (batch on the mesh, fields that stay on the host), `depth` batches ahead, in a
+    thread of its own.
 
-    What the iterator underneath raises is raised here, at its place in the order. Closes it when closed.
+    What the iterator underneath raises is raised here, at its place in the order. Closes it when
+    closed.
     """
 
-    def __init__(self, batches: Iterator[Batch], mesh: Mesh, host_fields: tuple[str, ...] = (), depth: int = 2):
+    def __init__(
+        self,
+        batches: Iterator[Batch],
+        mesh: Mesh,
+        host_fields: tuple[str, ...] = (),
+        depth: int = 2,
+    ):
         self._batches, self._mesh, self._host_fields = batches, mesh, host_fields
         self._ready: queue.Queue = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
@@ -32,7 +40,9 @@ class DevicePrefetch:
         try:
             for batch in self._batches:
                 held = {name: batch[name] for name in self._host_fields if name in batch}
-                moved = put_batch({name: value for name, value in batch.items() if name not in held}, self._mesh)
+                moved = put_batch(
+                    {name: value for name, value in batch.items() if name not in held}, self._mesh
+                )
                 if not self._hand_over((moved, held)):
                     return
             self._hand_over(StopIteration())

@@ -1,7 +1,7 @@
 """Several processes as one run: who is there, and the start of `jax.distributed`.
 
-A single process needs none of it. jax ends a process whose partners do not come with an abort and a stack of C++
-frames, so the roll is called first, over a socket beside the coordinator's port.
+A single process needs none of it. jax ends a process whose partners do not come with an abort and a
+stack of C++ frames, so the roll is called first, over a socket beside the coordinator's port.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import jax
 from nas_jax.utils.errors import ConfigError, HostError
 
 AUTO = "auto"
-HEARTBEAT_SECONDS = 30  # after which the others of a process that died end too, so that a launcher can restart all
+# after which the others of a process that died end too, so that a launcher can restart all
+HEARTBEAT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Processes:
     """How a launcher started this process."""
 
-    coordinator: str = ""  # HOST:PORT of process 0; "auto": TPU slices, SLURM and GKE say it themselves; "": alone
+    # HOST:PORT of process 0; "auto": TPU slices, SLURM and GKE say it themselves; "": alone
+    coordinator: str = ""
     count: int = 1
     index: int = 0
     timeout: float = 300.0  # seconds until all must be there
@@ -35,16 +37,23 @@ class Processes:
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal():
             raise ConfigError(
-                f"--coordinator={self.coordinator}", "HOST:PORT or auto", "name process 0, like node0:8476"
+                f"--coordinator={self.coordinator}",
+                "HOST:PORT or auto",
+                "name process 0, like node0:8476",
             )
         if not 0 <= self.index < self.count:
             raise ConfigError(
-                f"--process_id={self.index} of --num_processes={self.count}", "0 to the number less 1", "count from 0"
+                f"--process_id={self.index} of --num_processes={self.count}",
+                "0 to the number less 1",
+                "count from 0",
             )
 
 
 def start(processes: Processes) -> None:
-    """Joins the other processes; does nothing for one alone. Raises HostError, naming who is missing in time."""
+    """Joins the other processes; does nothing for one alone.
+
+    Raises HostError, naming who is missing in time.
+    """
     processes.validate()
     if not processes.coordinator:
         return
@@ -58,7 +67,9 @@ def start(processes: Processes) -> None:
         }
     try:
         jax.distributed.initialize(
-            **known, initialization_timeout=int(processes.timeout), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            **known,
+            initialization_timeout=int(processes.timeout),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError as error:  # nothing around that says where the others are
         reason = str(error).splitlines()[0][:200]
@@ -70,7 +81,8 @@ def start(processes: Processes) -> None:
 
 
 def roll_call(processes: Processes) -> None:
-    """Returns on every process when all are there. Process 0 listens on the port after the coordinator's.
+    """Returns on every process when all are there. Process 0 listens on the port after the
+    coordinator's.
 
     Raises HostError on every process that could be reached, naming those that did not come.
     """
@@ -126,7 +138,8 @@ def _answer(host: str, port: int, processes: Processes, deadline: float) -> None
             raise _missing([int(word) for word in answer.split()], processes)
         time.sleep(min(0.3, left))
     raise HostError(
-        f"process {processes.index} could not reach process 0 at {host}:{port} in {processes.timeout:g} s ({reason})",
+        f"process {processes.index} could not reach process 0 at {host}:{port} in "
+        f"{processes.timeout:g} s ({reason})",
         "process 0 running there, and two ports free",
         "look into its log, and check --coordinator and the firewall",
     )
@@ -140,7 +153,8 @@ def _line(connection: socket.socket) -> str:
 def _missing(missing: list[int], processes: Processes) -> HostError:
     names = ", ".join(map(str, missing))
     return HostError(
-        f"{processes.count - len(missing)} of {processes.count} processes after {processes.timeout:g} s; "
+        f"{processes.count - len(missing)} of {processes.count} processes after "
+        f"{processes.timeout:g} s; "
         f"missing: {names}",
         "all of them",
         "look into their logs, or raise --start_timeout if their machines come later",

@@ -1,7 +1,8 @@
 """Which dimension of which array of the state is split over which axis of the mesh.
 
-One table from patterns of names to axes; the first match wins, and a name without a match is an error. The teacher and
-the optimizer's moments have the names of the parameters they belong to, so they are split alike.
+One table from patterns of names to axes; the first match wins, and a name without a match is an
+error. The teacher and the optimizer's moments have the names of the parameters they belong to, so
+they are split alike.
 """
 
 from __future__ import annotations
@@ -46,18 +47,26 @@ class Placement(NamedTuple):
     shape: tuple[int, ...]
     spec: PartitionSpec
     bytes_per_device: int
-    whole: tuple[int, ...]  # dimensions that the rule would split, but that the axis does not divide
+    # dimensions that the rule would split, but that the axis does not divide
+    whole: tuple[int, ...]
 
 
 def placements(abstract_state: PyTree, mesh: Mesh) -> list[Placement]:
-    """A row for each array, in the order of the tree's leaves. Raises ConfigError for a name that no rule matches."""
+    """A row for each array, in the order of the tree's leaves.
+
+    Raises ConfigError for a name that no rule matches.
+    """
     return [_place(name, leaf, mesh) for name, leaf in named_leaves(abstract_state).items()]
 
 
 def _place(name: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> Placement:
     axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
     if axes is None:
-        raise ConfigError(f"the array {name} of the state", "a name that a rule matches", "add it to parallel/rules.py")
+        raise ConfigError(
+            f"the array {name} of the state",
+            "a name that a rule matches",
+            "add it to parallel/rules.py",
+        )
     whole = tuple(d for d, axis in enumerate(axes) if axis and leaf.shape[d] % mesh.shape[axis])
     spec = PartitionSpec(*(None if d in whole else axis for d, axis in enumerate(axes)))
     parts = math.prod(mesh.shape[axis] for axis in spec if axis)
@@ -82,14 +91,22 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 
 
 def format_placements(rows: list[Placement], mesh: Mesh) -> str:
-    """The table a run prints: equal rows of different layers are one line; * marks dimensions that stay whole."""
+    """The table a run prints: equal rows of different layers are one line; * marks dimensions that
+    stay whole.
+    """
     groups: dict[tuple, list[Placement]] = {}
     for row in rows:
         name = re.sub(r"^(params|method_state/teacher|opt_state/.*?/(mu|nu))/", "", row.name)
         name = re.sub(r"(block|layer)_\d+", r"\1_*", name)
         groups.setdefault((name, row.shape, str(row.spec), row.whole), []).append(row)
     lines = [
-        (name, "x".join(map(str, shape)) or "-", _spec(shape, found[0]), str(len(found)), _mega(found))
+        (
+            name,
+            "x".join(map(str, shape)) or "-",
+            _spec(shape, found[0]),
+            str(len(found)),
+            _mega(found),
+        )
         for (name, shape, _, _), found in groups.items()
     ]
     lines.insert(0, ("array", "shape", "split over", "times", "MB a device"))
@@ -98,7 +115,9 @@ def format_placements(rows: list[Placement], mesh: Mesh) -> str:
     body = "\n".join(form.format(*line) for line in lines)
     total, whole = sum(row.bytes_per_device for row in rows), sum(_bytes(row, mesh) for row in rows)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    return f"{body}\nmesh {sizes}: {total / 1e6:.1f} MB of state a device, {whole / 1e6:.1f} MB in all"
+    return (
+        f"{body}\nmesh {sizes}: {total / 1e6:.1f} MB of state a device, {whole / 1e6:.1f} MB in all"
+    )
 
 
 def _spec(shape: tuple[int, ...], row: Placement) -> str:

@@ -16,8 +16,8 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator. Memory and peak as Google's Cloud TPU documentation gives them; the clock follows from the peak
-    and the size of the matrix units."""
+    """One accelerator. Memory and peak as Google's Cloud TPU documentation gives them; the clock
+    follows from the peak and the size of the matrix units."""
 
     hbm_bytes: float  # a chip
     peak_flops: float  # dense bfloat16, a second
@@ -32,7 +32,8 @@ CHIPS = {
 
 
 def topology_devices(topology: str) -> tuple[list[Any], Chip | None]:
-    """Devices to compile for: those of this machine for "local", else e.g. "v5e:16x16"; and what is known of the chip.
+    """Devices to compile for: those of this machine for "local", else e.g. "v5e:16x16"; and what is
+    known of the chip.
 
     Raises ConfigError on a name that libtpu does not know, or where libtpu is not installed.
     """
@@ -41,10 +42,16 @@ def topology_devices(topology: str) -> tuple[list[Any], Chip | None]:
     name = topology.split(":")[0]
     if name not in CHIPS or ":" not in topology:
         raise ConfigError(
-            f"--topology={topology}", f"local, or one of {', '.join(CHIPS)} and its shape", "use v5e:16x16"
+            f"--topology={topology}",
+            f"local, or one of {', '.join(CHIPS)} and its shape",
+            "use v5e:16x16",
         )
     if "TPU_LIBRARY_PATH" not in os.environ and not importlib.util.find_spec("libtpu"):
-        raise ConfigError(f"--topology={topology} without libtpu", "libtpu, which needs no TPU", "pip install libtpu")
+        raise ConfigError(
+            f"--topology={topology} without libtpu",
+            "libtpu, which needs no TPU",
+            "pip install libtpu",
+        )
     # libtpu would ask for the metadata of a TPU machine, and lock itself for one process.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",

@@ -47,26 +47,36 @@ class TrainConfig:
 
     epochs: int = 30  # passes over the training split; not read if steps > 0
     steps: int = 0  # optimizer steps of the whole run; 0 = from epochs
-    stop_after_seconds: float = 0.0  # wall-clock budget of one start: then save, evaluate, end; 0 = none
+    # wall-clock budget of one start: then save, evaluate, end; 0 = none
+    stop_after_seconds: float = 0.0
     log_every: int = 50  # steps between two entries in metrics.jsonl
     eval_every: int = 0  # steps between two evaluations; 0 = only at the end
     checkpoint_every: int = 1000  # steps between two checkpoints; there is always one at the end
     keep_checkpoints: int = 2  # the newest so many stay on disk
     keep_every: int = 0  # and those at multiples of so many steps; 0 = none
     keep_best: int = 1  # and so many of the best by best_metric
-    best_metric: str = ""  # key of an evaluation, like val/retrieval/itm/text_to_image_r@1; "" = none is best
+    # key of an evaluation, like val/retrieval/itm/text_to_image_r@1; "" = none is best
+    best_metric: str = ""
     best_mode: str = "max"  # max | min
-    continue_from: str = ""  # work directory of another run that this one goes on from (train/start.py, case 2)
-    weights: str = ""  # work directory of a run, or folder of converted weights, that this one starts from (case 3)
+    # work directory of another run that this one goes on from (train/start.py, case 2)
+    continue_from: str = ""
+    # work directory of a run, or folder of converted weights, that this one starts from (case 3)
+    weights: str = ""
     weights_state: bool = False  # with weights: also their teacher and queues, where they have them
-    accumulate: int = 1  # pieces a batch is computed in, one after the other, to save memory; the result is the same
-    wandb: str = ""  # project of Weights & Biases that gets the numbers too; "" = none (docs/watching.md)
+    # pieces a batch is computed in, one after the other, to save memory; the result is the same
+    accumulate: int = 1
+    # project of Weights & Biases that gets the numbers too; "" = none (docs/watching.md)
+    wandb: str = ""
     wandb_mode: str = "online"  # online | offline: into the work directory, for `wandb sync`
     mlflow: str = ""  # experiment of MLflow that gets them too; "" = none
-    mlflow_uri: str = ""  # its server; "" = MLFLOW_TRACKING_URI, and without that a file in the work directory
-    hang_seconds: float = 600.0  # without a finished step until every process prints its stacks; 0 = never
-    profile_steps: tuple[int, ...] = ()  # (first, last) of the steps whose profile goes to WORKDIR/profile
-    peak_tflops: float = 0.0  # of a device, for the MFU; 0 = as published, where this code knows the device
+    # its server; "" = MLFLOW_TRACKING_URI, and without that a file in the work directory
+    mlflow_uri: str = ""
+    # without a finished step until every process prints its stacks; 0 = never
+    hang_seconds: float = 600.0
+    # (first, last) of the steps whose profile goes to WORKDIR/profile
+    profile_steps: tuple[int, ...] = ()
+    # of a device, for the MFU; 0 = as published, where this code knows the device
+    peak_tflops: float = 0.0
 
     def validate(self) -> None:
         """Raises ConfigError on a length or interval that makes no sense."""
@@ -85,17 +95,27 @@ class TrainConfig:
             ("peak_tflops", 0),
         ):
             if getattr(self, name) < least:
-                raise ConfigError(f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it")
+                raise ConfigError(
+                    f"train.{name}={getattr(self, name)}", f"at least {least}", "raise it"
+                )
         if self.best_mode not in ("max", "min"):
-            raise ConfigError(f"train.best_mode={self.best_mode!r}", "max or min", "set one of them")
+            raise ConfigError(
+                f"train.best_mode={self.best_mode!r}", "max or min", "set one of them"
+            )
         if self.continue_from and self.weights:
-            raise ConfigError("both train.continue_from and train.weights", "one beginning", "unset one of them")
+            raise ConfigError(
+                "both train.continue_from and train.weights", "one beginning", "unset one of them"
+            )
         if self.weights_state and not self.weights:
             raise ConfigError(
-                "train.weights_state=True without train.weights", "weights to take it from", "set train.weights"
+                "train.weights_state=True without train.weights",
+                "weights to take it from",
+                "set train.weights",
             )
         if self.wandb_mode not in ("online", "offline"):
-            raise ConfigError(f"train.wandb_mode={self.wandb_mode!r}", "online or offline", "set one of them")
+            raise ConfigError(
+                f"train.wandb_mode={self.wandb_mode!r}", "online or offline", "set one of them"
+            )
         if self.profile_steps and not (
             len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
         ):
@@ -105,7 +125,9 @@ class TrainConfig:
                 "set it to (100,102), or ()",
             )
         if not self.epochs and not self.steps:
-            raise ConfigError("train.epochs=0 and train.steps=0", "one of them above 0", "set train.epochs")
+            raise ConfigError(
+                "train.epochs=0 and train.steps=0", "one of them above 0", "set train.epochs"
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

@@ -1,8 +1,8 @@
 """The one training loop.
 
-It knows steps, batches, checkpoints and clocks; what is learned is in `train_step`, what is measured in the evaluators.
-A start in the work directory of an interrupted run goes on where the newest checkpoint stands, and ends with the
-same numbers as a run that never stopped.
+It knows steps, batches, checkpoints and clocks; what is learned is in `train_step`, what is
+measured in the evaluators. A start in the work directory of an interrupted run goes on where the
+newest checkpoint stands, and ends with the same numbers as a run that never stopped.
 """
 
 from __future__ import annotations
@@ -100,23 +100,29 @@ def run(
     """Trains up to `total_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      train_step: pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and include `loss`.
+      train_step: pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and
+      include `loss`.
       init_state: the state before step 1; must be traceable by `jax.jit`.
-      batches: `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first one). Each is a
-        dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if there, stay on the host, and the
-        former is counted. It is read in a thread, a few batches ahead of the step.
+      batches: `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first
+        one). Each is a dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if
+        there, stay on the host, and the former is counted. It is read in a thread, a few batches
+        ahead of the step.
       evaluators: called at intervals and at the end.
       run_record: the nested config, written to config.json.
       run_defaults: of all its fields, for a run in `workdir` that is older than one of them.
-      stage: which parts of the method are on after that many steps; `train_step` is compiled once for each value.
-      observe: more metrics of the state after a step that is recorded; must be traceable by `jax.jit`.
-      shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of NamedSharding`; None: all of it
-        on every device.
+      stage: which parts of the method are on after that many steps; `train_step` is compiled once
+      for each value.
+      observe: more metrics of the state after a step that is recorded; must be traceable by
+      `jax.jit`.
+      shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of
+        NamedSharding`; None: all of it on every device.
       data_id: a digest of the records that are read; a checkpoint of a run on others is refused.
-      report: called on the first process with the step and the metrics of an evaluation; returns what is printed.
+      report: called on the first process with the step and the metrics of an evaluation; returns
+      what is printed.
 
     Raises:
-      CheckpointError: the work directory belongs to another config, or a checkpoint cannot be read or written.
+      CheckpointError: the work directory belongs to another config, or a checkpoint cannot be read
+      or written.
       DivergedError: a loss, gradient or parameter is not finite; that state is not saved.
       DataError: the batches ended early.
     """
@@ -177,7 +183,8 @@ class _Run:
                 best_mode=self.config.best_mode,
                 say=self.console.say,
             ) as self.manager,
-            # With several processes SIGTERM is jax's: its service tells all of them of a preemption of one.
+            # With several processes SIGTERM is jax's: its service tells all of them of a preemption
+            # of one.
             StopSignals((signal.SIGINT,) if jax.process_count() > 1 else SIGNALS) as self.signals,
             open_trackers(self.config, self.workdir, self.run_record, primary) as trackers,
             Watchdog(self.config.hang_seconds, self.workdir, jax.process_index()) as self.watchdog,
@@ -210,17 +217,21 @@ class _Run:
         trained_on = position.get("data", self.data_id)
         if trained_on != self.data_id:
             raise CheckpointError(
-                f"{self.workdir} was trained on other records (digest {trained_on}, here {self.data_id})",
+                f"{self.workdir} was trained on other records (digest {trained_on}, here "
+                f"{self.data_id})",
                 "the same files in the same order, so that no sample is repeated or left out",
                 "restore them, or start in another --workdir",
             )
         return state, position["skipped"]
 
     def _steps(self, state: PyTree, start: int, iterator: DevicePrefetch) -> RunResult:
-        step_fn = sharded_step(self.train_step, self.mesh, jax.tree.map(lambda leaf: leaf.sharding, state))
+        step_fn = sharded_step(
+            self.train_step, self.mesh, jax.tree.map(lambda leaf: leaf.sharding, state)
+        )
         params_finite = jax.jit(all_finite)
         self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
-        self.due, self.flops = None, 0.0  # the step whose timings are to be written; operations since the last ones
+        # the step whose timings are to be written; operations since the last ones
+        self.due, self.flops = None, 0.0
         observe = jax.jit(self.observe)
         flops = {}  # of a step, by program
         compiled = set()  # stages, and lengths of texts
@@ -232,7 +243,8 @@ class _Run:
         while step < self.total_steps and not stop:
             step += 1
             stage = self.stage(step - 1)
-            if self.profile.wanted(step - 1) != self.profile.wanted(step):  # what is begun by now ends here
+            # what is begun by now ends here
+            if self.profile.wanted(step - 1) != self.profile.wanted(step):
                 with self._in("step", "compute"):
                     jax.block_until_ready(pending)
                 self._settle(pending)
@@ -287,12 +299,16 @@ class _Run:
         self._finish(step, start, stop)
         return RunResult(state, step, max(stop, 0))
 
-    def _compile_and_step(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int):
+    def _compile_and_step(
+        self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int
+    ):
         self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
         began = self.clock()
         with self._in("start", "compile"), self.profile.step(step):
             state, metrics = jax.block_until_ready(step_fn(state, batch, stage))
-        self.console.say(f"step {step}: compiled and done in {format_seconds(self.clock() - began)}")
+        self.console.say(
+            f"step {step}: compiled and done in {format_seconds(self.clock() - began)}"
+        )
         self.window -= 1
         return state, metrics
 
@@ -315,7 +331,11 @@ class _Run:
     def _next_batch(self, iterator: DevicePrefetch, step: int) -> Batch:
         item = next(iterator, None)
         if item is None:
-            raise DataError(f"the data ended before step {step}", f"{self.total_steps} batches", "lower train.steps")
+            raise DataError(
+                f"the data ended before step {step}",
+                f"{self.total_steps} batches",
+                "lower train.steps",
+            )
         batch, host = item
         self.skipped += int(np.sum(host.get("skipped_B", 0)))
         return batch
@@ -328,7 +348,9 @@ class _Run:
         self.watchdog.beat(step)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.window, self.flops = self.window + 1, self.flops + work
-        watched = {name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")}
+        watched = {
+            name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")
+        }
         if not all(math.isfinite(value) for value in watched.values()):
             raise self._diverged(step, watched)
         due = self._recorded(step)
@@ -368,27 +390,38 @@ class _Run:
                     "seconds_per_step": seconds / self.window,
                     "pairs_per_second": self.window * self.batch_size / seconds,
                     "input_share": self.timer.total("input") / seconds,
-                    **{f"{name}_seconds": self.timer.total(section) for name, section in SPLIT.items()},
+                    **{
+                        f"{name}_seconds": self.timer.total(section)
+                        for name, section in SPLIT.items()
+                    },
                     "tflops_per_device": achieved / 1e12,
                     **({"mfu": achieved / peak} if peak else {}),
                     **memory(),
                     "elapsed": elapsed,
                 },
             )
-            self.timed_steps, self.train_seconds = self.timed_steps + self.window, self.train_seconds + seconds
+            self.timed_steps, self.train_seconds = (
+                self.timed_steps + self.window,
+                self.train_seconds + seconds,
+            )
             self.timer.reset()
         else:
-            # Nothing to divide by: what compiling, saving and evaluating took waits for the next entry.
+            # Nothing to divide by: what compiling, saving and evaluating took waits for the next
+            # entry.
             for section in ("input", "step"):
                 self.timer.seconds.pop(section, None)
         self.window, self.flops, self.due = 0, 0.0, None
 
     def _stop_asked(self, step: int) -> int:
         """0, a signal's number, or OVER_BUDGET; the same on every process."""
-        over = self.config.stop_after_seconds and self.clock() - self.began >= self.config.stop_after_seconds
+        over = (
+            self.config.stop_after_seconds
+            and self.clock() - self.began >= self.config.stop_after_seconds
+        )
         asked = self.signals.received or (OVER_BUDGET if over else 0)
         if jax.process_count() > 1:
-            if multihost_utils.reached_preemption_sync_point(step):  # the same step on every process
+            # the same step on every process
+            if multihost_utils.reached_preemption_sync_point(step):
                 return signal.SIGTERM
             if step % self.config.log_every:  # asking the others waits for the device
                 return 0
@@ -407,7 +440,11 @@ class _Run:
         if not self.evaluators:
             return
         params, method_state = everywhere((state.params, state.method_state), self.mesh)
-        metrics = [metric for evaluator in self.evaluators for metric in evaluator(params, method_state, step)]
+        metrics = [
+            metric
+            for evaluator in self.evaluators
+            for metric in evaluator(params, method_state, step)
+        ]
         if not metrics:
             return
         values = {metric.key: metric.value for metric in metrics}
@@ -416,7 +453,8 @@ class _Run:
                 text = self.report(step, metrics)
             self.console.say(text)
         self.manager.record_metrics(step, values)
-        self.records.add(step, "eval", values)  # last: a start that finds this entry does not evaluate again
+        # last: a start that finds this entry does not evaluate again
+        self.records.add(step, "eval", values)
 
     def _finish(self, step: int, start: int, stop: int) -> None:
         with self._in("checkpoint", "checkpoint"):
@@ -427,7 +465,9 @@ class _Run:
         if step == start:
             self.console.say(f"nothing left to train: {at}")
         elif stop > 0:
-            self.console.say(f"stopped by signal {stop} at {at}; the same command goes on from here")
+            self.console.say(
+                f"stopped by signal {stop} at {at}; the same command goes on from here"
+            )
         else:
             reason = "time budget used up after" if stop else "finished in"
             self.console.say(f"{reason} {format_seconds(self.clock() - self.began)} at {at}")
@@ -435,12 +475,17 @@ class _Run:
     def _diverged(self, step: int, values: Mapping[str, float]) -> DivergedError:
         self.manager.wait()
         good = self.manager.latest_step()
-        where = f"step {good} in {self.workdir / CHECKPOINTS}" if good is not None else "there is none yet"
+        where = (
+            f"step {good} in {self.workdir / CHECKPOINTS}"
+            if good is not None
+            else "there is none yet"
+        )
         parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         return DivergedError(
             f"not finite at step {step} ({parts})",
             "finite losses, gradients and parameters",
-            f"lower the learning rate or raise the warm-up, in another --workdir; last good checkpoint: {where}",
+            "lower the learning rate or raise the warm-up, in another --workdir; last good "
+            f"checkpoint: {where}",
         )
 
 

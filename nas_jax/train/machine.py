@@ -28,8 +28,8 @@ PEAKS = {
     "TPU v5": CHIPS["v5p"].peak_flops,
     "TPU v6": CHIPS["v6e"].peak_flops,
 }
-"""Published dense bfloat16 operations a second by a part of `device_kind`, the first that fits (data sheets of NVIDIA
-and Google); None: several variants go by that name."""
+"""Published dense bfloat16 operations a second by a part of `device_kind`, the first that fits
+(data sheets of NVIDIA and Google); None: several variants go by that name."""
 
 
 def describe(params: PyTree, total_steps: int) -> dict[str, Any]:
@@ -51,11 +51,15 @@ def describe(params: PyTree, total_steps: int) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """Most memory so far in GiB: of this process, and of its fullest device where devices say so (CPUs do not)."""
+    """Most memory so far in GiB: of this process, and of its fullest device where devices say so
+    (CPUs do not).
+    """
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
     found = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    peaks = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()
+    ]
     return found | ({"device_gib": max(peaks) / GIB} if max(peaks) else {})
 
 
@@ -67,19 +71,31 @@ def peak_flops(device_kind: str, given_tflops: float = 0.0) -> float | None:
 
 
 def matmul_flops(jaxpr: Any) -> float:
-    """Operations of all matmuls in a traced program; loops by their length, conditions by their costliest branch.
+    """Operations of all matmuls in a traced program; loops by their length, conditions by their
+    costliest branch.
 
-    What the backward pass computes again counts again. The count is the program's before it is split over devices.
+    What the backward pass computes again counts again. The count is the program's before it is
+    split over devices.
     """
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            total += (
+                2
+                * math.prod(eqn.outvars[0].aval.shape)
+                * math.prod(shape[axis] for axis in contracted)
+            )
             continue
-        inside = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(eqn.params.values()))]
+        inside = [
+            getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(eqn.params.values()))
+        ]
         counts = [matmul_flops(inner) for inner in inside if hasattr(inner, "eqns")]
         if counts:
-            total += max(counts) if eqn.primitive.name == "cond" else sum(counts) * eqn.params.get("length", 1)
+            total += (
+                max(counts)
+                if eqn.primitive.name == "cond"
+                else sum(counts) * eqn.params.get("length", 1)
+            )
     return total

@@ -33,7 +33,9 @@ class OptimizerConfig:
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
         if self.schedule not in ("staircase", "smooth"):
-            raise ConfigError(f"optimizer.schedule={self.schedule!r}", "staircase or smooth", "set one of them")
+            raise ConfigError(
+                f"optimizer.schedule={self.schedule!r}", "staircase or smooth", "set one of them"
+            )
         if min(self.lr, self.lr_min, self.warmup_lr, self.weight_decay, self.clip_norm) < 0:
             raise ConfigError(
                 f"optimizer with lr={self.lr}, lr_min={self.lr_min}, warmup_lr={self.warmup_lr}, "
@@ -44,7 +46,10 @@ class OptimizerConfig:
 
 
 def decayed(params: Params) -> PyTree:
-    """True where weight decay applies: not to 1-D tensors nor to biases. Position tables, CLS and temperature are."""
+    """True where weight decay applies: not to 1-D tensors nor to biases.
+
+    Position tables, CLS and temperature are.
+    """
 
     def rule(path: tuple, value: jax.Array) -> bool:
         return value.ndim != 1 and path[-1].key != "bias"

@@ -12,7 +12,8 @@ from nas_jax.utils.paths import through_disk
 
 
 class StepProfile:
-    """Records what hosts and devices do in the steps `first` to `last`, into `folder`; every process its own file.
+    """Records what hosts and devices do in the steps `first` to `last`, into `folder`; every
+    process its own file.
 
     A context manager: its end writes what is left.
     """
@@ -28,7 +29,10 @@ class StepProfile:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """The work of a step. What was started before must be done by now, else it is in the profile too."""
+        """The work of a step.
+
+        What was started before must be done by now, else it is in the profile too.
+        """
         if not self.wanted(step):
             yield
             return
@@ -45,7 +49,10 @@ class StepProfile:
         self.stop()
 
     def stop(self) -> bool:
-        """Writes what was recorded, if anything; the devices must be done. Returns whether there was something."""
+        """Writes what was recorded, if anything; the devices must be done.
+
+        Returns whether there was something.
+        """
         was, self._running = self._running, False
         if was:
             with self._place:

@@ -23,9 +23,10 @@ def staircase(
 ) -> Schedule:
     """ALBEF's schedule as its code really steps it (Pretrain.py, scheduler/cosine_lr.py).
 
-    In epoch 0 the rate rises by 1/`warmup_units` of the way after iterations 0, `unit_steps`, 2 `unit_steps`, ...; the
-    new rate counts from the next iteration on. Each later epoch e has one rate, on a cosine that reaches `lr_min` at
-    `cosine_epochs` and stays there. An epoch 0 shorter than the warm-up cuts it off.
+    In epoch 0 the rate rises by 1/`warmup_units` of the way after iterations 0, `unit_steps`, 2
+    `unit_steps`, ...; the new rate counts from the next iteration on. Each later epoch e has one
+    rate, on a cosine that reaches `lr_min` at `cosine_epochs` and stays there. An epoch 0 shorter
+    than the warm-up cuts it off.
     """
 
     def schedule(step: Array) -> Array:
@@ -39,7 +40,9 @@ def staircase(
     return schedule
 
 
-def smooth(lr: float, lr_min: float, warmup_lr: float, warmup_steps: int, total_steps: int) -> Schedule:
+def smooth(
+    lr: float, lr_min: float, warmup_lr: float, warmup_steps: int, total_steps: int
+) -> Schedule:
     """Linear warm-up over `warmup_steps`, then one cosine down to `lr_min` at `total_steps`."""
 
     def schedule(step: Array) -> Array:

@@ -1,11 +1,12 @@
 """What a run begins with. There are four cases, tried in this order:
 
 1. continue this run: the work directory has a checkpoint;
-2. continue another run: `train.continue_from` names its work directory, whose newest checkpoint is taken over whole,
-   with optimizer, queues and the position in the data;
-3. start from weights: `train.weights` names a work directory or a folder of converted weights (docs/conversion.md), of
-   whose newest checkpoint the parameters are taken, and the dictionary if both have one, with `train.weights_state` the
-   teacher and the queues too; the rest is new, and training begins at step 1;
+2. continue another run: `train.continue_from` names its work directory, whose newest checkpoint is
+   taken over whole, with optimizer, queues and the position in the data;
+3. start from weights: `train.weights` names a work directory or a folder of converted weights
+   (docs/conversion.md), of whose newest checkpoint the parameters are taken, and the dictionary if
+   both have one, with `train.weights_state` the teacher and the queues too; the rest is new, and
+   training begins at step 1;
 4. start from nothing.
 """
 
@@ -36,9 +37,13 @@ NOTHING_READ: Position = {"next_step": 0, "skipped": 0}
 
 
 def begin(
-    config: TrainConfig, init_state: Callable[[], TrainState], shardings: PyTree, say: Callable[[str], None]
+    config: TrainConfig,
+    init_state: Callable[[], TrainState],
+    shardings: PyTree,
+    say: Callable[[str], None],
 ) -> tuple[TrainState, Position]:
-    """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the data goes on.
+    """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the
+    data goes on.
 
     Raises CheckpointError where the other run has no checkpoint that is whole, or another state.
     """
@@ -63,11 +68,15 @@ def with_weights(
     say: Callable[[str], None],
     teacher_too: bool = False,
 ) -> TrainState:
-    """A fresh state with the parameters of a checkpoint, a teacher equal to them, and its dictionary if it has one.
+    """A fresh state with the parameters of a checkpoint, a teacher equal to them, and its
+    dictionary if it has one.
 
-    teacher_too: the checkpoint's own teacher instead, and its queues where they have the size of this run's.
+    teacher_too: the checkpoint's own teacher instead, and its queues where they have the size of
+    this run's.
     """
-    params, report = adapt(_restore(manager, "params", state.params, shardings.params), state.params)
+    params, report = adapt(
+        _restore(manager, "params", state.params, shardings.params), state.params
+    )
     say(str(report))
     params = _place(params, shardings.params)
     groups, places = state.method_state.teacher, shardings.method_state.teacher
@@ -84,14 +93,17 @@ def with_weights(
             say("these weights have no dictionary: it starts anew")
         else:
             codes = len(state.method_state.dictionary.counts_K)
-            dictionary = adapt_dictionary(saved, codes).replace(step=np.int32(1))  # past its start from data
+            # past its start from data
+            dictionary = adapt_dictionary(saved, codes).replace(step=np.int32(1))
             method_state = method_state.replace(
                 dictionary=_place(dictionary, shardings.method_state.dictionary),
             )
     return state.replace(params=params, method_state=method_state)
 
 
-def _teacher(manager: CheckpointManager, student: Params, shardings: PyTree, say: Callable[[str], None]) -> Params:
+def _teacher(
+    manager: CheckpointManager, student: Params, shardings: PyTree, say: Callable[[str], None]
+) -> Params:
     """The teacher of a checkpoint; what it lacks is the student's."""
     try:
         saved = _restore(manager, "teacher", student, shardings)
@@ -103,7 +115,9 @@ def _teacher(manager: CheckpointManager, student: Params, shardings: PyTree, say
     return teacher
 
 
-def _queue(manager: CheckpointManager, fresh: QueueState, shardings: PyTree, say: Callable[[str], None]) -> QueueState:
+def _queue(
+    manager: CheckpointManager, fresh: QueueState, shardings: PyTree, say: Callable[[str], None]
+) -> QueueState:
     """The queues of a checkpoint if they have the shape of the fresh ones."""
     try:
         saved = QueueState(**manager.restore_params(which="queue"))
@@ -111,16 +125,23 @@ def _queue(manager: CheckpointManager, fresh: QueueState, shardings: PyTree, say
         say("these weights have no queues: they start anew")
         return fresh
     if saved.image_QxE.shape != fresh.image_QxE.shape:
-        say(f"these weights have queues of {list(saved.image_QxE.shape)}: those of this run start anew")
+        say(
+            f"these weights have queues of {list(saved.image_QxE.shape)}: those of this run start "
+            "anew"
+        )
         return fresh
     return _place(saved, shardings)
 
 
 def _restore(manager: CheckpointManager, which: str, wanted: PyTree, shardings: PyTree) -> Params:
-    """A part of a checkpoint, each array where the array of that name lives; what does not fit it, whole everywhere."""
+    """A part of a checkpoint, each array where the array of that name lives; what does not fit it,
+    whole everywhere.
+    """
     places = {
         name: (tuple(leaf.shape), sharding)
-        for (name, leaf), sharding in zip(named_leaves(wanted).items(), jax.tree.leaves(shardings), strict=True)
+        for (name, leaf), sharding in zip(
+            named_leaves(wanted).items(), jax.tree.leaves(shardings), strict=True
+        )
     }
     whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
@@ -128,7 +149,9 @@ def _restore(manager: CheckpointManager, which: str, wanted: PyTree, shardings: 
         leaves = {}
         for name, (shape, dtype) in saved.items():
             wanted_shape, sharding = places.get(name, (None, whole))
-            leaves[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding if shape == wanted_shape else whole)
+            leaves[name] = jax.ShapeDtypeStruct(
+                shape, dtype, sharding=sharding if shape == wanted_shape else whole
+            )
         return nest(leaves)
 
     return manager.restore_params(place, which=which)

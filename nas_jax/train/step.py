@@ -20,7 +20,9 @@ from nas_jax.typing import Batch, Metrics, PyTree
 def make_train_step(
     method: Method, optimizer: optax.GradientTransformation, schedule: Schedule
 ) -> Callable[[TrainState, Batch, Stage], tuple[TrainState, Metrics]]:
-    """step(state, batch, stage) -> (state, metrics); `stage` is static under jit, the state may be donated."""
+    """step(state, batch, stage) -> (state, metrics); `stage` is static under jit, the state may be
+    donated.
+    """
 
     def step(state: TrainState, batch: Batch, stage: Stage) -> tuple[TrainState, Metrics]:
         params = method.constrain(state.params)
@@ -32,7 +34,8 @@ def make_train_step(
         grads, (method_state, metrics) = jax.grad(loss, has_aux=True)(params)
         method_state = method.settle(method_state, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        # Apart from the optimizer's: shared, their squares would be written out, and read again for the norms.
+        # Apart from the optimizer's: shared, their squares would be written out, and read again for
+        # the norms.
         grads = jax.tree.map(jax.lax.optimization_barrier, grads)
         metrics = {
             **metrics,
@@ -59,11 +62,16 @@ def observe(state: TrainState) -> Metrics:
     """
     teacher = state.method_state.teacher
     student = {name: state.params[name] for name in teacher}
-    return {"teacher/distance": optax.tree.norm(optax.tree.sub(teacher, student)) / optax.tree.norm(student)}
+    return {
+        "teacher/distance": optax.tree.norm(optax.tree.sub(teacher, student))
+        / optax.tree.norm(student)
+    }
 
 
 def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:
-    """The jitted step on a mesh: the state keeps its places and is overwritten, the batch comes split by rows."""
+    """The jitted step on a mesh: the state keeps its places and is overwritten, the batch comes
+    split by rows.
+    """
     jitted = jax.jit(
         train_step,
         donate_argnums=0,

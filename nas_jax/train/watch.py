@@ -1,7 +1,8 @@
 """The numbers of a run in other places than its work directory: Weights & Biases, MLflow.
 
-Both are off unless the config names them, and imported only then. The work directory stays the truth: a tracker that
-fails while the run goes on is left alone with one warning, and training continues.
+Both are off unless the config names them, and imported only then. The work directory stays the
+truth: a tracker that fails while the run goes on is left alone with one warning, and training
+continues.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.paths import failures, in_words, is_bucket, read_text, write_whole
 from nas_jax.utils.trees import flatten_dict
 
-IDS = "trackers.json"  # in the work directory: the run's names over there, so that a second start goes on in them
+# in the work directory: the run's names over there, so that a second start goes on in them
+IDS = "trackers.json"
 MLFLOW_FILE = "mlflow.db"  # in the work directory: what MLflow writes where it has no server
 MLFLOW_LETTERS = set(" _-./:")  # that a name may have besides letters and digits
 MOST_PARAMS = 100  # MLflow takes so many at once,
@@ -46,7 +48,9 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: TrainConfig, workdir: Path) -> None:
-    """Raises ConfigError if a package is missing that the config asks for, or a tracker would write into a bucket."""
+    """Raises ConfigError if a package is missing that the config asks for, or a tracker would write
+    into a bucket.
+    """
     for package, wanted in (("wandb", config.wandb), ("mlflow", config.mlflow)):
         if wanted and package not in sys.modules and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -58,7 +62,9 @@ def check_trackers(config: TrainConfig, workdir: Path) -> None:
         return
     if config.wandb and config.wandb_mode == "offline":
         raise ConfigError(
-            f"train.wandb_mode=offline with {workdir}", "a --workdir on the disk, where it writes", "set it to online"
+            f"train.wandb_mode=offline with {workdir}",
+            "a --workdir on the disk, where it writes",
+            "set it to online",
         )
     if config.mlflow and not (config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise ConfigError(
@@ -68,11 +74,14 @@ def check_trackers(config: TrainConfig, workdir: Path) -> None:
         )
 
 
-def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, Any], write: bool = True) -> Trackers:
-    """The trackers of the config, their runs begun; none unless `write` (all processes but the first).
+def open_trackers(
+    config: TrainConfig, workdir: Path, run_record: Mapping[str, Any], write: bool = True
+) -> Trackers:
+    """The trackers of the config, their runs begun; none unless `write` (all processes but the
+    first).
 
-    Raises ConfigError if a package is missing (on every process) or a tracker does not start, as without a login, and
-    CheckpointError if the work directory cannot be written.
+    Raises ConfigError if a package is missing (on every process) or a tracker does not start, as
+    without a login, and CheckpointError if the work directory cannot be written.
     """
     check_trackers(config, workdir)
     if not write or not (config.wandb or config.mlflow):
@@ -89,7 +98,9 @@ def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, A
             raise ConfigError(
                 f"train.{field}={getattr(config, field)!r}: {_line(error)}",
                 "a tracker that starts",
-                "set train.wandb_mode=offline or log in" if field == "wandb" else "check train.mlflow_uri",
+                "set train.wandb_mode=offline or log in"
+                if field == "wandb"
+                else "check train.mlflow_uri",
             ) from error
         ids[field] = tracker.id
         trackers.append(tracker)
@@ -97,7 +108,9 @@ def open_trackers(config: TrainConfig, workdir: Path, run_record: Mapping[str, A
         write_whole(workdir / IDS, json.dumps(ids) + "\n")
     except failures() as error:
         Trackers(trackers).close(failed=True)
-        raise CheckpointError(f"{workdir / IDS}: {in_words(error)}", "a writable --workdir", "make room") from error
+        raise CheckpointError(
+            f"{workdir / IDS}: {in_words(error)}", "a writable --workdir", "make room"
+        ) from error
     return Trackers(trackers)
 
 
@@ -126,7 +139,9 @@ class Trackers:
 
     def _drop(self, tracker: Tracker, what: str, error: Exception) -> None:
         self._trackers.remove(tracker)
-        _LOG.warning("%s %s (%s); all numbers are in the work directory", tracker.name, what, _line(error))
+        _LOG.warning(
+            "%s %s (%s); all numbers are in the work directory", tracker.name, what, _line(error)
+        )
 
     def __enter__(self) -> Trackers:
         return self
@@ -136,11 +151,20 @@ class Trackers:
 
 
 class WandbTracker:
-    """A run in a project of Weights & Biases; offline it is written to WORKDIR/wandb, for `wandb sync`."""
+    """A run in a project of Weights & Biases; offline it is written to WORKDIR/wandb, for `wandb
+    sync`.
+    """
 
     name = "Weights & Biases"
 
-    def __init__(self, config: TrainConfig, workdir: Path, name: str, run_record: Mapping[str, Any], known: str | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: Path,
+        name: str,
+        run_record: Mapping[str, Any],
+        known: str | None,
+    ):
         import wandb  # here: of seconds, and not needed
 
         self.id = known or uuid.uuid4().hex[:12]
@@ -160,34 +184,57 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run of an MLflow experiment; without `mlflow_uri` or MLFLOW_TRACKING_URI it is in WORKDIR/mlflow.db."""
+    """A run of an MLflow experiment; without `mlflow_uri` or MLFLOW_TRACKING_URI it is in
+    WORKDIR/mlflow.db.
+    """
 
     name = "MLflow"
 
-    def __init__(self, config: TrainConfig, workdir: Path, name: str, run_record: Mapping[str, Any], known: str | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: Path,
+        name: str,
+        run_record: Mapping[str, Any],
+        known: str | None,
+    ):
         import mlflow  # here: of seconds, and not needed
         from mlflow.entities import Metric, Param
 
         here = f"sqlite:///{(workdir / MLFLOW_FILE).absolute()}"
         self._metric, self._sent = Metric, []
-        self._client = mlflow.MlflowClient(config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or here)
+        self._client = mlflow.MlflowClient(
+            config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+        )
         if known:
             self.id = known
             self._client.set_terminated(known, "RUNNING")
             return
         experiment = self._client.get_experiment_by_name(config.mlflow)
-        found = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow)
+        found = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(config.mlflow)
+        )
         self.id = self._client.create_run(found, run_name=name).info.run_id
         fields = flatten_dict(run_record)
-        params = [Param(_letters(field), str(value)[:MOST_LETTERS]) for field, value in fields.items()]
+        params = [
+            Param(_letters(field), str(value)[:MOST_LETTERS]) for field, value in fields.items()
+        ]
         for start in range(0, len(params), MOST_PARAMS):
             self._client.log_batch(self.id, params=params[start : start + MOST_PARAMS])
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        metrics = [self._metric(_letters(name), float(value), now, step) for name, value in values.items()]
+        metrics = [
+            self._metric(_letters(name), float(value), now, step) for name, value in values.items()
+        ]
         for start in range(0, len(metrics), 1000):  # in their thread: a server may be slow
-            self._sent.append(self._client.log_batch(self.id, metrics=metrics[start : start + 1000], synchronous=False))
+            self._sent.append(
+                self._client.log_batch(
+                    self.id, metrics=metrics[start : start + 1000], synchronous=False
+                )
+            )
 
     def close(self, failed: bool) -> None:
         for sent in self._sent:
@@ -197,7 +244,9 @@ class MlflowTracker:
 
 def _letters(name: str) -> str:
     """A name that MLflow takes: `r@1` becomes `r_1`, as in TensorBoard."""
-    return "".join(letter if letter.isalnum() or letter in MLFLOW_LETTERS else "_" for letter in name)
+    return "".join(
+        letter if letter.isalnum() or letter in MLFLOW_LETTERS else "_" for letter in name
+    )
 
 
 def _read_ids(workdir: Path) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""What a run leaves in its work directory, and what a second start in the same place may find there.
+"""What a run leaves in its work directory, and what a second start in the same place may find
+there.
 
 config.json      the config of the run
 metrics.jsonl    one object a line, each with `step`; the same bytes whether or not the run was interrupted
@@ -11,7 +12,8 @@ tensorboard/     the metrics once more
 profile/         of the steps in train.profile_steps
 hang-0.txt       stacks of process 0, if no step was done for train.hang_seconds
 
-In a bucket (gs://...) the growing files are copied there now and then, and always before a checkpoint.
+In a bucket (gs://...) the growing files are copied there now and then, and always before a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ FLUSH_SECONDS = 30  # between two writes of TensorBoard's file
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A context that writes to `path`: a full disk, a read-only directory and the like raise CheckpointError."""
+    """A context that writes to `path`: a full disk, a read-only directory and the like raise
+    CheckpointError.
+    """
     try:
         yield
     except failures() as error:
@@ -61,12 +65,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def open_workdir(
-    workdir: Path, run_record: Mapping[str, Any], write: bool = True, defaults: Mapping[str, Any] | None = None
+    workdir: Path,
+    run_record: Mapping[str, Any],
+    write: bool = True,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Creates `workdir` and, unless `write` is off, puts `run_record` (the nested config) into its config.json.
+    """Creates `workdir` and, unless `write` is off, puts `run_record` (the nested config) into its
+    config.json.
 
-    Raises CheckpointError if another config is there and has a checkpoint: only the fields in `RESUMABLE` may change
-    between two starts. Before the first checkpoint there is nothing to protect, and the new config takes over.
+    Raises CheckpointError if another config is there and has a checkpoint: only the fields in
+    `RESUMABLE` may change between two starts. Before the first checkpoint there is nothing to
+    protect, and the new config takes over.
     """
     path = workdir / CONFIG
     if has_checkpoint(workdir):
@@ -88,7 +97,8 @@ def check_config(
     ignore: tuple[str, ...],
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raises CheckpointError if the run in `workdir` differs in fields or sections that are not in `ignore`.
+    """Raises CheckpointError if the run in `workdir` differs in fields or sections that are not in
+    `ignore`.
 
     defaults: of all fields; what the run in `workdir` did where it is older than a field.
     """
@@ -108,7 +118,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
         return json.loads(read_text(path))
     except FileNotFoundError:
         check_bucket(workdir)
-        raise CheckpointError(f"no {CONFIG} in {workdir}", "the --workdir of a run", "pass another, or train") from None
+        raise CheckpointError(
+            f"no {CONFIG} in {workdir}", "the --workdir of a run", "pass another, or train"
+        ) from None
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not JSON ({error})", "the file the run wrote", "pass another --workdir"
@@ -118,18 +130,27 @@ def read_config(workdir: Path) -> dict[str, Any]:
 class Records:
     """The growing files. `enabled=False` (all processes but the first) writes nothing."""
 
-    def __init__(self, workdir: Path, start: int, enabled: bool = True, trackers: Trackers | None = None):
+    def __init__(
+        self, workdir: Path, start: int, enabled: bool = True, trackers: Trackers | None = None
+    ):
         """start: the step of the restored state; what a former start wrote beyond it is cut off.
 
         trackers: get all numbers too. They are not closed here.
         """
-        self._enabled, self._workdir, self._start, self._trackers = enabled, workdir, start, trackers or Trackers(())
+        self._enabled, self._workdir, self._start, self._trackers = (
+            enabled,
+            workdir,
+            start,
+            trackers or Trackers(()),
+        )
         self.evaluated = False  # an evaluation of the state at `start` is on file
         if not enabled:
             return
         for name in (METRICS, TIMINGS):
             kept = _truncate(workdir / name, start)
-            self.evaluated |= any(entry["step"] == start and entry.get("kind") == "eval" for entry in kept)
+            self.evaluated |= any(
+                entry["step"] == start and entry.get("kind") == "eval" for entry in kept
+            )
         with writing(workdir):
             self._metrics = GrowingText(workdir / METRICS)
             self._timings = GrowingText(workdir / TIMINGS)
@@ -157,7 +178,8 @@ class Records:
                 _append(file, {"step": self._start} | dict(machine))
 
     def sync(self) -> None:
-        """For the moment before a checkpoint: what is on record must not begin behind it after a kill.
+        """For the moment before a checkpoint: what is on record must not begin behind it after a
+        kill.
 
         Raises CheckpointError if it cannot be written.
         """
@@ -190,7 +212,8 @@ def _without(module: str) -> Iterator[None]:
 class _Board:
     """TensorBoard's file of scalars, written by the thread that calls.
 
-    tensorboardX's own writer has a thread that dies on a full disk, whereupon the run waits for it without end.
+    tensorboardX's own writer has a thread that dies on a full disk, whereupon the run waits for it
+    without end.
     """
 
     def __init__(self, folder: Path, purge_step: int):
@@ -232,7 +255,9 @@ def _append(file: GrowingText, entry: Mapping[str, Any]) -> None:
 
 
 def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drops the entries of later steps, and a last line cut short by a kill; returns the entries that stay."""
+    """Drops the entries of later steps, and a last line cut short by a kill; returns the entries
+    that stay.
+    """
     if not path.exists():
         return []
     whole = [line for line in read_text(path).splitlines(keepends=True) if line.endswith("\n")]
@@ -240,9 +265,16 @@ def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in whole]
         kept = [entry for entry in entries if entry["step"] <= last_step]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error})", "one JSON object a line", "repair or move it") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error})", "one JSON object a line", "repair or move it"
+        ) from error
     with writing(path):
         write_whole(
-            path, "".join(line for line, entry in zip(whole, entries, strict=True) if entry["step"] <= last_step)
+            path,
+            "".join(
+                line
+                for line, entry in zip(whole, entries, strict=True)
+                if entry["step"] <= last_step
+            ),
         )
     return kept

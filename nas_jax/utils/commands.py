@@ -19,9 +19,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(
-    run: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None, interrupted: str = "interrupted"
+    run: Callable[[Sequence[str]], Any],
+    argv: Sequence[str] | None = None,
+    interrupted: str = "interrupted",
 ) -> int:
-    """Calls run(argv) and returns the exit code: what it returns if that is an int, else 0; of a UserError its own.
+    """Calls run(argv) and returns the exit code: what it returns if that is an int, else 0; of a
+    UserError its own.
 
     argv: default: those of the process. interrupted: what Ctrl-C prints; the code is then 130.
     """

@@ -13,10 +13,14 @@ from nas_jax.utils.errors import ConfigError
 
 
 def build(cls: type, values: Any, path: str = "") -> Any:
-    """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so far."""
+    """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so
+    far.
+    """
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}={values!r}", "a section with named fields", f"set {path}.<field>")
+        raise ConfigError(
+            f"{path}={values!r}", "a section with named fields", f"set {path}.<field>"
+        )
     known = typing.get_type_hints(cls)
     for name in values:
         check_known(cls, str(name), path)
@@ -28,8 +32,12 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         and item.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"no {dotted(path, missing[0])}", "a value, it has no default", "set it in the config")
-    return cls(**{name: _convert(known[name], value, dotted(path, name)) for name, value in values.items()})
+        raise ConfigError(
+            f"no {dotted(path, missing[0])}", "a value, it has no default", "set it in the config"
+        )
+    return cls(
+        **{name: _convert(known[name], value, dotted(path, name)) for name, value in values.items()}
+    )
 
 
 def check_known(cls: type, name: str, path: str) -> Any:
@@ -37,13 +45,19 @@ def check_known(cls: type, name: str, path: str) -> Any:
     known = typing.get_type_hints(cls)
     if name not in known:
         close = difflib.get_close_matches(name, known, 1, 0.6)
-        remedy = f"did you mean {dotted(path, close[0])}" if close else f"use one of {', '.join(known)}"
-        raise ConfigError(f"unknown config field {dotted(path, name)}", f"a field of {cls.__name__}", remedy)
+        remedy = (
+            f"did you mean {dotted(path, close[0])}" if close else f"use one of {', '.join(known)}"
+        )
+        raise ConfigError(
+            f"unknown config field {dotted(path, name)}", f"a field of {cls.__name__}", remedy
+        )
     return known[name]
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`: a plain type, a tuple of plain types, a union with None, or a config dataclass."""
+    """`value` as `kind`: a plain type, a tuple of plain types, a union with None, or a config
+    dataclass.
+    """
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -34,7 +34,9 @@ def format_seconds(seconds: float) -> str:
 def format_losses(metrics: Mapping[str, float]) -> str:
     """`loss 5.12 (itc 2.31 mlm 2.81)` from the entries `loss` and `loss/...`."""
     parts = " ".join(
-        f"{name.removeprefix('loss/')} {value:.3g}" for name, value in metrics.items() if name.startswith("loss/")
+        f"{name.removeprefix('loss/')} {value:.3g}"
+        for name, value in metrics.items()
+        if name.startswith("loss/")
     )
     return f"loss {metrics['loss']:.4g}" + (f" ({parts})" if parts else "")
 
@@ -69,11 +71,17 @@ class Timer:
 class Console:
     """Messages and a progress line on one stream.
 
-    On a terminal the progress line is rewritten in place and messages go above it; elsewhere only the updates marked
-    `due` become lines. `enabled=False` (all processes but the first) prints nothing.
+    On a terminal the progress line is rewritten in place and messages go above it; elsewhere only
+    the updates marked `due` become lines. `enabled=False` (all processes but the first) prints
+    nothing.
     """
 
-    def __init__(self, stream: TextIO | None = None, enabled: bool = True, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._stream = sys.stdout if stream is None else stream
         self._enabled, self._clock = enabled, clock
         self._tty = self._stream.isatty()
@@ -87,14 +95,18 @@ class Console:
             self._open = False
 
     def progress(self, text: str, due: bool) -> None:
-        """Shows `text` as the state of things. due: this update deserves a line where nothing can be rewritten."""
+        """Shows `text` as the state of things.
+
+        due: this update deserves a line where nothing can be rewritten.
+        """
         if not self._enabled:
             return
         if not self._tty:
             if due:
                 self._write(text + "\n")
         elif due or self._clock() - self._drawn >= REFRESH_SECONDS:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
+            # a line that wraps could not be rewritten
+            width = shutil.get_terminal_size().columns - 1
             self._write("\r\x1b[K" + text[:width])
             self._open, self._drawn = True, self._clock()
 

@@ -1,8 +1,9 @@
-"""Paths on the disk and in buckets (gs://BUCKET/...), and the few things that are done differently there.
+"""Paths on the disk and in buckets (gs://BUCKET/...), and the few things that are done differently
+there.
 
-In a bucket a file is there whole or not at all. Nothing can be appended to it, renaming is copying, and a folder is the
-beginning of some names: it need not be made and cannot be empty. Paths on the disk are `pathlib`'s, those in a bucket
-`etils.epath`'s, which reads and writes through gcsfs.
+In a bucket a file is there whole or not at all. Nothing can be appended to it, renaming is copying,
+and a folder is the beginning of some names: it need not be made and cannot be empty. Paths on the
+disk are `pathlib`'s, those in a bucket `etils.epath`'s, which reads and writes through gcsfs.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from typing import Any
 from nas_jax.utils.errors import CheckpointError, UserError
 
 BUCKET = "gs://"
-CONNECT_SECONDS, SILENT_SECONDS = 30.0, 60.0  # without a connection, without a byte: the request is made again
+# without a connection, without a byte: the request is made again
+CONNECT_SECONDS, SILENT_SECONDS = 30.0, 60.0
 COPY_SECONDS = 30  # between two copies of a growing file to a bucket, at least;
-COPY_SHARE = 60  # and so many times as long as the last copy took: three such files take 5% of the time at most
+# and so many times as long as the last copy took: three such files take 5% of the time at most
+COPY_SHARE = 60
 
 _lock = threading.Lock()
 _opened: dict[int, Any] = {}  # process -> file system
@@ -43,7 +46,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     if not is_bucket(path):
         return Path(path)
     _check_packages(path)
-    os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow has its own errors, where it is installed
+    # TensorFlow has its own errors, where it is installed
+    os.environ.setdefault("EPATH_USE_TF", "false")
     from etils import epath
 
     return epath.Path(path)
@@ -55,10 +59,11 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def file_system() -> Any:
-    """The fsspec file system of all buckets, one for each process: open it where it is used, never pickle it.
+    """The fsspec file system of all buckets, one for each process: open it where it is used, never
+    pickle it.
 
-    Its thread does not survive a fork. It tries a request that fails for the moment (429, 5xx, a broken connection) six
-    times within some 35 seconds.
+    Its thread does not survive a fork. It tries a request that fails for the moment (429, 5xx, a
+    broken connection) six times within some 35 seconds.
     """
     with _lock:
         if os.getpid() not in _opened:
@@ -71,24 +76,35 @@ def file_system() -> Any:
 
 def _check_packages(path: str | os.PathLike[str]) -> None:
     if "gcsfs" not in sys.modules and importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{path} without the package gcsfs", "the package in this environment", "pip install gcsfs")
+        raise UserError(
+            f"{path} without the package gcsfs",
+            "the package in this environment",
+            "pip install gcsfs",
+        )
     # Zonal buckets would be asked for over gRPC, at every read where that is not allowed.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
+    # it prints the traceback of what it raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import aiohttp
     from fsspec.config import conf
 
     conf.setdefault("gcs", {}).update(
-        use_listings_cache=False,  # TensorStore writes past it: a listing that is kept would lack its files
-        requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
+        # TensorStore writes past it: a listing that is kept would lack its files
+        use_listings_cache=False,
+        requests_timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
+        ),
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What is raised when a disk or a bucket does not do as it is told. For `except failures() as error`."""
+    """What is raised when a disk or a bucket does not do as it is told.
+
+    For `except failures() as error`.
+    """
     if "gcsfs" not in sys.modules:
         return (OSError,)
     import aiohttp
@@ -116,12 +132,15 @@ def in_words(error: BaseException) -> str:
         return f"access denied: {lines[-1].rstrip('.')}"
     if isinstance(error, FileNotFoundError) and not error.strerror:
         return "No such file or bucket"
-    text = None if is_out_of_reach(error) else getattr(error, "strerror", None)  # which names no host
+    # which names no host
+    text = None if is_out_of_reach(error) else getattr(error, "strerror", None)
     return (text or "".join(lines[:1]).rstrip("."))[:200] or type(error).__name__
 
 
 @contextmanager
-def reaching(path: str | os.PathLike[str], kind: type[UserError] = CheckpointError) -> Iterator[None]:
+def reaching(
+    path: str | os.PathLike[str], kind: type[UserError] = CheckpointError
+) -> Iterator[None]:
     """A context that uses a bucket: refused or without an answer, it raises `kind`, one line."""
     try:
         yield
@@ -150,11 +169,15 @@ def check_bucket(
                 file_system().call("GET", "b/{}", name)
         except FileNotFoundError as error:
             raise kind(
-                f"{path}: there is no bucket {name}", "one that exists", "create it, or check its name"
+                f"{path}: there is no bucket {name}",
+                "one that exists",
+                "create it, or check its name",
             ) from error
 
 
-def _refusal(path: str | os.PathLike[str], error: BaseException, kind: type[UserError]) -> UserError:
+def _refusal(
+    path: str | os.PathLike[str], error: BaseException, kind: type[UserError]
+) -> UserError:
     reason = in_words(error)
     if "access" in reason or getattr(error, "code", 0) in (401, 403):
         remedy = "log in (gcloud auth application-default login), or give the account the roles of docs/launch.md"
@@ -162,7 +185,7 @@ def _refusal(path: str | os.PathLike[str], error: BaseException, kind: type[User
     return kind(f"{path}: {reason}", "a bucket that answers", "check the network, and start again")
 
 
-# ------------------------------------------------------------------------------------------------- reading and writing
+# ------------------------------------------------------------------------------ reading and writing
 
 
 def entries(folder: Path) -> list[Path]:
@@ -173,7 +196,11 @@ def entries(folder: Path) -> list[Path]:
         found = file_system().ls(str(folder), detail=False)
     except FileNotFoundError:
         return []
-    names = {name.rstrip("/").rpartition("/")[2] for name in found if name.rstrip("/") != str(folder)[len(BUCKET) :]}
+    names = {
+        name.rstrip("/").rpartition("/")[2]
+        for name in found
+        if name.rstrip("/") != str(folder)[len(BUCKET) :]
+    }
     return [folder / name for name in sorted(names)]
 
 
@@ -196,7 +223,9 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is there whole or not at all: on the disk under another name first."""
+    """Writes a UTF-8 file that is there whole or not at all: on the disk under another name
+    first.
+    """
     if is_bucket(path):
         path.write_bytes(text.encode())
         return
@@ -233,14 +262,17 @@ def put(local: Path, path: Path) -> None:
     """Copies a file, or a folder with all that is in it, into a bucket."""
     for file in sorted(local.rglob("*")) if local.is_dir() else [local]:
         if file.is_file():
-            file_system().put_file(str(file), str(path / file.relative_to(local)) if local.is_dir() else str(path))
+            file_system().put_file(
+                str(file), str(path / file.relative_to(local)) if local.is_dir() else str(path)
+            )
 
 
 class Mirror:
     """A file that grows: write to `local`, and then say `flush`.
 
-    On the disk `local` is `path`, and nothing is left to do. For a bucket it is a temporary file, which begins with
-    what `path` has and is copied there whole: at the end, and before that seldom, so that it costs little time.
+    On the disk `local` is `path`, and nothing is left to do. For a bucket it is a temporary file,
+    which begins with what `path` has and is copied there whole: at the end, and before that seldom,
+    so that it costs little time.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
@@ -271,7 +303,10 @@ class Mirror:
 
 
 class GrowingText:
-    """A text file that is appended to, line by line. On the disk a line is there at once, in a bucket see `Mirror`."""
+    """A text file that is appended to, line by line.
+
+    On the disk a line is there at once, in a bucket see `Mirror`.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self.name = path

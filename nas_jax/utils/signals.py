@@ -11,7 +11,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """Context manager: the first signal sets `received`, a second Ctrl-C ends the process at once.
 
-    Must be entered from the main thread: Python delivers signals nowhere else. The former handlers return at the end.
+    Must be entered from the main thread: Python delivers signals nowhere else. The former handlers
+    return at the end.
     """
 
     def __init__(self, numbers: tuple[signal.Signals, ...] = SIGNALS):
@@ -31,7 +32,11 @@ class StopSignals:
         # os.write: print is not safe here, the signal may have arrived inside another print.
         if not self.received:
             self.received = number
-            os.write(2, f"\n{signal.Signals(number).name}: will save and stop; Ctrl-C ends at once\n".encode())
+            os.write(
+                2,
+                f"\n{signal.Signals(number).name}: will save and stop; Ctrl-C ends at "
+                "once\n".encode(),
+            )
         elif number == signal.SIGINT:
             os.write(2, b"\nstopped at once; the last checkpoint is intact\n")
             signal.signal(number, signal.SIG_DFL)

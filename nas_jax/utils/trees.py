@@ -23,9 +23,11 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def diff(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-    """The fields in which two nested dicts differ, as `train.steps (10, 20)`: value in `a`, value in `b`.
+    """The fields in which two nested dicts differ, as `train.steps (10, 20)`: value in `a`, value
+    in `b`.
 
-    A list equals a tuple of the same items, so that a config equals its JSON. `ignore`: dotted fields or sections.
+    A list equals a tuple of the same items, so that a config equals its JSON. `ignore`: dotted
+    fields or sections.
     """
     flat_a, flat_b = flatten_dict(a), flatten_dict(b)
     lines = []
@@ -65,4 +67,8 @@ def num_params(params: PyTree) -> int:
 def all_finite(tree: PyTree) -> jax.Array:
     """bool scalar: no NaN and no infinity in any float array of `tree`."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
+    return (
+        jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+        if floats
+        else jnp.array(True)
+    )

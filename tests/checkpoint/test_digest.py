@@ -21,7 +21,12 @@ def test_the_same_on_any_mesh(dtype):
     alone = digest(array)
     assert len(alone) == 16 and int(alone, 16)
     assert digests({"x": np.asarray(array)})["x"] == alone  # in memory
-    for shape, spec in [((4, 1), ("a",)), ((2, 2), ("a", "b")), ((2, 2), (None, "b")), ((4, 1), ())]:
+    for shape, spec in [
+        ((4, 1), ("a",)),
+        ((2, 2), ("a", "b")),
+        ((2, 2), (None, "b")),
+        ((4, 1), ()),
+    ]:
         mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         assert digest(jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))) == alone
     assert digests({"a": {"b": array}}) == {"a/b": alone}
@@ -32,8 +37,11 @@ def test_no_data_crosses_the_mesh():
 
     mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
     array = jax.device_put(jnp.zeros((64, 32)), NamedSharding(mesh, PartitionSpec("a")))
-    moved = [line for line in _sums.lower(array).compile().as_text().splitlines() if " all-" in line]
-    assert moved and all("u32[4,1]" in line or "u32[]" in line for line in moved)  # one word a device
+    moved = [
+        line for line in _sums.lower(array).compile().as_text().splitlines() if " all-" in line
+    ]
+    # one word a device
+    assert moved and all("u32[4,1]" in line or "u32[]" in line for line in moved)
 
 
 def test_every_flipped_bit_is_seen():
@@ -50,15 +58,35 @@ def test_every_flipped_bit_is_seen():
 
 def test_in_memory_by_chunks(monkeypatch):
     monkeypatch.setattr("nas_jax.checkpoint.digest._CHUNK", 7)
-    for array in (ARRAY, ARRAY.T, np.float32(3.5), np.zeros((0, 3), np.int32), np.arange(5, dtype=np.int8)):
+    for array in (
+        ARRAY,
+        ARRAY.T,
+        np.float32(3.5),
+        np.zeros((0, 3), np.int32),
+        np.arange(5, dtype=np.int8),
+    ):
         assert digests({"x": np.asarray(array)})["x"] == digest(array)
 
 
 def test_order_shape_and_dtype_count():
     swapped = ARRAY.copy()
     swapped[[0, 5]] = swapped[[5, 0]]
-    others = [swapped, ARRAY.T, ARRAY.reshape(6, 8), ARRAY.view(np.int32), ARRAY[None], ARRAY[:7], np.zeros((0, 3))]
-    others += [np.zeros(4, np.int32), np.zeros(4, np.float32), np.zeros(5, np.float32), np.float32(0), np.int32(0)]
+    others = [
+        swapped,
+        ARRAY.T,
+        ARRAY.reshape(6, 8),
+        ARRAY.view(np.int32),
+        ARRAY[None],
+        ARRAY[:7],
+        np.zeros((0, 3)),
+    ]
+    others += [
+        np.zeros(4, np.int32),
+        np.zeros(4, np.float32),
+        np.zeros(5, np.float32),
+        np.float32(0),
+        np.int32(0),
+    ]
     assert len({digest(array) for array in [ARRAY, *others]}) == len(others) + 1
 
 

@@ -42,23 +42,33 @@ def make_state(seed=0, width=3, dtype=jnp.float32):
         "table": jax.random.normal(rng, (64, 40)),  # too large for Orbax to store inside its index
         "temp": jnp.float32(0.07),
     }
-    method_state = {"queue": jax.random.normal(rng, (4, 2), jnp.bfloat16), "teacher": None, "pointer": jnp.int32(seed)}
+    method_state = {
+        "queue": jax.random.normal(rng, (4, 2), jnp.bfloat16),
+        "teacher": None,
+        "pointer": jnp.int32(seed),
+    }
     opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params)
     return State(jnp.int32(seed), params, opt_state, method_state, jax.random.key_data(rng))
 
 
 def abstract(state):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
 
 
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b
+    )
 
 
 def save(manager, step, state=None):
     state = make_state(step) if state is None else state
-    manager.save(step, state, {"next_step": step, "skipped": 7}, {"config": {"seed": step, "sizes": (1, 2)}})
+    manager.save(
+        step, state, {"next_step": step, "skipped": 7}, {"config": {"seed": step, "sizes": (1, 2)}}
+    )
 
 
 def names(directory):
@@ -93,7 +103,9 @@ def test_round_trip_is_bit_exact(saved):
 
 
 def test_a_saved_state_may_be_overwritten_at_once(tmp_path):
-    overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)
+    overwrite = jax.jit(
+        lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0
+    )
     big = {"w": jnp.arange(4_000_000, dtype=jnp.float32)}
     shape = abstract(big)
     with CheckpointManager(tmp_path / "checkpoints") as manager:
@@ -110,7 +122,9 @@ def test_another_mesh_gives_the_same_bits(tmp_path):
         mesh = jax.sharding.Mesh(devices, ("data", "fsdp"))
         specs = {(64, 40): PartitionSpec("data", "fsdp"), (4, 2): PartitionSpec("fsdp")}
         return jax.tree.map(
-            lambda leaf: jax.device_put(np.asarray(leaf), NamedSharding(mesh, specs.get(leaf.shape, PartitionSpec()))),
+            lambda leaf: jax.device_put(
+                np.asarray(leaf), NamedSharding(mesh, specs.get(leaf.shape, PartitionSpec()))
+            ),
             state,
         )
 
@@ -121,31 +135,50 @@ def test_another_mesh_gives_the_same_bits(tmp_path):
             wanted = abstract(placed(shape, make_state(0)))
             state, _ = manager.restore(wanted)
         assert_same(state, make_state(1))
-        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, state, wanted)))
+        assert all(
+            jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, state, wanted))
+        )
 
 
-# Another config -----------------------------------------------------------------------------------------------------
+# Another config
+# ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (make_state(width=5), r"kernel is float32\[2, 3\] there and float32\[2, 5\] here and 2 more"),
-        (make_state(dtype=jnp.bfloat16), r"kernel is float32\[2, 3\] there and bfloat16\[2, 3\] here"),
-        (make_state().replace(method_state={}), r"method_state/pointer is int32\[\] there and absent here"),
+        (
+            make_state(width=5),
+            r"kernel is float32\[2, 3\] there and float32\[2, 5\] here and 2 more",
+        ),
+        (
+            make_state(dtype=jnp.bfloat16),
+            r"kernel is float32\[2, 3\] there and bfloat16\[2, 3\] here",
+        ),
+        (
+            make_state().replace(method_state={}),
+            r"method_state/pointer is int32\[\] there and absent here",
+        ),
     ],
 )
 def test_another_config_is_refused_by_name_and_is_no_damage(saved, state, message):
-    with CheckpointManager(saved) as manager, pytest.raises(CheckpointError, match=message) as error:
+    with (
+        CheckpointManager(saved) as manager,
+        pytest.raises(CheckpointError, match=message) as error,
+    ):
         manager.restore(abstract(state))
     assert "\n" not in str(error.value) and names(saved) == ["1", "2"]
 
 
-# Damage -------------------------------------------------------------------------------------------------------------
+# Damage
+# ------------------------------------------------------------
 
 
 def array_file(checkpoint):
-    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in checkpoint.rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
 
 
 def flip(path, place=0.5):
@@ -159,22 +192,51 @@ def cut(path):
 
 
 DAMAGE = {
-    "a truncated array file": (lambda it: cut(array_file(it)), r"OUT_OF_RANGE: Error reading .* in OCDBT"),
+    "a truncated array file": (
+        lambda it: cut(array_file(it)),
+        r"OUT_OF_RANGE: Error reading .* in OCDBT",
+    ),
     "a missing array file": (lambda it: array_file(it).unlink(), r"Error reading"),
     "one flipped byte": (lambda it: flip(array_file(it)), r"/table: other bits than were saved"),
-    "a flipped byte in the index": (lambda it: flip(it / "state/manifest.ocdbt"), r"state/manifest.ocdbt.*CRC-32C"),
-    "a missing index": (lambda it: (it / "state/manifest.ocdbt").unlink(), r"\(state/manifest.ocdbt is missing\)"),
-    "a missing metadata file": (lambda it: (it / "state/_METADATA").unlink(), r"\(state/_METADATA is missing\)"),
-    "a cut metadata file": (lambda it: cut(it / "state/_METADATA"), r"\(state/_METADATA is not JSON: .*\)"),
-    "an empty file": (lambda it: (it / "state/array_metadatas/process_0").write_text(""), r"\(state/: Expecting value"),
-    "a missing record": (lambda it: (it / "position/metadata").unlink(), r"\(position/metadata is missing\)"),
-    "a cut record": (lambda it: cut(it / "position/metadata"), r"\(position/metadata is not JSON: .*\)"),
+    "a flipped byte in the index": (
+        lambda it: flip(it / "state/manifest.ocdbt"),
+        r"state/manifest.ocdbt.*CRC-32C",
+    ),
+    "a missing index": (
+        lambda it: (it / "state/manifest.ocdbt").unlink(),
+        r"\(state/manifest.ocdbt is missing\)",
+    ),
+    "a missing metadata file": (
+        lambda it: (it / "state/_METADATA").unlink(),
+        r"\(state/_METADATA is missing\)",
+    ),
+    "a cut metadata file": (
+        lambda it: cut(it / "state/_METADATA"),
+        r"\(state/_METADATA is not JSON: .*\)",
+    ),
+    "an empty file": (
+        lambda it: (it / "state/array_metadatas/process_0").write_text(""),
+        r"\(state/: Expecting value",
+    ),
+    "a missing record": (
+        lambda it: (it / "position/metadata").unlink(),
+        r"\(position/metadata is missing\)",
+    ),
+    "a cut record": (
+        lambda it: cut(it / "position/metadata"),
+        r"\(position/metadata is not JSON: .*\)",
+    ),
     "an altered record": (
-        lambda it: (it / "position/metadata").write_text((it / "position/metadata").read_text().replace("7", "8")),
+        lambda it: (it / "position/metadata").write_text(
+            (it / "position/metadata").read_text().replace("7", "8")
+        ),
         r"\(position/metadata: other bytes than were saved\)",
     ),
     "missing arrays": (lambda it: shutil.rmtree(it / "state"), r"\(state/_METADATA is missing\)"),
-    "an empty directory": (lambda it: [shutil.rmtree(it), it.mkdir()], r"\(position/metadata is missing\)"),
+    "an empty directory": (
+        lambda it: [shutil.rmtree(it), it.mkdir()],
+        r"\(position/metadata is missing\)",
+    ),
 }
 
 
@@ -197,7 +259,11 @@ def test_damage_is_one_line_and_the_checkpoint_before_is_used(saved, kind, capfd
         state, position = manager.restore(wanted)
         assert_same(state, make_state(1))
         assert position["next_step"] == 1 and manager.latest_step() == 1
-        assert len(said) == 2 and "\n" not in said[1] and "it is now damaged-2; 1 is used instead" in said[1]
+        assert (
+            len(said) == 2
+            and "\n" not in said[1]
+            and "it is now damaged-2; 1 is used instead" in said[1]
+        )
         save(manager, 2)  # the run goes on from there, and comes by again
     assert names(saved) == ["1", "2", "damaged-2"]
     damage(saved / "2")
@@ -209,7 +275,9 @@ def test_damage_is_one_line_and_the_checkpoint_before_is_used(saved, kind, capfd
 
 def test_a_flipped_byte_anywhere_is_seen_or_harmless(saved_once, tmp_path):
     wanted, rng = abstract(make_state()), np.random.default_rng(0)
-    for path in [path for path in (saved_once / "2").rglob("*") if path.is_file() and path.stat().st_size]:
+    for path in [
+        path for path in (saved_once / "2").rglob("*") if path.is_file() and path.stat().st_size
+    ]:
         directory = Path(shutil.copytree(saved_once, tmp_path / "checkpoints"))
         flip(directory / path.relative_to(saved_once), rng.random())
         with CheckpointManager(directory, read_only=True, say=lambda line: None) as manager:
@@ -224,7 +292,9 @@ def test_when_all_are_damaged_all_stay(saved):
         flip(array_file(saved / step))
     with (
         CheckpointManager(saved) as manager,
-        pytest.raises(CheckpointError, match="checkpoints/2 is damaged .*, and so are 1; .*copy a whole one") as error,
+        pytest.raises(
+            CheckpointError, match="checkpoints/2 is damaged .*, and so are 1; .*copy a whole one"
+        ) as error,
     ):
         manager.restore(abstract(make_state()))
     assert "\n" not in str(error.value) and names(saved) == ["1", "2"]
@@ -236,7 +306,9 @@ def test_files_that_cannot_be_opened_are_no_damage(saved, monkeypatch):
 
     with CheckpointManager(saved) as manager:
         monkeypatch.setattr(Path, "read_bytes", refuse)
-        with pytest.raises(CheckpointError, match="cannot be read at the moment .*Permission denied"):
+        with pytest.raises(
+            CheckpointError, match="cannot be read at the moment .*Permission denied"
+        ):
             manager.restore(abstract(make_state()))
         monkeypatch.undo()
     assert names(saved) == ["1", "2"]
@@ -258,7 +330,10 @@ def test_a_format_of_the_future_is_no_damage(saved):
     path = saved / "2/position/metadata"
     record = json.loads(path.read_text()) | {"format": 2}
     path.write_text(json.dumps(record | {"crc": _crc(record)}))
-    with CheckpointManager(saved) as manager, pytest.raises(CheckpointError, match="has format 2; expected format 1"):
+    with (
+        CheckpointManager(saved) as manager,
+        pytest.raises(CheckpointError, match="has format 2; expected format 1"),
+    ):
         manager.restore(abstract(make_state()))
     assert names(saved) == ["1", "2"]
 
@@ -266,16 +341,22 @@ def test_a_format_of_the_future_is_no_damage(saved):
 def test_nothing_to_restore(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoints in"):
         CheckpointManager(tmp_path / "absent", read_only=True)
-    with CheckpointManager(tmp_path / "empty") as manager, pytest.raises(CheckpointError, match="train first"):
+    with (
+        CheckpointManager(tmp_path / "empty") as manager,
+        pytest.raises(CheckpointError, match="train first"),
+    ):
         manager.restore(abstract(make_state()))
 
 
-# Parameters only ----------------------------------------------------------------------------------------------------
+# Parameters only
+# ------------------------------------------------------------
 
 
 def with_teacher(seed):
     state = make_state(seed)
-    return state.replace(method_state=state.method_state | {"teacher": {"table": state.params["table"] + 1}})
+    return state.replace(
+        method_state=state.method_state | {"teacher": {"table": state.params["table"] + 1}}
+    )
 
 
 def test_parameters_only(tmp_path):
@@ -285,17 +366,22 @@ def test_parameters_only(tmp_path):
     said = []
     with CheckpointManager(tmp_path, say=said.append) as manager:
         assert_same(manager.restore_params(abstract(state.params)), state.params)
-        assert_same(manager.restore_params(abstract(state.method_state["teacher"]), which="teacher"), {
-            "table": state.params["table"] + 1
-        })  # fmt: skip
+        assert_same(
+            manager.restore_params(abstract(state.method_state["teacher"]), which="teacher"),
+            {"table": state.params["table"] + 1},
+        )
         as_saved = manager.restore_params()
         assert_same(as_saved, jax.tree.map(np.asarray, state.params))
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(as_saved))
-        with pytest.raises(CheckpointError, match=r"params/layer/kernel is float32\[2, 3\] there and absent here"):
+        with pytest.raises(
+            CheckpointError, match=r"params/layer/kernel is float32\[2, 3\] there and absent here"
+        ):
             manager.restore_params({"table": abstract(state.params["table"])})
         with pytest.raises(CheckpointError, match="has no method_state/dictionary"):
             manager.restore_params(which="dictionary")
-        with pytest.raises(CheckpointError, match="which='moments'; expected one of params, teacher, dictionary"):
+        with pytest.raises(
+            CheckpointError, match="which='moments'; expected one of params, teacher, dictionary"
+        ):
             manager.restore_params(which="moments")
     assert said == []
 
@@ -310,7 +396,8 @@ def test_parameters_are_verified(saved):
     assert len(said) == 1 and names(saved) == ["1", "damaged-2"]
 
 
-# Writing ------------------------------------------------------------------------------------------------------------
+# Writing
+# ------------------------------------------------------------
 
 
 @contextmanager
@@ -363,8 +450,11 @@ def test_a_failed_save_is_one_line_and_older_checkpoints_stay(trouble, capfd):
                 manager.wait()
             assert "\n" not in str(error.value)
             manager.close()
-        # A thread of Orbax that waits for the others would keep the process from ending for minutes.
-        assert not [thread for thread in threading.enumerate() if "Signaling" in type(thread).__name__]
+        # A thread of Orbax that waits for the others would keep the process from ending for
+        # minutes.
+        assert not [
+            thread for thread in threading.enumerate() if "Signaling" in type(thread).__name__
+        ]
         assert capfd.readouterr() == ("", "")
         with CheckpointManager(directory) as manager:
             assert_same(manager.restore(abstract(make_state()))[0], make_state(1))
@@ -380,7 +470,8 @@ def test_a_directory_that_cannot_be_made(tmp_path):
         CheckpointManager(tmp_path / "file" / "checkpoints")
 
 
-# What stays ---------------------------------------------------------------------------------------------------------
+# What stays
+# ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -410,7 +501,8 @@ def test_the_best_stays_over_a_restart(tmp_path):
             for step in steps:
                 manager.save(step, state, {}, {})
                 manager.record_metrics(step, {"val/r1": quality[step], "val/loss": 1.0})
-                manager.record_metrics(step + 100, {"val/r1": 2.0})  # of a step without a checkpoint
+                # of a step without a checkpoint
+                manager.record_metrics(step + 100, {"val/r1": 2.0})
         assert names(tmp_path) == [*stay, "metrics.json"]
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"5", "6"}
 
@@ -428,7 +520,8 @@ def test_retention_errors(tmp_path):
         CheckpointManager(tmp_path / "a")
 
 
-# Several processes --------------------------------------------------------------------------------------------------
+# Several processes
+# ------------------------------------------------------------
 
 PROCESS = """
 import sys
@@ -464,7 +557,10 @@ def test_two_processes_agree_on_damage_that_one_of_them_finds(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(index), str(tmp_path)],
@@ -480,6 +576,9 @@ def test_two_processes_agree_on_damage_that_one_of_them_finds(tmp_path):
             process.kill()
     outputs = [output for output, _ in results]
     assert [process.returncode for process in processes] == [0, 0], results
-    assert all("'next_step': 1" in output and "it is now damaged-2; 1 is used instead" in output for output in outputs)
+    assert all(
+        "'next_step': 1" in output and "it is now damaged-2; 1 is used instead" in output
+        for output in outputs
+    )
     assert sum("another process could not read it" in output for output in outputs) <= 1
     assert names(tmp_path) == ["1", "damaged-2"]

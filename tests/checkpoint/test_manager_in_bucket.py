@@ -1,4 +1,6 @@
-"""Checkpoints in a bucket: what test_manager.py says of those on the disk, where nothing can be renamed."""
+"""Checkpoints in a bucket: what test_manager.py says of those on the disk, where nothing can be
+renamed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from nas_jax.utils.paths import as_path
 def make_state(seed):
     # Too large for Orbax to store inside its index, and small.
     return {
-        "params": {"w": jax.random.normal(jax.random.key(seed), (64, 40)), "b": jnp.ones(3, jnp.bfloat16)},
+        "params": {
+            "w": jax.random.normal(jax.random.key(seed), (64, 40)),
+            "b": jnp.ones(3, jnp.bfloat16),
+        },
         "step": jnp.int32(seed),
     }
 
@@ -60,14 +65,18 @@ def folders(bucket):
 
 
 def assert_is(state, seed):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), state, make_state(seed))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b, strict=True), state, make_state(seed)
+    )
 
 
 def test_what_is_saved_is_read_back_and_an_unfinished_save_is_none(bucket):
     for name in bucket.names("run/checkpoints/2/"):
         if name != "run/checkpoints/2/commit_success.txt":  # the last one that is written
             bucket.put(name.replace("/2/", "/3/", 1), bucket.get(name))
-    assert complete_steps(directory(bucket)) == [1, 2] and has_checkpoint(as_path(f"{bucket.url}/run"))
+    assert complete_steps(directory(bucket)) == [1, 2] and has_checkpoint(
+        as_path(f"{bucket.url}/run")
+    )
     assert not has_checkpoint(as_path(f"{bucket.url}/other"))
     with CheckpointManager(directory(bucket), read_only=True) as manager:
         assert manager.all_steps() == [1, 2]
@@ -101,17 +110,26 @@ def lose(name):
         (lose("position/metadata"), "position/metadata is missing"),
     ],
 )
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(damage, message, bucket, capfd):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    damage, message, bucket, capfd
+):
     damage(bucket)
     there, said = bucket.names("run/checkpoints/2/"), []
     with CheckpointManager(directory(bucket), say=said.append) as manager:
         state, position = manager.restore(ABSTRACT)
     assert_is(state, 1)
-    assert len(said) == 1 and f"{bucket.url}/run/checkpoints/2 is damaged ({message}" in said[0], said
-    assert "it is now damaged-2; 1 is used instead" in said[0] and "Traceback" not in capfd.readouterr().err
+    assert len(said) == 1 and f"{bucket.url}/run/checkpoints/2 is damaged ({message}" in said[0], (
+        said
+    )
+    assert (
+        "it is now damaged-2; 1 is used instead" in said[0]
+        and "Traceback" not in capfd.readouterr().err
+    )
     with CheckpointManager(directory(bucket)) as manager:  # the next start leaves it where it is
         assert manager.all_steps() == [1]
-    assert [name.replace("/damaged-2/", "/2/") for name in bucket.names("run/checkpoints/damaged-2/")] == there
+    assert [
+        name.replace("/damaged-2/", "/2/") for name in bucket.names("run/checkpoints/damaged-2/")
+    ] == there
 
 
 def test_a_bucket_that_refuses_is_no_damage(bucket, monkeypatch):
@@ -119,7 +137,8 @@ def test_a_bucket_that_refuses_is_no_damage(bucket, monkeypatch):
         there = bucket.names()
         monkeypatch.setattr(bucket, "forbidden", True)
         with pytest.raises(
-            CheckpointError, match="2 cannot be read at the moment .*access denied.* nothing was changed"
+            CheckpointError,
+            match="2 cannot be read at the moment .*access denied.* nothing was changed",
         ):
             manager.restore(ABSTRACT)
         monkeypatch.setattr(bucket, "forbidden", False)
@@ -130,7 +149,9 @@ def test_a_bucket_that_refuses_is_no_damage(bucket, monkeypatch):
 def test_a_failed_save_is_one_line_and_older_checkpoints_stay(bucket, monkeypatch, capfd):
     manager = CheckpointManager(directory(bucket))
     monkeypatch.setattr(bucket, "read_only", True)
-    with pytest.raises(CheckpointError, match="saving to .* failed .*newest complete checkpoint: 2") as error:
+    with pytest.raises(
+        CheckpointError, match="saving to .* failed .*newest complete checkpoint: 2"
+    ) as error:
         save(manager, 3)
         manager.wait()
     assert "\n" not in str(error.value) and "Traceback" not in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """Checkpoints of earlier versions, which every later version must read.
 
-`tests/fixtures/checkpoint_1` and so on are never rewritten. After a change of the format, or of the training state,
-teach the manager to read the old ones, and add a new one beside them:
+`tests/fixtures/checkpoint_1` and so on are never rewritten. After a change of the format, or of the
+training state, teach the manager to read the old ones, and add a new one beside them:
 
     python tests/checkpoint/test_old_checkpoints.py tests/fixtures/checkpoint_2
 """
@@ -39,18 +39,23 @@ def abstract_state():
     optimizer, _ = make_optimizer(OptimizerConfig(), 100, 10)
     shapes = jax.eval_shape(lambda: init_state(tiny.method("nas", model=model), optimizer, 0))
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes
+    )
 
 
 def write(directory: Path) -> None:
     """Writes into a new `directory`: checkpoint STEP, packed, and beside it what it holds.
 
-    values.npz has the bytes of all arrays one after the other, expected.json their names, dtypes and shapes.
+    values.npz has the bytes of all arrays one after the other, expected.json their names, dtypes
+    and shapes.
     """
     directory.mkdir(parents=True)
     leaves, structure = jax.tree.flatten(abstract_state())
     arrays = [  # distinct, and small when compressed
-        ((np.arange(leaf.size) * (7 + place) % 61 + place) / 8).reshape(leaf.shape).astype(leaf.dtype)
+        ((np.arange(leaf.size) * (7 + place) % 61 + place) / 8)
+        .reshape(leaf.shape)
+        .astype(leaf.dtype)
         for place, leaf in enumerate(leaves)
     ]
     state = jax.tree.unflatten(structure, [jax.numpy.asarray(array) for array in arrays])
@@ -61,7 +66,8 @@ def write(directory: Path) -> None:
             archive.add(Path(top, str(STEP)), str(STEP))
     named = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
     np.savez_compressed(
-        directory / "values.npz", np.frombuffer(b"".join(a.tobytes() for a in named.values()), np.uint8)
+        directory / "values.npz",
+        np.frombuffer(b"".join(a.tobytes() for a in named.values()), np.uint8),
     )
     expected = {
         "step": STEP,
@@ -77,13 +83,17 @@ def read_values(directory: Path, arrays: list) -> dict[str, np.ndarray]:
     with np.load(directory / "values.npz") as file:
         content, start, values = file["arr_0"].tobytes(), 0, {}
     for name, dtype, shape in arrays:
-        values[name] = np.frombuffer(content, jax.numpy.dtype(dtype), int(np.prod(shape)), start).reshape(shape)
+        values[name] = np.frombuffer(
+            content, jax.numpy.dtype(dtype), int(np.prod(shape)), start
+        ).reshape(shape)
         start += values[name].nbytes
     assert start == len(content)
     return values
 
 
-@pytest.mark.parametrize("fixture", sorted(FIXTURES.glob("checkpoint_*")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "fixture", sorted(FIXTURES.glob("checkpoint_*")), ids=lambda path: path.name
+)
 def test_today_reads_what_was_written_then(fixture, tmp_path):
     expected = json.loads((fixture / "expected.json").read_text())
     values = read_values(fixture, expected["arrays"])
@@ -104,7 +114,9 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
     for which, tree in parts.items():
         leaves = named_leaves(tree)
         prefix = f"{PARTS[which]}/"
-        assert {prefix + name for name in leaves} == {name for name in values if name.startswith(prefix)}
+        assert {prefix + name for name in leaves} == {
+            name for name in values if name.startswith(prefix)
+        }
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, values[prefix + name], err_msg=name, strict=True)
 
@@ -114,17 +126,28 @@ def test_checkpoints_without_checksums_are_read_and_said_to_be_unverified(tmp_pa
     import orbax.checkpoint as ocp
 
     state = {"params": {"w": jax.numpy.arange(6.0)}, "step": jax.numpy.int32(4)}
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave({"next_step": 4}))
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), position=ocp.args.JsonSave({"next_step": 4})
+    )
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(4, args=items, custom_metadata={"config": {"seed": 1}})
     said = []
     with CheckpointManager(tmp_path, say=said.append) as manager:
         restored, position = manager.restore(jax.eval_shape(lambda: state))
         assert manager.metadata(4) == {"config": {"seed": 1}}
-        np.testing.assert_array_equal(manager.restore_params()["w"], np.arange(6.0, dtype=np.float32))
+        np.testing.assert_array_equal(
+            manager.restore_params()["w"], np.arange(6.0, dtype=np.float32)
+        )
     np.testing.assert_array_equal(restored["params"]["w"], np.arange(6.0))
     assert int(restored["step"]) == 4 and position == {"next_step": 4}
-    assert said == [f"checkpoint {tmp_path}/4 has no checksums (it is older than they are): it is not verified"] * 2
+    assert (
+        said
+        == [
+            f"checkpoint {tmp_path}/4 has no checksums (it is older than they are): it is not "
+            "verified"
+        ]
+        * 2
+    )
 
 
 if __name__ == "__main__":

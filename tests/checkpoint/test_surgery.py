@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from nas_jax.checkpoint.surgery import adapt, adapt_dictionary, bicubic_weights, resize_image_positions
+from nas_jax.checkpoint.surgery import (
+    adapt,
+    adapt_dictionary,
+    bicubic_weights,
+    resize_image_positions,
+)
 from nas_jax.models.visual_dictionary import DictionaryState, init_dictionary
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
@@ -30,15 +35,28 @@ def test_nothing_changes_when_nothing_differs():
         adapted, report = adapt(weights, params(abstract=True))
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), adapted, saved)
         assert {row.action for row in report.rows} == {"used"}
-        assert str(report) == f"{len(report.rows)} of {len(report.rows)} tensors come from the weights"
+        assert (
+            str(report) == f"{len(report.rows)} of {len(report.rows)} tensors come from the weights"
+        )
 
 
 def test_bicubic_is_the_published_one():
-    """The expected values of the ONNX operator test `resize_upsample_scales_cubic` (kernel -0.75, half pixels)."""
+    """The expected values of the ONNX operator test `resize_upsample_scales_cubic` (kernel -0.75,
+    half pixels).
+    """
     weights = bicubic_weights(4, 8)
     resized = weights @ np.arange(1, 17).reshape(4, 4) @ weights.T
     first = [0.47265625, 0.76953125, 1.24609375, 1.875, 2.28125, 2.91015625, 3.38671875, 3.68359375]
-    column = [0.47265625, 1.66015625, 3.56640625, 6.08203125, 7.70703125, 10.22265625, 12.12890625, 13.31640625]
+    column = [
+        0.47265625,
+        1.66015625,
+        3.56640625,
+        6.08203125,
+        7.70703125,
+        10.22265625,
+        12.12890625,
+        13.31640625,
+    ]
     np.testing.assert_allclose(resized[0], first, rtol=0, atol=1e-12)
     np.testing.assert_allclose(resized[:, 0], column, rtol=0, atol=1e-12)
 
@@ -51,7 +69,8 @@ def test_bicubic_weights(old, new):
     np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-12)  # no side is preferred
     if old == new:
         np.testing.assert_array_equal(weights, np.eye(old))
-    # Unlike -0.5, the kernel with -0.75 bends a ramp, by t (1 - t) (1 - 2 t) / 2 between two pixels.
+    # Unlike -0.5, the kernel with -0.75 bends a ramp, by t (1 - t) (1 - 2 t) / 2 between two
+    # pixels.
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     t = centre % 1
     inside = (centre >= 1) & (centre <= old - 2)
@@ -70,9 +89,14 @@ def test_image_positions_of_another_grid():
     grid = weights @ before[0, 1:, 3].reshape(4, 4) @ weights.T
     np.testing.assert_allclose(after[0, 1:, 3], grid.ravel(), atol=1e-6)
     assert report.named("resized") == ["image_encoder/position_embedding"]
-    assert re.search(r"resized +image_encoder/position_embedding +\[1, 17, 16\] -> \[1, 37, 16\]", str(report))
-    rows = np.broadcast_to(np.arange(4.0)[:, None], (4, 4)).reshape(1, 16, 1)  # constant along x: it stays so
-    resized = resize_image_positions(np.concatenate([rows[:, :1], rows], 1), 37)[0, 1:, 0].reshape(6, 6)
+    assert re.search(
+        r"resized +image_encoder/position_embedding +\[1, 17, 16\] -> \[1, 37, 16\]", str(report)
+    )
+    # constant along x: it stays so
+    rows = np.broadcast_to(np.arange(4.0)[:, None], (4, 4)).reshape(1, 16, 1)
+    resized = resize_image_positions(np.concatenate([rows[:, :1], rows], 1), 37)[0, 1:, 0].reshape(
+        6, 6
+    )
     np.testing.assert_allclose(resized, resized[:, :1].repeat(6, 1), atol=1e-12)
     assert (np.diff(resized[:, 0]) > 0).all()
 
@@ -85,7 +109,9 @@ def test_text_positions_are_cut_and_never_made_up():
         saved, adapted = saved[key], adapted[key]
     np.testing.assert_array_equal(adapted, saved[:9])
     assert report.named("cut") == ["/".join(table)]
-    with pytest.raises(CheckpointError, match="16 text positions .*at least the model's 20.*max_text_length=16"):
+    with pytest.raises(
+        CheckpointError, match="16 text positions .*at least the model's 20.*max_text_length=16"
+    ):
         adapt(params(), params(max_text_length=20, abstract=True))
 
 
@@ -95,8 +121,11 @@ def test_what_is_new_or_left_over_is_listed():
     wanted["new_head"] = {"kernel": jnp.full((3,), 5.0)}
     saved["image_encoder"]["cls_token"] = saved["image_encoder"]["cls_token"].astype(np.float16)
     adapted, report = adapt(saved, wanted)
-    assert report.named("new") == ["new_head/kernel"] and report.named("unused") == ["old_head/kernel"]
-    np.testing.assert_array_equal(adapted["new_head"]["kernel"], [5, 5, 5])  # as the model was initialised
+    assert report.named("new") == ["new_head/kernel"] and report.named("unused") == [
+        "old_head/kernel"
+    ]
+    # as the model was initialised
+    np.testing.assert_array_equal(adapted["new_head"]["kernel"], [5, 5, 5])
     assert adapted["image_encoder"]["cls_token"].dtype == np.float32
     table = str(report)
     assert re.search(r"new +new_head/kernel +not in the weights", table)
@@ -106,10 +135,13 @@ def test_what_is_new_or_left_over_is_listed():
 
 def test_wrong_shapes_and_foreign_weights_are_errors():
     with pytest.raises(
-        CheckpointError, match=r"_head/bias has shape \[24\] in the weights; expected the model's \[30\]"
+        CheckpointError,
+        match=r"_head/bias has shape \[24\] in the weights; expected the model's \[30\]",
     ):
         adapt(params(), params(vocab_size=30, abstract=True))
-    with pytest.raises(CheckpointError, match="1 tensors such as module.x; expected some of the model's"):
+    with pytest.raises(
+        CheckpointError, match="1 tensors such as module.x; expected some of the model's"
+    ):
         adapt({"module.x": np.zeros(3)}, params(abstract=True))
     with pytest.raises(CheckpointError, match="one CLS token and a square number of patches"):
         resize_image_positions(np.zeros((1, 13, 4)), 17)
@@ -119,7 +151,9 @@ def dictionary(codes=6):
     state = init_dictionary(jax.random.key(1), codes, 4)
     counts = jnp.asarray([5.0, 1.0, 8.0, 2.0, 0.5, 3.0])
     return state.replace(
-        counts_K=counts, sums_KxD=state.codes_KxD * counts[:, None], last_use_K=jnp.arange(6, dtype=jnp.int32)
+        counts_K=counts,
+        sums_KxD=state.codes_KxD * counts[:, None],
+        last_use_K=jnp.arange(6, dtype=jnp.int32),
     )
 
 
@@ -127,7 +161,9 @@ def test_fewer_codes_are_the_most_used():
     state = dictionary()
     fewer = adapt_dictionary(state, 3)
     for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K"):
-        np.testing.assert_array_equal(getattr(fewer, name), getattr(state, name)[jnp.array([0, 2, 5])], strict=True)
+        np.testing.assert_array_equal(
+            getattr(fewer, name), getattr(state, name)[jnp.array([0, 2, 5])], strict=True
+        )
     same = adapt_dictionary(vars(state), 6)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), same, state)
 
@@ -137,12 +173,14 @@ def test_more_codes_split_the_busiest():
     more = adapt_dictionary(state, 9)
     assert isinstance(more, DictionaryState) and more.codes_KxD.shape == (9, 4)
     np.testing.assert_array_equal(more.codes_KxD[:6], state.codes_KxD)
-    np.testing.assert_array_equal(more.counts_K, [2.5, 1, 2, 2, 0.5, 3, 4, 2.5, 2])  # 8 -> 4 4, 5 -> 2.5 2.5, 4 -> 2 2
+    # 8 -> 4 4, 5 -> 2.5 2.5, 4 -> 2 2
+    np.testing.assert_array_equal(more.counts_K, [2.5, 1, 2, 2, 0.5, 3, 4, 2.5, 2])
     assert more.counts_K.sum() == state.counts_K.sum()
     np.testing.assert_allclose(more.sums_KxD, more.codes_KxD * more.counts_K[:, None], rtol=1e-5)
     parents = state.codes_KxD[jnp.array([2, 0, 2])]
     moved = jnp.linalg.norm(more.codes_KxD[6:] - parents, axis=1)
     assert (moved > 0).all() and (moved < 0.1).all()
-    jax.tree.map(np.testing.assert_array_equal, more, adapt_dictionary(state, 9))  # the same each time
+    # the same each time
+    jax.tree.map(np.testing.assert_array_equal, more, adapt_dictionary(state, 9))
     with pytest.raises(CheckpointError, match="0 codes; expected at least 1"):
         adapt_dictionary(state, 0)

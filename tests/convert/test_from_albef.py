@@ -1,4 +1,6 @@
-"""ALBEF's state dicts: in with equal numbers, back with equal bits, and nothing that is not accounted for."""
+"""ALBEF's state dicts: in with equal numbers, back with equal bits, and nothing that is not
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def converted(recorded, sizes, tmp_path_factory):
     from nas_jax.convert.__main__ import main
 
     place = tmp_path_factory.mktemp("recorded")
-    file = save(place / "step.pth", recorded, optimizer={"state": {}}, config={"epochs": 30}, epoch=3)
+    file = save(
+        place / "step.pth", recorded, optimizer={"state": {}}, config={"epochs": 30}, epoch=3
+    )
     assert main(["from-albef", str(file), "--sizes", sizes, "--out", str(place / "weights")]) == 0
     return place / "weights", file
 
@@ -53,7 +57,9 @@ def equal(one, two):
 def test_the_recorded_outputs_are_reproduced(converted):
     weights, _, _ = folder.read(converted[0])
     recorded = parity.load(FIXTURE)
-    method = make_method(weights.method, weights.model, recorded.method.ctx.tables, tiny.SPECIAL, 1, 1)
+    method = make_method(
+        weights.method, weights.model, recorded.method.ctx.tables, tiny.SPECIAL, 1, 1
+    )
     _, state = jax.eval_shape(method.init, jax.random.key(0))
     dictionary = type(state.dictionary)(**jax.tree.map(jax.numpy.asarray, weights.dictionary))
     batch = recorded.batch
@@ -63,7 +69,9 @@ def test_the_recorded_outputs_are_reproduced(converted):
         image_tokens, _ = method.encode_image(
             params, recorded.state.replace(dictionary=dictionary), batch["image_BxHxWx3"]
         )
-        text_tokens, text = method.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])
+        text_tokens, text = method.encode_text(
+            params, batch["token_ids_BxL"], batch["token_mask_BxL"]
+        )
         logits = method.match(params, image_tokens, text_tokens, batch["token_mask_BxL"])
         return image_tokens, text_tokens, logits
 
@@ -92,8 +100,13 @@ def pretraining(state):
 
 
 def retrieval(state):
-    """BERT without a name of its own and without its head, a queue of picture numbers, from several devices."""
-    state = {re.sub(r"(text_encoder(_m)?\.)bert\.", r"\1", name): tensor for name, tensor in state.items()}
+    """BERT without a name of its own and without its head, a queue of picture numbers, from several
+    devices.
+    """
+    state = {
+        re.sub(r"(text_encoder(_m)?\.)bert\.", r"\1", name): tensor
+        for name, tensor in state.items()
+    }
     state = {name: tensor for name, tensor in state.items() if ".cls.predictions." not in name}
     state["idx_queue"] = torch.full((1, 36), -100)
     state["text_encoder.embeddings.position_ids"] = torch.arange(32)[None]
@@ -103,15 +116,24 @@ def retrieval(state):
 def entailment(state):
     """Two encoders and a classifier; no teacher, queue, projection or dictionary."""
     keep = ("visual_encoder.", "text_encoder.")
-    state = {name: tensor for name, tensor in retrieval(state).items() if name.removeprefix("module.").startswith(keep)}
+    state = {
+        name: tensor
+        for name, tensor in retrieval(state).items()
+        if name.removeprefix("module.").startswith(keep)
+    }
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state | {"cls_head.0.weight": torch.ones(48, 48), "cls_head.2.bias": torch.ones(3)}
 
 
 def half(state):
     """Saved in bfloat16, with the tied copies that the network has."""
-    state = {name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor for name, tensor in state.items()}
-    state["text_encoder.cls.predictions.decoder.weight"] = state["text_encoder.bert.embeddings.word_embeddings.weight"]
+    state = {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in state.items()
+    }
+    state["text_encoder.cls.predictions.decoder.weight"] = state[
+        "text_encoder.bert.embeddings.word_embeddings.weight"
+    ]
     state["text_encoder.cls.predictions.decoder.bias"] = state["text_encoder.cls.predictions.bias"]
     return state
 
@@ -128,15 +150,22 @@ def test_there_and_back_are_the_same_bits(kind, recorded, sizes, convert, tmp_pa
     for name, tensor in state.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
     rows = json.loads((tmp_path / "weights/conversion.json").read_text())["tensors"]
-    assert len(rows) == len(state) and all(row["action"] in ("used", "tied", "unused") for row in rows)
+    assert len(rows) == len(state) and all(
+        row["action"] in ("used", "tied", "unused") for row in rows
+    )
     assert all(row["to"] for row in rows if row["action"] == "used")
     if kind is entailment:
-        assert "new     image_proj/... (2 arrays)" in printed and "classifier of a fine-tuned task" in printed
+        assert (
+            "new     image_proj/... (2 arrays)" in printed
+            and "classifier of a fine-tuned task" in printed
+        )
         assert folder.read(tmp_path / "weights")[0].teacher is None
 
 
 def test_a_run_of_ours_goes_out_as_the_authors_load_it(converted, convert, tmp_path):
-    """Without conversion.json: the tied copies and counters that their strict loading asks for are there."""
+    """Without conversion.json: the tied copies and counters that their strict loading asks for are
+    there.
+    """
     for name in ("conversion.json", "unused.npz"):
         os.rename(converted[0] / name, tmp_path / name)
     code, _ = convert("to-albef", converted[0], "--out", tmp_path / "b.pth")
@@ -150,13 +179,17 @@ def test_a_run_of_ours_goes_out_as_the_authors_load_it(converted, convert, tmp_p
         "text_encoder.cls.predictions.decoder.bias",
         "text_encoder.bert.embeddings.position_ids",
     }
-    assert all(torch.equal(state[name], original[name]) for name in original if "cluster_sum" not in name)
+    assert all(
+        torch.equal(state[name], original[name]) for name in original if "cluster_sum" not in name
+    )
     code, printed = convert("to-albef", converted[0], "--out", tmp_path / "b.pth")
     assert code == 4 and "there already" in printed
 
 
 def test_another_size_of_picture(converted, sizes, convert, tmp_path):
-    code, printed = convert("from-albef", converted[1], "--sizes", sizes, "--image-size", 96, "--out", tmp_path / "w")
+    code, printed = convert(
+        "from-albef", converted[1], "--sizes", sizes, "--image-size", 96, "--out", tmp_path / "w"
+    )
     assert code == 0 and "64 -> 96 pixels" in printed
     large, small = folder.read(tmp_path / "w")[0], folder.read(converted[0])[0]
     assert large.model.image_size == 96
@@ -175,11 +208,15 @@ def test_a_run_starts_from_the_folder_with_every_array_in_its_place(converted):
     shapes = jax.eval_shape(lambda: init_state(method, optimizer, 0))
     shardings = state_shardings(shapes, make_mesh(MeshConfig(fsdp=2)))
     fresh = jax.tree.map(
-        lambda leaf, sharding: jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding), shapes, shardings
+        lambda leaf, sharding: jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding),
+        shapes,
+        shardings,
     )
     with CheckpointManager(converted[0] / "checkpoints", read_only=True) as manager:
         read = _restore(manager, "params", fresh.params, shardings.params)
-        assert jax.tree.all(jax.tree.map(lambda leaf, there: leaf.sharding == there, read, dict(shardings.params)))
+        assert jax.tree.all(
+            jax.tree.map(lambda leaf, there: leaf.sharding == there, read, dict(shardings.params))
+        )
         said = []
         for state_too, teacher in ((False, weights.params), (True, weights.teacher)):
             state = with_weights(fresh, shardings, manager, said.append, state_too)
@@ -205,9 +242,18 @@ class Code:
 def test_a_pickle_with_code_is_refused_and_does_not_run(recorded, convert, tmp_path):
     for legacy in (False, True):
         file = tmp_path / f"bad{legacy}.pth"
-        torch.save({"model": recorded, "x": Code(tmp_path / "ran")}, file, _use_new_zipfile_serialization=not legacy)
+        torch.save(
+            {"model": recorded, "x": Code(tmp_path / "ran")},
+            file,
+            _use_new_zipfile_serialization=not legacy,
+        )
         code, printed = convert("from-albef", file, "--out", tmp_path / "w")
-        assert code == 4 and "would run code" in printed and "system" in printed and printed.count("\n") == 1
+        assert (
+            code == 4
+            and "would run code" in printed
+            and "system" in printed
+            and printed.count("\n") == 1
+        )
     assert not (tmp_path / "ran").exists() and not (tmp_path / "w").exists()
 
 
@@ -223,29 +269,63 @@ QUERY = "text_encoder.bert.encoder.layer.2.crossattention.self.query"
 CASES = [
     (without(f"{QUERY}.bias"), {}, 4, f"without '{QUERY}.bias'"),
     (without("visual_encoder_m.norm.bias"), {}, 4, "without 'visual_encoder_m.norm.bias'"),
-    (with_("neck.extra.weight", torch.ones(3)), {}, 4, "'neck.extra.weight', which this model has no place for"),
+    (
+        with_("neck.extra.weight", torch.ones(3)),
+        {},
+        4,
+        "'neck.extra.weight', which this model has no place for",
+    ),
     (with_(f"{QUERY}.weight", torch.ones(48, 32)), {}, 4, r"[48, 32] in a.pth; expected [48, 48]"),
-    (with_("text_encoder.bert.embeddings.word_embeddings.weight", torch.ones(170, 48)), {}, 4, "expected [170]"),
-    (with_("text_encoder.cls.predictions.decoder.weight", torch.ones(160, 48)), {}, 4, "tied to the word"),
-    (with_("visual_encoder.pos_embed", torch.ones(1, 18, 48)), {}, 4, "no distillation or register tokens"),
+    (
+        with_("text_encoder.bert.embeddings.word_embeddings.weight", torch.ones(170, 48)),
+        {},
+        4,
+        "expected [170]",
+    ),
+    (
+        with_("text_encoder.cls.predictions.decoder.weight", torch.ones(160, 48)),
+        {},
+        4,
+        "tied to the word",
+    ),
+    (
+        with_("visual_encoder.pos_embed", torch.ones(1, 18, 48)),
+        {},
+        4,
+        "no distillation or register tokens",
+    ),
     (without("visual_encoder.cls_token"), {}, 4, "use from-hf"),
-    (pretraining, {"sizes": {"heads": 4, "vocab_size": 30522}}, 2, "vocab_size=30522 in the sizes file, and 160 by"),
+    (
+        pretraining,
+        {"sizes": {"heads": 4, "vocab_size": 30522}},
+        2,
+        "vocab_size=30522 in the sizes file, and 160 by",
+    ),
     (pretraining, {"sizes": {"heads": 5}}, 2, "heads that divide dim"),
     (pretraining, {"sizes": {"head": 4}}, 2, "'head' in"),
     (pretraining, {"sizes": None}, 2, "do not tell the number of heads"),
-    (pretraining, {"flags": ("--tokenizer", "TOKENIZER")}, 3, "with 6 words; expected the 160 rows"),
+    (
+        pretraining,
+        {"flags": ("--tokenizer", "TOKENIZER")},
+        3,
+        "with 6 words; expected the 160 rows",
+    ),
     (pretraining, {"flags": ("--image-size", "70")}, 2, "a multiple of the patch size"),
     (pretraining, {"flags": ("--imagesize", "96")}, 2, "unrecognized arguments"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("change", "given", "code", "says"), CASES, ids=[case[3] for case in CASES])
+@pytest.mark.parametrize(
+    ("change", "given", "code", "says"), CASES, ids=[case[3] for case in CASES]
+)
 def test_what_does_not_fit_is_one_line(change, given, code, says, recorded, convert, tmp_path):
     file, sizes = save(tmp_path / "a.pth", change(recorded)), given.get("sizes", {"heads": 4})
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     (tmp_path / "s.json").write_text(json.dumps(sizes))
-    flags = [flag.replace("TOKENIZER", str(tmp_path / "tokenizer")) for flag in given.get("flags", ())]
+    flags = [
+        flag.replace("TOKENIZER", str(tmp_path / "tokenizer")) for flag in given.get("flags", ())
+    ]
     flags += ["--sizes", tmp_path / "s.json"] if sizes else []
     got, printed = convert("from-albef", file, "--out", tmp_path / "w", *flags)
     lines = [line for line in printed.splitlines() if line.startswith("error")]
@@ -253,9 +333,13 @@ def test_what_does_not_fit_is_one_line(change, given, code, says, recorded, conv
     assert "Traceback" not in printed and not list(tmp_path.glob("w*"))
 
 
-def test_leftovers_can_be_left_out_and_a_network_for_two_pictures_cannot(recorded, sizes, convert, tmp_path):
+def test_leftovers_can_be_left_out_and_a_network_for_two_pictures_cannot(
+    recorded, sizes, convert, tmp_path
+):
     file = save(tmp_path / "a.pth", recorded | {"extra.a": torch.ones(1), "extra.b": torch.ones(1)})
-    code, printed = convert("from-albef", file, "--sizes", sizes, "--out", tmp_path / "w", "--ignore", "extra.")
+    code, printed = convert(
+        "from-albef", file, "--sizes", sizes, "--out", tmp_path / "w", "--ignore", "extra."
+    )
     assert code == 0 and printed.count("left out by --ignore") == 2
     key = "text_encoder.bert.encoder.layer.{}.crossattention.self.key.weight"
     file = save(tmp_path / "b.pth", recorded | {key.format(3): recorded[key.format(2)]})

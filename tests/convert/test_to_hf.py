@@ -33,7 +33,8 @@ CAPTIONS = (
     "there is no small green triangle above two large yellow stars: a man's dog, it's a person",
 )
 RUN_TORCH = gate.run_torch
-OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"  # a python with torch and another transformers, such as 4.57
+# a python with torch and another transformers, such as 4.57
+OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,21 @@ def tokenizer() -> TextTokenizer:
     return learn_wordpiece(CAPTIONS, 120)
 
 
-def save_run(workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step: int = 3, **data) -> Path:
+def save_run(
+    workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step: int = 3, **data
+) -> Path:
     """A work directory with a checkpoint of random numbers; nothing is compiled for it."""
     model = tiny.model(
         vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
     )  # as long as captions: one shape to compile
-    method = tiny.method(variant, name="albef" if variant == "albef" else "nas", model=model).ctx.config
-    run = RunConfig(model=model, method=method, data=DataConfig(image_size=16, text_length=14, batch_size=24, **data))
+    method = tiny.method(
+        variant, name="albef" if variant == "albef" else "nas", model=model
+    ).ctx.config
+    run = RunConfig(
+        model=model,
+        method=method,
+        data=DataConfig(image_size=16, text_length=14, batch_size=24, **data),
+    )
     record = json.loads(json.dumps(to_dict(run)))
     tokenizer.save(workdir / "tokenizer")
     found = trained.Trained(workdir, step, record, {}, {})
@@ -58,11 +67,16 @@ def save_run(workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step
         if name == "temp":
             return np.float32(0.07) * np.ones((), np.float32)
         values = rng.standard_normal(shape) * 0.3 + (1.0 if name.endswith("scale") else 0.0)
-        return np.asarray(np.abs(values) if name == "dictionary/codes_KxD" else values).astype(dtype)
+        return np.asarray(np.abs(values) if name == "dictionary/codes_KxD" else values).astype(
+            dtype
+        )
 
     arrays = nest({name: draw(name, *kind) for name, kind in hf_names.shapes_in(shapes).items()})
     dictionary = arrays.pop("dictionary", None)
-    state = {"params": arrays, "method_state": {"dictionary": DictionaryState(**dictionary)} if dictionary else {}}
+    state = {
+        "params": arrays,
+        "method_state": {"dictionary": DictionaryState(**dictionary)} if dictionary else {},
+    }
     with CheckpointManager(workdir / "checkpoints") as manager:
         manager.save(step, state, {"next_step": step}, {"config": record})
     return workdir
@@ -82,7 +96,9 @@ def modules(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def in_process(monkeypatch, modules):
-    """The PyTorch side in this process: what its own process adds is tested once, and costs seconds to start."""
+    """The PyTorch side in this process: what its own process adds is tested once, and costs seconds
+    to start.
+    """
 
     def run_torch(arguments: list[str], python: str) -> None:
         export, inputs, outputs, *plain = arguments
@@ -91,7 +107,9 @@ def in_process(monkeypatch, modules):
         results = gate_torch.run(export, given)
         for folder in plain:
             results |= gate_torch.run_plain(folder, given)
-        np.savez(outputs, facts=np.asarray(json.dumps({"transformers": "5", "peak_bytes": 0})), **results)
+        np.savez(
+            outputs, facts=np.asarray(json.dumps({"transformers": "5", "peak_bytes": 0})), **results
+        )
 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
     monkeypatch.setattr(gate, "run_torch", run_torch)
@@ -110,35 +128,66 @@ def jax_side():
     return run_jax
 
 
-# ---------------------------------------------------------------------------------------- what passes, and the way back
+# -------------------------------------------------------------------- what passes, and the way back
 
 
-def test_an_export_gives_back_its_bits(workdir, tokenizer, tmp_path, in_process, jax_side, monkeypatch):
-    """All parts of NAS in three weight files, and the plain dual encoder; what is written, and params bit by bit."""
+def test_an_export_gives_back_its_bits(
+    workdir, tokenizer, tmp_path, in_process, jax_side, monkeypatch
+):
+    """All parts of NAS in three weight files, and the plain dual encoder; what is written, and
+    params bit by bit.
+    """
     monkeypatch.setattr(gate, "run_jax", jax_side)
-    (workdir / "metrics.jsonl").write_text('{"step": 3, "kind": "train", "loss": 1.25, "loss/itc": 0.5}\n')
+    (workdir / "metrics.jsonl").write_text(
+        '{"step": 3, "kind": "train", "loss": 1.25, "loss/itc": 0.5}\n'
+    )
     (workdir / "evals").mkdir()
-    metric = {"key": "val/foils/itm/colour", "value": 61.5, "chance": 50.0, "blind": None, "count": 26}
+    metric = {
+        "key": "val/foils/itm/colour",
+        "value": 61.5,
+        "chance": 50.0,
+        "blind": None,
+        "count": 26,
+    }
     (workdir / "evals/3.json").write_text(json.dumps({"info": {}, "metrics": [metric]}))
     said = []
-    report = to_hf.export(workdir, tmp_path / "out", plain="blip", shard_bytes=40_000, say=said.append)
+    report = to_hf.export(
+        workdir, tmp_path / "out", plain="blip", shard_bytes=40_000, say=said.append
+    )
     assert {row.name.split("/")[1] for row in report.rows} >= {
-        "image_embeds", "text_embeds", "code_ids", "dictionary_tokens", "distances", "itm_logits", "mlm_logits",
-        "generator_logits", "plain_cosine", "input_ids", "pixel_values",
-    }  # fmt: skip
+        "image_embeds",
+        "text_embeds",
+        "code_ids",
+        "dictionary_tokens",
+        "distances",
+        "itm_logits",
+        "mlm_logits",
+        "generator_logits",
+        "plain_cosine",
+        "input_ids",
+        "pixel_values",
+    }
     assert any("MB written" in line for line in said)
     out = tmp_path / "out"
     assert os.listdir(tmp_path) == ["out"]
     assert len(list(out.glob("model-*.safetensors"))) > 1
     card = (out / "README.md").read_text()
-    for text in ("loss 1.2500", "| val/foils/itm/colour | 61.5 | 50.0 |", "scenes (drawn", "chance: random", "[MASK]"):
+    for text in (
+        "loss 1.2500",
+        "| val/foils/itm/colour | 61.5 | 50.0 |",
+        "scenes (drawn",
+        "chance: random",
+        "[MASK]",
+    ):
         assert text in card
     assert str(tmp_path) not in card + (out / "config.json").read_text()
 
     params, config = hf_names.params_from_export(out)
     dictionary = hf_names.dictionary_from_export(out)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
-        saved = named_leaves({"params": manager.restore_params(), "d": manager.restore_params(which="dictionary")})
+        saved = named_leaves(
+            {"params": manager.restore_params(), "d": manager.restore_params(which="dictionary")}
+        )
     exported = named_leaves({"params": params, "d": dictionary})
     assert exported.keys() == saved.keys()
     for name, array in saved.items():
@@ -148,9 +197,15 @@ def test_an_export_gives_back_its_bits(workdir, tokenizer, tmp_path, in_process,
 
 
 def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
-    report = to_hf.export(save_run(tmp_path / "run", tokenizer, "albef"), tmp_path / "out", say=lambda line: None)
+    report = to_hf.export(
+        save_run(tmp_path / "run", tokenizer, "albef"), tmp_path / "out", say=lambda line: None
+    )
     names = {row.name.split("/")[1] for row in report.rows}
-    assert "itm_logits" in names and not names & {"code_ids", "dictionary_tokens", "generator_logits"}
+    assert "itm_logits" in names and not names & {
+        "code_ids",
+        "dictionary_tokens",
+        "generator_logits",
+    }
     assert hf_names.dictionary_from_export(tmp_path / "out") is None
 
 
@@ -170,28 +225,39 @@ def test_a_run_in_a_bucket_is_read_there(workdir):
         names = here.groups()[0]
         for (name, array), (_, wanted) in zip(there.read(names), here.read(names), strict=True):
             np.testing.assert_array_equal(array, wanted, err_msg=name)
-        assert load_tokenizer(f"{bucket.url}/run/tokenizer").tokens() == load_tokenizer(f"{workdir}/tokenizer").tokens()
+        assert (
+            load_tokenizer(f"{bucket.url}/run/tokenizer").tokens()
+            == load_tokenizer(f"{workdir}/tokenizer").tokens()
+        )
         with pytest.raises(CheckpointError, match="no checkpoint in gs://"):
             trained.open_trained(f"{bucket.url}/other")
 
 
-@pytest.mark.parametrize(("clean", "max_words", "add_sep"), [(True, 30, False), (True, 4, True), (False, 30, True)])
+@pytest.mark.parametrize(
+    ("clean", "max_words", "add_sep"), [(True, 30, False), (True, 4, True), (False, 30, True)]
+)
 def test_the_tokenizer_files_do_what_ours_does(tokenizer, tmp_path, clean, max_words, add_sep):
     """Through the `tokenizers` library alone, which transformers of any version uses."""
     from tokenizers import Tokenizer
 
     ours = TextTokenizer(Tokenizer.from_str(tokenizer._tokenizer.to_str()), add_sep)
-    to_hf.write_tokenizer(tmp_path, ours, {"text_length": 12, "clean_captions": clean, "max_words": max_words})
+    to_hf.write_tokenizer(
+        tmp_path, ours, {"text_length": 12, "clean_captions": clean, "max_words": max_words}
+    )
     theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     theirs.enable_truncation(12)
     for caption in (*CAPTIONS, *gate.CAPTIONS, "", "  Two\n dogs ", "a <person>/dog"):
         ids, mask = ours.encode([prepare_caption(caption, clean, max_words)], 12)
         assert theirs.encode(caption).ids == ids[0, mask[0]].tolist(), caption
-    again, _ = load_tokenizer(str(tmp_path)).encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)
-    np.testing.assert_array_equal(again, ours.encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)[0])
+    again, _ = load_tokenizer(str(tmp_path)).encode(
+        [prepare_caption(CAPTIONS[1], clean, max_words)], 12
+    )
+    np.testing.assert_array_equal(
+        again, ours.encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)[0]
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- negative controls
+# -------------------------------------------------------------------------------- negative controls
 
 
 def transpose_one_kernel(weights):
@@ -201,7 +267,9 @@ def transpose_one_kernel(weights):
 def swap_two_heads(weights):
     query, *rest = weights["image_encoder.blocks.0.attention.qkv.weight"].chunk(3)
     heads = query.chunk(4)
-    weights["image_encoder.blocks.0.attention.qkv.weight"] = torch.cat([heads[1], heads[0], *heads[2:], *rest])
+    weights["image_encoder.blocks.0.attention.qkv.weight"] = torch.cat(
+        [heads[1], heads[0], *heads[2:], *rest]
+    )
 
 
 def shuffle_positions(weights):
@@ -217,7 +285,9 @@ def shuffle_positions(weights):
         (shuffle_positions, "random/text_encoder.embedding_norm"),
     ],
 )
-def test_the_gate_refuses(workdir, tmp_path, in_process, jax_side, monkeypatch, capsys, disturb, where):
+def test_the_gate_refuses(
+    workdir, tmp_path, in_process, jax_side, monkeypatch, capsys, disturb, where
+):
     """One small fault in the weights: exit status not 0, the layer named, nothing left."""
     write_weights = to_hf.write_weights
 
@@ -229,7 +299,10 @@ def test_the_gate_refuses(workdir, tmp_path, in_process, jax_side, monkeypatch, 
 
     monkeypatch.setattr(to_hf, "write_weights", faulty)
     monkeypatch.setattr(gate, "run_jax", jax_side)
-    assert main(["to-hf", "--checkpoint", str(workdir), "--out", str(tmp_path / "out")]) == gate.GateRefused.exit_code
+    assert (
+        main(["to-hf", "--checkpoint", str(workdir), "--out", str(tmp_path / "out")])
+        == gate.GateRefused.exit_code
+    )
     printed = capsys.readouterr()
     assert f"first in {where} by" in printed.err
     assert printed.out.split("allowed")[1].split()[0] == where  # the table begins there
@@ -250,7 +323,7 @@ def test_codes_that_are_equally_near_are_ties_and_others_are_not():
     assert not only_ties(torch.tensor([[0]]), torch.tensor([[2]]))
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
@@ -262,7 +335,9 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         export(workdir / "checkpoints/9", tmp_path / "out")
     with pytest.raises(CheckpointError, match="a tokenizer of .* tokens for a model of"):
-        learn_wordpiece([*CAPTIONS, "many other words that are not there"], 200).save(tmp_path / "words")
+        learn_wordpiece([*CAPTIONS, "many other words that are not there"], 200).save(
+            tmp_path / "words"
+        )
         export(workdir, tmp_path / "out", str(tmp_path / "words"))
     damaged = save_run(tmp_path / "damaged", tokenizer)
     file = next((damaged / "checkpoints/3/state").rglob("d/*"))
@@ -273,7 +348,9 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     other["model"]["dim"] = 32
     with pytest.raises(CheckpointError, match="mend the config.json"):
         found = trained.open_trained(workdir)
-        to_hf.export_config(trained.Trained(workdir, 3, other, found.shapes, found.record), tokenizer)
+        to_hf.export_config(
+            trained.Trained(workdir, 3, other, found.shapes, found.record), tokenizer
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"full", "words", "damaged"}
 
 
@@ -282,7 +359,10 @@ def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_pat
     config = to_hf.export_config(found, tokenizer)
     (tmp_path / "config.json").write_text(json.dumps(config))
     to_hf.write_weights(tmp_path, found, lambda line: None)
-    file, back = tmp_path / "model.safetensors", functools.partial(hf_names.params_from_export, tmp_path)
+    file, back = (
+        tmp_path / "model.safetensors",
+        functools.partial(hf_names.params_from_export, tmp_path),
+    )
     back()
     weights, whole = load_file(file), file.read_bytes()
     for change, message in (
@@ -290,7 +370,9 @@ def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_pat
         ({"new.weight": torch.ones(1)}, "with the unknown new.weight"),
         ({"itm_head.bias": torch.ones(3)}, r"itm_head.bias is float32\[3\]; expected float32\[2\]"),
     ):
-        changed = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
+        changed = {
+            name: tensor for name, tensor in (weights | change).items() if tensor is not None
+        }
         save_file(changed, file, {"format": "pt"})
         with pytest.raises(CheckpointError, match=message):
             back()
@@ -302,7 +384,7 @@ def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_pat
         back()
 
 
-# --------------------------------------------------------------------------------- recorded weights, a separate process
+# ------------------------------------------------------------- recorded weights, a separate process
 
 
 @pytest.mark.parametrize("python", ["this", "other"])
@@ -310,20 +392,29 @@ def test_recorded_weights_give_the_recorded_outputs(
     recorded, sizes, tokenizer, tmp_path, in_process, monkeypatch, python
 ):
     """ALBEF's names -> ours -> transformers, in a process that cannot import nas_jax."""
-    version, python = ("5", sys.executable) if python == "this" else ("4", os.environ.get(OTHER_PYTHON))
+    version, python = (
+        ("5", sys.executable) if python == "this" else ("4", os.environ.get(OTHER_PYTHON))
+    )
     if not python:
         pytest.skip(f"set {OTHER_PYTHON} to a python with torch and transformers 4.57")
     if python != sys.executable:
         monkeypatch.setattr(gate, "run_torch", RUN_TORCH)
     torch.save({"model": recorded}, tmp_path / "step.pth")
     weights, out = tmp_path / "weights", tmp_path / "out"
-    assert main(["from-albef", str(tmp_path / "step.pth"), "--sizes", sizes, "--out", str(weights)]) == 0
+    assert (
+        main(["from-albef", str(tmp_path / "step.pth"), "--sizes", sizes, "--out", str(weights)])
+        == 0
+    )
     tokenizer.save(tmp_path / "words")
-    report = to_hf.export(weights, out, str(tmp_path / "words"), python=python, say=lambda line: None)
+    report = to_hf.export(
+        weights, out, str(tmp_path / "words"), python=python, say=lambda line: None
+    )
     assert report.transformers[0] == version
 
     with np.load(RECORDED) as file:
-        arrays = {name: file[name] for name in file.files if name.startswith(("in/", "out/", "draw/"))}
+        arrays = {
+            name: file[name] for name in file.files if name.startswith(("in/", "out/", "draw/"))
+        }
     image, ids, mask = (arrays[f"in/{name}"] for name in ("image", "input_ids", "attention_mask"))
     image_other, text_other = arrays["draw/negative_image"], arrays["draw/negative_text"]
     cases = {
@@ -335,7 +426,10 @@ def test_recorded_weights_give_the_recorded_outputs(
     given = {"cases": np.asarray(json.dumps(list(cases)))}
     codes = arrays["out/code_ids"]
     for case, inputs in cases.items():
-        given |= {f"{case}/{name}": a for name, a in zip(("pixel_values", *gate_torch._TEXT), inputs, strict=True)}
+        given |= {
+            f"{case}/{name}": a
+            for name, a in zip(("pixel_values", *gate_torch._TEXT), inputs, strict=True)
+        }
         given[f"{case}/code_ids"] = codes[image_other] if case == "image" else codes
     np.savez(tmp_path / "inputs.npz", **given)
     RUN_TORCH([str(out), str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz")], python)
@@ -344,7 +438,9 @@ def test_recorded_weights_give_the_recorded_outputs(
     assert json.loads(str(theirs["facts"]))["transformers"][0] == version
 
     np.testing.assert_array_equal(theirs["positive/code_ids"], codes)
-    positive, _, image_negative, text_negative = np.split(arrays["out/itm_logits_pos_nva_negimage_negtext"], 4)
+    positive, _, image_negative, text_negative = np.split(
+        arrays["out/itm_logits_pos_nva_negimage_negtext"], 4
+    )
     for name, expected in (
         ("positive/image_tokens", arrays["out/image_tokens"]),
         ("positive/text_tokens", arrays["out/text_tokens"]),
@@ -354,10 +450,18 @@ def test_recorded_weights_give_the_recorded_outputs(
         ("masked/mlm_logits", arrays["out/mlm_logits"]),
     ):
         assert gate.difference(expected, theirs[name]) < 1e-4, name
-    assert gate.difference(arrays["out/dictionary_tokens"], theirs["positive/dictionary_tokens"][:, 1:]) < 1e-4
+    assert (
+        gate.difference(
+            arrays["out/dictionary_tokens"], theirs["positive/dictionary_tokens"][:, 1:]
+        )
+        < 1e-4
+    )
     for tower in ("vision", "text"):
         tokens = arrays["out/image_tokens" if tower == "vision" else "out/text_tokens"][:, 0]
-        feature = tokens @ recorded[f"{tower}_proj.weight"].numpy().T + recorded[f"{tower}_proj.bias"].numpy()
+        feature = (
+            tokens @ recorded[f"{tower}_proj.weight"].numpy().T
+            + recorded[f"{tower}_proj.bias"].numpy()
+        )
         feature /= np.linalg.norm(feature, axis=1, keepdims=True)
         embeds = theirs["positive/image_embeds" if tower == "vision" else "positive/text_embeds"]
         assert gate.difference(feature, embeds) < 1e-4

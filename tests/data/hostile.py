@@ -1,4 +1,6 @@
-"""A folder of everything that goes wrong with pictures and captions, and what should become of it."""
+"""A folder of everything that goes wrong with pictures and captions, and what should become of
+it.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +67,16 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that promises width x height pixels and holds a few bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -101,7 +108,9 @@ def make(folder: Path) -> Hostile:
         "bomb": png_header(40_000, 40_000),
     }
     members = [
-        pair for key, (data, suffix) in good.items() for pair in sample(key, data, f"a {key} one", suffix=suffix)
+        pair
+        for key, (data, suffix) in good.items()
+        for pair in sample(key, data, f"a {key} one", suffix=suffix)
     ]
     members += [pair for key, data in bad.items() for pair in sample(key, data, f"a {key} one")]
     members += [("nocaption.jpg", jpeg(9)), ("noimage.json", b'{"caption": "words alone"}')]
@@ -115,12 +124,15 @@ def make(folder: Path) -> Hostile:
     many = write_tar(folder / "a-many.tar", members)
 
     unsafe = (
-        sample("../escape", jpeg(18), "up") + sample("/tmp/absolute", jpeg(19), "root") + sample("safe", jpeg(20), "ok")
+        sample("../escape", jpeg(18), "up")
+        + sample("/tmp/absolute", jpeg(19), "root")
+        + sample("safe", jpeg(20), "ok")
     )
     unsafe_tar = write_tar(folder / "b-unsafe.tar", unsafe)
 
     cut_tar = write_tar(
-        folder / "c-cut.tar", [pair for i in range(4) for pair in sample(f"part{i}", jpeg(21 + i), "x")]
+        folder / "c-cut.tar",
+        [pair for i in range(4) for pair in sample(f"part{i}", jpeg(21 + i), "x")],
     )
     whole = Path(cut_tar).read_bytes()
     # Half way through the third picture, of which the header says how long it should be.
@@ -129,13 +141,16 @@ def make(folder: Path) -> Hostile:
 
     # The same name as in the first tar, with another picture: both stay, as the same content.
     again = write_tar(
-        folder / "d-again.tar", sample("cmyk", jpeg(30), "again") + [("empty.jpg", b""), ("empty.txt", b"e")]
+        folder / "d-again.tar",
+        sample("cmyk", jpeg(30), "again") + [("empty.jpg", b""), ("empty.txt", b"e")],
     )
 
     pictures.mkdir()
     (pictures / "one.jpg").write_bytes(jpeg(40))
     (pictures / "folder.jpg").mkdir()
-    (pictures / "animated.gif").write_bytes(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    (pictures / "animated.gif").write_bytes(
+        encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    )
     lines = [
         {"image": "pictures/one.jpg", "caption": "one"},
         {"image": "pictures/one.jpg", "caption": "one again"},
@@ -147,8 +162,13 @@ def make(folder: Path) -> Hostile:
         {"caption": "no picture named"},
         {"image": "pictures/one.jpg", "caption": ["", None, 3]},
     ]
-    text = "".join(json.dumps(line) + "\n" for line in lines[:4]).encode() + b'{"image": "pictures/one.jpg", "capt\n'
-    text += b"\xff\xfe no json\n\n" + "".join(json.dumps(line) + "\n" for line in lines[4:]).encode()
+    text = (
+        "".join(json.dumps(line) + "\n" for line in lines[:4]).encode()
+        + b'{"image": "pictures/one.jpg", "capt\n'
+    )
+    text += (
+        b"\xff\xfe no json\n\n" + "".join(json.dumps(line) + "\n" for line in lines[4:]).encode()
+    )
     (folder / "e-lines.jsonl").write_bytes(text)
     entries = [
         {"image": "pictures/one.jpg", "caption": ["café \u0007 bell", "plain"]},
@@ -172,5 +192,12 @@ def make(folder: Path) -> Hostile:
         "missing file": 1,
         "unreadable file": 2,
     }
-    inputs = (many, unsafe_tar, cut_tar, again, str(folder / "e-lines.jsonl"), str(folder / "f-list.json"))
+    inputs = (
+        many,
+        unsafe_tar,
+        cut_tar,
+        again,
+        str(folder / "e-lines.jsonl"),
+        str(folder / "f-list.json"),
+    )
     return Hostile(inputs, keys, lost, 4, len(keys) + sum(lost.values()))

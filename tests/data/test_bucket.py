@@ -1,4 +1,6 @@
-"""Data in a bucket: the same records and batches as from files, by few requests, and one clear line where it fails."""
+"""Data in a bucket: the same records and batches as from files, by few requests, and one clear line
+where it fails.
+"""
 
 import asyncio
 import io
@@ -33,7 +35,9 @@ from nas_jax.utils.logging import Console
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory) -> Path:
-    """Two tars, a list with its pictures, foils and quads, and a prepared folder; the names of the bucket."""
+    """Two tars, a list with its pictures, foils and quads, and a prepared folder; the names of the
+    bucket.
+    """
     folder = tmp_path_factory.mktemp("local")
     for name in ("pairs", "photos/deep", "lists"):
         (folder / name).mkdir(parents=True)
@@ -41,18 +45,38 @@ def local(tmp_path_factory) -> Path:
     for number, count in enumerate((20, 7)):
         members = []
         for i in range(count):
-            members += hostile.sample(f"n{number}i{i}", hostile.jpeg(i), f"a red thing {i} of {number}", "a thing")
+            members += hostile.sample(
+                f"n{number}i{i}", hostile.jpeg(i), f"a red thing {i} of {number}", "a thing"
+            )
         hostile.write_tar(folder / f"pairs/t{number}.tar", members)
     for i in range(8):
         names.append(f"deep/{i}.jpg" if i else "./deep/../deep/0.jpg")
         (folder / f"photos/deep/{i}.jpg").write_bytes(hostile.jpeg(i + 50))
-    entries = [{"image": name, "caption": [f"a blue thing {i}", "one thing"]} for i, name in enumerate(names)]
+    entries = [
+        {"image": name, "caption": [f"a blue thing {i}", "one thing"]}
+        for i, name in enumerate(names)
+    ]
     (folder / "lists/l.json").write_text(json.dumps(entries))
-    foil = {"image": names[1], "caption": "a blue thing 1", "foil": "a red thing 1", "category": "colour"}
-    quad = {"image_0": names[1], "image_1": names[2], "caption_0": "a thing", "caption_1": "thing a"}
+    foil = {
+        "image": names[1],
+        "caption": "a blue thing 1",
+        "foil": "a red thing 1",
+        "category": "colour",
+    }
+    quad = {
+        "image_0": names[1],
+        "image_1": names[2],
+        "caption_0": "a thing",
+        "caption_1": "thing a",
+    }
     (folder / "lists/foils.jsonl").write_text(json.dumps(foil) + "\n")
     (folder / "lists/quads.jsonl").write_text(json.dumps(quad) + "\n")
-    prepare(tuple(expand((f"{folder}/pairs/*.tar",), "")), folder / "set", workers=0, console=Console(enabled=False))
+    prepare(
+        tuple(expand((f"{folder}/pairs/*.tar",), "")),
+        folder / "set",
+        workers=0,
+        console=Console(enabled=False),
+    )
     return folder
 
 
@@ -78,7 +102,11 @@ def no_waiting(monkeypatch):
 
 def reads(bucket: fake_gcs.Bucket) -> list[str]:
     """The objects whose bytes were asked for; forgets all requests."""
-    found = [path.split("?")[0].rpartition("/")[2] for method, path in bucket.requests if "alt=media" in path]
+    found = [
+        path.split("?")[0].rpartition("/")[2]
+        for method, path in bucket.requests
+        if "alt=media" in path
+    ]
     bucket.requests.clear()
     return found
 
@@ -97,16 +125,23 @@ def config_of(root: str, **changes) -> DataConfig:
 
 def test_records_batches_and_evaluation_sets_are_those_of_the_files(local, bucket):
     here, there = config_of(str(local)), config_of(bucket.url)
-    wanted, source = open_source(here, "train", 0), pickle.loads(pickle.dumps(open_source(there, "train", 0)))
+    wanted, source = (
+        open_source(here, "train", 0),
+        pickle.loads(pickle.dumps(open_source(there, "train", 0))),
+    )
     assert source.remote and not wanted.remote
-    assert [source[i] for i in range(len(source))] == [wanted[i] for i in range(len(wanted))] and len(source) == 35
+    assert [source[i] for i in range(len(source))] == [
+        wanted[i] for i in range(len(wanted))
+    ] and len(source) == 35
     assert source.identity() == wanted.identity()
     assert source.file(34) == f"{bucket.url}/lists/l.json"
     tokenizer = build_tokenizer(here, wanted)
     options = {"text_buckets": (8, 12), "rand_augment_ops": 1}
     with (
         train_batches(replace(here, **options), tokenizer, 1, start_step=3) as ones,
-        train_batches(replace(there, **options), tokenizer, 1, start_step=3, source=source) as others,
+        train_batches(
+            replace(there, **options), tokenizer, 1, start_step=3, source=source
+        ) as others,
     ):
         for _, one, other in zip(range(4), ones, others, strict=False):
             assert one.keys() == other.keys()
@@ -115,7 +150,11 @@ def test_records_batches_and_evaluation_sets_are_those_of_the_files(local, bucke
 
     def val(config, root):
         lists = f"{root}/lists/"
-        files = {"val": (lists + "l.json",), "foils": (lists + "foils.jsonl",), "quads": (lists + "quads.jsonl",)}
+        files = {
+            "val": (lists + "l.json",),
+            "foils": (lists + "foils.jsonl",),
+            "quads": (lists + "quads.jsonl",),
+        }
         return file_eval_sets(replace(config, **files))[0]
 
     one, other = val(here, local), val(there, bucket.url)
@@ -126,18 +165,22 @@ def test_records_batches_and_evaluation_sets_are_those_of_the_files(local, bucke
 
 def test_workers_read_a_bucket(local, bucket):
     """A worker is a process of its own, and opens the bucket itself."""
-    config = replace(config_of(bucket.url), train=(f"{bucket.url}/pairs/t1.tar",), workers=1, threads=1)
+    config = replace(
+        config_of(bucket.url), train=(f"{bucket.url}/pairs/t1.tar",), workers=1, threads=1
+    )
     source = open_source(config, "train", 0)
     tokenizer = build_tokenizer(config, source)
     batches = []
     for workers in (0, 1):
-        with train_batches(replace(config, workers=workers), tokenizer, 0, source=source) as iterator:
+        with train_batches(
+            replace(config, workers=workers), tokenizer, 0, source=source
+        ) as iterator:
             batches.append(next(iterator))
     for name in batches[0]:
         np.testing.assert_array_equal(batches[0][name], batches[1][name])
 
 
-# ------------------------------------------------------------------------------------------------------------- requests
+# ----------------------------------------------------------------------------------------- requests
 
 
 def many(count: int, size: int) -> bytes:
@@ -145,7 +188,10 @@ def many(count: int, size: int) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for i in range(count):
-            for suffix, data in (("jpg", b"p" * size), ("json", json.dumps({"caption": f"text {i}"}).encode())):
+            for suffix, data in (
+                ("jpg", b"p" * size),
+                ("json", json.dumps({"caption": f"text {i}"}).encode()),
+            ):
                 info = tarfile.TarInfo(f"{i}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -208,10 +254,13 @@ def test_local_files_are_read_without_a_bucket(local, monkeypatch):
     monkeypatch.setattr(storage, "file_system", lambda: pytest.fail("a bucket is opened"))
     source = open_source(config_of(str(local), cache="unused"), "train", 0)
     assert len(ImageList(source, 16)) == 35
-    assert storage.read_bytes(str(local / "lists/l.json"), 3) == (local / "lists/l.json").read_bytes()[3:]
+    assert (
+        storage.read_bytes(str(local / "lists/l.json"), 3)
+        == (local / "lists/l.json").read_bytes()[3:]
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def test_a_request_that_fails_for_the_moment_is_made_again(bucket, no_waiting):
@@ -220,7 +269,9 @@ def test_a_request_that_fails_for_the_moment_is_made_again(bucket, no_waiting):
     bucket.broken = 4
     assert source[5] == wanted and not bucket.broken
     bucket.broken = 100
-    with pytest.raises(DataError, match="Backend Error.*expected an answer of Google Cloud Storage"):
+    with pytest.raises(
+        DataError, match="Backend Error.*expected an answer of Google Cloud Storage"
+    ):
         source[5]
 
 
@@ -287,7 +338,7 @@ def test_several_at_a_time_keep_their_order_and_stop_at_an_error():
     assert len(started) < 20
 
 
-# --------------------------------------------------------------------------------------------------------------- copies
+# ------------------------------------------------------------------------------------------- copies
 
 
 def test_a_prepared_folder_is_copied_once(local, bucket, tmp_path):
@@ -298,7 +349,12 @@ def test_a_prepared_folder_is_copied_once(local, bucket, tmp_path):
     assert source.identity() == wanted.identity() and not source.remote
     folder = tmp_path / "cache" / bucket.name / "set" / read_manifest(local / "set")["id"]
     shards = sorted(path.name for path in (local / "set").glob("*.arrayrecord"))
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", *shards[:2], "manifest.json", *shards[2:]]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        *shards[:2],
+        "manifest.json",
+        *shards[2:],
+    ]
     assert len([name for name in reads(bucket) if "arrayrecord" in name]) == len(shards) == 4
     open_source(config, "train", 0)
     assert reads(bucket) == ["set%2Fmanifest.json"]  # whether it is still the same
@@ -332,7 +388,9 @@ def test_processes_that_start_at_once_copy_once(bucket, tmp_path, monkeypatch):
 
 def test_a_copy_that_cannot_be_made(bucket, tmp_path, monkeypatch):
     url, cache = f"{bucket.url}/set", str(tmp_path / "cache")
-    with pytest.raises(ConfigError, match="without data.cache.*set data.cache .*or mount the bucket"):
+    with pytest.raises(
+        ConfigError, match="without data.cache.*set data.cache .*or mount the bucket"
+    ):
         open_corpus(config_of("", train=(url,)), "train", 0)
     with pytest.raises(ConfigError, match="a folder on a local disk"):
         config_of("", cache=url).validate()
@@ -347,7 +405,9 @@ def test_a_copy_that_cannot_be_made(bucket, tmp_path, monkeypatch):
     name = "set/pairs-00001.arrayrecord"
     whole = bucket.get(name)
     bucket.put(name, whole[:-7])
-    with pytest.raises(DataError, match=f"{len(whole) - 7} bytes, but {len(whole)} in the manifest"):
+    with pytest.raises(
+        DataError, match=f"{len(whole) - 7} bytes, but {len(whole)} in the manifest"
+    ):
         local_folder(url, cache)
     del bucket.objects[name]
     with pytest.raises(DataError, match="pairs-00001.arrayrecord: missing"):
@@ -374,16 +434,24 @@ def test_tfds_is_read_from_a_copy_of_its_split(tmp_path, monkeypatch):
     direct, cache = TfdsSource(f"tfds:{folder}:train"), str(tmp_path / "cache")
     with fake_gcs.bucket() as bucket:
         upload(bucket, Path(folder), "coco/1.0.0/")
-        bucket.put("coco/1.0.0/coco_captions_from_json-test.array_record-00000-of-00001", b"not asked for")
+        bucket.put(
+            "coco/1.0.0/coco_captions_from_json-test.array_record-00000-of-00001", b"not asked for"
+        )
         url = f"tfds:{bucket.url}/coco/1.0.0"
         config = config_of("", train=(f"{url}:train[:50%]",), cache=cache)
         half = open_corpus(config, "train", 0)
         source = TfdsSource(local_entry(url, cache))
-        assert [source[i] for i in range(5)] == [direct[i] for i in range(5)] and len(half) in (2, 3)
+        assert [source[i] for i in range(5)] == [direct[i] for i in range(5)] and len(half) in (
+            2,
+            3,
+        )
         assert len([name for name in reads(bucket) if "array_record" in name]) == 1
         for entry, message in (
             (f"{url}:val", "without ArrayRecord files of val.*test, train"),
-            (f"tfds:{bucket.url}/coco:train", f"no dataset_info.json.*write tfds:{bucket.url}/coco/1.0.0"),
+            (
+                f"tfds:{bucket.url}/coco:train",
+                f"no dataset_info.json.*write tfds:{bucket.url}/coco/1.0.0",
+            ),
         ):
             with pytest.raises(DataError, match=message):
                 local_entry(entry, cache)
@@ -396,7 +464,11 @@ def test_tfds_is_read_from_a_copy_of_its_split(tmp_path, monkeypatch):
 
 
 def test_prepare_refuses_a_bucket():
-    for words in (["gs://b/*.tar", "--out", "x"], ["a.tar", "--out", "gs://b/x"], ["tfds:gs://b/c", "--out", "x"]):
+    for words in (
+        ["gs://b/*.tar", "--out", "x"],
+        ["a.tar", "--out", "gs://b/x"],
+        ["tfds:gs://b/c", "--out", "x"],
+    ):
         with pytest.raises(ConfigError, match="in a bucket.*gcloud storage cp -r, or mount"):
             prepare_command(words, Console(enabled=False))
 

@@ -34,7 +34,10 @@ def write_tar(path, count):
     with tarfile.open(path, "w") as tar:
         for index in range(count):
             caption = "word " * (1 + 3 * index % 19)  # lengths in disorder
-            for suffix, data in (("png", png(index)), ("json", json.dumps({"caption": caption}).encode())):
+            for suffix, data in (
+                ("png", png(index)),
+                ("json", json.dumps({"caption": caption}).encode()),
+            ):
                 info = tarfile.TarInfo(f"{index}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -55,9 +58,15 @@ def files(tmp_path):
 def config_of(files, *names, **changes):
     train = tuple(name if name == "scenes" else str(files / name) for name in names)
     settings = dict(
-        train=train, image_root=str(files), image_size=16, batch_size=4, vocab_size=64, crop_scale=(),
-        rand_augment_ops=0, num_train=10,
-    )  # fmt: skip
+        train=train,
+        image_root=str(files),
+        image_size=16,
+        batch_size=4,
+        vocab_size=64,
+        crop_scale=(),
+        rand_augment_ops=0,
+        num_train=10,
+    )
     return DataConfig(**settings | changes)
 
 
@@ -72,15 +81,23 @@ def test_entries_say_what_they_are(files):
     assert [type(part) for part in corpus.parts] == [WebDatasetSource, AlbefJsonSource, SceneSource]
     assert len(corpus) == 36 + 6 + 10 and corpus.starts == (0, 36, 42, 52)
     assert [corpus.key(i) for i in (0, 24, 36, 42)] == ["0", "0", "0.png", "train-0-0"]
-    # Neighbouring tars are one collection, in which a key is one picture; entries with weights are not.
+    # Neighbouring tars are one collection, in which a key is one picture; entries with weights are
+    # not.
     assert corpus[0].image_id == corpus[24].image_id
     weighted = config_of(files, "a.tar", "b.tar", weights=(1.0, 1.0))
-    apart, shared = (open_corpus(replace(weighted, shared_keys=shared), "train", 0) for shared in (False, True))
+    apart, shared = (
+        open_corpus(replace(weighted, shared_keys=shared), "train", 0) for shared in (False, True)
+    )
     assert apart[0].image_id != apart[24].image_id and shared[0].image_id == shared[24].image_id
     assert apart[0].image_id == shared[0].image_id >= 0 and apart[24].image_id >= 0
-    identities = {open_corpus(config_of(files, *names), "train", 0).identity() for names in (("a.tar",), ("b.tar",))}
+    identities = {
+        open_corpus(config_of(files, *names), "train", 0).identity()
+        for names in (("a.tar",), ("b.tar",))
+    }
     assert len(identities | {corpus.identity()}) == 3
-    with pytest.raises(DataError, match="entry 'absent' of data.train.*tfds:NAME.*prepare on the files"):
+    with pytest.raises(
+        DataError, match="entry 'absent' of data.train.*tfds:NAME.*prepare on the files"
+    ):
         open_corpus(config_of(files, train=("absent",)), "train", 0)
     for changes, match in (
         ({"weights": (1.0, 2.0)}, "data.weights=.*each of the 1 entries"),
@@ -102,11 +119,15 @@ def test_a_mixture_has_its_shares_in_each_batch_and_epochs_of_each_part(files):
     assert all(set(second[start : start + 6]) == set(range(24, 30)) for start in range(0, 24, 6))
     assert len(set(map(tuple, first.reshape(3, 24)))) == 3
     again = take(config, 4, start_step=20)
-    np.testing.assert_array_equal([b["record_B"] for b in again], [b["record_B"] for b in batches[20:]])
+    np.testing.assert_array_equal(
+        [b["record_B"] for b in again], [b["record_B"] for b in batches[20:]]
+    )
 
 
 def test_captions_of_like_length_share_a_batch(files):
-    config = config_of(files, "a.tar", text_length=22, text_buckets=(6, 9, 12, 15, 18), bucket_window=6)
+    config = config_of(
+        files, "a.tar", text_length=22, text_buckets=(6, 9, 12, 15, 18), bucket_window=6
+    )
     tokenizer = build_tokenizer(config, open_source(config, "train", 0))
     plain = take(replace(config, text_buckets=()), 12, tokenizer)
     batches = take(config, 12, tokenizer)
@@ -123,16 +144,26 @@ def test_captions_of_like_length_share_a_batch(files):
         bags = []
         for some in (plain, batches):
             chosen = some[start : start + 6]
-            assert sorted(np.concatenate([batch["record_B"] for batch in chosen])) == list(range(24))
-            bags.append(Counter(int(mask.sum()) for batch in chosen for mask in batch["token_mask_BxL"]))
+            assert sorted(np.concatenate([batch["record_B"] for batch in chosen])) == list(
+                range(24)
+            )
+            bags.append(
+                Counter(int(mask.sum()) for batch in chosen for mask in batch["token_mask_BxL"])
+            )
         assert bags[0] == bags[1]
     # Neither hosts, workers nor the start change a batch.
     for options in ({"workers": 2}, {"threads": 1}):
-        for one, other in zip(batches[7:], take(replace(config, **options), 5, tokenizer, start_step=7), strict=True):
+        for one, other in zip(
+            batches[7:], take(replace(config, **options), 5, tokenizer, start_step=7), strict=True
+        ):
             assert all((one[name] == other[name]).all() for name in one)
-    halves = [take(config, 5, tokenizer, start_step=7, process_index=p, process_count=2) for p in (0, 1)]
+    halves = [
+        take(config, 5, tokenizer, start_step=7, process_index=p, process_count=2) for p in (0, 1)
+    ]
     for whole, *parts in zip(batches[7:], *halves, strict=True):
-        assert all((np.concatenate([part[name] for part in parts]) == whole[name]).all() for name in whole)
+        assert all(
+            (np.concatenate([part[name] for part in parts]) == whole[name]).all() for name in whole
+        )
 
 
 @flax.struct.dataclass
@@ -144,7 +175,9 @@ class Seen:
 
 
 def test_no_sample_of_an_epoch_is_repeated_or_lost_over_restarts(files, tmp_path):
-    """Through the loop and its checkpoints; each start has other workers, as another machine would."""
+    """Through the loop and its checkpoints; each start has other workers, as another machine
+    would.
+    """
     config = config_of(files, "a.tar", "b.tar", text_buckets=(10,), bucket_window=3)
     source = open_source(config, "train", 0)
     tokenizer = build_tokenizer(config, source)

@@ -27,11 +27,17 @@ def natural(height=120, width=160, seed=0):
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1
-    waves = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, s=(height, width))] * 3
+    waves = [
+        np.fft.irfft2(
+            np.fft.rfft2(rng.standard_normal((height, width))) / frequency, s=(height, width)
+        )
+    ] * 3
     image = np.stack([128 + 45 * wave / wave.std() for wave in waves], axis=-1)
     y, x = np.mgrid[:height, :width]
     for _ in range(8):
-        edge = (y - rng.uniform(0, height)) * rng.normal() + (x - rng.uniform(0, width)) * rng.normal() > 0
+        edge = (y - rng.uniform(0, height)) * rng.normal() + (
+            x - rng.uniform(0, width)
+        ) * rng.normal() > 0
         image[edge] = 0.6 * image[edge] + rng.uniform(0, 100, 3)
     image[: height // 2] += rng.normal(0, 12, (height // 2, width, 1))
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -40,16 +46,24 @@ def natural(height=120, width=160, seed=0):
 def zone_plate(side):
     """All frequencies up to one half, in all directions, at full contrast."""
     y, x = np.mgrid[:side, :side] - side / 2
-    return np.repeat(np.uint8(np.round(127.5 + 127.5 * np.cos(np.pi * (x**2 + y**2) / side)))[..., None], 3, axis=-1)
+    return np.repeat(
+        np.uint8(np.round(127.5 + 127.5 * np.cos(np.pi * (x**2 + y**2) / side)))[..., None],
+        3,
+        axis=-1,
+    )
 
 
 def checkerboard(side):
-    return np.repeat(np.uint8(np.indices((side, side)).sum(axis=0) % 2 * 255)[..., None], 3, axis=-1)
+    return np.repeat(
+        np.uint8(np.indices((side, side)).sum(axis=0) % 2 * 255)[..., None], 3, axis=-1
+    )
 
 
 def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        buffer, kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -75,7 +89,11 @@ def pillow_crop(data, seed=0, size=32, scale=(0.2, 1.0)):
     with Image.open(io.BytesIO(data)) as opened:
         image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     rng = np.random.default_rng(seed)
-    return image_ops.random_resized_crop(image, rng, size, scale) if scale else image_ops.resize(image, size)
+    return (
+        image_ops.random_resized_crop(image, rng, size, scale)
+        if scale
+        else image_ops.resize(image, size)
+    )
 
 
 def difference(one, other):
@@ -92,7 +110,9 @@ def test_decode_gives_upright_opaque_rgb():
     np.testing.assert_array_equal(decode(encoded(image)), image)
     np.testing.assert_array_equal(decode(encoded(image, "WEBP", lossless=True)), image)
     alpha = np.full((4, 5, 4), (200, 100, 0, 51), np.uint8)  # 51 = one fifth opaque
-    np.testing.assert_allclose(decode(encoded(alpha))[0, 0], 0.2 * np.array([200, 100, 0]) + 0.8 * 255, atol=1)
+    np.testing.assert_allclose(
+        decode(encoded(alpha))[0, 0], 0.2 * np.array([200, 100, 0]) + 0.8 * 255, atol=1
+    )
     faint = Image.merge("LA", [Image.new("L", (4, 5), 100), Image.new("L", (4, 5), 51)])
     np.testing.assert_allclose(decode(encoded(faint))[0, 0], 0.2 * 100 + 0.8 * 255, atol=1)
     palette = Image.fromarray(image).quantize(8)
@@ -103,7 +123,9 @@ def test_decode_gives_upright_opaque_rgb():
     assert decode(encoded(grey))[1, 1].tolist() == [128] * 3
     assert decode(encoded(Image.new("L", (2, 2), 77)))[0, 0].tolist() == [77] * 3
     cmyk = encoded(Image.fromarray(image).convert("CMYK"), "JPEG")
-    np.testing.assert_array_equal(decode(cmyk), np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB")))
+    np.testing.assert_array_equal(
+        decode(cmyk), np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB"))
+    )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -123,7 +145,11 @@ JPEGS = {
     "progressive": {"progressive": True},
     "restart marks": {"restart_marker_blocks": 2},
     "rgb": {"keep_rgb": True},
-    "two pictures": {"save_all": True, "append_images": [Image.new("RGB", (83, 61))], "kind": "MPO"},
+    "two pictures": {
+        "save_all": True,
+        "append_images": [Image.new("RGB", (83, 61))],
+        "kind": "MPO",
+    },
     "grey": {},
 }
 
@@ -152,7 +178,8 @@ def test_bad_bytes_are_errors_with_a_reason(monkeypatch):
     for read in (decode, crop):
         assert reason(b"", read) == "empty file"
         assert reason(b"<html>", read) == reason(b"\0" * 500, read) == "not an image"
-        assert reason(encoded(noise(), "EPS"), read) == "not an image"  # Pillow would start Ghostscript
+        # Pillow would start Ghostscript
+        assert reason(encoded(noise(), "EPS"), read) == "not an image"
         assert reason(encoded(noise())[:-900], read) == "damaged image"
         assert reason(np.zeros((4, 4), np.uint8), read) == "not an image"
     with monkeypatch.context() as patched:
@@ -166,17 +193,31 @@ def test_bad_bytes_are_errors_with_a_reason(monkeypatch):
 def test_a_jpeg_cut_short_is_damaged_wherever_the_cut(options, size):
     data = encoded(natural(), "JPEG", quality=90, **options)
     for length in np.linspace(200, len(data) - 3, 40).astype(int):
-        assert reason(data[:length]) == reason(data[:length], lambda cut: crop(cut, size=size)) == "damaged image"
+        assert (
+            reason(data[:length])
+            == reason(data[:length], lambda cut: crop(cut, size=size))
+            == "damaged image"
+        )
 
 
 def header_only(width, height):
     """A PNG of that size whose pixels are missing, and a JPEG whose header claims it."""
 
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    yield b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
+    yield (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(9999)))
+        + chunk(b"IEND", b"")
+    )
     jpeg = bytearray(encoded(noise(), "JPEG"))
     start = jpeg.index(b"\xff\xc0") + 5
     jpeg[start : start + 4] = struct.pack(">HH", height, width)
@@ -184,7 +225,8 @@ def header_only(width, height):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("side", [10_000, 40_000])  # Pillow warns of the first and refuses the second
+# Pillow warns of the first and refuses the second
+@pytest.mark.parametrize("side", [10_000, 40_000])
 def test_bombs_are_refused_by_their_header(side):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for data in header_only(side, side):
@@ -215,7 +257,9 @@ def test_pictures_stand_upright(orientation):
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode(data), wanted)
     png = encoded(image, exif=exif)
-    np.testing.assert_array_equal(decode(png), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(png)))))
+    np.testing.assert_array_equal(
+        decode(png), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(png))))
+    )
     for seed in range(4):  # crops of odd sides, of the whole picture and of one decoded at one half
         assert_close(crop(data, seed), pillow_crop(data, seed))
     large = encoded(natural(299, 403), "JPEG", quality=95, exif=exif)
@@ -234,7 +278,9 @@ def test_a_damaged_exif_block_costs_no_picture():
 
 def test_crop_is_a_uniform_share_of_the_area_inside_the_picture():
     rng, height, width = np.random.default_rng(0), 300, 400
-    crops = np.array([image_ops._draw_crop(height, width, rng, (0.2, 0.6), (3 / 4, 4 / 3)) for _ in range(4000)])
+    crops = np.array(
+        [image_ops._draw_crop(height, width, rng, (0.2, 0.6), (3 / 4, 4 / 3)) for _ in range(4000)]
+    )
     top, left, crop_height, crop_width = crops.T
     assert (top >= 0).all() and (top + crop_height <= height).all()
     assert (left >= 0).all() and (left + crop_width <= width).all()
@@ -252,7 +298,9 @@ def test_crop_resizes_what_it_cut():
     y, x = np.mgrid[0:64, 0:64].astype(np.uint8)
     ramp = np.stack([4 * x, 4 * y, np.zeros_like(x)], axis=-1)
     state = np.random.default_rng(5)
-    top, left, height, width = image_ops._draw_crop(64, 64, np.random.default_rng(5), (0.2, 0.8), (3 / 4, 4 / 3))
+    top, left, height, width = image_ops._draw_crop(
+        64, 64, np.random.default_rng(5), (0.2, 0.8), (3 / 4, 4 / 3)
+    )
     out = image_ops.random_resized_crop(ramp, state, 32, (0.2, 0.8))
     assert out.shape == (32, 32, 3)
     wanted_x = 4 * (left + (np.arange(32) + 0.5) * width / 32 - 0.5)  # pixel centres
@@ -266,12 +314,19 @@ def test_crop_resizes_what_it_cut():
 def test_decode_crop_is_the_crop_of_the_whole_picture(times):
     size = 64
     for seed in range(2):
-        data = encoded(natural(round(1.2 * size * times) | 1, round(1.5 * size * times), seed), "JPEG", quality=90)
+        data = encoded(
+            natural(round(1.2 * size * times) | 1, round(1.5 * size * times), seed),
+            "JPEG",
+            quality=90,
+        )
         for scale in ((0.6, 1.0), ()):
             assert_close(crop(data, seed, size, scale), pillow_crop(data, seed, size, scale))
     # The same draws, so that what is drawn afterwards does not depend on the format.
     one, other = np.random.default_rng(3), np.random.default_rng(3)
-    decode_crop(data, one, size, (0.2, 1.0)), decode_crop(encoded(decode(data)), other, size, (0.2, 1.0))
+    (
+        decode_crop(data, one, size, (0.2, 1.0)),
+        decode_crop(encoded(decode(data)), other, size, (0.2, 1.0)),
+    )
     assert one.random() == other.random()
 
 
@@ -300,34 +355,46 @@ def test_other_formats_and_arrays_take_the_plain_way():
 @pytest.mark.parametrize("pattern", [zone_plate, checkerboard])
 @pytest.mark.parametrize("times", [2, 2.6, 3.3, 4])
 def test_fine_patterns_do_not_alias(pattern, times):
-    """Half of what stands in the pattern cannot be shown after shrinking; it must vanish as it does with Pillow."""
+    """Half of what stands in the pattern cannot be shown after shrinking; it must vanish as it does
+    with Pillow.
+    """
     side = round(96 * times)
     image = pattern(side)
     wanted = np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC))
     levels = difference(image_ops._resample(image, 0, 0, side, side, 96), wanted)
     assert levels.mean() < 2.5 and levels.max() < 25
     data = encoded(image, "JPEG", quality=100, subsampling=0)
-    assert difference(crop(data, size=96, scale=()), wanted).mean() < 5  # 4: the inverse DCT halves it
-    if times not in (2, 4) or pattern is zone_plate:  # a checkerboard halved exactly happens to be right without care
+    # 4: the inverse DCT halves it
+    assert difference(crop(data, size=96, scale=()), wanted).mean() < 5
+    # a checkerboard halved exactly happens to be right without care
+    if times not in (2, 4) or pattern is zone_plate:
         careless = difference(cv2.resize(image, (96, 96), interpolation=cv2.INTER_LINEAR), wanted)
         assert careless.mean() > 10
 
 
 def test_resampling_keeps_subpixel_positions():
     image = natural(90, 90)
-    for top, left, height, width in ((0.5, 3.25, 60.75, 70.5), (7.875, 0.125, 40.5, 40.125), (10, 11.5, 78.5, 52.5)):
+    for top, left, height, width in (
+        (0.5, 3.25, 60.75, 70.5),
+        (7.875, 0.125, 40.5, 40.125),
+        (10, 11.5, 78.5, 52.5),
+    ):
         box = (left, top, left + width, top + height)
-        wanted = np.asarray(Image.fromarray(image).resize((31, 31), Image.Resampling.BICUBIC, box=box))
+        wanted = np.asarray(
+            Image.fromarray(image).resize((31, 31), Image.Resampling.BICUBIC, box=box)
+        )
         own = image_ops._resample(image, top, left, height, width, 31)
         assert_close(own, wanted)
         shifted = image_ops._resample(image, np.floor(top), np.floor(left), height, width, 31)
-        assert difference(shifted, wanted).mean() > 2 * difference(own, wanted).mean()  # half a pixel would be seen
+        # half a pixel would be seen
+        assert difference(shifted, wanted).mean() > 2 * difference(own, wanted).mean()
     strip = natural(40, 900)
     wanted = np.asarray(Image.fromarray(strip).resize((32, 32), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(image_ops._resample(strip, 0, 0, 40, 900, 32), wanted)
 
 
-# Each operation against a definition of its own: Pillow's where Pillow has one, else pixel by pixel.
+# Each operation against a definition of its own: Pillow's where Pillow has one, else pixel by
+# pixel.
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -340,7 +407,9 @@ def test_histogram_operations_equal_pillow(seed):
             (image_ops.auto_contrast, ImageOps.autocontrast),
             (image_ops.equalize, ImageOps.equalize),
         ):
-            np.testing.assert_array_equal(own(example, 0.7), np.asarray(other(Image.fromarray(example))))
+            np.testing.assert_array_equal(
+                own(example, 0.7), np.asarray(other(Image.fromarray(example)))
+            )
 
 
 @pytest.mark.parametrize("magnitude", range(11))
@@ -349,17 +418,25 @@ def test_brightness_and_sharpness_follow_their_formulas(magnitude):
     assert magnitude != 7 or factor == pytest.approx(1.36)
     picture = Image.fromarray(image)
     bright = image_ops.brightness(image, magnitude / 10)
-    np.testing.assert_array_equal(bright, np.minimum(image * (1.8 * (magnitude / 10) + 0.1), 255).astype(np.uint8))
-    assert difference(bright, np.asarray(ImageEnhance.Brightness(picture).enhance(factor))).max() <= 1
+    np.testing.assert_array_equal(
+        bright, np.minimum(image * (1.8 * (magnitude / 10) + 0.1), 255).astype(np.uint8)
+    )
+    assert (
+        difference(bright, np.asarray(ImageEnhance.Brightness(picture).enhance(factor))).max() <= 1
+    )
     sharp = image_ops.sharpness(image, magnitude / 10)
     np.testing.assert_array_equal(sharp[[0, -1]], image[[0, -1]])
     np.testing.assert_array_equal(sharp[:, [0, -1]], image[:, [0, -1]])
     around = sum(
-        image[1 + i : 19 + i, 1 + j : 29 + j].astype(float) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
+        image[1 + i : 19 + i, 1 + j : 29 + j].astype(float)
+        for i in (-1, 0, 1)
+        for j in (-1, 0, 1)
+        if (i, j) != (0, 0)
     )
     inner = image[1:-1, 1:-1].astype(float)
     blurred = np.round((around + 5 * inner) / 13)
-    wanted = np.clip(np.round(blurred + factor * (inner - blurred), 6), 0, 255).astype(np.uint8)  # the fraction is cut
+    # the fraction is cut
+    wanted = np.clip(np.round(blurred + factor * (inner - blurred), 6), 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(sharp[1:-1, 1:-1], wanted)
     # Pillow rounds where the definition cuts, and may blur one level differently.
     assert difference(sharp, np.asarray(ImageEnhance.Sharpness(picture).enhance(factor))).max() <= 2
@@ -401,7 +478,9 @@ def warped(image, matrix):
 @pytest.mark.parametrize("operation", SIGNED_OPS)
 def test_warps_follow_their_definition(operation, level):
     name = operation.__name__
-    assert {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"} == {own.__name__ for own in SIGNED_OPS}
+    assert {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"} == {
+        own.__name__ for own in SIGNED_OPS
+    }
     image = natural(40, 60)
     moved = operation(image, level)
     assert moved.shape == image.shape and moved.dtype == np.uint8
@@ -426,7 +505,9 @@ def test_operations_that_change_nothing():
     np.testing.assert_array_equal(image_ops.identity(image, 0.7), image)
     np.testing.assert_array_equal(image_ops.sharpness(image, 0.5), image)  # factor 1
     np.testing.assert_array_equal(image_ops.brightness(image, 0.5), image)
-    np.testing.assert_array_equal(image_ops.rand_augment(image, np.random.default_rng(0), 0, 7), image)
+    np.testing.assert_array_equal(
+        image_ops.rand_augment(image, np.random.default_rng(0), 0, 7), image
+    )
 
 
 def test_rand_augment_draws_uniformly_with_probability_half(monkeypatch):

@@ -1,4 +1,6 @@
-"""Hashes and overlap: copies are found, others are not, and the fast comparison equals the plain one."""
+"""Hashes and overlap: copies are found, others are not, and the fast comparison equals the plain
+one.
+"""
 
 import io
 from typing import NamedTuple
@@ -34,7 +36,11 @@ def texture(seed: int, height: int = 240, width: int = 320, contrast: float = 45
     frequency[0, 0] = 1
     noise = rng.normal(size=(3, *frequency.shape)) + 1j * rng.normal(size=(3, *frequency.shape))
     values = np.fft.irfft2(noise / frequency**1.3, s=(height, width))
-    values = (values - values.mean()) / values.std() * contrast + 128 + 30 * np.linspace(1, -1, height)[None, :, None]
+    values = (
+        (values - values.mean()) / values.std() * contrast
+        + 128
+        + 30 * np.linspace(1, -1, height)[None, :, None]
+    )
     return np.ascontiguousarray(np.uint8(np.clip(values, 0, 255)).transpose(1, 2, 0))
 
 
@@ -54,7 +60,10 @@ def test_copies_are_near_and_others_far():
     apart = [hamming(one, other) for number, one in enumerate(hashes) for other in hashes[:number]]
     assert min(apart) > 4 * MAX_DISTANCE
     # Negative control: what the hash is not made for is not found.
-    assert all(hamming(h, perceptual_hash(i[:, ::-1])) > MAX_DISTANCE for i, h in zip(images, hashes, strict=True))
+    assert all(
+        hamming(h, perceptual_hash(i[:, ::-1])) > MAX_DISTANCE
+        for i, h in zip(images, hashes, strict=True)
+    )
 
 
 def test_symmetric_drawing_survives_jpeg():
@@ -65,7 +74,10 @@ def test_symmetric_drawing_survives_jpeg():
     drawing[np.hypot(rows + 8, np.abs(columns) - 10) < 4] = (60, 40, 20)
     drawing[(np.abs(rows - 10) < 2) & (np.abs(columns) < 12)] = (60, 40, 20)
     copies = changed_copies(drawing)
-    assert hamming(perceptual_hash(drawing), perceptual_hash(copies["JPEG, quality 50"])) <= MAX_DISTANCE
+    assert (
+        hamming(perceptual_hash(drawing), perceptual_hash(copies["JPEG, quality 50"]))
+        <= MAX_DISTANCE
+    )
 
 
 def test_flat_pictures_have_no_hash():
@@ -80,9 +92,14 @@ def test_flat_pictures_have_no_hash():
 
 
 def test_exact_hash():
-    assert exact_hash(b"abc").hex() == "ba7816bf8f01cfea414140de5dae2223"  # the first half of FIPS 180-2's example
+    # the first half of FIPS 180-2's example
+    assert exact_hash(b"abc").hex() == "ba7816bf8f01cfea414140de5dae2223"
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    assert exact_hash(image) == exact_hash(np.asfortranarray(image)) != exact_hash(image.reshape(4, 2, 3))
+    assert (
+        exact_hash(image)
+        == exact_hash(np.asfortranarray(image))
+        != exact_hash(image.reshape(4, 2, 3))
+    )
 
 
 def rows(rng: np.random.Generator, prefix: str, count: int) -> list[Row]:
@@ -105,10 +122,13 @@ def test_find_overlap_equals_comparing_all_pairs(monkeypatch, limit):
     for n in range(0, 60, 2):
         bits = rng.choice(256, size=n % 40, replace=False)
         trains[n] = trains[n]._replace(phash=flipped(evals[n % 23].phash, bits))
-    trains[3] = trains[3]._replace(sha=evals[4].sha)  # an equal file whose perceptual hash is another
+    # an equal file whose perceptual hash is another
+    trains[3] = trains[3]._replace(sha=evals[4].sha)
     trains[5] = trains[5]._replace(sha=evals[6].sha, phash=evals[6].phash)
     evals[7], trains[9] = evals[7]._replace(phash=NO_HASH), trains[9]._replace(phash=NO_HASH)
-    evals[8], trains[11] = (row._replace(sha=b"same", phash=NO_HASH) for row in (evals[8], trains[11]))
+    evals[8], trains[11] = (
+        row._replace(sha=b"same", phash=NO_HASH) for row in (evals[8], trains[11])
+    )
     expected = []
     for train in trains:
         for row in evals:
@@ -136,7 +156,9 @@ def test_find_overlap_streams_the_training_rows(monkeypatch):
     seen = []
     original = overlap._blocks
     monkeypatch.setattr(
-        overlap, "_blocks", lambda given: (seen.append(len(alive)) or block for block in original(given))
+        overlap,
+        "_blocks",
+        lambda given: (seen.append(len(alive)) or block for block in original(given)),
     )
     assert [m.train_key for m in find_overlap([Row("e", b"s42", NO_HASH)], stream())] == ["42"]
     assert seen == list(range(10, 101, 10))

@@ -33,7 +33,10 @@ def write_tar(path, count, broken=(), value=0):
             buffer = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
             image = buffer.getvalue()[:300] if index in broken else buffer.getvalue()
-            text = {"caption": f"picture {index} in {COLOURS[index % 6]}", "captions": [f"Number {index}."]}
+            text = {
+                "caption": f"picture {index} in {COLOURS[index % 6]}",
+                "captions": [f"Number {index}."],
+            }
             for suffix, data in (("png", image), ("json", json.dumps(text).encode())):
                 info = tarfile.TarInfo(f"k{index}.{suffix}")
                 info.size = len(data)
@@ -82,9 +85,16 @@ def test_a_batch_is_a_function_of_seed_and_step(config, tokenizer):
     wanted = take(config, tokenizer, 10)
     assert_same(wanted, take(replace(config, threads=1), tokenizer, 10))
     assert_same(wanted[7:], take(config, tokenizer, 3, start_step=7))
-    assert (take(config, tokenizer, 1, seed=4)[0]["image_BxHxWx3"] != wanted[0]["image_BxHxWx3"]).any()
-    halves = [take(config, tokenizer, 5, start_step=5, process_index=p, process_count=2) for p in (0, 1)]
-    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
+    assert (
+        take(config, tokenizer, 1, seed=4)[0]["image_BxHxWx3"] != wanted[0]["image_BxHxWx3"]
+    ).any()
+    halves = [
+        take(config, tokenizer, 5, start_step=5, process_index=p, process_count=2) for p in (0, 1)
+    ]
+    joined = [
+        {name: np.concatenate([a[name], b[name]]) for name in a}
+        for a, b in zip(*halves, strict=True)
+    ]
     assert_same(wanted[5:], joined)
     # The same pair looks different in another epoch: crop, caption and augmentation are drawn anew.
     ids_N = np.concatenate([batch["image_id_B"] for batch in wanted])
@@ -96,7 +106,9 @@ def test_a_batch_is_a_function_of_seed_and_step(config, tokenizer):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(config, tokenizer, workers):
     wanted = take(config, tokenizer, 4, start_step=5)
-    assert_same(wanted, take(replace(config, workers=workers, threads=1), tokenizer, 4, start_step=5))
+    assert_same(
+        wanted, take(replace(config, workers=workers, threads=1), tokenizer, 4, start_step=5)
+    )
 
 
 def test_each_epoch_is_another_order_of_all_pairs(config, tokenizer):
@@ -141,12 +153,17 @@ def test_unreadable_pictures_are_replaced_and_counted(config, tokenizer, tmp_pat
     assert {ids.index(image_id) for image_id in shown_N} == set(range(24)) - broken
     assert len(warnings) == 2 and "damaged image: k" in warnings[0] and path in warnings[0]
     with (
-        pytest.raises(DataError, match=r"unreadable pictures of 200, like k\d+ of .*broken.tar \(damaged image\)"),
+        pytest.raises(
+            DataError,
+            match=r"unreadable pictures of 200, like k\d+ of .*broken.tar \(damaged image\)",
+        ),
         train_batches(replace(bad, max_skipped_share=0.1), tokenizer, 3) as endless,
     ):
         for _ in range(60):
             next(endless)
-    all_bad = replace(config, train=(write_tar(tmp_path / "all.tar", 8, range(8)),), max_skipped_share=1.0)
+    all_bad = replace(
+        config, train=(write_tar(tmp_path / "all.tar", 8, range(8)),), max_skipped_share=1.0
+    )
     with pytest.raises(DataError, match="damaged image .and so are the 7 records"):
         take(all_bad, tokenizer, 1)
 
@@ -156,7 +173,9 @@ def test_a_missing_file_is_replaced_too(tmp_path, tokenizer):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
     entries = [{"image": f"{index}.png", "caption": f"number {index}"} for index in range(6)]
     (tmp_path / "list.json").write_text(json.dumps(entries))
-    config = DataConfig(train=(str(tmp_path / "list.json"),), image_root=str(tmp_path), image_size=16, batch_size=6)
+    config = DataConfig(
+        train=(str(tmp_path / "list.json"),), image_root=str(tmp_path), image_size=16, batch_size=6
+    )
     (tmp_path / "2.png").unlink()
     batch = take(config, tokenizer, 1)[0]
     assert batch["skipped_B"].sum() == 1 and len(set(batch["image_id_B"])) == 5
@@ -174,10 +193,17 @@ def test_epochs_and_captions_are_counted(config, tokenizer, monkeypatch):
     warnings = []
     monkeypatch.setattr(absl_logging, "warning", lambda text, *args: warnings.append(text % args))
     source = open_source(config, "train", 0)
-    assert steps_per_epoch(config, source) == 6 and steps_per_epoch(replace(config, batch_size=7), source) == 3
+    assert (
+        steps_per_epoch(config, source) == 6
+        and steps_per_epoch(replace(config, batch_size=7), source) == 3
+    )
     with pytest.raises(DataError, match="24 training pairs for data.batch_size=25"):
         steps_per_epoch(replace(config, batch_size=25), source)
-    assert caption_report(source, tokenizer, config) == {"captions": 48, "cut_by_max_words": 0, "cut_by_text_length": 0}
+    assert caption_report(source, tokenizer, config) == {
+        "captions": 48,
+        "cut_by_max_words": 0,
+        "cut_by_text_length": 0,
+    }
     assert not warnings
     # "picture 7 in red" has four words and five tokens; "number 7" has two and three.
     short = replace(config, max_words=3, text_length=3)
@@ -196,12 +222,22 @@ def pair_config(tmp_path):
         write_tar(tmp_path / f"{name}.tar", 40, broken=(7,), value=value)
     for name in ("noto", "open"):
         lines = [
-            {"image": f"k{i}.png", "caption": f"Picture {i}!", "foil": f"picture {i + 1}", "category": "number"}
+            {
+                "image": f"k{i}.png",
+                "caption": f"Picture {i}!",
+                "foil": f"picture {i + 1}",
+                "category": "number",
+            }
             for i in range(40)
         ]
         (tmp_path / f"{name}-foils.jsonl").write_text("\n".join(map(json.dumps, lines)))
     lines = [
-        {"image_0": f"k{i}.png", "image_1": f"k{i + 1}.png", "caption_0": f"{i} one", "caption_1": f"one {i}"}
+        {
+            "image_0": f"k{i}.png",
+            "image_1": f"k{i + 1}.png",
+            "caption_0": f"{i} one",
+            "caption_1": f"one {i}",
+        }
         for i in range(0, 40, 2)
     ]
     (tmp_path / "noto-quads.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -221,20 +257,36 @@ def test_eval_sets_from_files(pair_config):
     val = open_source(pair_config, "val", 0)
     keys = [val.key(i) for i in range(len(val)) if val.key(i) != "k7"]  # one cannot be decoded
     assert eval_set.name == "val" and len(eval_set.images) == len(eval_set.captions) == len(keys)
-    assert eval_set.captions == tuple((f"picture {key[1:]} in {COLOURS[int(key[1:]) % 6]}",) for key in keys)
+    assert eval_set.captions == tuple(
+        (f"picture {key[1:]} in {COLOURS[int(key[1:]) % 6]}",) for key in keys
+    )
     half = len(keys) // 2
-    assert eval_set.image_ids[:half] == eval_set.image_ids[half:] and len(set(eval_set.image_ids)) == half
+    assert (
+        eval_set.image_ids[:half] == eval_set.image_ids[half:]
+        and len(set(eval_set.image_ids)) == half
+    )
     image = eval_set.images[0]
-    assert image.shape == (16, 16, 3) and image.dtype == np.uint8 and (image != eval_set.images[half]).any()
+    assert (
+        image.shape == (16, 16, 3)
+        and image.dtype == np.uint8
+        and (image != eval_set.images[half]).any()
+    )
     # The foils of a file are about the pictures of its own artist.
     assert [foil.image for foil in eval_set.foils] == list(range(len(keys)))
     for foil in eval_set.foils:
         number = keys[foil.image][1:]
-        assert (foil.caption, foil.foil, foil.category) == (f"picture {number}", f"picture {int(number) + 1}", "number")
+        assert (foil.caption, foil.foil, foil.category) == (
+            f"picture {number}",
+            f"picture {int(number) + 1}",
+            "number",
+        )
     assert 0 < len(eval_set.quads) < 20
     for quad in eval_set.quads:
         assert max(quad.image_0, quad.image_1) < half
-        assert (quad.caption_0, quad.caption_1) == (f"{keys[quad.image_0][1:]} one", f"one {keys[quad.image_0][1:]}")
+        assert (quad.caption_0, quad.caption_1) == (
+            f"{keys[quad.image_0][1:]} one",
+            f"one {keys[quad.image_0][1:]}",
+        )
         assert int(keys[quad.image_1][1:]) == int(keys[quad.image_0][1:]) + 1
     # Both pictures of a line are on one side, so no line is lost to the split.
     train = open_source(pair_config, "train", 0)
@@ -263,7 +315,10 @@ def test_bad_pair_files_are_named(pair_config, tmp_path):
     for text, match in (
         (json.dumps(good) + "\n{", "bad-foils.jsonl, line 2"),
         (json.dumps({"image": "k1", "caption": "a"}), "line 1, without 'foil'"),
-        (json.dumps(good | {"image": "elsewhere"}), "none of its 1 lines is about validation pictures"),
+        (
+            json.dumps(good | {"image": "elsewhere"}),
+            "none of its 1 lines is about validation pictures",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=match):
@@ -276,7 +331,12 @@ def test_the_draws_of_a_record_depend_on_the_seed(config, tokenizer):
     """The order of the pairs does too, so pictures are compared pair by pair."""
 
     def crops(seed):
-        batch = take(replace(config, batch_size=len(open_source(config, "train", 0))), tokenizer, 1, seed=seed)[0]
+        batch = take(
+            replace(config, batch_size=len(open_source(config, "train", 0))),
+            tokenizer,
+            1,
+            seed=seed,
+        )[0]
         order = np.argsort(batch["image_id_B"], kind="stable")
         return batch["image_BxHxWx3"][order]
 
@@ -312,7 +372,10 @@ def test_bad_settings_are_named(config, tokenizer):
         ({"rand_augment_magnitude": 11}, "data.rand_augment_magnitude=11"),
         ({"threads": 0}, "data.threads=0"),
         ({"train": ("scenes",)}, "data.flip=True with scenes"),
-        ({"train": ("scenes",), "flip": False, "holdout": 0.1}, "data.holdout=0.1 with scenes alone"),
+        (
+            {"train": ("scenes",), "flip": False, "holdout": 0.1},
+            "data.holdout=0.1 with scenes alone",
+        ),
     ):
         with pytest.raises(ConfigError, match=match):
             replace(config, **change).validate()

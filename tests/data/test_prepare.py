@@ -19,7 +19,16 @@ from PIL import Image
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_ops import decode
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
-from nas_jax.data.prepare import Options, build, check_overlap, folder, lists, prepare, verify, workers
+from nas_jax.data.prepare import (
+    Options,
+    build,
+    check_overlap,
+    folder,
+    lists,
+    prepare,
+    verify,
+    workers,
+)
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.prepare.inputs import UNIT_ENTRIES, list_inputs, plan, read_unit
 from nas_jax.data.prepare.items import Loss, mend
@@ -34,7 +43,15 @@ QUIET = Console(enabled=False)
 
 
 def run_here(paths, out, max_lost=0.05, options=Options(), **more):  # noqa: B008
-    return prepare([str(path) for path in paths], out, options, workers=0, max_lost=max_lost, console=QUIET, **more)
+    return prepare(
+        [str(path) for path in paths],
+        out,
+        options,
+        workers=0,
+        max_lost=max_lost,
+        console=QUIET,
+        **more,
+    )
 
 
 def write_tars(folder: Path, *counts: int) -> list[str]:
@@ -64,7 +81,7 @@ def records(out: Path) -> list:
     return [source[index] for index in range(len(source))]
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -78,7 +95,12 @@ def test_hostile_input_is_lost_by_reason_and_the_rest_is_read(tmp_path, workers)
     assert manifest["captions"]["mended"] == given.mended
     assert counts["captions_out"] == sum(len(record.captions) for record in records(out))
     lines = [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
-    assert len(lines) == sum(given.lost.values()) and set(lines[0]) == {"reason", "name", "file", "detail"}
+    assert len(lines) == sum(given.lost.values()) and set(lines[0]) == {
+        "reason",
+        "name",
+        "file",
+        "detail",
+    }
     found = records(out)
     assert tuple(record.key for record in found) == given.keys
     shapes = [decode(record.image).shape for record in found]
@@ -86,7 +108,10 @@ def test_hostile_input_is_lost_by_reason_and_the_rest_is_read(tmp_path, workers)
     captions = {record.key: record.captions for record in found}
     assert captions["nul"] == ("a nul here",) and captions["bytes"] == ("a caf\ufffd by the sea",)
     assert captions["lone"] == ("half a \ufffd face",) and captions["twice"] == ("the first",)
-    assert manifest["images"]["repeated_keys"] == 2 and manifest["images"]["keys_in_several_shards"] == 2
+    assert (
+        manifest["images"]["repeated_keys"] == 2
+        and manifest["images"]["keys_in_several_shards"] == 2
+    )
     assert not (tmp_path.parent / "escape.jpg").exists() and not Path("/tmp/absolute.jpg").exists()
 
 
@@ -96,7 +121,9 @@ def test_what_was_kept_of_hostile_input_trains(tmp_path):
     out = tmp_path / "out"
     prepare(given.inputs, out, workers=0, max_lost=1, console=QUIET)
     assert len(given.keys) == 17
-    data = DataConfig(train=(str(out),), image_size=16, batch_size=4, text_length=12, vocab_size=200)
+    data = DataConfig(
+        train=(str(out),), image_size=16, batch_size=4, text_length=12, vocab_size=200
+    )
     source = open_source(data, "train", 0)
     with train_batches(data, build_tokenizer(data, source), seed=0, source=source) as batches:
         found = [next(batches) for _ in range(9)]
@@ -122,7 +149,9 @@ def test_any_cut_of_a_tar_loses_what_is_behind_it(tmp_path, kept):
     items = list(read_unit(next(plan([("webdataset", str(path))]))))
     losses = [item for item in items if isinstance(item, Loss)]
     assert [loss.reason for loss in losses] == ["tar cut short"]
-    assert [item.key for item in items if item not in losses] == [f"n0i{i}" for i in range(len(items) - 1)]
+    assert [item.key for item in items if item not in losses] == [
+        f"n0i{i}" for i in range(len(items) - 1)
+    ]
 
 
 def test_a_damaged_header_in_the_middle_is_no_silent_end(tmp_path):
@@ -141,13 +170,21 @@ def test_too_many_losses_stop_early_and_a_higher_share_goes_on(tmp_path, capsys,
     paths = write_tars(tmp_path, 15, 15)
     lost = [pair for i in range(15) for pair in hostile.sample(f"bad{i}", b"no picture", "text")]
     paths.append(hostile.write_tar(tmp_path / "7.tar", lost))
-    paths.append(hostile.write_tar(tmp_path / "8.tar", hostile.sample("last", hostile.jpeg(1), "text")))
+    paths.append(
+        hostile.write_tar(tmp_path / "8.tar", hostile.sample("last", hostile.jpeg(1), "text"))
+    )
     out = tmp_path / "out"
     flags = [*paths, "--out", str(out), "--workers", "0"]
     assert main(flags) == 3
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and "2 of 32 images lost" in printed.err and "--max-lost" in printed.err
-    assert sorted(content(out)) == [f"{name}-0000{i}.arrayrecord" for name in ("about", "pairs") for i in (0, 1)]
+    assert (
+        printed.err.count("\n") == 1
+        and "2 of 32 images lost" in printed.err
+        and "--max-lost" in printed.err
+    )
+    assert sorted(content(out)) == [
+        f"{name}-0000{i}.arrayrecord" for name in ("about", "pairs") for i in (0, 1)
+    ]
     before = times(out)
     assert main([*flags, "--max-lost", "0.4"]) == 0
     assert "2 of 4 shards are finished" in capsys.readouterr().out
@@ -161,13 +198,17 @@ def test_few_images_are_judged_at_the_end_with_the_table(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([path, "--out", str(out), "--workers", "0"]) == 3
     printed = capsys.readouterr()
-    assert "no caption" in printed.out and "b in" in printed.out and "1 of 2 images lost" in printed.err
+    assert (
+        "no caption" in printed.out
+        and "b in" in printed.out
+        and "1 of 2 images lost" in printed.err
+    )
     before = times(out)
     assert main([path, "--out", str(out), "--workers", "0", "--max-lost", "0.5"]) == 0
     assert times(out) == before
 
 
-# ------------------------------------------------------------------------------------------------------------- going on
+# ----------------------------------------------------------------------------------------- going on
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -175,8 +216,19 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, how
     paths = write_tars(tmp_path, 5, 400, 400, 10)
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = run_here(paths, whole)
-    command = [sys.executable, "-m", "nas_jax.data.prepare", *paths, "--out", str(out), "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "nas_jax.data.prepare",
+        *paths,
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while process.poll() is None and not (out / ".units" / "unit-00000.json").exists():
         time.sleep(0.002)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
@@ -211,7 +263,11 @@ def test_run_twice_does_nothing_twice(tmp_path, capsys, monkeypatch):
     assert (times(out), (out / "manifest.json").stat().st_mtime_ns) == before
     assert main([*paths, "--out", str(out), "--licence", "CC0", "--name", "mine"]) == 0
     manifest = read_manifest(out)
-    assert (manifest["source"]["licence"], manifest["name"], manifest["id"]) == ("CC0", "mine", first["id"])
+    assert (manifest["source"]["licence"], manifest["name"], manifest["id"]) == (
+        "CC0",
+        "mine",
+        first["id"],
+    )
 
 
 def test_a_missing_shard_is_made_again(tmp_path):
@@ -249,7 +305,10 @@ def test_the_folder_belongs_to_its_inputs_and_options(tmp_path):
 
 def test_the_id_is_of_the_content(tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    ids = [run_here(write_tars(folder, 3, 2), folder / "out")["id"] for folder in (tmp_path, tmp_path / "elsewhere")]
+    ids = [
+        run_here(write_tars(folder, 3, 2), folder / "out")["id"]
+        for folder in (tmp_path, tmp_path / "elsewhere")
+    ]
     assert ids[0] == ids[1] and len(ids[0]) == 16
     assert run_here(write_tars(tmp_path, 3, 3), tmp_path / "other")["id"] != ids[0]
 
@@ -270,7 +329,7 @@ def test_a_worker_that_dies_is_named(tmp_path):
     assert not multiprocessing.active_children()
 
 
-# ---------------------------------------------------------------------------------------------------------------- lists
+# -------------------------------------------------------------------------------------------- lists
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -291,7 +350,10 @@ def test_coco_and_karpathy_merge_the_captions_of_a_picture(tmp_path):
     assert [(r.key, r.captions) for r in records(tmp_path / "coco")] == [
         (f"val2014/{i}.jpg", tuple(f"number {j}" for j in (i, i + 4, i + 8))) for i in range(4)
     ]
-    assert {reason: entry["count"] for reason, entry in manifest["lost"].items()} == {"no caption": 1, "no image": 1}
+    assert {reason: entry["count"] for reason, entry in manifest["lost"].items()} == {
+        "no caption": 1,
+        "no image": 1,
+    }
     assert manifest["source"]["kind"] == "coco" and manifest["counts"]["captions_in"] == 13
 
     karpathy = {
@@ -315,13 +377,16 @@ def test_coco_and_karpathy_merge_the_captions_of_a_picture(tmp_path):
         with pytest.raises(ConfigError, match="restval,test,train,val.*--split train,restval"):
             run_here([path], tmp_path / "refused", options=Options(splits=splits))
     with pytest.raises(ConfigError, match="without a Karpathy file"):
-        run_here([tmp_path / "captions.json"], tmp_path / "refused2", options=Options(splits=("train",)))
+        run_here(
+            [tmp_path / "captions.json"], tmp_path / "refused2", options=Options(splits=("train",))
+        )
 
 
 def test_an_albef_list_gives_the_records_of_its_source(tmp_path):
     write_pictures(tmp_path / "p", 6)
     entries = [
-        {"image": f"p/{i}.jpg", "caption": f"café {i}" if i % 2 else [f"one {i}", "", f"two {i}"]} for i in range(6)
+        {"image": f"p/{i}.jpg", "caption": f"café {i}" if i % 2 else [f"one {i}", "", f"two {i}"]}
+        for i in range(6)
     ]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(entries, indent=2, ensure_ascii=False))
@@ -350,7 +415,9 @@ def test_units_of_lists_cover_all_entries_and_keep_pictures_whole(tmp_path, form
     elif form == "jsonl":
         path.write_text("\n\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
     else:
-        path.write_text("caption\tfile_name\r\n" + "".join(f"{e['caption']}\t{e['image']}\r\n" for e in entries))
+        path.write_text(
+            "caption\tfile_name\r\n" + "".join(f"{e['caption']}\t{e['image']}\r\n" for e in entries)
+        )
     listed = list_inputs([str(path)])
     for chunk in (1, 7, 1 << 20):
         monkeypatch.setattr(lists, "_CHUNK", chunk)
@@ -358,13 +425,17 @@ def test_units_of_lists_cover_all_entries_and_keep_pictures_whole(tmp_path, form
             units = list(plan(listed, size=size))
             found = [(pair.key, pair.captions) for unit in units for pair in read_unit(unit)]
             assert found == expected
-            assert (len(units) == 1) == (size == 1000) and sum(unit.count for unit in units) == len(entries)
+            assert (len(units) == 1) == (size == 1000) and sum(unit.count for unit in units) == len(
+                entries
+            )
     assert UNIT_ENTRIES == 5000
 
 
 def test_a_folder_with_one_list(tmp_path):
     write_pictures(tmp_path / "p", 3)
-    (tmp_path / "p" / "all.jsonl").write_text("".join(f'{{"path": "{i}.jpg", "text": "t{i}"}}\n' for i in range(3)))
+    (tmp_path / "p" / "all.jsonl").write_text(
+        "".join(f'{{"path": "{i}.jpg", "text": "t{i}"}}\n' for i in range(3))
+    )
     run_here([tmp_path / "p"], tmp_path / "out")
     assert [record.captions for record in records(tmp_path / "out")] == [("t0",), ("t1",), ("t2",)]
     (tmp_path / "p" / "more.tsv").touch()
@@ -380,10 +451,26 @@ def test_a_folder_with_one_list(tmp_path):
         ("a.csv", "x", "no known form"),
         ("a.json", "3", "begins with b'3'"),
         ("a.json", "[]", "without an entry"),
-        ("a.json", '[{"image": "p.jpg", "caption": "x"}, {"image', "byte 37, after 1 entries.*cut short"),
-        ("a.json", '[{"picture": "p.jpg", "caption": "x"}]', "first entry, with 'picture', 'caption'"),
-        ("a.json", '[{"image": "gone.jpg", "caption": "x"}]', "none of the first 1 pictures.*--image-root"),
-        ("a.json", '{"images": [], "annotations": [{"image_id": 1, "bbox": 0}]}', "annotations of image_id, bbox"),
+        (
+            "a.json",
+            '[{"image": "p.jpg", "caption": "x"}, {"image',
+            "byte 37, after 1 entries.*cut short",
+        ),
+        (
+            "a.json",
+            '[{"picture": "p.jpg", "caption": "x"}]',
+            "first entry, with 'picture', 'caption'",
+        ),
+        (
+            "a.json",
+            '[{"image": "gone.jpg", "caption": "x"}]',
+            "none of the first 1 pictures.*--image-root",
+        ),
+        (
+            "a.json",
+            '{"images": [], "annotations": [{"image_id": 1, "bbox": 0}]}',
+            "annotations of image_id, bbox",
+        ),
         ("a.json", '{"images": [{"name": 1}], "annotations": []}', "lacks 'id'"),
         ("a.json", '{"info": []}', "with the fields info"),
         ("a.json", '{"info": ', "whole json"),
@@ -426,7 +513,7 @@ def test_flags_that_are_refused_in_one_line(tmp_path, capsys, monkeypatch, flags
     assert not Path("x").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def test_short_side_shrinks_large_pictures_only(tmp_path):
@@ -441,11 +528,20 @@ def test_short_side_shrinks_large_pictures_only(tmp_path):
     manifest = run_here([path], tmp_path / "out", options=Options(short_side=32))
     small, *others = records(tmp_path / "out")
     assert small.image == dict(members)["small.jpg"]
-    assert [decode(record.image).shape for record in others] == [(32, 48, 3), (32, 48, 3), (48, 32, 3)]
-    assert [(row.width, row.height) for row in iter_about(tmp_path / "out")][1:] == [(48, 32), (48, 32), (32, 48)]
+    assert [decode(record.image).shape for record in others] == [
+        (32, 48, 3),
+        (32, 48, 3),
+        (48, 32, 3),
+    ]
+    assert [(row.width, row.height) for row in iter_about(tmp_path / "out")][1:] == [
+        (48, 32),
+        (48, 32),
+        (32, 48),
+    ]
     assert manifest["images"]["formats"] == {"JPEG": 3, "PNG": 1}
     with Image.open(io.BytesIO(others[0].image)) as opened:
-        assert opened.layers == 3 and opened.layer[0][1:3] == opened.layer[1][1:3] == (1, 1)  # no chroma subsampling
+        # no chroma subsampling
+        assert opened.layers == 3 and opened.layer[0][1:3] == opened.layer[1][1:3] == (1, 1)
     # Antialiased: pixels of a fine checkerboard become grey.
     board_HxWx3 = np.uint8(np.indices((128, 128)).sum(0) % 2 * 255)[..., None].repeat(3, -1)
     shrunk_HxWx3, _ = shrink(board_HxWx3, b"\x89PNG", 32, 95)
@@ -458,19 +554,28 @@ def _turned() -> Image.Exif:
     return exif
 
 
-# -------------------------------------------------------------------------------------------------------------- overlap
+# ------------------------------------------------------------------------------------------ overlap
 
 
 def test_copies_of_evaluation_pictures_are_found_and_left_out(tmp_path, capsys, monkeypatch):
     big = {i: hostile.picture(i, 160, 120) for i in range(12)}
     train = [
-        pair for i in big for pair in hostile.sample(f"t{i}", hostile.encoded(big[i], "JPEG", quality=95), f"text {i}")
+        pair
+        for i in big
+        for pair in hostile.sample(
+            f"t{i}", hostile.encoded(big[i], "JPEG", quality=95), f"text {i}"
+        )
     ]
-    paths = [hostile.write_tar(tmp_path / "0.tar", train[:12]), hostile.write_tar(tmp_path / "1.tar", train[12:])]
+    paths = [
+        hostile.write_tar(tmp_path / "0.tar", train[:12]),
+        hostile.write_tar(tmp_path / "1.tar", train[12:]),
+    ]
     copies = [
         *hostile.sample("exact", dict(train)["t1.jpg"], "x"),
         *hostile.sample("again", hostile.encoded(big[3], "JPEG", quality=50), "x"),
-        *hostile.sample("resized", hostile.encoded(big[4].resize((80, 60)), "PNG"), "x", suffix="png"),
+        *hostile.sample(
+            "resized", hostile.encoded(big[4].resize((80, 60)), "PNG"), "x", suffix="png"
+        ),
         *hostile.sample("other", hostile.jpeg(99, width=160, height=120), "x"),
     ]
     other = hostile.write_tar(tmp_path / "evaluation.tar", copies)
@@ -484,18 +589,32 @@ def test_copies_of_evaluation_pictures_are_found_and_left_out(tmp_path, capsys, 
         ("again", "t3", "perceptual"),
         ("resized", "t4", "perceptual"),
     }
-    assert [found["overlap"][0][name] for name in ("exact", "perceptual", "records", "left_out")] == [1, 2, 3, 0]
-    assert found["id"] == first["id"] and times(out) == before and not (out / ".units" / "against").exists()
+    assert [
+        found["overlap"][0][name] for name in ("exact", "perceptual", "records", "left_out")
+    ] == [1, 2, 3, 0]
+    assert (
+        found["id"] == first["id"]
+        and times(out) == before
+        and not (out / ".units" / "against").exists()
+    )
 
     kept = {record.key: record for record in records(out) if record.key not in ("t1", "t3", "t4")}
     monkeypatch.setattr(workers, "prepare_unit", _only_about)
     assert main(["--out", str(out), "--against", other, "--leave-out", "--workers", "0"]) == 0
     manifest = read_manifest(out)
     assert manifest["lost"] == {
-        "overlap with evaluation": {"count": 3, "examples": [f"t{i} in {os.path.abspath(paths[0])}" for i in (1, 3, 4)]}
+        "overlap with evaluation": {
+            "count": 3,
+            "examples": [f"t{i} in {os.path.abspath(paths[0])}" for i in (1, 3, 4)],
+        }
     }
     assert {record.key: record for record in records(out)} == kept
-    assert manifest["counts"] == {"images_in": 12, "images_out": 9, "captions_in": 12, "captions_out": 9}
+    assert manifest["counts"] == {
+        "images_in": 12,
+        "images_out": 9,
+        "captions_in": 12,
+        "captions_out": 9,
+    }
     assert manifest["id"] != first["id"] and manifest["overlap"][0]["left_out"] == 3
     after = times(out)
     assert after["pairs-00001.arrayrecord"] == before["pairs-00001.arrayrecord"]  # holds no copy
@@ -504,7 +623,11 @@ def test_copies_of_evaluation_pictures_are_found_and_left_out(tmp_path, capsys, 
     capsys.readouterr()
     assert main([*paths, "--out", str(out), "--against", other, "--leave-out"]) == 0
     printed = capsys.readouterr().out
-    assert "nothing to do" in printed and "compared with evaluation already" in printed and times(out) == after
+    assert (
+        "nothing to do" in printed
+        and "compared with evaluation already" in printed
+        and times(out) == after
+    )
 
 
 def _only_about(unit, number, out, options, store=True, *rest, real=prepare_unit):
@@ -516,20 +639,32 @@ def test_overlap_with_a_prepared_folder(tmp_path):
     (tmp_path / "e").mkdir()
     paths = write_tars(tmp_path, 5)
     run_here(paths, tmp_path / "train")
-    copy = hostile.write_tar(tmp_path / "e" / "e.tar", hostile.sample("n9", hostile.jpeg(3, width=48, height=48), "x"))
+    copy = hostile.write_tar(
+        tmp_path / "e" / "e.tar", hostile.sample("n9", hostile.jpeg(3, width=48, height=48), "x")
+    )
     run_here([copy], tmp_path / "eval")
-    manifest = check_overlap(tmp_path / "train", str(tmp_path / "eval"), leave_out=True, console=QUIET)
+    manifest = check_overlap(
+        tmp_path / "train", str(tmp_path / "eval"), leave_out=True, console=QUIET
+    )
     assert manifest["lost"]["overlap with eval"]["count"] == 1
-    assert [record.image_id for record in records(tmp_path / "train")] == [image_id_of(f"n0i{i}") for i in (0, 1, 2, 4)]
+    assert [record.image_id for record in records(tmp_path / "train")] == [
+        image_id_of(f"n0i{i}") for i in (0, 1, 2, 4)
+    ]
 
 
 def test_a_smaller_distance_finds_fewer_copies(tmp_path, capsys):
     """And what a larger one had found is no longer said, but for what was left out."""
     shown = {f"t{i}": hostile.picture(i, 160, 120) for i in range(4)}
-    members = [pair for key, image in shown.items() for pair in hostile.sample(key, hostile.encoded(image, "PNG"), "x")]
+    members = [
+        pair
+        for key, image in shown.items()
+        for pair in hostile.sample(key, hostile.encoded(image, "PNG"), "x")
+    ]
     train = hostile.write_tar(tmp_path / "train.tar", members)
     small = hostile.encoded(shown["t1"].resize((20, 15)).resize((160, 120)), "JPEG", quality=10)
-    copies = hostile.sample("same", dict(members)["t0.jpg"], "x") + hostile.sample("worn", small, "x")
+    copies = hostile.sample("same", dict(members)["t0.jpg"], "x") + hostile.sample(
+        "worn", small, "x"
+    )
     other = hostile.write_tar(tmp_path / "eval.tar", copies)
     out = tmp_path / "out"
     run_here([train], out)
@@ -538,12 +673,18 @@ def test_a_smaller_distance_finds_fewer_copies(tmp_path, capsys):
         command = ["--out", str(out), "--against", other, "--workers", "0"]
         assert main([*command, "--max-distance", str(distance), *flags]) == 0
         assert read_manifest(out)["overlap"][0]["max_distance"] == distance
-        return [json.loads(line)["train_key"] for line in (out / "overlap.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)["train_key"]
+            for line in (out / "overlap.jsonl").read_text().splitlines()
+        ]
 
     assert found(64) == ["t0", "t1"] and found(-1) == ["t0"] and found(0, "--leave-out") == ["t0"]
     assert found(64) == ["t0", "t1"] and read_manifest(out)["overlap"][0]["left_out"] == 1
     capsys.readouterr()
-    for flags in (["--max-distance", "65", "--against", other], ["--max-distance", "3", "--verify"]):
+    for flags in (
+        ["--max-distance", "65", "--against", other],
+        ["--max-distance", "3", "--verify"],
+    ):
         assert main(["--out", str(out), *flags]) == 2
         assert flags[0] in capsys.readouterr().err
 
@@ -554,21 +695,36 @@ def test_a_tfds_data_set(tmp_path):
     write_pictures(tmp_path / "p", 5)
     official = {
         "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(5)],
-        "annotations": [{"id": i, "image_id": i % 5, "caption": "?!" if i == 4 else f"number {i}"} for i in range(9)],
+        "annotations": [
+            {"id": i, "image_id": i % 5, "caption": "?!" if i == 4 else f"number {i}"}
+            for i in range(9)
+        ],
     }
     (tmp_path / "captions.json").write_text(json.dumps(official))
-    folder, _ = tfds_coco.prepare(str(tmp_path / "captions.json"), str(tmp_path / "p"), str(tmp_path / "data"))
+    folder, _ = tfds_coco.prepare(
+        str(tmp_path / "captions.json"), str(tmp_path / "p"), str(tmp_path / "data")
+    )
     manifest = run_here([f"tfds:{folder}:train"], tmp_path / "out", max_lost=0.2)
     found = records(tmp_path / "out")
     assert {r.key.split("/")[-1]: (r.captions, r.image) for r in found} == {
         str(i): ((f"number {i}", f"number {i + 5}"), hostile.jpeg(i)) for i in range(4)
     }
     assert manifest["source"]["kind"] == "tfds" and manifest["counts"]["images_in"] == 5
-    assert [(reason, entry["count"]) for reason, entry in manifest["lost"].items()] == [("no caption", 1)]
+    assert [(reason, entry["count"]) for reason, entry in manifest["lost"].items()] == [
+        ("no caption", 1)
+    ]
     with pytest.raises(DataError, match="captions/text"):
-        run_here([f"tfds:{folder}:train"], tmp_path / "other", options=Options(tfds_captions="captions/words"))
+        run_here(
+            [f"tfds:{folder}:train"],
+            tmp_path / "other",
+            options=Options(tfds_captions="captions/words"),
+        )
     # As an evaluation set it has the name of the data set and the split, not that of a folder.
     copy = hostile.write_tar(tmp_path / "a.tar", hostile.sample("a", hostile.jpeg(1), "x"))
     run_here([copy], tmp_path / "train")
-    overlap = check_overlap(tmp_path / "train", f"tfds:{folder}:train", workers=0, console=QUIET)["overlap"]
-    assert [(entry["name"], entry["exact"]) for entry in overlap] == [("coco_captions_from_json/train", 1)]
+    overlap = check_overlap(tmp_path / "train", f"tfds:{folder}:train", workers=0, console=QUIET)[
+        "overlap"
+    ]
+    assert [(entry["name"], entry["exact"]) for entry in overlap] == [
+        ("coco_captions_from_json/train", 1)
+    ]

@@ -29,7 +29,9 @@ def tars(tmp_path_factory):
     for number, count in enumerate((300, 7, 40)):
         members = []
         for i in range(count):
-            members += hostile.sample(f"n{number}i{i}", hostile.jpeg(i), f"caption {i} of {number}", "!", "second, raw")
+            members += hostile.sample(
+                f"n{number}i{i}", hostile.jpeg(i), f"caption {i} of {number}", "!", "second, raw"
+            )
         paths.append(hostile.write_tar(folder / f"{number}.tar", members))
     return tuple(paths)
 
@@ -46,7 +48,9 @@ def test_records_are_those_of_the_tars(tars, folder):
     assert len(source) == len(direct) == 347
     for index in range(len(direct)):
         assert source[index] == direct[index]  # key, bytes, captions and id
-        assert source.captions(index) == direct.captions(index) and source.key(index) == direct.key(index)
+        assert source.captions(index) == direct.captions(index) and source.key(index) == direct.key(
+            index
+        )
     assert source.name_first and source.key_of("dir/n0i1.png") == "n0i1"
     assert source.identity() == read_manifest(folder)["id"]
     with pytest.raises(IndexError):
@@ -70,7 +74,9 @@ def test_a_holdout_keeps_the_same_keys_as_the_tars(tars, folder):
 def test_about_rows_describe_the_pictures(folder):
     rows = list(iter_about(folder))
     assert [row.image_id for row in rows] == [image_id_of(row.key) for row in rows]
-    assert {(row.width, row.height, len(row.sha), len(row.phash)) for row in rows} == {(24, 16, 16, 32)}
+    assert {(row.width, row.height, len(row.sha), len(row.phash)) for row in rows} == {
+        (24, 16, 16, 32)
+    }
     # The pictures of the three tars have the same seeds: equal files have equal hashes, others not.
     assert len({row.sha for row in rows}) == 300
 
@@ -122,7 +128,9 @@ def test_a_flipped_byte_is_an_os_error_of_one_record(tars, tmp_path):
 
 
 def test_captions_that_cannot_be_read_end_no_run(tars, tmp_path, monkeypatch):
-    """A flipped byte in an about file: 64 captions are neither scanned nor counted; their pictures are used."""
+    """A flipped byte in an about file: 64 captions are neither scanned nor counted; their pictures
+    are used.
+    """
     out = tmp_path / "set"
     prepare(tars, out, workers=0, console=QUIET)
     path = out / "about-00000.arrayrecord"
@@ -130,8 +138,12 @@ def test_captions_that_cannot_be_read_end_no_run(tars, tmp_path, monkeypatch):
     data[6000] ^= 1  # in the second of five groups of rows
     path.write_bytes(data)
     warnings = []
-    monkeypatch.setattr(pipeline.logging, "log_first_n", lambda level, text, n, *rest: warnings.append((text, n)))
-    config = DataConfig(train=(str(out),), image_size=16, batch_size=64, vocab_size=200, text_length=12)
+    monkeypatch.setattr(
+        pipeline.logging, "log_first_n", lambda level, text, n, *rest: warnings.append((text, n))
+    )
+    config = DataConfig(
+        train=(str(out),), image_size=16, batch_size=64, vocab_size=200, text_length=12
+    )
     config = replace(config, text_buckets=(4, 8), bucket_window=6)
     source = open_source(config, "train", 0)
     damaged = range(64, 128)
@@ -174,7 +186,9 @@ def test_folders_that_cannot_be_read(folder, tmp_path):
     assert len(PreparedSource(tmp_path)) == 347  # a copy reads like the original
     path = tmp_path / manifest["shards"][1]["file"]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="pairs-00001.arrayrecord.*bytes.*run nas_jax.data.prepare again"):
+    with pytest.raises(
+        DataError, match="pairs-00001.arrayrecord.*bytes.*run nas_jax.data.prepare again"
+    ):
         PreparedSource(tmp_path)
 
 

@@ -1,4 +1,6 @@
-"""Scenes: every caption is true, every foil is false, no text tells which, and the pictures show what is said."""
+"""Scenes: every caption is true, every foil is false, no text tells which, and the pictures show
+what is said.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def test_training_captions_are_true_specific_and_never_held_out():
         assert all(S.holds(caption, scene) and len(caption.split()) <= 16 for caption in captions)
     words = {word for _, captions in specs for caption in captions for word in caption.split()}
     assert len(words) <= 45 and all(word == word.lower() and word.isalpha() for word in words)
-    # In-batch negatives are presumed false: a caption holds in one other scene of a thousand at most.
+    # In-batch negatives are presumed false: a caption holds in one other scene of a thousand at
+    # most.
     said = [S.parse(captions[0]) for _, captions in specs]
     wrong = sum(S.holds(said[i], specs[j][0]) for i in range(200) for j in range(200) if i != j)
     assert wrong / (200 * 199) < 1e-3
@@ -44,10 +47,23 @@ def test_a_record_depends_on_split_seed_and_index_alone():
     list(again[i] for i in range(20))  # what was read before must not matter
     records = [source[i] for i in range(30)]
     for i, record in enumerate(records):
-        assert record.image.shape == (48, 48, 3) and record.image.dtype == np.uint8 and record.image_id == i
-        assert again[i].image.tobytes() == record.image.tobytes() and again[i].captions == record.captions
-    others = [S.SceneSource("val", 50, 0, 48), S.SceneSource("heldout", 50, 0, 48), S.SceneSource("train", 50, 1, 48)]
-    pictures = [r.image.tobytes() for r in records] + [other[i].image.tobytes() for other in others for i in range(30)]
+        assert (
+            record.image.shape == (48, 48, 3)
+            and record.image.dtype == np.uint8
+            and record.image_id == i
+        )
+        assert (
+            again[i].image.tobytes() == record.image.tobytes()
+            and again[i].captions == record.captions
+        )
+    others = [
+        S.SceneSource("val", 50, 0, 48),
+        S.SceneSource("heldout", 50, 0, 48),
+        S.SceneSource("train", 50, 1, 48),
+    ]
+    pictures = [r.image.tobytes() for r in records] + [
+        other[i].image.tobytes() for other in others for i in range(30)
+    ]
     assert len(set(pictures)) == len(pictures)
     assert len({record.key for record in records}) == len(records)
     with pytest.raises(IndexError):
@@ -62,10 +78,16 @@ def test_eval_set_says_the_truth(sets, name):
         assert bool(scene.pairs & set(S.HELD_OUT)) == (name == "heldout")
     for i, captions in enumerate(eval_set.captions):
         assert bool(captions) == (i < 60)
-        assert all(S.holds(caption, scene) == (i == j) for caption in captions for j, scene in enumerate(scenes[:60]))
+        assert all(
+            S.holds(caption, scene) == (i == j)
+            for caption in captions
+            for j, scene in enumerate(scenes[:60])
+        )
     assert Counter(foil.category for foil in eval_set.foils) == dict.fromkeys(S.FOILS, 40)
     for foil in eval_set.foils:
-        assert S.holds(foil.caption, scenes[foil.image]) and not S.holds(foil.foil, scenes[foil.image]), foil
+        assert S.holds(foil.caption, scenes[foil.image]) and not S.holds(
+            foil.foil, scenes[foil.image]
+        ), foil
     assert Counter(quad.category for quad in eval_set.quads) == {"binding": 20, "relation": 20}
     for quad in eval_set.quads:
         truth = [
@@ -78,27 +100,47 @@ def test_eval_set_says_the_truth(sets, name):
 
 @pytest.mark.parametrize("name", ["val", "heldout"])
 def test_foils_are_minimal_and_the_text_alone_does_not_tell(sets, name):
-    changed_words = {"existence": 1, "number": 2, "colour": 1, "binding": 2, "size": 1, "relation": 1}
+    changed_words = {
+        "existence": 1,
+        "number": 2,
+        "colour": 1,
+        "binding": 2,
+        "size": 1,
+        "relation": 1,
+    }
     for category, most in changed_words.items():
         foils = [foil for foil in sets[name][0].foils if foil.category == category]
         pairs = [(foil.caption.split(), foil.foil.split()) for foil in foils]
         for caption, foil in pairs:
-            assert len(caption) == len(foil) and 1 <= sum(a != b for a, b in zip(caption, foil, strict=True)) <= most
-        # The strongest form of "chance": the same texts on both sides, so every scorer of texts is right half the time.
+            assert (
+                len(caption) == len(foil)
+                and 1 <= sum(a != b for a, b in zip(caption, foil, strict=True)) <= most
+            )
+        # The strongest form of "chance": the same texts on both sides, so every scorer of texts is
+        # right half the time.
         assert Counter(foil.caption for foil in foils) == Counter(foil.foil for foil in foils)
         # One word, or two in a row, as the rule: no better than chance.
-        grams = [[set(text) | set(zip(text, text[1:], strict=False)) for text in pair] for pair in pairs]
+        grams = [
+            [set(text) | set(zip(text, text[1:], strict=False)) for text in pair] for pair in pairs
+        ]
         for gram in set().union(*(side for pair in grams for side in pair)):
             assert sum((gram in caption) - (gram in foil) for caption, foil in grams) == 0
 
 
 def test_held_out_edits_stay_held_out(sets):
     for foil in sets["heldout"][0].foils:
-        novel = [sorted(p in S.HELD_OUT for p in S.parse(text).pairs) for text in (foil.caption, foil.foil)]
+        novel = [
+            sorted(p in S.HELD_OUT for p in S.parse(text).pairs)
+            for text in (foil.caption, foil.foil)
+        ]
         assert novel[0] == novel[1] and any(novel[0])
         if foil.category == "colour":  # the edit concerns the held-out noun, not its neighbour
             before, after = (S.parse(text).pairs for text in (foil.caption, foil.foil))
-            assert all(a in S.HELD_OUT and b in S.HELD_OUT for a, b in zip(before, after, strict=True) if a != b)
+            assert all(
+                a in S.HELD_OUT and b in S.HELD_OUT
+                for a, b in zip(before, after, strict=True)
+                if a != b
+            )
 
 
 def test_the_checker_catches_a_wrong_caption_and_a_corrupted_foil(sets):
@@ -106,7 +148,8 @@ def test_the_checker_catches_a_wrong_caption_and_a_corrupted_foil(sets):
         return S.Item(shape, colour, size, x, y, S.SIZES[size], S.COLOURS[colour])
 
     scene = S.SceneSpec(
-        (item("circle", "red", "big", 0.3, 0.5), item("star", "blue", "small", 0.7, 0.6)), (250, 250, 250)
+        (item("circle", "red", "big", 0.3, 0.5), item("star", "blue", "small", 0.7, 0.6)),
+        (250, 250, 250),
     )
     for caption, truth in {
         "a big red circle to the left of a small blue star": True,
@@ -126,7 +169,13 @@ def test_the_checker_catches_a_wrong_caption_and_a_corrupted_foil(sets):
     for foil in eval_set.foils[::20]:  # a "foil" that is only another wording of the truth
         spare = S.draw_wording(S.parse(foil.caption), np.random.default_rng(0)).text()
         assert S.holds(spare, scenes[foil.image])
-    for text in ("a red dog", "a red circle left of a blue star", "two red circle and one blue star", "", "red"):
+    for text in (
+        "a red dog",
+        "a red circle left of a blue star",
+        "two red circle and one blue star",
+        "",
+        "red",
+    ):
         with pytest.raises(DataError, match="scene grammar"):
             S.parse(text)
 
@@ -136,25 +185,34 @@ def test_pictures_show_the_scene():
     for i in range(len(source)):
         scene, image = source.spec(i)[0], source[i].image
         for item in scene.items:
-            assert np.abs(image[int(item.y * 48), int(item.x * 48)].astype(int) - item.rgb).max() <= 1
+            assert (
+                np.abs(image[int(item.y * 48), int(item.x * 48)].astype(int) - item.rgb).max() <= 1
+            )
             reach = item.radius * 1.15
             assert reach <= min(item.x, item.y) and max(item.x, item.y) <= 1 - reach
         for a, b in combinations(scene.items, 2):
             assert math.hypot(a.x - b.x, a.y - b.y) > 1.05 * (a.radius + b.radius)
 
     def drawn(shape, size, image_size):
-        scene = S.SceneSpec((S.Item(shape, "black", size, 0.5, 0.5, S.SIZES[size], (0, 0, 0)),), (255, 255, 255))
+        scene = S.SceneSpec(
+            (S.Item(shape, "black", size, 0.5, 0.5, S.SIZES[size], (0, 0, 0)),), (255, 255, 255)
+        )
         return 1 - S.render(scene, image_size)[..., 0] / 255.0
 
     small = {shape: drawn(shape, "small", 32) for shape in S.SHAPES}
     for shape, ink in small.items():
         assert drawn(shape, "big", 32).sum() > 2 * ink.sum()
     for a, b in combinations(S.SHAPES, 2):  # unlike even where they are smallest
-        assert np.abs(small[a] - small[b]).sum() > 0.15 * min(small[a].sum(), small[b].sum()), (a, b)
+        assert np.abs(small[a] - small[b]).sum() > 0.15 * min(small[a].sum(), small[b].sum()), (
+            a,
+            b,
+        )
 
 
 def test_public_sets_repeat_and_parts_can_be_left_out():
-    first, second = (S.scene_eval_sets(1, 32, num_images=4, foils_per_category=2, num_quads=0) for _ in range(2))
+    first, second = (
+        S.scene_eval_sets(1, 32, num_images=4, foils_per_category=2, num_quads=0) for _ in range(2)
+    )
     assert [one.name for one in first] == ["val", "heldout"] and first[0].quads == ()
     for one, two in zip(first, second, strict=True):
         assert np.array_equal(np.stack(one.images), np.stack(two.images)) and one.foils == two.foils
@@ -185,7 +243,9 @@ def test_more_than_the_grammar_offers_is_refused(monkeypatch, setting):
         S.scene_eval_sets(0, 32, **counts)
 
 
-@pytest.mark.parametrize("change", [{"split": "test"}, {"size": 0}, {"seed": 2**32}, {"image_size": 0}])
+@pytest.mark.parametrize(
+    "change", [{"split": "test"}, {"size": 0}, {"seed": 2**32}, {"image_size": 0}]
+)
 def test_bad_sources_are_named(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         S.SceneSource(**({"split": "train", "size": 1, "seed": 0, "image_size": 32} | change))

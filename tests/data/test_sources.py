@@ -64,7 +64,8 @@ def test_webdataset_reads_captions_and_slices(tmp_path):
         "h.jpeg": png(7),
     }
     one = write_tar(
-        tmp_path / "one.tar", sample("a", 1, "first a", "a again", "first a", "!") | sample("b", 2, "b") | odd
+        tmp_path / "one.tar",
+        sample("a", 1, "first a", "a again", "first a", "!") | sample("b", 2, "b") | odd,
     )
     two = write_tar(tmp_path / "two.tar", sample("b", 12, "other b"))
     source = pickle.loads(pickle.dumps(WebDatasetSource((one, two))))
@@ -80,7 +81,10 @@ def test_webdataset_reads_captions_and_slices(tmp_path):
     assert records[1].image_id == records[4].image_id == image_id_of("b") != records[0].image_id
     assert [source.file(i) for i in (3, 4)] == [one, two]
     assert source.report == {"no caption": 2, "no image": 1, "damaged json": 1}
-    assert source.report.examples["no caption"] == f"d in {one}" and "1 no image (like e in" in source.report.line()
+    assert (
+        source.report.examples["no caption"] == f"d in {one}"
+        and "1 no image (like e in" in source.report.line()
+    )
     assert len(WebDatasetSource((one, two), clean=False)) == 6  # "..." is a caption then
     with pytest.raises(IndexError):
         source[5]
@@ -99,7 +103,11 @@ def test_albef_json_reads_captions_and_files(tmp_path):
     path.write_text(json.dumps(entries))
     source = pickle.loads(pickle.dumps(AlbefJsonSource((str(path),), str(tmp_path))))
     records = read_all(source)
-    assert [r.captions for r in records] == [("one \u00e9",), ("two", "three"), ("the same picture",)]
+    assert [r.captions for r in records] == [
+        ("one \u00e9",),
+        ("two", "three"),
+        ("the same picture",),
+    ]
     assert [int(decode(r.image)[0, 0, 0]) for r in records] == [1, 2, 1]
     assert records[0].image_id == records[2].image_id != records[1].image_id
     assert source.report == {"no caption": 1}
@@ -108,9 +116,14 @@ def test_albef_json_reads_captions_and_files(tmp_path):
 def test_holdout_parts_the_keys_alike_in_every_file(tmp_path):
     keys = [f"key{i}" for i in range(400)]
     for name, order in (("one", keys), ("two", keys[::-1])):
-        write_tar(tmp_path / f"{name}.tar", {k: v for key in order for k, v in sample(key, 9, "c").items()})
+        write_tar(
+            tmp_path / f"{name}.tar",
+            {k: v for key in order for k, v in sample(key, 9, "c").items()},
+        )
     quads = tmp_path / "pairs.jsonl"
-    lines = [{"image_0": f"key{i}.png", "image_1": f"key{i + 1}.png"} for i in (*range(0, 100, 2), 1)]
+    lines = [
+        {"image_0": f"key{i}.png", "image_1": f"key{i + 1}.png"} for i in (*range(0, 100, 2), 1)
+    ]
     quads.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     config = DataConfig(train=(str(tmp_path / "*.tar"),), holdout=0.25, quads=(str(quads),))
     train, val = (open_corpus(config, split, 0) for split in ("train", "val"))
@@ -118,15 +131,22 @@ def test_holdout_parts_the_keys_alike_in_every_file(tmp_path):
     assert sorted(sides[0] + sides[1]) == sorted(2 * keys) and not set(sides[0]) & set(sides[1])
     assert 0.15 < len(sides[1]) / 800 < 0.35
     together = linked_keys(config)
-    assert together["key3"] == together["key0"] == "key0" != together["key4"]  # key1 joins two lines
+    # key1 joins two lines
+    assert together["key3"] == together["key0"] == "key0" != together["key4"]
     for i in range(0, 100, 2):
         assert (f"key{i}" in sides[1]) == (f"key{i + 1}" in sides[1])
     alone = Split("val", 0.25)
     assert {key for key in keys if alone.keeps(key)} != set(sides[1])
     shares = [np.mean([held_out(key, share) for key in keys]) for share in (0, 0.1, 0.5, 1)]
-    assert shares[0] == 0 and shares[3] == 1 and abs(shares[1] - 0.1) < 0.06 and abs(shares[2] - 0.5) < 0.1
+    assert (
+        shares[0] == 0
+        and shares[3] == 1
+        and abs(shares[1] - 0.1) < 0.06
+        and abs(shares[2] - 0.5) < 0.1
+    )
     assert all(held_out(key, 0.5) for key in keys if held_out(key, 0.1))  # a larger share only adds
-    # The split is part of what a checkpoint means: it may not change with a new version of anything.
+    # The split is part of what a checkpoint means: it may not change with a new version of
+    # anything.
     assert image_id_of("1f600") == 275824981
     assert "".join(str(int(held_out(f"1f6{i:02x}", 0.5))) for i in range(16)) == "0000110010000111"
 
@@ -158,11 +178,20 @@ def test_broken_tars_are_named(tmp_path):
         tar.add(whole, "a.png")
     refuses("packed.tar.gz.*uncompressed", WebDatasetSource, (str(packed),))
     refuses("no.tar: No such file", WebDatasetSource, (str(tmp_path / "no.tar"),))
-    refuses("no file '.*absent.*check data.train", expand, (str(tmp_path / "absent-*.tar"),), "data.train")
+    refuses(
+        "no file '.*absent.*check data.train",
+        expand,
+        (str(tmp_path / "absent-*.tar"),),
+        "data.train",
+    )
     twice = {"a.png": png(1), "x/a.png": png(2), "a.txt": b"a"}
     refuses("two members 'a.png'", WebDatasetSource, (write_tar(tmp_path / "twice.tar", twice),))
     bare = {"a.png": png(1), "a.json": b'{"text": "wrong field"}'}
-    refuses(r"no usable pairs.*1 no caption.*field caption", WebDatasetSource, (write_tar(tmp_path / "b.tar", bare),))
+    refuses(
+        r"no usable pairs.*1 no caption.*field caption",
+        WebDatasetSource,
+        (write_tar(tmp_path / "b.tar", bare),),
+    )
 
 
 def test_broken_lists_are_named(tmp_path):
@@ -177,7 +206,12 @@ def test_broken_lists_are_named(tmp_path):
     refuses("a json list", AlbefJsonSource, written("[{"), root)
     refuses("holds dict; expected a list", AlbefJsonSource, written(good), root)
     refuses("holds an empty list", AlbefJsonSource, written([]), root)
-    refuses("entry 0, with file, caption; expected image", AlbefJsonSource, written([{"file": 1, "caption": ""}]), root)
+    refuses(
+        "entry 0, with file, caption; expected image",
+        AlbefJsonSource,
+        written([{"file": 1, "caption": ""}]),
+        root,
+    )
     refuses("entry 1, with image;", AlbefJsonSource, written([good, {"image": "x.png"}]), root)
     refuses("entry 1, with int;", AlbefJsonSource, written([good, 5]), root)
     refuses(
@@ -186,4 +220,9 @@ def test_broken_lists_are_named(tmp_path):
         written([good]),
         "elsewhere",
     )
-    refuses("no usable pairs.*1 no caption", AlbefJsonSource, written([{"image": "x.png", "caption": "?"}]), root)
+    refuses(
+        "no usable pairs.*1 no caption",
+        AlbefJsonSource,
+        written([{"image": "x.png", "caption": "?"}]),
+        root,
+    )

@@ -54,10 +54,16 @@ def ref_coco_record(number: int) -> bytes:
 
 @pytest.fixture
 def ref_coco():
-    """The real builder and its features over three records. The mock's own records are pixels, not stored bytes."""
+    """The real builder and its features over three records.
+
+    The mock's own records are pixels, not stored bytes.
+    """
 
     def as_data_source(self, split, decoders=None, **kwargs):
-        return [self.info.features.deserialize_example_np(ref_coco_record(n), decoders=decoders) for n in range(3)]
+        return [
+            self.info.features.deserialize_example_np(ref_coco_record(n), decoders=decoders)
+            for n in range(3)
+        ]
 
     with tfds.testing.mock_data(num_examples=3, as_data_source_fn=as_data_source):
         yield
@@ -68,8 +74,17 @@ def test_mocked_ref_coco(ref_coco):
     assert len(source) == 3
     for number in range(3):
         record = source[number]
-        assert record.key == source.key(number) == f"ref_coco/{70 + number}" == source.key_of(str(70 + number))
-        assert record.captions == source.captions(number) == (f"left dog {number}", "the dog", "größere Katze")
+        assert (
+            record.key
+            == source.key(number)
+            == f"ref_coco/{70 + number}"
+            == source.key_of(str(70 + number))
+        )
+        assert (
+            record.captions
+            == source.captions(number)
+            == (f"left dog {number}", "the dog", "größere Katze")
+        )
         assert record.image_id == image_id_of(record.key)
         assert record.image == jpeg(number)
     with pytest.raises(IndexError):
@@ -83,10 +98,24 @@ def write_coco(folder, count: int = 9, captions=None) -> dict[str, str]:
     for number in range(count):
         name = f"COCO_train2014_{number:012d}.jpg"
         (folder / "train2014" / name).write_bytes(jpeg(number))
-        images.append({"id": 500 - number, "file_name": name, "height": 1, "width": 1, "license": 1})
-        texts = captions(number) if captions else [f"Café {number}, {k}." for k in range(1 + number % 5)]
-        annotations += [{"image_id": 500 - number, "id": 10 * number + k, "caption": t} for k, t in enumerate(texts)]
-    content = {"info": {}, "images": images, "annotations": annotations[::2] + annotations[1::2], "licenses": []}
+        images.append(
+            {"id": 500 - number, "file_name": name, "height": 1, "width": 1, "license": 1}
+        )
+        texts = (
+            captions(number)
+            if captions
+            else [f"Café {number}, {k}." for k in range(1 + number % 5)]
+        )
+        annotations += [
+            {"image_id": 500 - number, "id": 10 * number + k, "caption": t}
+            for k, t in enumerate(texts)
+        ]
+    content = {
+        "info": {},
+        "images": images,
+        "annotations": annotations[::2] + annotations[1::2],
+        "licenses": [],
+    }
     (folder / "captions.json").write_text(json.dumps(content))
     return {"annotations": str(folder / "captions.json"), "images": str(folder / "train2014")}
 
@@ -124,7 +153,9 @@ def test_captions_that_cleaning_empties(tmp_path):
     folder, _ = tfds_coco.prepare(**files, data_dir=str(tmp_path / "out"))
     source = TfdsSource(f"tfds:{folder}:train")
     bare = next(n for n in range(4) if source.key(n).endswith("/500"))
-    assert [source.captions(n) for n in range(4) if n != bare] == [("a dog",)] * 3 and source.captions(bare) == ()
+    assert [source.captions(n) for n in range(4) if n != bare] == [
+        ("a dog",)
+    ] * 3 and source.captions(bare) == ()
     with pytest.raises(NoCaption):
         source[bare]
     assert TfdsSource(f"tfds:{folder}:train", clean=False)[bare].captions == ("...", "!")
@@ -141,7 +172,10 @@ def test_training_reads_it_in_workers(tmp_path):
         "print(len(s), s[4].key, 'tensorflow' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "source.pickle"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, tmp_path / "source.pickle"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["9", TfdsSource(f"tfds:{folder}:train").key(4), "False"]
 
@@ -163,7 +197,11 @@ def test_refusals(tmp_path, monkeypatch):
     ):
         with pytest.raises(DataError) as caught:
             TfdsSource(entry, **options)
-        assert says in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+        assert (
+            says in str(caught.value)
+            and "\n" not in str(caught.value)
+            and len(str(caught.value)) < 600
+        )
     shard = next(name for name in os.listdir(folder) if "array_record" in name)
     os.truncate(os.path.join(folder, shard), os.path.getsize(os.path.join(folder, shard)) // 2)
     with pytest.raises((DataError, OSError)):
@@ -175,10 +213,16 @@ def test_captions_feature_is_guessed_or_refused():
 
     features = tfds.features
     one = features.FeaturesDict(
-        {"image": features.Image(), "image/filename": features.Text(), "texts": features.Sequence(features.Text())}
+        {
+            "image": features.Image(),
+            "image/filename": features.Text(),
+            "texts": features.Sequence(features.Text()),
+        }
     )
     assert _caption_feature(one, "x", "", asked=False) == ("texts",)
-    two = features.FeaturesDict({"image": features.Image(), "title": features.Text(), "alt": features.Text()})
+    two = features.FeaturesDict(
+        {"image": features.Image(), "title": features.Text(), "alt": features.Text()}
+    )
     assert _caption_feature(two, "x", "alt", asked=True) == ("alt",)
     with pytest.raises(DataError, match=r"alt, title.*data\.tfds_captions"):
         _caption_feature(two, "x", "", asked=False)
@@ -214,6 +258,8 @@ def test_config_takes_the_entry(tmp_path):
     folder, _ = tfds_coco.prepare(**write_coco(tmp_path), data_dir=str(tmp_path / "out"))
     config = DataConfig(train=(f"tfds:{folder}:train",), image_size=16, batch_size=4, vocab_size=64)
     tokenizer = learn_wordpiece(["café 1 2 3"], 64, False)
-    with train_batches(config, tokenizer, seed=0, source=open_source(config, "train", 0)) as batches:
+    with train_batches(
+        config, tokenizer, seed=0, source=open_source(config, "train", 0)
+    ) as batches:
         batch = next(batches)
     assert batch["image_BxHxWx3"].shape == (4, 16, 16, 3) and not batch["skipped_B"].any()

@@ -36,10 +36,14 @@ class Toy:
 
     def encode_text(self, params, token_ids_BxL, token_mask_BxL):
         number_B = token_ids_BxL[:, 0].astype(jnp.float32)
-        return number_B[:, None, None], jnp.stack([jnp.sin(1.1 * number_B), jnp.cos(1.1 * number_B)], axis=1)
+        return number_B[:, None, None], jnp.stack(
+            [jnp.sin(1.1 * number_B), jnp.cos(1.1 * number_B)], axis=1
+        )
 
     def match(self, params, image_tokens_BxTxD, text_tokens_BxLxD, token_mask_BxL):
-        value_B = jnp.sin(image_tokens_BxTxD[:, 0, 0] * text_tokens_BxLxD[:, 0, 0] * params["scale"])
+        value_B = jnp.sin(
+            image_tokens_BxTxD[:, 0, 0] * text_tokens_BxLxD[:, 0, 0] * params["scale"]
+        )
         return jnp.stack([-value_B, value_B], axis=1)
 
 
@@ -57,10 +61,15 @@ def report() -> dict:
     pictures = [np.full((2, 2, 3), 3 * number + 1, np.uint8) for number in range(IMAGES)]
     captions = tuple((str(2 * number), str(2 * number + 1)) for number in range(IMAGES))
     eval_set = EvalSet("toy", pictures, captions, (), ())
-    scorer = Scorer(Toy(), {"scale": jnp.float32(0.37)}, {}, Digits(), 2, 4, 2, match_rows=8, mesh=make_mesh())
+    scorer = Scorer(
+        Toy(), {"scale": jnp.float32(0.37)}, {}, Digits(), 2, 4, 2, match_rows=8, mesh=make_mesh()
+    )
     scores = scorer.on(eval_set)
     found = rank(scores, [make_task(scores)], ("itc", "itm", "itm+itc"), 3)
-    pairs = np.repeat(np.arange(BLANK, IMAGES), 2 * IMAGES), np.tile(np.arange(2 * IMAGES), IMAGES + 1)
+    pairs = (
+        np.repeat(np.arange(BLANK, IMAGES), 2 * IMAGES),
+        np.tile(np.arange(2 * IMAGES), IMAGES + 1),
+    )
     return {
         "ranks": [[one.ranks.tolist(), one.blind.tolist()] for one in found],
         "scores": scores.scores("itm+itc", *pairs).tolist(),

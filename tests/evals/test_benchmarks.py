@@ -1,7 +1,8 @@
-"""Every benchmark's loader on made-up files in its exact format, and what its outcomes make of four scorers.
+"""Every benchmark's loader on made-up files in its exact format, and what its outcomes make of four
+scorers.
 
-Picture k is of one colour; a text is true of it when the first word that names a picture is "nk". So an oracle can be
-asked for (pixels, text) without knowing what the loader takes for right.
+Picture k is of one colour; a text is true of it when the first word that names a picture is "nk".
+So an oracle can be asked for (pixels, text) without knowing what the loader takes for right.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nas_jax.evals.benchmarks import BENCHMARKS, aro, load_benchmark, sugarcrepe, sugarcrepe_pp, valse
+from nas_jax.evals.benchmarks import (
+    BENCHMARKS,
+    aro,
+    load_benchmark,
+    sugarcrepe,
+    sugarcrepe_pp,
+    valse,
+)
 from nas_jax.evals.benchmarks.pictures import Files, Gallery, Picture
 from nas_jax.evals.outcomes import cells_of, hits, outcomes, rows, units
 from nas_jax.evals.questions import Benchmark, Question
@@ -80,7 +88,7 @@ def dump_pictures(folder: Path, pattern: str = "{}.jpg", **kwargs) -> None:
         path.write_bytes(png(k, **kwargs))
 
 
-# -------------------------------------------------------------------------- files as the benchmarks' authors make
+# ------------------------------------------------------------ files as the benchmarks' authors make
 
 
 def write_valse(folder: Path) -> None:
@@ -89,19 +97,32 @@ def write_valse(folder: Path) -> None:
     for item, k, j in numbers():
         entries[pieces[item % len(pieces)]][f"example_{item}"] = {
             "image_file": f"v7w_{k}.jpg",
-            "caption": f"There  is n{k} at o’clock {item}.", "foil": f"There is n{j} {item}.",
-            "classes_foil": False, "mturk": {"caption": 2 + item % 2, "foil": 0, "other": 1 - item % 2},
-        }  # fmt: skip
+            "caption": f"There  is n{k} at o’clock {item}.",
+            "foil": f"There is n{j} {item}.",
+            "classes_foil": False,
+            "mturk": {"caption": 2 + item % 2, "foil": 0, "other": 1 - item % 2},
+        }
         entries[pieces[item % len(pieces)]][f"invalid_{item}"] = {
-            "image_file": "gone.jpg", "caption": "a", "foil": "a", "mturk": {"caption": 1, "foil": 2, "other": 0}
-        }  # fmt: skip
+            "image_file": "gone.jpg",
+            "caption": "a",
+            "foil": "a",
+            "mturk": {"caption": 1, "foil": 2, "other": 0},
+        }
     for piece in pieces:
         dump(folder / f"{piece}.json", entries[piece])
     dump_pictures(folder / "images", "v7w_{}.jpg")
 
 
 def write_sugarcrepe(folder: Path) -> None:
-    splits = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+    splits = (
+        "add_att",
+        "add_obj",
+        "replace_att",
+        "replace_obj",
+        "replace_rel",
+        "swap_att",
+        "swap_obj",
+    )
     entries = {split: {} for split in splits}
     for item, k, j in numbers():
         texts = {"caption": f"a n{k} thing {item} \n", "negative_caption": f"A n{j} thing {item}."}
@@ -129,10 +150,15 @@ def write_sugarcrepe_pp(folder: Path) -> None:
 def write_aro_region(folder: Path, name: str, extra) -> None:
     box = {"bbox_x": SIZE, "bbox_y": 0, "bbox_w": SIZE, "bbox_h": SIZE}
     entries = [
-        {"image_path": f"{k}.jpg", **box, **extra(item),
-         "true_caption": f"the n{k} is behind the n{j} {item}", "false_caption": f"the n{j} is behind the n{k} {item}"}
+        {
+            "image_path": f"{k}.jpg",
+            **box,
+            **extra(item),
+            "true_caption": f"the n{k} is behind the n{j} {item}",
+            "false_caption": f"the n{j} is behind the n{k} {item}",
+        }
         for item, k, j in numbers()
-    ]  # fmt: skip
+    ]
     dump(folder / name, entries)
     for k in range(PICTURES):  # what is beside the box belongs to another picture
         (folder / "images").mkdir(exist_ok=True)
@@ -141,35 +167,67 @@ def write_aro_region(folder: Path, name: str, extra) -> None:
 
 def write_aro_relation(folder: Path) -> None:
     write_aro_region(
-        folder, "visual_genome_relation.json", lambda item: {"relation_name": ("behind", "near", "eating")[item % 3]}
+        folder,
+        "visual_genome_relation.json",
+        lambda item: {"relation_name": ("behind", "near", "eating")[item % 3]},
     )
 
 
 def write_aro_attribution(folder: Path) -> None:
-    write_aro_region(folder, "visual_genome_attribution.json", lambda item: {"attributes": ["red", f"old{item % 4}"]})
+    write_aro_region(
+        folder,
+        "visual_genome_attribution.json",
+        lambda item: {"attributes": ["red", f"old{item % 4}"]},
+    )
 
 
 def write_order(folder: Path, name: str) -> None:
     def options(item: int, k: int, j: int) -> list[str]:
-        wrong = [f"n{j} n{k} on {item}", f"on n{j} {item} n{k}", f"{item} n{j} n{k} on", f"n{j} {item} on n{k}"]
+        wrong = [
+            f"n{j} n{k} on {item}",
+            f"on n{j} {item} n{k}",
+            f"{item} n{j} n{k} on",
+            f"n{j} {item} on n{k}",
+        ]
         return [f"n{k} on n{j} {item}", *wrong]
 
-    dump(folder / name, [{"image": f"val2014/{k}.jpg", "caption_options": options(i, k, j)} for i, k, j in numbers()])
+    dump(
+        folder / name,
+        [
+            {"image": f"val2014/{k}.jpg", "caption_options": options(i, k, j)}
+            for i, k, j in numbers()
+        ],
+    )
     dump_pictures(folder / "val2014")
 
 
 def write_winoground(folder: Path) -> None:
     entries = [
-        {"id": item, "image_0": f"ex_{k}", "image_1": f"ex_{j}", "caption_0": f"n{k} rides n{j} {item}",
-         "caption_1": f"n{j} rides n{k} {item}", "collapsed_tag": ("Object", "Relation", "Both")[item % 3], "tag": ""}
+        {
+            "id": item,
+            "image_0": f"ex_{k}",
+            "image_1": f"ex_{j}",
+            "caption_0": f"n{k} rides n{j} {item}",
+            "caption_1": f"n{j} rides n{k} {item}",
+            "collapsed_tag": ("Object", "Relation", "Both")[item % 3],
+            "tag": "",
+        }
         for item, k, j in numbers()
-    ]  # fmt: skip
+    ]
     dump_lines(folder / "examples.jsonl", entries)
     dump_pictures(folder / "images", "ex_{}.png")
 
 
 def write_svo(folder: Path) -> None:
-    columns = ["sentence", "pos_triplet", "neg_triplet", "pos_url", "neg_url", "pos_image_id", "neg_image_id"]
+    columns = [
+        "sentence",
+        "pos_triplet",
+        "neg_triplet",
+        "pos_url",
+        "neg_url",
+        "pos_image_id",
+        "neg_image_id",
+    ]
     lines = [
         [
             f"n{k} sits, {item}",
@@ -183,7 +241,8 @@ def write_svo(folder: Path) -> None:
         ]
         for item, k, j in numbers()
     ]
-    lines.append(["n1 sits", "", "", "", "", 1, 2, True, True, False])  # two kinds at once: left out
+    # two kinds at once: left out
+    lines.append(["n1 sits", "", "", "", "", 1, 2, True, True, False])
     dump_table(folder / "svo_probes.csv", [*columns, "subj_neg", "verb_neg", "obj_neg"], lines)
     dump_pictures(folder / "images")
 
@@ -208,16 +267,25 @@ def write_whatsup(folder: Path) -> None:
         entries = []
         for item, k, j in numbers():
             name = f"mug{item // 4}_{places[item % 4]}_of_chair.jpeg"
-            texts = [f"n{k} {item}", f"n{j} {item}", f"n{(j + 1) % 10 if (j + 1) % 10 != k else (j + 2) % 10} {item}"]
-            texts.append(f"n{next(n for n in range(10) if n != k and not any(f'n{n} ' in t for t in texts))} {item}")
-            entries.append({"image_path": f"data/controlled_{file}/{name}", "caption_options": texts})
+            texts = [
+                f"n{k} {item}",
+                f"n{j} {item}",
+                f"n{(j + 1) % 10 if (j + 1) % 10 != k else (j + 2) % 10} {item}",
+            ]
+            texts.append(
+                f"n{next(n for n in range(10) if n != k and not any(f'n{n} ' in t for t in texts))} {item}"
+            )
+            entries.append(
+                {"image_path": f"data/controlled_{file}/{name}", "caption_options": texts}
+            )
             path = folder / f"controlled_{file}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(k))
         dump(folder / f"controlled_{file}_dataset.json", entries)
     for file in ("COCO_QA_one_obj", "coco_qa_two_obj", "vg_qa_one_obj", "vg_qa_two_obj"):
         dump(
-            folder / f"{file}.json", [[k, f"n{k} left of {item}", f"n{j} right of {item}"] for item, k, j in numbers()]
+            folder / f"{file}.json",
+            [[k, f"n{k} left of {item}", f"n{j} right of {item}"] for item, k, j in numbers()],
         )
     dump_pictures(folder / "val2017", "{:012d}.jpg")
     dump_pictures(folder / "vg_images")
@@ -234,12 +302,16 @@ def write_crepe(folder: Path) -> None:
         return out
 
     for start, n in enumerate((4, 12)):
-        path = folder / "prod_hard_negatives" / "swap" / f"prod_vg_hard_negs_swap_complexity_{n}.csv"
+        path = (
+            folder / "prod_hard_negatives" / "swap" / f"prod_vg_hard_negs_swap_complexity_{n}.csv"
+        )
         dump_table(path, [*columns, "hard_negs", "a", "b"], lines(start))
     for start, split in enumerate(("seen", "unseen")):
         path = folder / "syst_hard_negatives" / f"syst_vg_hard_negs_{split}_compounds_in_cc12m.csv"
         dump_table(
-            path, [*columns, *(f"valid_hard_negs_{kind}" for kind in ("atom", "comp", "combined"))], lines(start)
+            path,
+            [*columns, *(f"valid_hard_negs_{kind}" for kind in ("atom", "comp", "combined"))],
+            lines(start),
         )
     for k in range(PICTURES):
         path = folder / "VG_100K" / f"{k}.jpg"
@@ -259,16 +331,27 @@ def write_vsr(folder: Path) -> None:
 
 def write_own(folder: Path) -> None:
     pairs = [
-        {"image": f"{k}.png", "caption": f"n{k} {item}", "foil": f"n{j} {item}", "category": f"a/{item % 2}"}
+        {
+            "image": f"{k}.png",
+            "caption": f"n{k} {item}",
+            "foil": f"n{j} {item}",
+            "category": f"a/{item % 2}",
+        }
         for item, k, j in numbers()
     ]
     quads = [
-        {"image_0": f"{k}.png", "image_1": f"{j}.png", "caption_0": f"n{k}, n{j} {i}", "caption_1": f"n{j}, n{k} {i}"}
+        {
+            "image_0": f"{k}.png",
+            "image_1": f"{j}.png",
+            "caption_0": f"n{k}, n{j} {i}",
+            "caption_1": f"n{j}, n{k} {i}",
+        }
         for i, k, j in numbers()
     ]
     dump_lines(folder / "noto-pairs.jsonl", pairs)
     dump_lines(folder / "noto-quads.jsonl", quads)
-    for name, turn in (("noto.tar", 0), ("other.tar", 1)):  # members of one name: the first word says which tar
+    # members of one name: the first word says which tar
+    for name, turn in (("noto.tar", 0), ("other.tar", 1)):
         with tarfile.open(folder / name, "w") as tar:
             for k in range(PICTURES):
                 data = png((k + turn) % PICTURES)
@@ -293,7 +376,14 @@ WRITERS = {
     "vsr": write_vsr,
     "own": write_own,
 }
-ORDER = {"aro_relation", "aro_attribution", "aro_coco_order", "aro_flickr_order", "winoground", "own:noto-quads"}
+ORDER = {
+    "aro_relation",
+    "aro_attribution",
+    "aro_coco_order",
+    "aro_flickr_order",
+    "winoground",
+    "own:noto-quads",
+}
 """Benchmarks whose right and wrong texts have the same words."""
 
 
@@ -304,16 +394,26 @@ def loaded(request, tmp_path_factory) -> tuple[Benchmark, ...]:
     return load_benchmark(request.param, folder, image_size=SIZE, max_dropped=0.0)
 
 
-# ------------------------------------------------------------------------------------------------------- scorers
+# ------------------------------------------------------------------------------------------ scorers
 
 
 def oracle(picture: np.ndarray | str, text: str) -> float:
-    return 1.0 if named(text) == (named(picture) if isinstance(picture, str) else seen(picture)) else -1.0
+    return (
+        1.0
+        if named(text) == (named(picture) if isinstance(picture, str) else seen(picture))
+        else -1.0
+    )
 
 
 def order_blind(picture: np.ndarray | str, text: str) -> float:
-    """A number that depends on the picture and on which words there are, evenly spread over -0.5 to 0.5."""
-    words = [sorted(part.split()) for part in (picture, text)] if isinstance(picture, str) else [sorted(text.split())]
+    """A number that depends on the picture and on which words there are, evenly spread over -0.5 to
+    0.5.
+    """
+    words = (
+        [sorted(part.split()) for part in (picture, text)]
+        if isinstance(picture, str)
+        else [sorted(text.split())]
+    )
     what = b"" if isinstance(picture, str) else picture.tobytes()
     digest = hashlib.blake2b(repr(sorted(words)).encode() + what, digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48 - 0.5
@@ -322,8 +422,14 @@ def order_blind(picture: np.ndarray | str, text: str) -> float:
 def ask(benchmark: Benchmark, scorer) -> list[np.ndarray]:
     cells = []
     for question in benchmark.questions:
-        shown = question.texts if benchmark.form == "texts" else [benchmark.images[index] for index in question.images]
-        cells.append(np.array([[scorer(picture, text) for text in question.texts] for picture in shown]))
+        shown = (
+            question.texts
+            if benchmark.form == "texts"
+            else [benchmark.images[index] for index in question.images]
+        )
+        cells.append(
+            np.array([[scorer(picture, text) for text in question.texts] for picture in shown])
+        )
     return cells
 
 
@@ -344,10 +450,19 @@ def test_every_benchmark_is_tested():
 def test_oracle_gets_everything(loaded):
     for benchmark in loaded:
         found = rows(benchmark, ask(benchmark, oracle), "itm", resamples=5)
-        assert {row.value for row in found} == {100.0}, [row for row in found if row.value != 100][:3]
+        assert {row.value for row in found} == {100.0}, [row for row in found if row.value != 100][
+            :3
+        ]
         assert not any(row.ties for row in found)
         assert benchmark.headline in {f"{row.part}/{row.quantity}" for row in found}
-        assert sum(row.count for row in found if row.part == "all" and row.quantity == ranking(benchmark)[0]) == ITEMS
+        assert (
+            sum(
+                row.count
+                for row in found
+                if row.part == "all" and row.quantity == ranking(benchmark)[0]
+            )
+            == ITEMS
+        )
         assert not benchmark.dropped
 
 
@@ -368,17 +483,26 @@ def test_constant_gets_nothing_and_all_is_ties(loaded):
 
 def test_order_blind_scorer_gets_chance_or_nothing(loaded):
     for benchmark in loaded:
-        found = [row for row in rows(benchmark, ask(benchmark, order_blind), "itm", resamples=2) if row.part == "all"]
+        found = [
+            row
+            for row in rows(benchmark, ask(benchmark, order_blind), "itm", resamples=2)
+            if row.part == "all"
+        ]
         for row in found:
             if benchmark.name in ORDER:
-                assert row.value == 0.0 and (row.quantity in ("image", "group") or row.ties == row.count)
+                assert row.value == 0.0 and (
+                    row.quantity in ("image", "group") or row.ties == row.count
+                )
             else:
-                spread = 100 * np.sqrt(row.chance / 100 * (1 - row.chance / 100) / min(row.count, ITEMS))
-                tolerance = 3.5 * spread + (5 if row.quantity == "min_p_c_p_f" else 0)  # a minimum is below its parts
+                spread = 100 * np.sqrt(
+                    row.chance / 100 * (1 - row.chance / 100) / min(row.count, ITEMS)
+                )
+                # a minimum is below its parts
+                tolerance = 3.5 * spread + (5 if row.quantity == "min_p_c_p_f" else 0)
                 assert abs(row.value - row.chance) <= tolerance, row
 
 
-# ------------------------------------------------------------------------------------ rules of single benchmarks
+# ----------------------------------------------------------------------- rules of single benchmarks
 
 
 def made(form: str, questions: list[Question], **fields) -> Benchmark:
@@ -392,7 +516,9 @@ def value(found, part: str, quantity: str) -> float:
 def test_valse_filter_groups_and_published_numbers(tmp_path):
     write_valse(tmp_path)
     (benchmark,) = load_benchmark("valse", tmp_path)
-    assert len(benchmark.questions) == ITEMS and benchmark.protocol["filter"].endswith(f"({ITEMS} left out)")
+    assert len(benchmark.questions) == ITEMS and benchmark.protocol["filter"].endswith(
+        f"({ITEMS} left out)"
+    )
     keys = valse.published_keys(tmp_path)
     assert len(keys) == 2 * ITEMS  # invalid examples have numbers too
     assert keys[("actant-swap", 2)].startswith("actant-swap/example_")
@@ -405,13 +531,20 @@ def test_single_cells_are_judged_as_valse_does():
     questions = [Question(str(k), "ab"[k // 2], (k,), ("c", "f")) for k in range(4)]
     scores = [np.array([pair]) for pair in ((2.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, -2.0))]
     found = rows(made("choice", questions, absolute=True), scores, "itm", resamples=2)
-    assert (value(found, "all", "p_c"), value(found, "all", "p_f")) == (50.0, 75.0)  # at the threshold: no match
-    assert value(found, "all", "accuracy_at_0.5") == 62.5 and value(found, "all", "min_p_c_p_f") == 50.0
+    # at the threshold: no match
+    assert (value(found, "all", "p_c"), value(found, "all", "p_f")) == (50.0, 75.0)
+    assert (
+        value(found, "all", "accuracy_at_0.5") == 62.5
+        and value(found, "all", "min_p_c_p_f") == 50.0
+    )
     assert value(found, "macro", "min_p_c_p_f") == (50 + 0) / 2  # a: 100 and 50, b: 0 and 100
     captions, foils = np.array([2.0, 1.0, 0.0, -1.0]), np.array([1.0, -1.0, 0.0, -2.0])
     wins = np.mean(np.sign(captions[:, None] - foils[None]) / 2 + 0.5)
     assert value(found, "all", "auroc") == pytest.approx(100 * wins)
-    ranked = {row.quantity for row in rows(made("choice", questions, absolute=True), scores, "itc", resamples=2)}
+    ranked = {
+        row.quantity
+        for row in rows(made("choice", questions, absolute=True), scores, "itc", resamples=2)
+    }
     assert ranked == {"accuracy", "auroc"}  # a cosine has no threshold
 
 
@@ -423,7 +556,8 @@ def test_svo_counts_each_sentence_and_picture_once():
     assert value(found, "all", "p_pos") == 100.0 and value(found, "all", "p_neg") == 50.0
     assert value(found, "all", "accuracy_at_0.5") == 75.0
     assert next(row.count for row in found if (row.part, row.quantity) == ("all", "p_pos")) == 1
-    assert value(found, "object", "accuracy_at_0.5") == 100.0  # counted in its category though not in all
+    # counted in its category though not in all
+    assert value(found, "object", "accuracy_at_0.5") == 100.0
     assert value(found, "all", "accuracy") == pytest.approx(200 / 3)
 
 
@@ -453,18 +587,28 @@ def test_aro_macro_averages(tmp_path):
     dump(tmp_path / "visual_genome_attribution.json", entries)
     (attribution,) = load_benchmark("aro_attribution", tmp_path)
     assert attribution.macro == ("red_old",)  # 24 cases are too few
-    assert [benchmark.name for benchmark in load_benchmark("aro", tmp_path)] == ["aro_relation", "aro_attribution"]
+    assert [benchmark.name for benchmark in load_benchmark("aro", tmp_path)] == [
+        "aro_relation",
+        "aro_attribution",
+    ]
 
 
 def test_crepe_cuts():
     benchmark = made("choice", [Question("0", "n=4", (0,), tuple("abcdef"))], cuts=(1, 3, 5, 10))
-    found = rows(benchmark, [np.array([[1.0, 2, 1, 0, 0, 0]])], "itc", resamples=2)  # one above, one beside it
+    # one above, one beside it
+    found = rows(benchmark, [np.array([[1.0, 2, 1, 0, 0, 0]])], "itc", resamples=2)
     assert [value(found, "all", f"r@{k}") for k in (1, 3, 5, 10)] == [0.0, 100.0, 100.0, 100.0]
-    assert [row.chance for row in found if row.quantity.startswith("r@")] == pytest.approx([100 / 6, 50, 500 / 6, 100])
+    assert [row.chance for row in found if row.quantity.startswith("r@")] == pytest.approx(
+        [100 / 6, 50, 500 / 6, 100]
+    )
 
 
 def test_mmvp_takes_the_odd_statement_for_the_first_picture(tmp_path):
-    dump_table(tmp_path / "Questions.csv", ["Question ID", "Type", "Statement"], [[2, "Texts", "b"], [1, "Texts", "a"]])
+    dump_table(
+        tmp_path / "Questions.csv",
+        ["Question ID", "Type", "Statement"],
+        [[2, "Texts", "b"], [1, "Texts", "a"]],
+    )
     (benchmark,) = load_benchmark("mmvp", tmp_path)
     assert benchmark.questions[0].texts == ("a photo of a", "a photo of b")
 
@@ -489,12 +633,15 @@ def test_bootstrap_draws_pictures_not_questions():
     scores = [rng.normal(size=(1, 2)) for _ in single]
     copies = [Question(f"{q.key}-{n}", "a", q.images, q.texts) for q in single for n in range(4)]
     one = rows(made("choice", single), scores, "itc", resamples=500)[0]
-    four = rows(made("choice", copies), [cell for cell in scores for _ in range(4)], "itc", resamples=500)[0]
-    assert (four.low, four.high, four.value) == (one.low, one.high, one.value)  # asking again teaches nothing
+    four = rows(
+        made("choice", copies), [cell for cell in scores for _ in range(4)], "itc", resamples=500
+    )[0]
+    # asking again teaches nothing
+    assert (four.low, four.high, four.value) == (one.low, one.high, one.value)
     assert one.high - one.low == pytest.approx(2 * 1.96 * 50 / 20, rel=0.15)
 
 
-# ------------------------------------------------------------------------------------------ losses and user errors
+# --------------------------------------------------------------------------- losses and user errors
 
 
 def test_losses_are_counted_and_limited(tmp_path):
@@ -516,7 +663,9 @@ def test_losses_are_counted_and_limited(tmp_path):
         "missing picture",
         "damaged image",
     }
-    with pytest.raises(DataError, match=r"4 of 240 items cannot be used: .*1 missing picture \(like gone.png\)"):
+    with pytest.raises(
+        DataError, match=r"4 of 240 items cannot be used: .*1 missing picture \(like gone.png\)"
+    ):
         load_benchmark("own", tmp_path, SIZE)
 
 
@@ -525,9 +674,13 @@ def test_pictures_are_found_by_the_end_of_their_name(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.png").write_bytes(png(1 if folder == "a" else 2))
     (tmp_path / "b" / "again").symlink_to(tmp_path / "b")  # a circle
-    gallery = Gallery(Files(tmp_path), [Picture("far/away/b/1.png"), Picture("1.png"), Picture("a/1")], SIZE)
+    gallery = Gallery(
+        Files(tmp_path), [Picture("far/away/b/1.png"), Picture("1.png"), Picture("a/1")], SIZE
+    )
     assert seen(gallery[0]) == 2 and seen(gallery[2]) == 1
-    assert {index: error.reason for index, error in gallery.failures.items()} == {1: "several files of one name"}
+    assert {index: error.reason for index, error in gallery.failures.items()} == {
+        1: "several files of one name"
+    }
     gallery._cache.clear()
     assert seen(gallery[0]) == 2 and [seen(image) for image in gallery[::2]] == [2, 1]
 
@@ -547,7 +700,8 @@ def test_pictures_are_found_by_the_end_of_their_name(tmp_path):
         (None, {"name": "own", "max_dropped": 2}, ConfigError, "max_dropped=2"),
         (("a.jsonl", "{"), {"name": "own"}, DataError, "line 1"),
         (("a.jsonl", ""), {"name": "own"}, DataError, "no items"),
-        (("Questions.csv", "a,b\n1,2\n"), {"name": "mmvp"}, DataError, "without column 'Question ID'"),
+        (("Questions.csv", "a,b\n1,2\n"), {"name": "mmvp"}, DataError, "without column 'Question "
+                                                                       "ID'"),
         (("coco_order.json", "{}"), {"name": "aro_coco_order"}, DataError, "holds a dict"),
         (("coco_order.json", "[1"), {"name": "aro_coco_order"}, DataError, "a json file"),
         (
@@ -575,13 +729,16 @@ def test_scores_must_fit():
         rows(benchmark, [], "itm")
 
 
-# -------------------------------------------------------------------------------------------- real annotation files
+# ---------------------------------------------------------------------------- real annotation files
 
 REAL = os.environ.get("NAS_JAX_BENCHMARKS", "")
 SIZES = {
     "valse": {"valse": valse.SIZES},
     "sugarcrepe": {"sugarcrepe": sugarcrepe.SIZES},
-    "sugarcrepe_pp": {"sugarcrepe_pp": sugarcrepe_pp.SIZES, "sugarcrepe_pp_text": sugarcrepe_pp.SIZES},
+    "sugarcrepe_pp": {
+        "sugarcrepe_pp": sugarcrepe_pp.SIZES,
+        "sugarcrepe_pp_text": sugarcrepe_pp.SIZES,
+    },
 }
 
 
@@ -594,4 +751,6 @@ def test_real_files_have_the_published_counts(name):
         counts = Counter(question.category for question in benchmark.questions)
         assert counts == SIZES[name][benchmark.name]
         # Two negatives of SugarCrepe++ are copies of a caption.
-        assert benchmark.protocol.get("unanswerable", "0")[0] == ("2" if name == "sugarcrepe_pp" else "0")
+        assert benchmark.protocol.get("unanswerable", "0")[0] == (
+            "2" if name == "sugarcrepe_pp" else "0"
+        )

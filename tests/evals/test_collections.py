@@ -40,13 +40,15 @@ class Oracle:
     def encode_text(self, params, token_ids_BxL, token_mask_BxL):
         rows = zip(np.asarray(token_ids_BxL), np.asarray(token_mask_BxL), strict=True)
         number_B = np.array([ids[mask & (ids < 9)][-1] for ids, mask in rows])
-        return np.broadcast_to(number_B[:, None, None], (*token_ids_BxL.shape, 1)), np.eye(9, dtype=np.float32)[
-            number_B
-        ]
+        return np.broadcast_to(number_B[:, None, None], (*token_ids_BxL.shape, 1)), np.eye(
+            9, dtype=np.float32
+        )[number_B]
 
 
 def match(params, image_tokens, image_index, text_tokens, mask):
-    seen = np.repeat(np.asarray(image_tokens)[image_index, 0, 0], len(text_tokens) // len(image_index))
+    seen = np.repeat(
+        np.asarray(image_tokens)[image_index, 0, 0], len(text_tokens) // len(image_index)
+    )
     logit = -np.abs(seen - np.asarray(text_tokens)[:, 0, 0])
     return np.stack([-logit, logit], axis=1).astype(np.float32)
 
@@ -68,7 +70,11 @@ def folder(tmp_path):
     entries = []
     for number in range(4):
         picture(tmp_path / "val2014" / f"{number}.png", number)
-        texts = [f"A {NAMES[number]}.", f" the {NAMES[number]}\n", *(f"{w} {NAMES[number]}" for w in ("x", "y", "z"))]
+        texts = [
+            f"A {NAMES[number]}.",
+            f" the {NAMES[number]}\n",
+            *(f"{w} {NAMES[number]}" for w in ("x", "y", "z")),
+        ]
         entries.append({"image": f"val2014/{number}.png", "caption": texts})
     entries[1]["caption"].append("one more one")
     entries[2]["caption"][0] = "a three"
@@ -78,23 +84,34 @@ def folder(tmp_path):
 
 def test_both_denominators_and_both_rules(folder):
     found = karpathy.load("coco", folder, OPTIONS)
-    assert found.readings() == [("21-own", "own", 0), ("20-own", "own", 5), ("21-wording", "wording", 0)]
+    assert found.readings() == [
+        ("21-own", "own", 0),
+        ("20-own", "own", 5),
+        ("21-wording", "wording", 0),
+    ]
     assert found.eval_set.captions[0][:2] == ("a zero", "the zero")
     assert found.protocol["repeated"].startswith("1 captions")
     results = run.score_retrieval(scorer(), found, EvalConfig(scorers=("itm",)))
     by_name = {result.name: result for result in results}
     assert list(by_name) == [
-        f"coco/{name}/{way}" for name, _, _ in found.readings() for way in ("image_to_text", "text_to_image")
+        f"coco/{name}/{way}"
+        for name, _, _ in found.readings()
+        for way in ("image_to_text", "text_to_image")
     ]
     own, wording = by_name["coco/21-own/image_to_text"], by_name["coco/21-wording/image_to_text"]
     assert list(own.scores) == ["itc", "itm_logit", "itm"]  # the published ones first
-    # "a three" of image 2 stands before all right texts of image 3 under the strict rule: it has their score.
+    # "a three" of image 2 stands before all right texts of image 3 under the strict rule: it has
+    # their score.
     assert own.scores["itm_logit"] == [0, 0, 0, 1] and wording.scores["itm_logit"] == [0, 0, 0, 0]
     asked = by_name["coco/21-own/text_to_image"]
     assert asked.counts == {"queries": 21, "candidates": 4} and asked.keys[11] == "val2014/2.png#0"
-    assert [rank > 0 for rank in asked.scores["itc"]].index(True) == 11  # "a three" is said of image 2
+    # "a three" is said of image 2
+    assert [rank > 0 for rank in asked.scores["itc"]].index(True) == 11
     assert sum(rank > 0 for rank in asked.scores["itc"]) == 1
-    assert "coco/20-own/text_to_image" in by_name and by_name["coco/20-own/text_to_image"].counts["queries"] == 20
+    assert (
+        "coco/20-own/text_to_image" in by_name
+        and by_name["coco/20-own/text_to_image"].counts["queries"] == 20
+    )
     row = next(row for row in own.rows if row.scorer == "itm_logit" and row.quantity == "r@1")
     assert (row.key, row.value) == ("coco/21-own/image_to_text/itm_logit/r@1", 75.0)
     assert row.chance == pytest.approx(metrics.recall_chance(np.array([5, 6, 5, 5]), 21, 1))
@@ -105,15 +122,28 @@ def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):
     entries = json.loads((folder / "coco_karpathy_test.json").read_text())
     whole = {
         "images": [
-            {"split": split, "filepath": "val2014", "filename": f"{number}.png", "sentences": [{"raw": "a one"}]}
+            {
+                "split": split,
+                "filepath": "val2014",
+                "filename": f"{number}.png",
+                "sentences": [{"raw": "a one"}],
+            }
             for number, split in enumerate(("test", "train", "test", "test"))
         ]
     }
     path = folder / "dataset_flickr30k.json"
     path.write_text(json.dumps(whole))
-    assert karpathy.load("flickr30k", path, OPTIONS).names == ("val2014/0.png", "val2014/2.png", "val2014/3.png")
-    (folder / "coco_karpathy_test.json").write_text(json.dumps([*entries, {"image": "gone.png", "caption": ["x"]}, {}]))
-    with pytest.raises(DataError, match="2 of 6 images cannot be used: 1 no image.*1 missing picture"):
+    assert karpathy.load("flickr30k", path, OPTIONS).names == (
+        "val2014/0.png",
+        "val2014/2.png",
+        "val2014/3.png",
+    )
+    (folder / "coco_karpathy_test.json").write_text(
+        json.dumps([*entries, {"image": "gone.png", "caption": ["x"]}, {}])
+    )
+    with pytest.raises(
+        DataError, match="2 of 6 images cannot be used: 1 no image.*1 missing picture"
+    ):
         karpathy.load("coco", folder, OPTIONS)
     found = karpathy.load("coco", folder, Options(SIZE, max_dropped=0.5))
     assert found.dropped == {"no image": 1, "missing picture": 1} and len(found.names) == 4
@@ -130,16 +160,26 @@ def test_classes_by_folder_and_by_list(tmp_path):
     for prompts in ("photo@1", "views@1"):
         (result,) = run.score(scorer(), zero_shot.load(tmp_path, OPTIONS, prompts), EvalConfig())
         numbers = {row.key.removeprefix(f"classes:{prompts}/"): row for row in result.rows}
-        assert numbers["all/itm/accuracy"].value == numbers["all/itc/accuracy"].value == 100 * 15 / 16
-        assert numbers["zero/itm/accuracy"].value == 50 and numbers["all/itm/accuracy"].chance == 12.5
-        assert numbers["all/itm/r@5"].value == 100 * 15 / 16 and numbers["all/itm/r@5"].chance == 62.5
+        assert (
+            numbers["all/itm/accuracy"].value == numbers["all/itc/accuracy"].value == 100 * 15 / 16
+        )
+        assert (
+            numbers["zero/itm/accuracy"].value == 50 and numbers["all/itm/accuracy"].chance == 12.5
+        )
+        assert (
+            numbers["all/itm/r@5"].value == 100 * 15 / 16 and numbers["all/itm/r@5"].chance == 62.5
+        )
         assert numbers["all/itm/accuracy"].blind <= 12.5
         assert result.scores["itm"][result.keys.index("zero/1.png")] == 7
     lines = [{"image": "zero/0.png", "label": "zero"}, {"image": "two/0.png", "label": "two"}]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
     found = zero_shot.load(tmp_path, OPTIONS, "plain@1")
-    assert found.names == NAMES and found.sentences[2] == ("two",) and len(found.benchmark.questions) == 2
+    assert (
+        found.names == NAMES
+        and found.sentences[2] == ("two",)
+        and len(found.benchmark.questions) == 2
+    )
 
     (tmp_path / "classes.txt").write_text("zero\none")
     with pytest.raises(DataError, match="label 'two', which is not in"):

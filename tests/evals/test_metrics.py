@@ -23,7 +23,9 @@ def random_positives(rows: int, columns: int) -> np.ndarray:
 
 
 def brute_force_ranks(order_keys, positives_RxC):
-    """Sorts each row's candidates by (key descending, wrong first); the place of the first right one."""
+    """Sorts each row's candidates by (key descending, wrong first); the place of the first right
+    one.
+    """
     out = []
     for row, positives_C in enumerate(positives_RxC):
         keys = [order_keys(row, column) for column in range(len(positives_C))]
@@ -34,7 +36,8 @@ def brute_force_ranks(order_keys, positives_RxC):
 
 @pytest.mark.parametrize("k", [1, 4, 20, 99])
 def test_rerank_equals_brute_force_with_ties(k):
-    first = RNG.integers(0, 12, (60, 20)).astype(np.float32)  # few values: many ties, also at the shortlist's edge
+    # few values: many ties, also at the shortlist's edge
+    first = RNG.integers(0, 12, (60, 20)).astype(np.float32)
     second = RNG.integers(0, 4, (60, 20)).astype(np.float32)
     positives = random_positives(60, 20)
     short = metrics.shortlist(first, positives, k)
@@ -52,7 +55,8 @@ def test_rerank_equals_brute_force_with_ties(k):
     )
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(
-        metrics.best_ranks(first, positives), brute_force_ranks(lambda r, c: (first[r, c],), positives)
+        metrics.best_ranks(first, positives),
+        brute_force_ranks(lambda r, c: (first[r, c],), positives),
     )
     if k >= 20:
         np.testing.assert_array_equal(got, metrics.best_ranks(second, positives))

@@ -29,7 +29,9 @@ WORDS = "a red blue green cat dog bird left right of the on"
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """What a run of the smallest NAS leaves: config, tokenizer, two checkpoints with other weights."""
+    """What a run of the smallest NAS leaves: config, tokenizer, two checkpoints with other
+    weights.
+    """
     folder = tmp_path_factory.mktemp("run") / "nas"
     tokenizer = learn_wordpiece([WORDS], 120)
     tokenizer.save(folder / "tokenizer")
@@ -37,13 +39,17 @@ def workdir(tmp_path_factory):
     method = tiny.method("nas", model=model)
     sections = {"model": model, "method": method.ctx.config}
     config = {name: dataclasses.asdict(section) for name, section in sections.items()}
-    (folder / "config.json").write_text(json.dumps({"name": "tiny", "seed": 0, "data": {}} | config))
+    (folder / "config.json").write_text(
+        json.dumps({"name": "tiny", "seed": 0, "data": {}} | config)
+    )
     abstract, state = jax.eval_shape(method.init, jax.random.key(0))
     with CheckpointManager(folder / "checkpoints") as manager:
         for step in (10, 20):
             rng = np.random.default_rng(step)
             tree = {"params": abstract, "method_state": {"dictionary": state.dictionary}}
-            tree = jax.tree.map(lambda leaf, rng=rng: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), tree)
+            tree = jax.tree.map(
+                lambda leaf, rng=rng: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), tree
+            )
             manager.save(step, tree, {"next_step": step}, {})
     return folder
 
@@ -59,24 +65,57 @@ def pairs(tmp_path_factory):
         for category, animal in (("colour", "cat"), ("animal", "dog")):
             foil = f"a bird left of {animal}"
             lines.append(
-                {"image": f"{number}.png", "caption": f"a {colour} {animal}", "foil": foil, "category": category}
+                {
+                    "image": f"{number}.png",
+                    "caption": f"a {colour} {animal}",
+                    "foil": foil,
+                    "category": category,
+                }
             )
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
 
 def test_command_writes_every_score_and_the_protocol(workdir, pairs, tmp_path, capsys):
-    arguments = ["--checkpoint", str(workdir), "--benchmark", "own", "--data", str(pairs), "--out", str(tmp_path)]
-    arguments += ["--text-length", "16", "--batch-size", "4", "--match-rows", "16", "--scorer", "itm,itm+itc"]
+    arguments = [
+        "--checkpoint",
+        str(workdir),
+        "--benchmark",
+        "own",
+        "--data",
+        str(pairs),
+        "--out",
+        str(tmp_path),
+    ]
+    arguments += [
+        "--text-length",
+        "16",
+        "--batch-size",
+        "4",
+        "--match-rows",
+        "16",
+        "--scorer",
+        "itm,itm+itc",
+    ]
     assert command.main(arguments) == 0
     assert "own:mine/all/itm/accuracy" in capsys.readouterr().out
 
     protocol, (result,) = results.read(tmp_path)
-    assert protocol["checkpoint"]["path"] == "nas/checkpoints/20" and protocol["checkpoint"]["name"] == "tiny"
+    assert (
+        protocol["checkpoint"]["path"] == "nas/checkpoints/20"
+        and protocol["checkpoint"]["name"] == "tiny"
+    )
     assert protocol["text_length"] == 16 and protocol["scorers"] == ["itm", "itm+itc"]
     digests = [results.digest(workdir / "checkpoints" / step) for step in ("10", "20")]
     assert protocol["checkpoint"]["digest"] == digests[1] != digests[0] and len(digests[0]) == 16
-    assert result.counts == {"questions": 6, "images": 3, "texts": 8} and result.units == (0, 0, 1, 1, 2, 2)
+    assert result.counts == {"questions": 6, "images": 3, "texts": 8} and result.units == (
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    )
     assert result.averages == {"macro": ("animal", "colour")}
     # The table follows from the scores in the file.
     cells = np.array(result.scores["itm"])
@@ -107,13 +146,19 @@ def test_wrong_use_is_one_line(workdir, pairs, tmp_path, capsys):
     refused(given[:-2], ConfigError, "no --data; expected the files of own")
     refused([*given, "--benchmark", "vlase"], ConfigError, "benchmark 'vlase'")
     refused([*given, "--scorer", "itm,clip"], ConfigError, "--scorer=")
-    refused([*given, "--checkpoint", str(tmp_path)], CheckpointError, "expected a work directory with config.json")
+    refused(
+        [*given, "--checkpoint", str(tmp_path)],
+        CheckpointError,
+        "expected a work directory with config.json",
+    )
     late = [*given, "--text-length", "16", "--checkpoint", str(workdir / "checkpoints" / "15")]
     refused(late, CheckpointError, "no checkpoint 15")
     assert command.main(given[:-2]) == 2 and capsys.readouterr().err.startswith("error: no --data")
     with pytest.raises(ConfigError, match="eval.benchmarks=.* without eval.data"):
         EvalConfig(benchmarks=("valse",)).validate()
-    with pytest.raises(CheckpointError, match="config.json of the run: unknown config field model.depth"):
+    with pytest.raises(
+        CheckpointError, match="config.json of the run: unknown config field model.depth"
+    ):
         command._section(ModelConfig, {"model": {"depth": 3}}, "model")
     (tmp_path / "results.json").write_text('{"format": 1}')
     with pytest.raises(DataError, match="KeyError"):
@@ -125,7 +170,11 @@ def test_names_on_the_command_line_become_a_tuple():
     assert short("--config.evals=valse,own") == "--config.eval.benchmarks=('valse', 'own')"
     assert short("--config.eval.benchmarks=own") == "--config.eval.benchmarks=('own',)"
     assert short("--config.evals=") == "--config.eval.benchmarks=()"
-    for other in ("--config.eval.benchmarks=('a', 'b')", "--config.eval.scorers=('itm',)", "--config=configs/demo.py"):
+    for other in (
+        "--config.eval.benchmarks=('a', 'b')",
+        "--config.eval.scorers=('itm',)",
+        "--config=configs/demo.py",
+    ):
         assert short(other) == other
 
 
@@ -136,7 +185,9 @@ def test_the_check_for_cut_answers_knows_every_form():
             return ids, ids > 0
 
     def check(form, *texts):
-        check_answers_differ(Benchmark("b", form, (Question("0", "", (0,), texts),), (), {}), Letters(), 3)
+        check_answers_differ(
+            Benchmark("b", form, (Question("0", "", (0,), texts),), (), {}), Letters(), 3
+        )
 
     for form, texts in {
         "choice": ("abc", "xyz", "abcd"),
@@ -152,19 +203,29 @@ def test_the_check_for_cut_answers_knows_every_form():
 def made_up(hits, name="own:mine", keys=None, units=None, **protocol) -> Result:
     """A result with these hits, of two categories in turn."""
     count = len(hits)
-    row = Row(name, "all", "itm", "accuracy", 100 * float(np.mean(hits)), 0.0, 100.0, 50.0, None, count, 0)
+    row = Row(
+        name, "all", "itm", "accuracy", 100 * float(np.mean(hits)), 0.0, 100.0, 50.0, None, count, 0
+    )
     return Result(
-        name=name, form="choice", protocol=protocol, dropped={}, counts={"questions": count}, rows=(row,),
-        keys=tuple(keys or map(str, range(count))), categories=tuple("xy"[i % 2] for i in range(count)),
-        units=tuple(units if units is not None else range(count)), averages={"macro": ("x", "y")},
+        name=name,
+        form="choice",
+        protocol=protocol,
+        dropped={},
+        counts={"questions": count},
+        rows=(row,),
+        keys=tuple(keys or map(str, range(count))),
+        categories=tuple("xy"[i % 2] for i in range(count)),
+        units=tuple(units if units is not None else range(count)),
+        averages={"macro": ("x", "y")},
         hits={"itm": {"accuracy": [bool(hit) for hit in hits]}},
-    )  # fmt: skip
+    )
 
 
 def test_a_known_difference_is_significant_and_none_is_not():
     rng = np.random.default_rng(0)
     weak = rng.random(400) < 0.6
-    better = weak | (np.arange(400) % 8 < 2)  # one of four questions more, evenly over both categories
+    # one of four questions more, evenly over both categories
+    better = weak | (np.arange(400) % 8 < 2)
     same_rate = rng.permutation(weak)
     for second, significant in ((better, True), (same_rate, False)):
         rows = {row.part: row for row in compare.compare([made_up(weak)], [made_up(second)], 2000)}
@@ -172,11 +233,23 @@ def test_a_known_difference_is_significant_and_none_is_not():
         row = rows["all"]
         assert row.difference == pytest.approx(100 * (second.mean() - weak.mean()))
         assert row.low <= row.difference <= row.high
-        assert (row.p < 0.01 and row.p_mcnemar < 0.01 and row.low > 0) if significant else (row.p > 0.05 > row.low)
-        assert rows["macro"].difference == pytest.approx((rows["x"].difference + rows["y"].difference) / 2)
+        assert (
+            (row.p < 0.01 and row.p_mcnemar < 0.01 and row.low > 0)
+            if significant
+            else (row.p > 0.05 > row.low)
+        )
+        assert rows["macro"].difference == pytest.approx(
+            (rows["x"].difference + rows["y"].difference) / 2
+        )
         assert rows["macro"].p_mcnemar is None
     nothing = compare.compare([made_up(weak)], [made_up(weak)], 200)[0]
-    assert (nothing.difference, nothing.low, nothing.high, nothing.p, nothing.p_mcnemar) == (0, 0, 0, 1, 1)
+    assert (nothing.difference, nothing.low, nothing.high, nothing.p, nothing.p_mcnemar) == (
+        0,
+        0,
+        0,
+        1,
+        1,
+    )
     # A hundred questions about each of four pictures are four observations, not four hundred.
     units = np.arange(400) // 100
     again = np.where(units == 0, True, weak)
@@ -185,11 +258,23 @@ def test_a_known_difference_is_significant_and_none_is_not():
 
 
 def test_the_comparison_is_a_command(tmp_path, capsys):
-    protocol = {"checkpoint": {"name": "albef", "path": "albef/checkpoints/1"}, "text_length": 64, "image_size": 64}
-    other = protocol | {"checkpoint": {"name": "nas", "path": "nas/checkpoints/1"}, "image_size": 96}
+    protocol = {
+        "checkpoint": {"name": "albef", "path": "albef/checkpoints/1"},
+        "text_length": 64,
+        "image_size": 64,
+    }
+    other = protocol | {
+        "checkpoint": {"name": "nas", "path": "nas/checkpoints/1"},
+        "image_size": 96,
+    }
     results.write(tmp_path / "a", protocol, [made_up([True, False] * 9)])
     results.write(tmp_path / "b", other, [made_up([True] * 18)])
-    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b" / "results.json"), "--out", str(tmp_path)]) == 0
+    assert (
+        compare.main(
+            [str(tmp_path / "a"), str(tmp_path / "b" / "results.json"), "--out", str(tmp_path)]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "B: nas (nas/checkpoints/1)" in told and "image_size: 64 in A, 96 in B" in told
     assert "| own:mine | all | itm | accuracy | 50.0 | 100.0 | +50.0 |" in told
@@ -204,7 +289,10 @@ def test_other_items_or_rules_are_refused():
     one = made_up([True] * 4)
     for other, match in (
         (made_up([True] * 4, name="valse"), "A has own:mine, B has valse"),
-        (made_up([True] * 4, keys=["0", "1", "2", "9"]), "1 items only in A and 1 only in B, like '3'"),
+        (
+            made_up([True] * 4, keys=["0", "1", "2", "9"]),
+            "1 items only in A and 1 only in B, like '3'",
+        ),
         (made_up([True] * 4, crop="bounding box"), "protocol .* in B"),
     ):
         with pytest.raises(DataError, match=match):

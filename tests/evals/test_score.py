@@ -1,4 +1,6 @@
-"""The score command: published numbers from published scores, joins with annotations, intervals and comparisons."""
+"""The score command: published numbers from published scores, joins with annotations, intervals and
+comparisons.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from nas_jax.evals.benchmarks import load_benchmark, valse
 from nas_jax.evals.outcomes import rows
 from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.evals.score import check, main, score
-from nas_jax.evals.statistics import bootstrap_interval, mcnemar, paired_difference, resampled_weights
+from nas_jax.evals.statistics import (
+    bootstrap_interval,
+    mcnemar,
+    paired_difference,
+    resampled_weights,
+)
 from nas_jax.utils.errors import ConfigError, DataError
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "published"
@@ -43,26 +50,36 @@ def test_check_sees_a_wrong_number(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["different"] == 1
 
 
-@pytest.mark.skipif(not os.environ.get("NAS_JAX_PUBLISHED"), reason="NAS_JAX_PUBLISHED names no folder of scores")
+@pytest.mark.skipif(
+    not os.environ.get("NAS_JAX_PUBLISHED"), reason="NAS_JAX_PUBLISHED names no folder of scores"
+)
 def test_all_published_scores():
     assert all(one.same for one in check(Path(os.environ["NAS_JAX_PUBLISHED"])))
 
 
-# --------------------------------------------------------------------------------------------- joins with --data
+# -------------------------------------------------------------------------------- joins with --data
 
 
 @pytest.fixture
 def annotated(tmp_path) -> Path:
-    """VALSE's files with two valid examples and one invalid one a piece, and scores of the valid ones."""
+    """VALSE's files with two valid examples and one invalid one a piece, and scores of the valid
+    ones.
+    """
     lines, number = [], 0
     for piece in valse.SIZES:
         entries = {}
         for votes in (3, 1, 2):
-            entries[f"{piece}_{votes}"] = {"image_file": f"{piece}.jpg", "mturk": {"caption": votes}}
+            entries[f"{piece}_{votes}"] = {
+                "image_file": f"{piece}.jpg",
+                "mturk": {"caption": votes},
+            }
             entries[f"{piece}_{votes}"] |= {"caption": f"a {number}", "foil": f"b {number}"}
             if votes > 1:
                 both = [("caption", 0.9), ("foil", 0.8 if votes == 3 else 0.9)]
-                lines += [{"instrument": piece, "id": number, "type": kind, "score": p} for kind, p in both]
+                lines += [
+                    {"instrument": piece, "id": number, "type": kind, "score": p}
+                    for kind, p in both
+                ]
             number += 1
         (tmp_path / f"{piece}.json").write_text(json.dumps(entries))
     write_lines(tmp_path / "scores.jsonl", lines)
@@ -78,10 +95,21 @@ def read_lines(path: Path) -> list:
 
 
 def test_scores_join_with_the_annotations_by_number(annotated, capsys):
-    argv = ["valse", "--scores", str(annotated / "scores.jsonl"), "--data", str(annotated), "--json"]
+    argv = [
+        "valse",
+        "--scores",
+        str(annotated / "scores.jsonl"),
+        "--data",
+        str(annotated),
+        "--json",
+    ]
     assert main(argv) == 0
-    found = {(row["part"], row["quantity"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert found["all", "accuracy"]["value"] == 50.0 and found["all", "accuracy"]["ties"] == len(valse.SIZES)
+    found = {
+        (row["part"], row["quantity"]): row for row in json.loads(capsys.readouterr().out)["rows"]
+    }
+    assert found["all", "accuracy"]["value"] == 50.0 and found["all", "accuracy"]["ties"] == len(
+        valse.SIZES
+    )
     assert found["all", "p_c"]["value"] == 100.0 and found["all", "p_f"]["value"] == 0.0
 
     lines = read_lines(annotated / "scores.jsonl")
@@ -97,7 +125,9 @@ def test_scores_join_with_the_annotations_by_number(annotated, capsys):
 
 
 def test_any_benchmark_from_cells_by_key(tmp_path):
-    pairs = [{"image": "x.png", "caption": f"a {k}", "foil": f"b {k}", "id": f"q{k}"} for k in range(4)]
+    pairs = [
+        {"image": "x.png", "caption": f"a {k}", "foil": f"b {k}", "id": f"q{k}"} for k in range(4)
+    ]
     write_lines(tmp_path / "mine.jsonl", pairs)
     scores = tmp_path / "scores" / "cells.jsonl.gz"
     scores.parent.mkdir()
@@ -111,40 +141,75 @@ def test_any_benchmark_from_cells_by_key(tmp_path):
 def test_our_own_results_give_the_same_rows_again(tmp_path):
     from nas_jax.evals import results
 
-    write_lines(tmp_path / "mine.jsonl", [{"image": "x", "caption": f"a {k}", "foil": f"b {k}"} for k in range(6)])
+    write_lines(
+        tmp_path / "mine.jsonl",
+        [{"image": "x", "caption": f"a {k}", "foil": f"b {k}"} for k in range(6)],
+    )
     (benchmark,) = load_benchmark("own", tmp_path)
     cells = [RNG.normal(size=(1, 2)).astype(np.float32) for _ in benchmark.questions]
     found = rows(benchmark, cells, "itm")
     keys = tuple(question.key for question in benchmark.questions)
     written = {"itm": [results.plain(cell) for cell in cells]}
-    one = results.Result("own:mine", "choice", {}, {}, {}, tuple(found), keys, ("none",) * 6, (0,) * 6, scores=written)
+    one = results.Result(
+        "own:mine",
+        "choice",
+        {},
+        {},
+        {},
+        tuple(found),
+        keys,
+        ("none",) * 6,
+        (0,) * 6,
+        scores=written,
+    )
     results.write(tmp_path / "run", {}, [one])
     assert score("own", tmp_path / "run" / "results.json", tmp_path) == found
     with pytest.raises(DataError, match="without 'svo'"):
         command.read_scores(tmp_path / "run" / "results.json", "svo")
 
 
-# ----------------------------------------------------------------------------------------------------- retrieval
+# ---------------------------------------------------------------------------------------- retrieval
 
 
 def test_retrieval_denominators_and_chance(tmp_path, capsys):
     captions = [5] * 19 + [6]
     data = tmp_path / "test.json"
-    data.write_text(json.dumps([{"image": str(k), "caption": ["a"] * count} for k, count in enumerate(captions)]))
+    data.write_text(
+        json.dumps(
+            [{"image": str(k), "caption": ["a"] * count} for k, count in enumerate(captions)]
+        )
+    )
     np.save(tmp_path / "test_i2t.npy", np.arange(20))
     np.save(tmp_path / "test_t2i.npy", np.array([0.0] * 100 + [19]))
-    found = {(row.part, row.quantity): row for row in score("retrieval", tmp_path, data, resamples=50)}
+    found = {
+        (row.part, row.quantity): row for row in score("retrieval", tmp_path, data, resamples=50)
+    }
     assert found["text_to_image", "r@1"].value == pytest.approx(10000 / 101)
-    assert found["text_to_image_first5", "r@1"].value == 100.0  # the last caption of the last picture is its sixth
-    assert (found["text_to_image", "r@1"].count, found["text_to_image_first5", "r@1"].count) == (101, 100)
-    assert found["image_to_text", "r@5"].value == 25.0 and found["text_to_image", "r@5"].chance == pytest.approx(25)
+    # the last caption of the last picture is its sixth
+    assert found["text_to_image_first5", "r@1"].value == 100.0
+    assert (found["text_to_image", "r@1"].count, found["text_to_image_first5", "r@1"].count) == (
+        101,
+        100,
+    )
+    assert found["image_to_text", "r@5"].value == 25.0 and found[
+        "text_to_image", "r@5"
+    ].chance == pytest.approx(25)
     assert found["image_to_text", "r@1"].chance == pytest.approx(100 * np.mean(captions) / 101)
     assert found["both", "r_mean"].value == pytest.approx(
         (found["image_to_text", "r_mean"].value + found["text_to_image", "r_mean"].value) / 2
     )
     assert main(["retrieval", "--scores", str(tmp_path / "test_i2t.npy")]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[1].split() == ["retrieval/image_to_text/ranks/r@1", "5.00", "0.00", "to", "15.00", "-", "0", "20"]
+    assert out[1].split() == [
+        "retrieval/image_to_text/ranks/r@1",
+        "5.00",
+        "0.00",
+        "to",
+        "15.00",
+        "-",
+        "0",
+        "20",
+    ]
 
     np.save(tmp_path / "test_t2i.npy", np.array([0.0] * 100 + [20]))
     with pytest.raises(DataError, match="101 ranks up to 20; expected 101 ranks below 20"):
@@ -154,7 +219,7 @@ def test_retrieval_denominators_and_chance(tmp_path, capsys):
         score("retrieval", tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------- user errors
+# -------------------------------------------------------------------------------------- user errors
 
 
 @pytest.mark.parametrize(
@@ -192,7 +257,7 @@ def test_command_line_errors_are_one_line(tmp_path, capsys):
         assert error.startswith("error: ") and error.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------------------------------ statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def test_interval_is_as_wide_as_the_binomial_says():
@@ -201,7 +266,8 @@ def test_interval_is_as_wide_as_the_binomial_says():
     half = 1.96 * 100 * math.sqrt(0.3 * 0.7 / 1000)
     assert (low, high) == pytest.approx((30 - half, 30 + half), abs=0.3)
     assert bootstrap_interval(hits, resamples=2000) == (low, high)  # seeded
-    assert bootstrap_interval(hits, np.zeros(1000, int)) == (30.0, 30.0)  # one unit: nothing to draw from
+    # one unit: nothing to draw from
+    assert bootstrap_interval(hits, np.zeros(1000, int)) == (30.0, 30.0)
     weights = np.concatenate(list(resampled_weights(np.array([0, 0, 1, 2]), 300)))
     assert weights.shape == (300, 4) and (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 1:].sum(axis=1) == 3).all() and weights.mean() == pytest.approx(1, abs=0.1)
@@ -221,8 +287,15 @@ def test_paired_difference_finds_what_is_there_and_nothing_else():
     assert found.low < found.difference < found.high and found.low > 0
     assert found.p_bootstrap < 0.01 and found.p_mcnemar < 1e-6 and found.only_first == 0
     same = paired_difference(first, first)
-    assert (same.difference, same.low, same.high, same.p_bootstrap, same.p_mcnemar) == (0.0, 0.0, 0.0, 1.0, 1.0)
-    # Ten questions a picture that all go together: as a test of single questions, McNemar's is far too sure.
+    assert (same.difference, same.low, same.high, same.p_bootstrap, same.p_mcnemar) == (
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+    )
+    # Ten questions a picture that all go together: as a test of single questions, McNemar's is far
+    # too sure.
     pictures = np.repeat(np.arange(12), 10)
     gain = paired_difference(np.isin(pictures, [0, 1]), np.isin(pictures, [2, 3, 4, 5]), pictures)
     assert gain.p_bootstrap > 0.2 and gain.p_mcnemar < 0.05
@@ -231,7 +304,9 @@ def test_paired_difference_finds_what_is_there_and_nothing_else():
 def test_auroc_is_the_share_of_ordered_pairs():
     true = RNG.random(60) < 0.4
     values = RNG.integers(0, 6, 60).astype(float)  # few levels: many ties
-    questions = tuple(Question(str(k), "a", (k,), ("t",), bool(label)) for k, label in enumerate(true))
+    questions = tuple(
+        Question(str(k), "a", (k,), ("t",), bool(label)) for k, label in enumerate(true)
+    )
     cells = [np.array([[value]]) for value in values]
     found = rows(Benchmark("made", "yes_no", questions, [], {}), cells, "itc", resamples=2)
     order = np.sign(values[true][:, None] - values[~true][None])

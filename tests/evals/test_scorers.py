@@ -1,4 +1,6 @@
-"""Fast scoring gives the numbers of slow scoring: in any batches, on any mesh, in any number of processes."""
+"""Fast scoring gives the numbers of slow scoring: in any batches, on any mesh, in any number of
+processes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def model():
     params, state = jax.jit(method.init)(jax.random.key(0))
     pictures = RNG.integers(0, 256, (IMAGES, 16, 16, 3)).astype(np.uint8)
     eval_set = EvalSet("set", pictures, tuple(zip(TEXTS[::2], TEXTS[1::2], strict=True)), (), ())
-    shown = np.concatenate([np.full((1, 16, 16, 3), BLANK_RGB, np.uint8), pictures])  # the blank one first
+    # the blank one first
+    shown = np.concatenate([np.full((1, 16, 16, 3), BLANK_RGB, np.uint8), pictures])
     ids, mask = Numbers().encode(TEXTS, LENGTH)
     image_tokens, image_features = jax.jit(method.encode_image)(params, state, shown)
     text_tokens, text_features = jax.jit(method.encode_text)(params, ids, mask)
@@ -57,13 +60,17 @@ def model():
 
 
 def all_pairs():
-    return np.repeat(np.arange(BLANK, IMAGES), len(TEXTS)), np.tile(np.arange(len(TEXTS)), IMAGES + 1)
+    return np.repeat(np.arange(BLANK, IMAGES), len(TEXTS)), np.tile(
+        np.arange(len(TEXTS)), IMAGES + 1
+    )
 
 
 def scores_of(model, **options):
     _, functions, params, state, eval_set, *_ = model
     sizes = options.pop("batch_size", 4), 16
-    scorer = Scorer(functions, params, state, Numbers(), LENGTH, *sizes, **{"match_rows": 32} | options)
+    scorer = Scorer(
+        functions, params, state, Numbers(), LENGTH, *sizes, **{"match_rows": 32} | options
+    )
     scores = scorer.on(eval_set, TEXTS if options.get("mesh") else ())
     scores.text_indices(TEXTS)
     return scores
@@ -94,13 +101,17 @@ def test_scores_are_those_of_the_plain_model(model, mesh):
     if MESHES[mesh]:
         assert len(scores._batches[0].tokens_BxTxD.sharding.device_set) == 4
     some = np.array([3, BLANK, 3]), np.array([5, 7, 5])
-    np.testing.assert_allclose(scores.scores("itm", *some), expected["itm"][some[0] + 1, some[1]], atol=2e-5)
+    np.testing.assert_allclose(
+        scores.scores("itm", *some), expected["itm"][some[0] + 1, some[1]], atol=2e-5
+    )
 
 
 def test_tokens_in_host_memory_and_in_half_the_bits(model):
     *_, logits, _ = model
     host = scores_of(model, device_gib=0.0)
-    np.testing.assert_allclose(host.scores("itm_logit", *all_pairs()), logits[..., 1].ravel(), atol=2e-5)
+    np.testing.assert_allclose(
+        host.scores("itm_logit", *all_pairs()), logits[..., 1].ravel(), atol=2e-5
+    )
     assert all(isinstance(batch.tokens_BxTxD, np.ndarray) for batch in host._batches)
     half = scores_of(model, store="bfloat16")
     error = np.abs(half.scores("itm_logit", *all_pairs()) - logits[..., 1].ravel())
@@ -123,7 +134,8 @@ def test_the_matching_head_reads_the_dictionary_or_the_encoder(model):
     other, same = ScoringFunctions.of(method, "encoder").encode_image(params, state, pictures)
     np.testing.assert_allclose(feature, same, atol=1e-6)
     assert np.abs(np.asarray(tokens - other))[:, 1:].max() > 0.1  # patches
-    np.testing.assert_allclose(tokens[:, 0], other[:, 0], atol=1e-6)  # [CLS] is the encoder's in both
+    # [CLS] is the encoder's in both
+    np.testing.assert_allclose(tokens[:, 0], other[:, 0], atol=1e-6)
     with pytest.raises(ConfigError, match="eval.image_tokens='codes'"):
         EvalConfig(image_tokens="codes").validate()
 
@@ -142,7 +154,10 @@ def test_two_processes_share_the_work_and_agree_with_one():
     one = program.report()
 
     command = [sys.executable, str(PROGRAM), f"localhost:{free_port()}", "2"]
-    started = [subprocess.Popen([*command, str(index)], stdout=subprocess.PIPE, text=True) for index in range(2)]
+    started = [
+        subprocess.Popen([*command, str(index)], stdout=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
     outputs = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
     two = [json.loads(output.splitlines()[-1]) for output in outputs]

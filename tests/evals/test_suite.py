@@ -28,13 +28,18 @@ class Words:
         ids = np.zeros((len(texts), length), np.int32)
         mask = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
-            numbers = [int(word) if word.isdigit() else 50 + ord(word) - ord("a") for word in text.split()][:length]
+            numbers = [
+                int(word) if word.isdigit() else 50 + ord(word) - ord("a") for word in text.split()
+            ][:length]
             ids[row, : len(numbers)], mask[row, : len(numbers)] = numbers, True
         return ids, mask
 
 
 class Oracle:
-    """Image = a picture of its number; text = the number and a variant letter. Features are one-hot in the number."""
+    """Image = a picture of its number; text = the number and a variant letter.
+
+    Features are one-hot in the number.
+    """
 
     def encode_image(self, params, method_state, image_BxHxWx3):
         number_B = image_BxHxWx3[:, 0, 0, 0].astype(jnp.int32)
@@ -50,10 +55,14 @@ class Oracle:
 
 class Constant(Oracle):
     def encode_image(self, params, method_state, image_BxHxWx3):
-        return super().encode_image(params, method_state, image_BxHxWx3)[0], jnp.full((len(image_BxHxWx3), 7), 7**-0.5)
+        return super().encode_image(params, method_state, image_BxHxWx3)[0], jnp.full(
+            (len(image_BxHxWx3), 7), 7**-0.5
+        )
 
     def encode_text(self, params, token_ids_BxL, token_mask_BxL):
-        return super().encode_text(params, token_ids_BxL, token_mask_BxL)[0], jnp.full((len(token_ids_BxL), 7), 7**-0.5)
+        return super().encode_text(params, token_ids_BxL, token_mask_BxL)[0], jnp.full(
+            (len(token_ids_BxL), 7), 7**-0.5
+        )
 
     def match(self, params, image_tokens_BxTxD, text_tokens_BxLxD, token_mask_BxL):
         return jnp.full((len(image_tokens_BxTxD), 2), 0.3) * params["scale"]
@@ -98,8 +107,13 @@ def make_set(name="val", count=COUNT) -> EvalSet:
         name=name,
         images=[np.full((SIZE, SIZE, 3), n, np.uint8) for n in numbers],
         captions=tuple((f"{n} a", f"{n} b") for n in numbers),
-        foils=tuple(Foil(n - 1, f"{n} a", f"{m} a", "odd" if n % 2 else "even") for n, m in zip(numbers, other)),  # noqa: B905
-        quads=tuple(Quad(n - 1, m - 1, f"{n} a", f"{m} a", "") for n, m in zip(numbers, other)),  # noqa: B905
+        foils=tuple(
+            Foil(n - 1, f"{n} a", f"{m} a", "odd" if n % 2 else "even")
+            for n, m in zip(numbers, other, strict=True)
+        ),
+        quads=tuple(
+            Quad(n - 1, m - 1, f"{n} a", f"{m} a", "") for n, m in zip(numbers, other, strict=True)
+        ),
     )
 
 
@@ -113,11 +127,18 @@ def test_oracle_has_100_everywhere_and_chance_is_stated():
     found = evaluate(Oracle())
     assert {m.value for m in found.values()} == {100.0}
     assert found["val/foils/itm/all"].count == COUNT and found["val/foils/itm/odd"].count == 12
-    assert found["val/foils/itc/macro"].chance == 50 and found["val/quads/itm/group"].chance == pytest.approx(100 / 6)
-    to_text, to_image = (found[f"val/retrieval/itm/{d}_r@1"] for d in ("image_to_text", "text_to_image"))
+    assert found["val/foils/itc/macro"].chance == 50 and found[
+        "val/quads/itm/group"
+    ].chance == pytest.approx(100 / 6)
+    to_text, to_image = (
+        found[f"val/retrieval/itm/{d}_r@1"] for d in ("image_to_text", "text_to_image")
+    )
     assert (to_text.count, to_image.count) == (COUNT, 2 * COUNT)
-    assert to_text.chance == pytest.approx(100 / COUNT) and to_image.chance == pytest.approx(100 / COUNT)
-    assert len(found) == 2 * (6 + 4 + 3)  # scorers x (recalls, foils: all, macro, two categories, quads)
+    assert to_text.chance == pytest.approx(100 / COUNT) and to_image.chance == pytest.approx(
+        100 / COUNT
+    )
+    # scorers x (recalls, foils: all, macro, two categories, quads)
+    assert len(found) == 2 * (6 + 4 + 3)
     assert all(m.blind <= m.chance for m in found.values())
 
 
@@ -128,7 +149,8 @@ def test_constant_scores_have_0_everywhere():
 
 def test_text_only_scores_show_in_the_blind_column():
     foils = {k: m for k, m in evaluate(TextOnly()).items() if "foils/itm" in k}
-    assert foils["val/foils/itm/all"].value == pytest.approx(100 * (COUNT - 1) / COUNT)  # all but "23 or 1"
+    # all but "23 or 1"
+    assert foils["val/foils/itm/all"].value == pytest.approx(100 * (COUNT - 1) / COUNT)
     assert all(m.value == m.blind for m in foils.values())
     assert evaluate(TextOnly())["val/quads/itm/text"].blind == 0
 
@@ -136,7 +158,9 @@ def test_text_only_scores_show_in_the_blind_column():
 def test_everything_is_encoded_once_in_batches_of_one_shape():
     recorder = Recorder(Oracle())
     eval_set = make_set()
-    scorer = Scorer(recorder.functions(), PARAMS, {}, Words(), LENGTH, batch_size=8, image_size=SIZE)
+    scorer = Scorer(
+        recorder.functions(), PARAMS, {}, Words(), LENGTH, batch_size=8, image_size=SIZE
+    )
     scores = scorer.on(eval_set)
     for _ in range(2):
         retrieval_metrics(scores, rerank_k=6)
@@ -145,7 +169,10 @@ def test_everything_is_encoded_once_in_batches_of_one_shape():
             quad_metrics(scores, name)
     assert scorer.images_encoded == COUNT + 1  # and the blank image
     assert scorer.texts_encoded == 2 * COUNT
-    by_name = {name: {call[1:] for call in recorder.shapes if call[0] == name} for name, *_ in recorder.shapes}
+    by_name = {
+        name: {call[1:] for call in recorder.shapes if call[0] == name}
+        for name, *_ in recorder.shapes
+    }
     assert by_name["encode_image"] == {((), (8, SIZE, SIZE, 3))}  # () is the method state
     assert by_name["encode_text"] == {((8, LENGTH), (8, LENGTH))}
     for pictures, (places,), texts, mask in by_name["match"]:
@@ -167,7 +194,9 @@ def test_each_function_compiles_once_a_shape_over_sets_and_calls():
             return super().encode_text(*args)
 
     sets = [make_set("a", 5), make_set("b", 23)]
-    run = make_evaluator(EvalConfig(batch_size=8, rerank_k=6), sets, Words(), Traced(), LENGTH, SIZE)
+    run = make_evaluator(
+        EvalConfig(batch_size=8, rerank_k=6), sets, Words(), Traced(), LENGTH, SIZE
+    )
     run(PARAMS, {}, 1)
     run({"scale": jnp.float32(-1.0)}, {}, 2)
     assert traced.count(("encode_text",)) == 1 and len(traced) <= 1 + 3
@@ -182,18 +211,24 @@ def test_reranking_all_is_itm_retrieval():
             return tokens, jnp.sin(feature @ jnp.arange(256.0 * 3).reshape(256, 3) ** 2)
 
         def encode_text(self, params, ids, mask):
-            return ids[:, :, None].astype(jnp.float32), jnp.sin(1.7 * ids[:, :1] + 2.3 * ids[:, 1:2] * jnp.arange(3.0))
+            return ids[:, :, None].astype(jnp.float32), jnp.sin(
+                1.7 * ids[:, :1] + 2.3 * ids[:, 1:2] * jnp.arange(3.0)
+            )
 
         def match(self, params, image, text, mask):
             image_B, text_B = image[:, 0, 0], text[:, 0, 0]
-            value = 4 * jnp.sin(1.3 * image_B**2 + 2.1 * text_B + text[:, 1, 0]) - jnp.abs(image_B - text_B)
+            value = 4 * jnp.sin(1.3 * image_B**2 + 2.1 * text_B + text[:, 1, 0]) - jnp.abs(
+                image_B - text_B
+            )
             return jnp.stack([jnp.zeros_like(value), value], axis=1)
 
     eval_set = make_set()
     scores = Scorer(Noise(), PARAMS, {}, Words(), LENGTH, 8, SIZE).on(eval_set)
     images = np.arange(COUNT)
     texts = scores.text_indices([c for captions in eval_set.captions for c in captions])
-    itm_NxM = scores.scores("itm", images.repeat(len(texts)), np.tile(texts, COUNT)).reshape(COUNT, -1)
+    itm_NxM = scores.scores("itm", images.repeat(len(texts)), np.tile(texts, COUNT)).reshape(
+        COUNT, -1
+    )
     positives_NxM = np.arange(COUNT)[:, None] == np.arange(COUNT).repeat(2)[None]
     found = {m.key: m.value for m in retrieval_metrics(scores, ("itm",), rerank_k=1000)}
     for direction, matrix, positives in (
@@ -203,24 +238,35 @@ def test_reranking_all_is_itm_retrieval():
         want = metrics.recall_at_k(metrics.best_ranks(matrix, positives), 5)
         assert 0 < want < 100
         assert found[f"val/retrieval/itm/{direction}_r@5"] == want
-    pairs = scores.scores("itc", images.repeat(len(texts)), np.tile(texts, COUNT)).reshape(COUNT, -1)
+    pairs = scores.scores("itc", images.repeat(len(texts)), np.tile(texts, COUNT)).reshape(
+        COUNT, -1
+    )
     np.testing.assert_allclose(pairs, scores.itc_matrix(images, texts), rtol=1e-6)
 
 
 def test_equal_image_ids_and_equal_wordings_are_right_answers():
-    eval_set = replace(make_set(count=4), captions=(("1 a",), ("2 a",), (), ("1 a",)), image_ids=(7, 7, 8, 9))
+    eval_set = replace(
+        make_set(count=4), captions=(("1 a",), ("2 a",), (), ("1 a",)), image_ids=(7, 7, 8, 9)
+    )
     scores = Scorer(Oracle(), PARAMS, {}, Words(), LENGTH, 8, SIZE).on(eval_set)
     task = make_task(scores, rule="wording")
-    # Images 0 and 1 are the same picture; image 3 shares only the words of image 0, so text 2 still asks for image 3.
+    # Images 0 and 1 are the same picture; image 3 shares only the words of image 0, so text 2 still
+    # asks for image 3.
     assert [list(right) for right in task.right_texts] == [[0, 1, 2], [0, 1, 2], [0, 2]]
     assert [list(right) for right in task.right_images] == [[0, 1], [0, 1], [2]]
     task = make_task(scores, rule="own")
-    assert [list(right) for right in task.right_texts] == [[0], [1], [2]] == [list(r) for r in task.right_images]
+    assert (
+        [list(right) for right in task.right_texts]
+        == [[0], [1], [2]]
+        == [list(r) for r in task.right_images]
+    )
 
 
 def test_limits_take_an_even_part():
     assert list(evenly(10, 4)) == [0, 2, 5, 7] and len(evenly(10, 0)) == len(evenly(10, 11)) == 10
-    found = evaluate(Oracle(), EvalConfig(batch_size=8, rerank_k=6, max_images=5, max_pairs=6, scorers=("itm",)))
+    found = evaluate(
+        Oracle(), EvalConfig(batch_size=8, rerank_k=6, max_images=5, max_pairs=6, scorers=("itm",))
+    )
     assert found["val/retrieval/itm/image_to_text_r@1"].count == 5
     assert found["val/foils/itm/all"].count == found["val/quads/itm/text"].count == 6
 
@@ -228,7 +274,8 @@ def test_limits_take_an_even_part():
 def test_blank_image_is_the_normalisation_mean():
     recorder = Recorder(Oracle())
     scores = Scorer(recorder.functions(), PARAMS, {}, Words(), LENGTH, 2, SIZE).on(make_set())
-    scores.scores("itm", np.array([BLANK]), scores.text_indices(["123 a"]))  # the oracle reads the red value
+    # the oracle reads the red value
+    scores.scores("itm", np.array([BLANK]), scores.text_indices(["123 a"]))
     assert scores.scores("itc", np.array([BLANK]), scores.text_indices(["123 a"])) == [1.0]
 
 
@@ -266,7 +313,9 @@ def test_bad_inputs_are_refused():
 def test_a_length_that_cuts_the_deciding_word_is_refused(caplog):
     foils = (Foil(0, "1 a 5 5 7", "1 a 5 5 8", "x"),)
     with pytest.raises(ConfigError, match="text_length=4 cuts '1 a 5 5 7'"):
-        make_evaluator(EvalConfig(), [replace(make_set(), foils=foils)], Words(), Oracle(), LENGTH, SIZE)
+        make_evaluator(
+            EvalConfig(), [replace(make_set(), foils=foils)], Words(), Oracle(), LENGTH, SIZE
+        )
     same = (Foil(0, "1 a", "1  a", "x"),)
     make_evaluator(EvalConfig(), [replace(make_set(), foils=same)], Words(), Oracle(), LENGTH, SIZE)
     assert "1 of 1 pairs have the same tokens" in caplog.text

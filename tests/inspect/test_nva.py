@@ -38,13 +38,23 @@ def test_marks_and_new_patches_are_where_they_belong(tmp_path):
     path = tmp_path / "new" / "nva.png"
     green = np.full((4, 4, 3), (0, 160, 0), np.uint8)
     nearest = np.full((2, 8, 8, 3), (0, 0, 200), np.uint8)
-    nva.draw_nva(path, **arrays(), code_patches={3: green}, new_code_B=np.array([3, 9]), nearest_Bxhxwx3=nearest)
+    nva.draw_nva(
+        path,
+        **arrays(),
+        code_patches={3: green},
+        new_code_B=np.array([3, 9]),
+        nearest_Bxhxwx3=nearest,
+    )
 
     middle = slice(16, 32)  # away from outlines
-    plain, heat, marked, new, example = (panel_pixels(path, column)[:, :, middle, middle] for column in range(5))
+    plain, heat, marked, new, example = (
+        panel_pixels(path, column)[:, :, middle, middle] for column in range(5)
+    )
     replaced = arrays()["replaced_BxN"][0].reshape(SIDE, SIDE)
     assert (plain == 200).all()
-    assert (marked[~replaced] == 200).all() and (marked[replaced][..., 1] < 180).any(axis=(1, 2)).all()
+    assert (marked[~replaced] == 200).all() and (marked[replaced][..., 1] < 180).any(
+        axis=(1, 2)
+    ).all()
     assert (new[~replaced] == 200).all() and (new[replaced] == green[0, 0]).all()
     assert (example == nearest[0, 0, 0]).all()
 

@@ -1,4 +1,7 @@
-"""The report of made-up runs: what is on the page, what it warns of. tests/test_configs.py opens those of real ones."""
+"""The report of made-up runs: what is on the page, what it warns of.
+
+tests/test_configs.py opens those of real ones.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,18 @@ from nas_jax.train.workdir import Records, open_workdir
 
 SAVED = Path(__file__).parents[1] / "fixtures/checkpoint_1/checkpoint.tar.gz"
 MACHINE = {
-    "time": "2026-01-02 03:04:05 +0000", "devices": 2, "device": "cpu", "platform": "cpu", "processes": 1,
-    "host": "here", "python": "3.11", "jax": "0.10", "nas_jax": "1.0", "parameters": 1_500_000, "total_steps": 1000,
-}  # fmt: skip
+    "time": "2026-01-02 03:04:05 +0000",
+    "devices": 2,
+    "device": "cpu",
+    "platform": "cpu",
+    "processes": 1,
+    "host": "here",
+    "python": "3.11",
+    "jax": "0.10",
+    "nas_jax": "1.0",
+    "parameters": 1_500_000,
+    "total_steps": 1000,
+}
 
 
 def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
@@ -46,15 +58,37 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
             step,
             "train",
             {
-                "loss": 10 - 6 * share + noise, "loss/itc": 5 - 3 * share, "loss/itm": 0.5, "optim/lr": 1e-3,
-                "optim/grad_norm": 5 + noise, "grad_norm/image_encoder": 4.0, "grad_norm/neck": 1e-4,
-                "itm_accuracy/nva": 1.0, "itm_accuracy/positive": share, "itc/temp": 0.07 - 0.01 * share,
-                "dictionary/perplexity": 30.0, "dictionary/dead_codes": 100 * (1 - share), "nva/replaced_share": 0.1,
-                "teacher/distance": 0.01, "unheard/of": 1.0, "data/skipped": 0,
+                "loss": 10 - 6 * share + noise,
+                "loss/itc": 5 - 3 * share,
+                "loss/itm": 0.5,
+                "optim/lr": 1e-3,
+                "optim/grad_norm": 5 + noise,
+                "grad_norm/image_encoder": 4.0,
+                "grad_norm/neck": 1e-4,
+                "itm_accuracy/nva": 1.0,
+                "itm_accuracy/positive": share,
+                "itc/temp": 0.07 - 0.01 * share,
+                "dictionary/perplexity": 30.0,
+                "dictionary/dead_codes": 100 * (1 - share),
+                "nva/replaced_share": 0.1,
+                "teacher/distance": 0.01,
+                "unheard/of": 1.0,
+                "data/skipped": 0,
             },
-        )  # fmt: skip
-        timing = {"seconds_per_step": 0.5, "pairs_per_second": 64.0, "input_share": 0.02, "mfu": 0.4, "host_gib": 2.0}
-        split = {"input_seconds": 0.1, "compute_seconds": 4.9, "checkpoint_seconds": 0.5, "evaluation_seconds": 1.0}
+        )
+        timing = {
+            "seconds_per_step": 0.5,
+            "pairs_per_second": 64.0,
+            "input_share": 0.02,
+            "mfu": 0.4,
+            "host_gib": 2.0,
+        }
+        split = {
+            "input_seconds": 0.1,
+            "compute_seconds": 4.9,
+            "checkpoint_seconds": 0.5,
+            "evaluation_seconds": 1.0,
+        }
         records.add_timing(step, timing | split | {"compile_seconds": 0.0, "elapsed": 0.65 * step})
     for step, accuracy in ((steps // 2, 60.0), (steps, 80.0)):
         write_results(
@@ -72,15 +106,21 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
     (saved,) = (path for path in (workdir / "checkpoints").iterdir())
     saved.rename(saved.with_name(str(steps)))
     draw_nva(
-        workdir / "nva.png", rng.integers(0, 255, (2, 16, 16, 3), np.uint8), ["a cat", "a dog"], np.array([1, 2]),
-        np.eye(16, dtype=bool)[:2], rng.random((2, 16)),
-    )  # fmt: skip
+        workdir / "nva.png",
+        rng.integers(0, 255, (2, 16, 16, 3), np.uint8),
+        ["a cat", "a dog"],
+        np.array([1, 2]),
+        np.eye(16, dtype=bool)[:2],
+        rng.random((2, 16)),
+    )
     return workdir
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The demo's and the emoji's configs; the first is finished at step 1000, the second goes on."""
+    """The demo's and the emoji's configs; the first is finished at step 1000, the second goes
+    on.
+    """
     folder = tmp_path_factory.mktemp("runs")
     return {
         "demo": write_run(folder / "demo", demo.get_config(), 1000),
@@ -93,16 +133,32 @@ def test_the_page_has_everything_and_refers_to_nothing(runs):
         assert main([str(workdir)]) == 0
         text = (workdir / "report.html").read_text()
         for wanted in (
-            "Losses by part", "Gradient norm by module", "Matching accuracy by kind of pair", "unheard/of", "MFU",
-            "Temperature", "Dictionary: perplexity", "Distance of the teacher", "val: retrieval, R@1",
-            "checkpoint 7.7%", "1.5 M", "2 x cpu (cpu), 1 process", "train.log_every",
-            "text_to_image_r@1", "val: foils, itm",
-        ):  # fmt: skip
+            "Losses by part",
+            "Gradient norm by module",
+            "Matching accuracy by kind of pair",
+            "unheard/of",
+            "MFU",
+            "Temperature",
+            "Dictionary: perplexity",
+            "Distance of the teacher",
+            "val: retrieval, R@1",
+            "checkpoint 7.7%",
+            "1.5 M",
+            "2 x cpu (cpu), 1 process",
+            "train.log_every",
+            "text_to_image_r@1",
+            "val: foils, itm",
+        ):
             assert wanted in re.sub(r"</?b>", "", text), wanted
         assert "data:image/png;base64," in text and "<b></td>" not in text  # names are escaped
         references = re.findall(r"""(?:src|href|action|data)=["']?([^"'\s>]+)""", text)
-        assert all(one.startswith(("#", "data:image/png")) for one in references) and len(references) > 5
-        assert not re.search(r"url\(|@import|fetch\(|XMLHttp|://", text.replace(html.escape(str(workdir)), ""))
+        assert (
+            all(one.startswith(("#", "data:image/png")) for one in references)
+            and len(references) > 5
+        )
+        assert not re.search(
+            r"url\(|@import|fetch\(|XMLHttp|://", text.replace(html.escape(str(workdir)), "")
+        )
     assert state_of(read_run(runs["demo"])) == "finished at step 1000"
     assert state_of(read_run(runs["emoji"])) == "unfinished, at step 800 of 1000"
 
@@ -127,7 +183,9 @@ def server():
         server.shutdown()
 
 
-def test_a_page_that_asks_the_network_is_found_out_and_stopped_by_the_policy(runs, server, tmp_path):
+def test_a_page_that_asks_the_network_is_found_out_and_stopped_by_the_policy(
+    runs, server, tmp_path
+):
     """The negative control of every test that opens a report."""
     where = f"http://127.0.0.1:{server.server_port}"
     page = report(read_run(runs["demo"])).replace("</body>", f'<img src="{where}/x.png"></body>')
@@ -135,9 +193,16 @@ def test_a_page_that_asks_the_network_is_found_out_and_stopped_by_the_policy(run
     seen = look(page.replace(POLICY, ""), tmp_path / "free")
     assert seen["asked"] == seen["requests"] == [f"{where}/x.png"] and seen["blocked"] == []
     assert server.asked == ["/x.png"]
-    # The policy stops the picture, but not a connection opened beforehand: of that only the browser's log tells.
-    seen = look(page.replace("</head>", f'<link rel="preconnect" href="{where}/"></head>'), tmp_path)
-    assert seen["blocked"] == [f"{where}/x.png"] and seen["asked"] == [f"{where}/"] and server.asked == ["/x.png"]
+    # The policy stops the picture, but not a connection opened beforehand: of that only the
+    # browser's log tells.
+    seen = look(
+        page.replace("</head>", f'<link rel="preconnect" href="{where}/"></head>'), tmp_path
+    )
+    assert (
+        seen["blocked"] == [f"{where}/x.png"]
+        and seen["asked"] == [f"{where}/"]
+        and server.asked == ["/x.png"]
+    )
 
 
 def test_without_a_browser_a_test_skips_unless_there_must_be_one(monkeypatch):
@@ -156,34 +221,53 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
     assert texts(runs["demo"]) == ""
     broken = shutil.copytree(runs["demo"], tmp_path / "broken")
     last = json.loads((broken / "metrics.jsonl").read_text().splitlines()[-1])
-    faulty = last | {"step": 1010, "dictionary/dead_codes": 90.0, "dictionary/perplexity": 1.5, "data/skipped": 900}
+    faulty = last | {
+        "step": 1010,
+        "dictionary/dead_codes": 90.0,
+        "dictionary/perplexity": 1.5,
+        "data/skipped": 900,
+    }
     with (broken / "metrics.jsonl").open("a") as file:
         file.write("not JSON\n" + json.dumps(faulty) + '\n{"step": 10')
     with (broken / "timings.jsonl").open("a") as file:
-        file.writelines(json.dumps({"step": 1000 + n, "input_share": 0.5}) + "\n" for n in range(20))
+        file.writelines(
+            json.dumps({"step": 1000 + n, "input_share": 0.5}) + "\n" for n in range(20)
+        )
     (broken / "checkpoints/1000").rename(broken / "checkpoints/damaged-1000")
     (broken / "checkpoints/1010/position").mkdir(parents=True)
     (broken / "checkpoints/1010/position/metadata").write_text("{")
-    (broken / "hang-1.txt").write_text("hang: process 1: nothing done for 9s after step 7, waits for input; threads: a")
-    metrics = [Metric(f"val/foils/itm/{name}", value, 50.0, blind, 300) for name, value, blind in
-               (("colour", 60.0, 50.0), ("size", 90.0, 89.0), ("number", 50.0, 50.0))]  # fmt: skip
+    (broken / "hang-1.txt").write_text(
+        "hang: process 1: nothing done for 9s after step 7, waits for input; threads: a"
+    )
+    metrics = [
+        Metric(f"val/foils/itm/{name}", value, 50.0, blind, 300)
+        for name, value, blind in (
+            ("colour", 60.0, 50.0),
+            ("size", 90.0, 89.0),
+            ("number", 50.0, 50.0),
+        )
+    ]
     write_results(broken / "evals/1010.json", metrics, {})
     found = texts(broken)
     for wanted in (
         "bad: checkpoint damaged-1000 is damaged",
         "bad: checkpoint 1010 is damaged: position/metadata",
         "bad: metrics.jsonl, line 101, is not an entry: left out",
-        "bad: hang-1.txt: 1 hangs; the last: hang: process 1: nothing done for 9s after step 7, waits for input",
+        "bad: hang-1.txt: 1 hangs; the last: hang: process 1: nothing done for 9s after step 7, "
+        "waits for input",
         "bad: the dictionary has a perplexity of 1.5",
         "look: 90 of 128 codes of the dictionary are dead (70%)",
         "look: the step waits for data 50% of its time",
         "look: 900 pictures could not be read",
         "look: falling: val/foils/itm/colour from 85.0 at step 1000 to 60.0",
-        "look: not above chance at step 1010, 1 of 3 metrics: val/foils/itm/number 50.0 (chance 50.0)",
-        "look: no better than the text alone at step 1010: val/foils/itm/size 90.0 (text alone 89.0)",
+        "look: not above chance at step 1010, 1 of 3 metrics: val/foils/itm/number 50.0 (chance "
+        "50.0)",
+        "look: no better than the text alone at step 1010: val/foils/itm/size 90.0 (text alone "
+        "89.0)",
     ):
         assert wanted in found, found
-    assert len(found.splitlines()) == 11  # a line half written at the end is no fault: the run may go on
+    # a line half written at the end is no fault: the run may go on
+    assert len(found.splitlines()) == 11
     assert "damaged-1000" in report(read_run(broken))
 
 
@@ -195,13 +279,23 @@ def test_a_run_without_numbers_says_so_in_a_line(tmp_path, capsys):
     assert "nothing trained yet" in (tmp_path / "sub/page.html").read_text()
     assert main([str(tmp_path / "nowhere")]) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: no config.json in {tmp_path / 'nowhere'}; expected the --workdir of a run.")
+    assert line.startswith(
+        f"error: no config.json in {tmp_path / 'nowhere'}; expected the --workdir of a run."
+    )
     assert main([str(tmp_path / "empty"), "--out", str(tmp_path / "sub/page.html/under.html")]) == 4
     assert "Remedy: pass --out" in capsys.readouterr().err
 
 
 def test_a_chart_shows_values_where_they_are():
-    drawn = draw(Chart("t", [Series("a", [0, 50, 100], [0.0, 5.0, 10.0])], least=0.0, most=10.0, marks={5.0: "chance"}))
+    drawn = draw(
+        Chart(
+            "t",
+            [Series("a", [0, 50, 100], [0.0, 5.0, 10.0])],
+            least=0.0,
+            most=10.0,
+            marks={5.0: "chance"},
+        )
+    )
     (path,) = re.findall(r'<path[^>]* d="M([^"]*)"', drawn)
     points = [tuple(map(float, point.split(","))) for point in path.split("L")]
     assert points[0][0] < points[1][0] < points[2][0] and points[0][1] > points[1][1] > points[2][1]
@@ -209,7 +303,8 @@ def test_a_chart_shows_values_where_they_are():
     (level,) = re.findall(r'<line class="mark"[^>]*y1="([\d.]+)"', drawn)
     assert float(level) == pytest.approx(points[1][1], abs=0.1)
     assert draw(Chart("t", [Series("a", [1, 2], [float("nan"), float("inf")])])) == ""
-    assert draw(Chart("t", [Series("a", [1, 2, 3], [0.0, 1e-4, 10.0])], log=True)).count("L") == 1  # no logarithm of 0
+    # no logarithm of 0
+    assert draw(Chart("t", [Series("a", [1, 2, 3], [0.0, 1e-4, 10.0])], log=True)).count("L") == 1
     thousands = Series("a", range(5000), np.sin(np.arange(5000) / 300) + 2)
     assert len(draw(Chart("t", [thousands]))) < 20_000
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(0.31, 0.34)[0] == pytest.approx(0.31)
@@ -217,7 +312,14 @@ def test_a_chart_shows_values_where_they_are():
         "0", "1234", "48 k", "2.5 M", "1.2e-5", "0.123",
     ]  # fmt: skip
     # Beside an axis no two numbers read alike, and there is no step between two steps.
-    assert labels(ticks(0.07, 0.0701)) == ["0.07", "0.07002", "0.07004", "0.07006", "0.07008", "0.0701"]
+    assert labels(ticks(0.07, 0.0701)) == [
+        "0.07",
+        "0.07002",
+        "0.07004",
+        "0.07006",
+        "0.07008",
+        "0.0701",
+    ]
     assert labels([1e-4, 1.05e-4, 1.1e-4]) == ["1e-4", "1.05e-4", "1.1e-4"]
     few = draw(Chart("t", [Series("a", [1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0])]))
     assert re.findall(r'class="x"[^>]*>([^<]*)<', few) == ["1", "2", "3", "4"]

@@ -1,5 +1,5 @@
-"""What JobSet and Kueue say about the fields that launch/gke uses, written down for the tests; closed, so that a field
-that is not here is an error.
+"""What JobSet and Kueue say about the fields that launch/gke uses, written down for the tests;
+closed, so that a field that is not here is an error.
 
 JobSet v1alpha2: jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2
 Kueue v1beta1: kueue.sigs.k8s.io/docs/reference/kueue.v1beta1
@@ -16,7 +16,12 @@ COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 
 def closed(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
     """An object with these fields and no others."""
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def some(item: dict[str, Any], most: int | None = None) -> dict[str, Any]:
@@ -36,7 +41,11 @@ def whole(version: str, kind: str, spec: dict[str, Any], namespaced: bool = True
 
 RULE = closed(
     ("name", "action"),
-    name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", "maxLength": 128},
+    name={
+        "type": "string",
+        "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        "maxLength": 128,
+    },
     action={"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
     onJobFailureReasons=some(
         {
@@ -56,15 +65,24 @@ JOBSET = whole(
     "JobSet",
     closed(
         ("replicatedJobs",),
-        network=closed((), enableDNSHostnames={"type": "boolean"}, publishNotReadyAddresses={"type": "boolean"}),
+        network=closed(
+            (), enableDNSHostnames={"type": "boolean"}, publishNotReadyAddresses={"type": "boolean"}
+        ),
         failurePolicy=closed((), maxRestarts=COUNT, rules=some(RULE, 20)),
         replicatedJobs=some(
             # What is in the template is a Job of Kubernetes, which has a schema of its own.
-            closed(("name", "template"), name=NAME, replicas=COUNT, template=closed(("spec",), spec={"type": "object"}))
+            closed(
+                ("name", "template"),
+                name=NAME,
+                replicas=COUNT,
+                template=closed(("spec",), spec={"type": "object"}),
+            )
         ),
     ),
 )
-QUOTA = closed(("name", "nominalQuota"), name={"type": "string"}, nominalQuota={"type": ["integer", "string"]})
+QUOTA = closed(
+    ("name", "nominalQuota"), name={"type": "string"}, nominalQuota={"type": ["integer", "string"]}
+)
 GROUP = closed(
     ("coveredResources", "flavors"),
     coveredResources=some({"type": "string"}, 64),
@@ -72,7 +90,9 @@ GROUP = closed(
 )
 KUEUE = "kueue.x-k8s.io/v1beta1"
 QUEUES = {
-    "ResourceFlavor": whole(KUEUE, "ResourceFlavor", closed((), nodeLabels=TEXTS | {"maxProperties": 8}), False),
+    "ResourceFlavor": whole(
+        KUEUE, "ResourceFlavor", closed((), nodeLabels=TEXTS | {"maxProperties": 8}), False
+    ),
     "ClusterQueue": whole(
         KUEUE,
         "ClusterQueue",

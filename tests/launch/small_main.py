@@ -1,4 +1,6 @@
-"""Takes the place of main.py in the tests: the real processes, loop and checkpoints around a step of one line."""
+"""Takes the place of main.py in the tests: the real processes, loop and checkpoints around a step
+of one line.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=1"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=1"
+)
 
 sys.modules["torch"] = None  # tensorboardX would load it where it is installed, for seconds
 
@@ -64,10 +68,23 @@ def main() -> int:
     parser.add_argument("--process_id", type=int, default=0)
     options, _ = parser.parse_known_args()
     print(f"process {options.process_id} of {options.num_processes} is {os.getpid()}", flush=True)
-    start(Processes(options.coordinator, options.num_processes, options.process_id, options.start_timeout))
+    start(
+        Processes(
+            options.coordinator, options.num_processes, options.process_id, options.start_timeout
+        )
+    )
     config = TrainConfig(steps=STEPS, log_every=1, checkpoint_every=SAVE_EVERY)
     return loop.run(
-        step, init_state, batches, [], config, options.workdir, {}, total_steps=STEPS, mesh=make_mesh(), stage=slowly
+        step,
+        init_state,
+        batches,
+        [],
+        config,
+        options.workdir,
+        {},
+        total_steps=STEPS,
+        mesh=make_mesh(),
+        stage=slowly,
     ).exit_code
 
 

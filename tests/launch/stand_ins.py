@@ -1,6 +1,8 @@
-"""Takes the place of srun, sbatch, scontrol, gcloud and others: writes down its arguments and does it on this machine.
+"""Takes the place of srun, sbatch, scontrol, gcloud and others: writes down its arguments and does
+it on this machine.
 
-`install` puts a program for each into a folder for the PATH; all of them are this file, which looks at its own name.
+`install` puts a program for each into a folder for the PATH; all of them are this file, which looks
+at its own name.
 """
 
 from __future__ import annotations
@@ -16,7 +18,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("srun", "sbatch", "scontrol", "gcloud", "curl", "gcsfuse", "mountpoint", "python3", "kubectl", "xpk")
+NAMES = (
+    "srun",
+    "sbatch",
+    "scontrol",
+    "gcloud",
+    "curl",
+    "gcsfuse",
+    "mountpoint",
+    "python3",
+    "kubectl",
+    "xpk",
+)
 
 
 def install(folder: Path, **variables: str) -> dict[str, str]:
@@ -28,12 +41,17 @@ def install(folder: Path, **variables: str) -> dict[str, str]:
     programs.mkdir(parents=True)
     for name in NAMES:
         path = programs / name
-        path.write_text(f"#!{sys.executable} -S\nimport runpy\nrunpy.run_path({str(__file__)!r}, run_name={name!r})\n")
+        path.write_text(
+            f"#!{sys.executable} -S\nimport runpy\nrunpy.run_path({str(__file__)!r}, "
+            f"run_name={name!r})\n"
+        )
         path.chmod(0o755)
     log = folder / "calls.jsonl"
     log.touch()
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "CALLS": str(log), "CLOUD": str(folder / "cloud")} | variables
+    return (
+        os.environ | {"PATH": path, "CALLS": str(log), "CLOUD": str(folder / "cloud")} | variables
+    )
 
 
 def calls(environment: dict[str, str], name: str) -> list[str]:
@@ -45,7 +63,9 @@ def calls(environment: dict[str, str], name: str) -> list[str]:
 def checkout(folder: Path, main: Path | str) -> Path:
     """A checkout with another main.py, a file or its text."""
     folder.mkdir(parents=True)
-    shutil.copytree(ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "launch", folder / "launch", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (folder / "main.py").write_text(main.read_text() if isinstance(main, Path) else main)
     (folder / "configs").mkdir()
     (folder / "nas_jax").symlink_to(ROOT / "nas_jax")
@@ -55,14 +75,20 @@ def checkout(folder: Path, main: Path | str) -> Path:
 
 
 def srun(arguments: list[str]) -> int:
-    """Starts a task for each node, on this machine; kills all when one fails, as --kill-on-bad-exit=1 says."""
+    """Starts a task for each node, on this machine; kills all when one fails, as
+    --kill-on-bad-exit=1 says.
+    """
     assert "--kill-on-bad-exit=1" in arguments and "--ntasks-per-node=1" in arguments
     command = arguments[next(i for i, word in enumerate(arguments) if not word.startswith("--")) :]
     count = int(os.environ["SLURM_JOB_NUM_NODES"])
     missing = {int(word) for word in os.environ.get("MISSING", "").split()}
     tasks = []
     for index in sorted(set(range(count)) - missing):
-        variables = {"SLURM_PROCID": str(index), "SLURM_NTASKS": str(count), "SLURM_GPUS_ON_NODE": "2"}
+        variables = {
+            "SLURM_PROCID": str(index),
+            "SLURM_NTASKS": str(count),
+            "SLURM_GPUS_ON_NODE": "2",
+        }
         tasks.append(subprocess.Popen(command, env=os.environ | variables, start_new_session=True))
 
     def send(number, frame=None):
@@ -88,11 +114,17 @@ def sbatch(arguments: list[str]) -> int:
     options = [word for word in arguments if word.startswith("--")]
     script = next(i for i, word in enumerate(arguments) if not word.startswith("--"))
     where = next(word.partition("=")[2] for word in options if word.startswith("--chdir="))
-    nodes = next((word.partition("=")[2] for word in options[:script] if word.startswith("--nodes=")), "1")
+    nodes = next(
+        (word.partition("=")[2] for word in options[:script] if word.startswith("--nodes=")), "1"
+    )
     spool = Path(os.environ["CLOUD"]) / "spool" / "slurm_script"
     spool.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(arguments[script], spool)  # SLURM runs a copy
-    variables = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_NODELIST": "node[1-2]"}
+    variables = {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_NUM_NODES": nodes,
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }
     os.chdir(where)
     os.execve("/bin/bash", ["bash", str(spool), *arguments[script + 1 :]], os.environ | variables)
 
@@ -104,10 +136,15 @@ def scontrol(arguments: list[str]) -> int:
 
 
 def gcloud(arguments: list[str]) -> int:
-    """Queued resources and TPU VMs: each worker is a home folder below $CLOUD; `state` is that of the slice."""
+    """Queued resources and TPU VMs: each worker is a home folder below $CLOUD; `state` is that of
+    the slice.
+    """
     cloud, workers = Path(os.environ["CLOUD"]), int(os.environ.get("WORKERS", "2"))
     state, homes = cloud / "state", [cloud / f"worker{index}" for index in range(workers)]
-    what, options = tuple(arguments[2:4]), dict(word.partition("=")[::2] for word in arguments if word.startswith("--"))
+    what, options = (
+        tuple(arguments[2:4]),
+        dict(word.partition("=")[::2] for word in arguments if word.startswith("--")),
+    )
     if what == ("queued-resources", "create"):
         assert not state.exists()
         for home in homes:

@@ -24,7 +24,11 @@ from tests.launch.stand_ins import ROOT, calls, install
 
 KUBERNETES = "1.33"
 ACCELERATORS = [name.replace(":N", ":4") for name in names()]
-ARGUMENTS = ("--config=configs/demo.py", "--config.data.train=('gs://pictures-1/a',)", "--workdir=gs://runs/nas")
+ARGUMENTS = (
+    "--config=configs/demo.py",
+    "--config.data.train=('gs://pictures-1/a',)",
+    "--workdir=gs://runs/nas",
+)
 
 
 def job_of(manifest):
@@ -50,7 +54,9 @@ def test_every_jobset_validates():
         run = Run("nas-1", nodes(accelerator), "image:1", ARGUMENTS, queue="")
         if number % 5 == 0:  # each validation takes a twentieth of a second
             there = ("--workdir=/shared/a",)
-            run = replace(run, arguments=there, queue="q", claim="disk", spot=True, service_account="b")
+            run = replace(
+                run, arguments=there, queue="q", claim="disk", spot=True, service_account="b"
+            )
         validate(dump(jobset(run)))
 
 
@@ -135,13 +141,21 @@ def test_a_pod_learns_who_it_is(manifest):
         text=True,
     )
     words = shlex.split(done.stdout.splitlines()[-1])
-    assert words[-4:-1] == ["--coordinator=nas-worker-0-0.nas:8476", "--num_processes=4", "--process_id=3"]
-    assert "--config.data.train=('/gcs/pictures-1/a',)" in words and "--workdir=/gcs/runs/nas" in words
+    assert words[-4:-1] == [
+        "--coordinator=nas-worker-0-0.nas:8476",
+        "--num_processes=4",
+        "--process_id=3",
+    ]
+    assert (
+        "--config.data.train=('/gcs/pictures-1/a',)" in words and "--workdir=/gcs/runs/nas" in words
+    )
     assert any(word.startswith("LIBTPU_INIT_ARGS=--xla_tpu") for word in words)
     places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     for volume in pod_of(manifest)["volumes"]:
         if "csi" in volume:
-            assert places[volume["name"]] == "/gcs/" + volume["csi"]["volumeAttributes"]["bucketName"]
+            assert (
+                places[volume["name"]] == "/gcs/" + volume["csi"]["volumeAttributes"]["bucketName"]
+            )
     assert places.keys() == {volume["name"] for volume in pod_of(manifest)["volumes"]}
 
 
@@ -187,7 +201,10 @@ def test_xpk_gets_a_command(capsys):
         ((*JOB, "--", "--workdir=runs/a"), "a place that outlives a node"),
         ((*JOB, "--", "--workdir=/shared/a"), "--claim"),
         (("job", "--name=NAS_1", *JOB[2:], *WORDS), "lower case"),
-        (("xpk", "--name=n", "--accelerator=h100:2", "--image=i", "--cluster=c", *WORDS), "use `job` for several"),
+        (
+            ("xpk", "--name=n", "--accelerator=h100:2", "--image=i", "--cluster=c", *WORDS),
+            "use `job` for several",
+        ),
     ],
 )
 def test_a_wrong_run_is_one_line(capsys, words, message):

@@ -1,5 +1,5 @@
-"""The shell scripts, from end to end: with the real processes, loop and checkpoints, and without them where it is only
-about who is started and stopped."""
+"""The shell scripts, from end to end: with the real processes, loop and checkpoints, and without
+them where it is only about who is started and stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ sys.exit(int(codes[number]))
 def wait_for(condition, log, seconds=60):
     end = time.monotonic() + 6 * seconds
     while not (found := condition()):
-        assert time.monotonic() < end, Path(log).read_text()[-3000:] if Path(log).exists() else "nothing started"
+        assert time.monotonic() < end, (
+            Path(log).read_text()[-3000:] if Path(log).exists() else "nothing started"
+        )
         time.sleep(0.05)
     return found
 
@@ -57,22 +59,40 @@ def finished_once_going_on(text, steps=10):
 def test_a_slurm_job_survives_the_kill_of_one_task(tmp_path):
     environment = install(tmp_path, PORT=str(free_port()), HARDWARE="cpu", PYTHON=sys.executable)
     tree, log = checkout(tmp_path / "tree", SMALL), tmp_path / "log"
-    command = [tree / "launch/slurm/submit.sh", "--nodes=2", "--", "--config=c.py", f"--workdir={tmp_path}/runs/small"]
+    command = [
+        tree / "launch/slurm/submit.sh",
+        "--nodes=2",
+        "--",
+        "--config=c.py",
+        f"--workdir={tmp_path}/runs/small",
+    ]
     with log.open("w") as file:
         job = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    wait_for(lambda: matched(log, r"step 6/10") and (tmp_path / "runs/small/checkpoints/4").exists(), log)
+    wait_for(
+        lambda: matched(log, r"step 6/10") and (tmp_path / "runs/small/checkpoints/4").exists(), log
+    )
     os.kill(int(matched(log, r"process 1 of 2 is (\d+)")[1]), signal.SIGKILL)
     assert job.wait(timeout=90) == 0, log.read_text()[-3000:]
     text = log.read_text()
     assert re.search(r"exit code (137|143): starting all processes again \(retry 1 of 20\)", text)
     finished_once_going_on(text)
-    assert calls(environment, "sbatch")[0].startswith(f"--chdir={tree} --nodes=2 {tree}/launch/slurm/train.sbatch")
+    assert calls(environment, "sbatch")[0].startswith(
+        f"--chdir={tree} --nodes=2 {tree}/launch/slurm/train.sbatch"
+    )
 
 
 def test_a_tpu_slice_survives_the_kill_of_one_worker(tmp_path):
     environment = install(tmp_path, PORT=str(free_port()))
     tree, log = checkout(tmp_path / "tree", SMALL), tmp_path / "log"
-    command = [tree / "launch/tpu_vm/tpu.sh", "watch", "--name=n", "--zone=z", "--type=v5p-16", "--poll=1", "--grace=1"]
+    command = [
+        tree / "launch/tpu_vm/tpu.sh",
+        "watch",
+        "--name=n",
+        "--zone=z",
+        "--type=v5p-16",
+        "--poll=1",
+        "--grace=1",
+    ]
     command += ["--", "--config=c.py", "--workdir=gs://bucket/runs/small"]
     with log.open("w") as file:
         watch = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -89,8 +109,15 @@ def test_a_tpu_slice_survives_the_kill_of_one_worker(tmp_path):
 def test_a_start_without_one_host_names_it_in_time(tmp_path):
     environment = install(tmp_path, PORT=str(free_port()), HARDWARE="cpu", PYTHON=sys.executable)
     environment |= {"MISSING": "1", "START_TIMEOUT": "2", "RETRIES": "0", "JAX_PLATFORMS": "cpu"}
-    command = [ROOT / "launch/slurm/submit.sh", "--nodes=2", "--", f"--config={ROOT}/configs/demo.py"]
-    done = subprocess.run([*command, f"--workdir={tmp_path}/w"], env=environment, capture_output=True, timeout=120)
+    command = [
+        ROOT / "launch/slurm/submit.sh",
+        "--nodes=2",
+        "--",
+        f"--config={ROOT}/configs/demo.py",
+    ]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}/w"], env=environment, capture_output=True, timeout=120
+    )
     assert done.returncode == errors.HostError.exit_code
     assert b"error: 1 of 2 processes after 2 s; missing: 1" in done.stderr
     assert not (tmp_path / "w").exists()
@@ -111,7 +138,9 @@ def codes(place, *given):
 
 def worker(place, *arguments, **variables):
     command = [place[0] / "launch/worker.sh", *arguments, "--workdir=runs/a"]
-    return subprocess.run(command, env=place[1] | variables, capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        command, env=place[1] | variables, capture_output=True, text=True, timeout=30
+    )
 
 
 def test_a_worker_is_started_with_its_numbers_options_and_cache(place):
@@ -124,10 +153,15 @@ def test_a_worker_is_started_with_its_numbers_options_and_cache(place):
     assert worker(place).returncode == 0
     gpu, v5e, v6e, alone = place[2].read_text().splitlines()
     assert "--coordinator=node0:1 --num_processes=3 --process_id=2 --start_timeout=300" in gpu
-    assert "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true --mine=1" in gpu  # the user's option wins
+    # the user's option wins
+    assert "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true --mine=1" in gpu
     assert "JAX_LOCAL_DEVICE_IDS=0,1 cache=runs/compile_cache" in gpu
-    assert "--process_id=1" in v5e and "fuse_all_reduce=true" in v5e and "XLA_FLAGS=--mine=1 " in v5e
-    assert "--coordinator=h0.s:8476 --num_processes=2 --process_id=1" in v6e and v6e.endswith("cache=/c")
+    assert (
+        "--process_id=1" in v5e and "fuse_all_reduce=true" in v5e and "XLA_FLAGS=--mine=1 " in v5e
+    )
+    assert "--coordinator=h0.s:8476 --num_processes=2 --process_id=1" in v6e and v6e.endswith(
+        "cache=/c"
+    )
     assert "--coordinator" not in alone and "LIBTPU_INIT_ARGS= " in alone
 
 
@@ -138,14 +172,22 @@ def test_xla_knows_the_options_for_gpus():
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     for options, right in ((flags, True), (flags + "x", False)):
         program = [sys.executable, "-c", code.format(options)]
-        assert (subprocess.run(program, env=environment, capture_output=True, timeout=60).returncode == 0) == right
+        assert (
+            subprocess.run(program, env=environment, capture_output=True, timeout=60).returncode
+            == 0
+        ) == right
 
 
 def test_a_failure_is_tried_again_and_a_hopeless_one_is_not(place):
     codes(place, 1, 137, 6, 0)
     assert worker(place, RETRIES="5").returncode == 0
     assert len(place[2].read_text().splitlines()) == 4
-    for hopeless in (errors.ConfigError, errors.DataError, errors.CheckpointError, errors.DivergedError):
+    for hopeless in (
+        errors.ConfigError,
+        errors.DataError,
+        errors.CheckpointError,
+        errors.DivergedError,
+    ):
         place[2].unlink()
         codes(place, hopeless.exit_code, 0)
         assert worker(place, RETRIES="5").returncode == hopeless.exit_code
@@ -165,14 +207,24 @@ def test_slurm_puts_a_job_back_that_it_stops_before_the_end(place, tmp_path):
     assert "back into the queue" in job.communicate(timeout=30)[0] and job.returncode == 0
     assert calls(place[1], "scontrol")[-1] == "requeue 4242"
     starts = place[2].read_text()
-    assert all(f"--coordinator=localhost:28484 --num_processes=2 --process_id={index}" in starts for index in (0, 1))
+    assert all(
+        f"--coordinator=localhost:28484 --num_processes=2 --process_id={index}" in starts
+        for index in (0, 1)
+    )
 
 
 def test_a_preempted_slice_is_replaced(place, tmp_path):
     codes(place, "waits", "waits", 0, 0)
     environment, log = place[1], tmp_path / "log"
     del environment["PYTHON"]  # the workers have their own
-    command = [place[0] / "launch/tpu_vm/tpu.sh", "watch", "--name=n", "--zone=z", "--type=v5litepod-8", "--spot"]
+    command = [
+        place[0] / "launch/tpu_vm/tpu.sh",
+        "watch",
+        "--name=n",
+        "--zone=z",
+        "--type=v5litepod-8",
+        "--spot",
+    ]
     command += ["--poll=0.2", "--grace=1", "--", "--workdir=gs://bucket/a"]
     with log.open("w") as file:
         watch = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -192,21 +244,39 @@ def test_a_preempted_slice_is_replaced(place, tmp_path):
 def test_what_is_hopeless_ends_the_watch_and_stop_by_hand_does_too(place, tmp_path):
     environment = place[1]
     del environment["PYTHON"]
-    tpu = [place[0] / "launch/tpu_vm/tpu.sh", "--name=n", "--zone=z", "--type=v6e-8", "--poll=0.2", "--grace=5"]
+    tpu = [
+        place[0] / "launch/tpu_vm/tpu.sh",
+        "--name=n",
+        "--zone=z",
+        "--type=v6e-8",
+        "--poll=0.2",
+        "--grace=5",
+    ]
     end = ["--", "--workdir=gs://bucket/a"]
     codes(place, 2, 2)
-    done = subprocess.run([*tpu, "watch", *end], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*tpu, "watch", *end], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "ended with exit code 2, and would again" in done.stdout
     place[2].unlink()
     codes(place, "waits", "waits")
     assert subprocess.run([*tpu, "start", *end], env=environment, timeout=30).returncode == 0
     wait_for(lambda: matched(place[2], r"\n.*\n"), place[2])
-    watch = subprocess.Popen([*tpu, "watch", *end], env=environment, stdout=subprocess.PIPE, text=True)
+    watch = subprocess.Popen(
+        [*tpu, "watch", *end], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert "running already" in watch.stdout.readline()
-    assert subprocess.run([*tpu, "start", *end], env=environment, capture_output=True).stdout.count(b"already") == 2
+    assert (
+        subprocess.run([*tpu, "start", *end], env=environment, capture_output=True).stdout.count(
+            b"already"
+        )
+        == 2
+    )
     assert subprocess.run([*tpu, "stop"], env=environment, timeout=30).returncode == 0
     assert "stopped by hand" in watch.communicate(timeout=30)[0] and watch.returncode == 0
-    status = subprocess.run([*tpu, "status"], env=environment, capture_output=True, text=True).stdout
+    status = subprocess.run(
+        [*tpu, "status"], env=environment, capture_output=True, text=True
+    ).stdout
     assert "slice: READY" in status and "0 stopped\n1 stopped\n" in status
     assert len(place[2].read_text().splitlines()) == 2  # nothing was started twice
 
@@ -214,24 +284,34 @@ def test_what_is_hopeless_ends_the_watch_and_stop_by_hand_does_too(place, tmp_pa
 DRY = {
     "slurm/submit.sh --dry-run --nodes=2 -- --workdir=runs/a": (
         "sbatch --chdir={root} --nodes=2 {root}/launch/slurm/train.sbatch --workdir=runs/a",
-        "main.py --workdir=runs/a --coordinator=FIRST_NODE:20000 --num_processes=NODES --process_id=0",
+        "main.py --workdir=runs/a --coordinator=FIRST_NODE:20000 --num_processes=NODES "
+        "--process_id=0",
     ),
     "worker.sh --dry-run --workdir=runs/a": ("main.py --workdir=runs/a",),
-    "tpu_vm/tpu.sh --dry-run watch --name=n --zone=z --type=v5p-8 --workers=2 -- --workdir=gs://b/a": (
-        "gcloud compute tpus queued-resources create n --zone=z --quiet --node-id=n --accelerator-type=v5p-8",
-        "gcloud compute tpus tpu-vm scp nas_jax.tar.gz n:nas_jax.tar.gz --zone=z --quiet --worker=all",
+    "tpu_vm/tpu.sh --dry-run watch --name=n --zone=z --type=v5p-8 --workers=2 -- "
+    "--workdir=gs://b/a": (
+        "gcloud compute tpus queued-resources create n --zone=z --quiet --node-id=n "
+        "--accelerator-type=v5p-8",
+        "gcloud compute tpus tpu-vm scp nas_jax.tar.gz n:nas_jax.tar.gz --zone=z --quiet "
+        "--worker=all",
         "COORDINATOR=ADDRESS_OF_WORKER_0:8476 NUM_PROCESSES=2",
         "gcloud compute tpus queued-resources delete n --zone=z --quiet --force",
     ),
     "tpu_vm/tpu.sh --dry-run stop --name=n --zone=z": ("on_worker.sh stop by-hand",),
-    "tpu_vm/tpu.sh --dry-run logs --name=n --zone=z --worker=1": ("--worker=1 '--command=bash nas_jax/",),
+    "tpu_vm/tpu.sh --dry-run logs --name=n --zone=z --worker=1": (
+        "--worker=1 '--command=bash nas_jax/",
+    ),
 }
 
 
 @pytest.mark.parametrize("line", DRY)
 def test_a_dry_run_prints_what_would_be_done_and_does_nothing(place, line):
     done = subprocess.run(
-        ["bash", *f"{place[0]}/launch/{line}".split()], env=place[1], capture_output=True, text=True, check=True
+        ["bash", *f"{place[0]}/launch/{line}".split()],
+        env=place[1],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for part in DRY[line]:
         assert part.format(root=place[0]) in done.stdout
@@ -256,7 +336,11 @@ def test_a_dry_run_prints_what_would_be_done_and_does_nothing(place, line):
 )
 def test_a_wrong_command_line_is_one_line(place, line, message):
     done = subprocess.run(
-        ["bash", *f"{place[0]}/launch/{line}".split()], env=place[1], capture_output=True, text=True, timeout=30
+        ["bash", *f"{place[0]}/launch/{line}".split()],
+        env=place[1],
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1 and Path(place[1]["CALLS"]).read_text() == ""
@@ -269,7 +353,9 @@ def scripts():
 def test_shellcheck_finds_nothing(tmp_path):
     shellcheck = Path(sys.executable).with_name("shellcheck")
     assert len(scripts()) == 6
-    done = subprocess.run([shellcheck, "--external-sources", *scripts()], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [shellcheck, "--external-sources", *scripts()], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
     (tmp_path / "wrong.sh").write_text("#!/usr/bin/env bash\ncd $1\nrm *\n")
     assert subprocess.run([shellcheck, tmp_path / "wrong.sh"], capture_output=True).returncode == 1
@@ -300,6 +386,8 @@ def test_the_documented_dry_runs_work_and_do_nothing(tmp_path):
     environment = install(tmp_path)
     python = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for line in lines:
-        done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment | {"PATH": python}, capture_output=True)
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=ROOT, env=environment | {"PATH": python}, capture_output=True
+        )
         assert done.returncode == 0 and done.stdout, f"{line}: {done.stderr.decode()}"
     assert Path(environment["CALLS"]).read_text() == ""

@@ -1,4 +1,5 @@
-"""The experiment's jobs, built with a stand-in for XManager's package; its local jobs really run launch/worker.sh.
+"""The experiment's jobs, built with a stand-in for XManager's package; its local jobs really run
+launch/worker.sh.
 
 docs/launch.md has the same with XManager itself, which pip takes too long to install for a test.
 """
@@ -37,7 +38,9 @@ class Executor:
 
 
 class Experiment:
-    """Keeps the jobs; runs those of this machine as XManager does: through a shell, each word quoted."""
+    """Keeps the jobs; runs those of this machine as XManager does: through a shell, each word
+    quoted.
+    """
 
     def __init__(self):
         self.jobs = []
@@ -49,14 +52,20 @@ class Experiment:
         self.jobs.append(job)
         if job.executor.where == "local":
             command = shlex.join([job.executable.path, *job.args])
-            job.code = subprocess.run(command, shell=True, env=dict(self.environment, **job.env_vars)).returncode
+            job.code = subprocess.run(
+                command, shell=True, env=dict(self.environment, **job.env_vars)
+            ).returncode
 
 
 @pytest.fixture
 def xmanager(monkeypatch, tmp_path):
     """The stand-in, in the place of the package; its experiment."""
     made = Experiment()
-    made.environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "FOUND": str(tmp_path / "found")}
+    made.environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHON": sys.executable,
+        "FOUND": str(tmp_path / "found"),
+    }
 
     @contextmanager
     def create_experiment(experiment_title):
@@ -95,13 +104,19 @@ def call():
     return run
 
 
-SWEEP = ("--run_arg=--config=configs/demo.py", "--sweep=optimizer.lr=1e-3,3e-3", "--sweep=config.seed=0,1")
+SWEEP = (
+    "--run_arg=--config=configs/demo.py",
+    "--sweep=optimizer.lr=1e-3,3e-3",
+    "--sweep=config.seed=0,1",
+)
 
 
 def test_a_sweep_is_every_combination_each_in_its_folder():
     found = experiment.units("runs/s/", ["--config=c.py"], ["optimizer.lr=1e-3,3e-3", "seed=0,1"])
     assert [unit.arguments[1:3] for unit in found] == [
-        (f"--config.optimizer.lr={rate}", f"--config.seed={seed}") for rate in ("1e-3", "3e-3") for seed in "01"
+        (f"--config.optimizer.lr={rate}", f"--config.seed={seed}")
+        for rate in ("1e-3", "3e-3")
+        for seed in "01"
     ]
     folders = [unit.arguments[-1] for unit in found]
     assert folders[3] == "--workdir=runs/s/3-optimizer.lr=3e-3-seed=1" and len(set(folders)) == 4
@@ -122,7 +137,9 @@ def test_local_units_run_the_worker(xmanager, call, monkeypatch, tmp_path):
     assert call("--name=s", f"--workdir={tmp_path}/a b", *SWEEP) == 0
     lines = (tmp_path / "found").read_text().splitlines()
     assert (
-        len(lines) == len(xmanager.jobs) == 4 and xmanager.title == "s" and all(job.code == 0 for job in xmanager.jobs)
+        len(lines) == len(xmanager.jobs) == 4
+        and xmanager.title == "s"
+        and all(job.code == 0 for job in xmanager.jobs)
     )
     start = "--config=configs/demo.py --config.optimizer.lr=3e-3 --config.seed=0"
     assert lines[2] == f"{start} --workdir={tmp_path}/a b/2-optimizer.lr=3e-3-seed=0"
@@ -136,24 +153,38 @@ def test_containers_ask_for_their_gpus(xmanager, call, to, workdir, there):
     assert call(f"--to={to}", "--gpus=8", "--image=i:1", f"--workdir={workdir}", *SWEEP[:2]) == 0
     assert len(xmanager.jobs) == 2
     for number, job in enumerate(xmanager.jobs):
-        assert job.executor == Executor(to, {ResourceType.A100: 8}) and job.executable.image == "i:1"
-        assert job.args[-1].startswith(f"--workdir={there}/{number}-") and job.env_vars["GPUS"] == "8"
+        assert (
+            job.executor == Executor(to, {ResourceType.A100: 8}) and job.executable.image == "i:1"
+        )
+        assert (
+            job.args[-1].startswith(f"--workdir={there}/{number}-") and job.env_vars["GPUS"] == "8"
+        )
 
 
 def test_a_tpu_sweep_is_jobsets(call, capsys):
-    words = ("--to=gke", "--accelerator=v5e:4x4", "--image=i", "--workdir=gs://b-1/s", "--name=n", "--dry-run")
+    words = (
+        "--to=gke",
+        "--accelerator=v5e:4x4",
+        "--image=i",
+        "--workdir=gs://b-1/s",
+        "--name=n",
+        "--dry-run",
+    )
     assert call(*words, *SWEEP) == 0
     manifests = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [manifest["metadata"]["name"] for manifest in manifests] == ["n-0", "n-1", "n-2", "n-3"]
     assert all(manifest["kind"] == "JobSet" for manifest in manifests)
-    assert "google.com/tpu: 4" in yaml.safe_dump(manifests[0])  # what XManager's own executor would drop
+    # what XManager's own executor would drop
+    assert "google.com/tpu: 4" in yaml.safe_dump(manifests[0])
 
 
 def test_a_dry_run_prints_and_needs_no_xmanager(call, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "xmanager", None)
     assert call("--workdir=runs/s", *SWEEP, "--dry-run") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    assert len(lines) == 4 and all(line.startswith("RETRIES=20 launch/worker.sh --config=") for line in lines)
+    assert len(lines) == 4 and all(
+        line.startswith("RETRIES=20 launch/worker.sh --config=") for line in lines
+    )
     assert call("--workdir=runs/s", *SWEEP) == 2
     assert "pip install xmanager" in capsys.readouterr().err
 

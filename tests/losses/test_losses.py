@@ -27,7 +27,9 @@ def test_itc_without_queue_and_teacher_is_plain_infonce():
     image, text, temp = unit_rows(5, 8, 0), unit_rows(5, 8, 1), 0.1
     queue = init_queue(jax.random.key(0), 0, 8)
     targets = positives(jnp.arange(5), queue.image_id_Q, by_id=False)
-    loss, _, _ = itc_loss(image, text, image, text, queue, targets, jnp.float32(temp), jnp.float32(0.0))
+    loss, _, _ = itc_loss(
+        image, text, image, text, queue, targets, jnp.float32(temp), jnp.float32(0.0)
+    )
     logits = np.asarray(image) @ np.asarray(text).T / temp
     expected = -(np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits.T)).mean()) / 2
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -39,7 +41,14 @@ def test_itc_soft_targets_and_queue_follow_the_definition():
     targets = positives(jnp.arange(4), queue.image_id_Q, by_id=False)
     alpha, temp = 0.4, 0.07
     loss, i2t, _ = itc_loss(
-        image, text, taught_image, taught_text, queue, targets, jnp.float32(temp), jnp.float32(alpha)
+        image,
+        text,
+        taught_image,
+        taught_text,
+        queue,
+        targets,
+        jnp.float32(temp),
+        jnp.float32(alpha),
     )
     expected = 0.0
     for query, taught, keys in (
@@ -50,12 +59,17 @@ def test_itc_soft_targets_and_queue_follow_the_definition():
         target = alpha * soft + (1 - alpha) * np.eye(4, 10)
         expected += -(target * log_softmax(np.asarray(query) @ keys.T / temp)).sum(-1).mean() / 2
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(i2t, np.asarray(image) @ np.asarray(taught_text).T / temp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        i2t, np.asarray(image) @ np.asarray(taught_text).T / temp, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_soft_cross_entropy_and_its_gradient_follow_the_definition():
     rng, alpha = np.random.default_rng(0), jnp.float32(0.4)
-    logits, teacher = (tuple(jnp.asarray(3 * rng.normal(size=(5, k)), jnp.float32) for k in (4, 7)) for _ in range(2))
+    logits, teacher = (
+        tuple(jnp.asarray(3 * rng.normal(size=(5, k)), jnp.float32) for k in (4, 7))
+        for _ in range(2)
+    )
     weights, right = jnp.asarray(rng.random(5), jnp.float32), jnp.asarray([3, 0, 2, 2, 1])
     whole = jax.nn.one_hot(right, 11)
 
@@ -65,21 +79,33 @@ def test_soft_cross_entropy_and_its_gradient_follow_the_definition():
         target = alpha * soft + (1 - alpha) * whole
         return -(weights * (target * jax.nn.log_softmax(joined)).sum(-1)).sum()
 
-    for truth, taught in (((right, None), teacher), ((whole[:, :4], whole[:, 4:]), teacher), ((right, None), None)):
+    for truth, taught in (
+        ((right, None), teacher),
+        ((whole[:, :4], whole[:, 4:]), teacher),
+        ((right, None), None),
+    ):
         share = alpha if taught else jnp.float32(0)
 
         def ours(logits, truth=truth, taught=taught, share=share):
             return (weights * soft_cross_entropy(logits, taught, truth, share)).sum()
 
-        one, other = jax.value_and_grad(ours)(logits), jax.value_and_grad(plain)(logits, taught, share)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+        one, other = (
+            jax.value_and_grad(ours)(logits),
+            jax.value_and_grad(plain)(logits, taught, share),
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
+        )
 
 
 def test_positives_by_id_share_the_target_and_the_queue_is_a_ring():
     queue = init_queue(jax.random.key(0), 6, 8)
-    assert not (positives(jnp.array([0, 1]), queue.image_id_Q, by_id=True)[1] > 0).any()  # noise is nobody's
+    # noise is nobody's
+    assert not (positives(jnp.array([0, 1]), queue.image_id_Q, by_id=True)[1] > 0).any()
     for ids in ([7, 8], [9, 7], [1, 2], [3, 4]):
-        queue = enqueue(queue, unit_rows(2, 8, ids[0]), unit_rows(2, 8, ids[1]), jnp.array(ids, jnp.int32))
+        queue = enqueue(
+            queue, unit_rows(2, 8, ids[0]), unit_rows(2, 8, ids[1]), jnp.array(ids, jnp.int32)
+        )
     np.testing.assert_array_equal(queue.image_id_Q, [3, 4, 9, 7, 1, 2])
     assert int(queue.pointer) == 2
     np.testing.assert_array_equal(queue.image_QxE[2:4], unit_rows(2, 8, 9))
@@ -91,16 +117,23 @@ def test_positives_by_id_share_the_target_and_the_queue_is_a_ring():
 
 
 def rows(seed, label, valid):
-    return MatchRows(jnp.asarray(np.random.default_rng(seed).normal(size=(4, 2)), jnp.float32), label, valid)
+    return MatchRows(
+        jnp.asarray(np.random.default_rng(seed).normal(size=(4, 2)), jnp.float32), label, valid
+    )
 
 
 def test_matching_loss_is_the_mean_over_valid_rows_and_both_forms_agree_in_scale():
     everything = jnp.ones(4, bool)
     groups = {
-        "positive": rows(0, 1, everything), "hard_image": rows(1, 0, everything),
-        "hard_text": rows(2, 0, everything), "nva": rows(3, 0, everything), "nta": rows(4, 0, everything),
-    }  # fmt: skip
-    per_row = np.concatenate([-log_softmax(np.asarray(group.logits_Bx2))[:, group.label] for group in groups.values()])
+        "positive": rows(0, 1, everything),
+        "hard_image": rows(1, 0, everything),
+        "hard_text": rows(2, 0, everything),
+        "nva": rows(3, 0, everything),
+        "nta": rows(4, 0, everything),
+    }
+    per_row = np.concatenate(
+        [-log_softmax(np.asarray(group.logits_Bx2))[:, group.label] for group in groups.values()]
+    )
     mean = itm_loss(groups)
     assert float(mean) == pytest.approx(per_row.mean(), rel=1e-5)
     weighted = itm_loss(groups, {"nva": 1 / 3, "nta": 1 / 3})
@@ -131,7 +164,9 @@ def test_masking_follows_bert_and_leaves_specials_and_padding_alone():
     assert picked.sum() / eligible.sum() == pytest.approx(0.3, abs=0.03)
     new = np.asarray(masked.token_ids_BxL)
     np.testing.assert_array_equal(new[~picked], ids[~picked])
-    assert (new[picked] == tiny.SPECIAL.mask).mean() == pytest.approx(0.8 + 0.1 / tiny.VOCAB, abs=0.04)
+    assert (new[picked] == tiny.SPECIAL.mask).mean() == pytest.approx(
+        0.8 + 0.1 / tiny.VOCAB, abs=0.04
+    )
     assert (new[picked] == ids[picked]).mean() == pytest.approx(0.1 + 0.1 / tiny.VOCAB, abs=0.04)
     rows, positions = np.nonzero(real)[0], np.asarray(masked.positions_BxM)[real]
     np.testing.assert_array_equal(np.asarray(masked.targets_BxM)[real], ids[rows, positions])
@@ -139,15 +174,23 @@ def test_masking_follows_bert_and_leaves_specials_and_padding_alone():
     capped = mask_tokens(jax.random.key(0), *texts, tiny.SPECIAL, tiny.VOCAB, 0.3, max_masked=2)
     assert capped.positions_BxM.shape == (400, 2)
     changed = (np.asarray(capped.token_ids_BxL) != ids).sum(-1)
-    assert (changed <= np.asarray(capped.weights_BxM).sum(-1)).all()  # nothing is corrupted that the loss does not see
+    # nothing is corrupted that the loss does not see
+    assert (changed <= np.asarray(capped.weights_BxM).sum(-1)).all()
 
 
 def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
     batch = tiny.batch(6, 10)
-    masked = mask_tokens(jax.random.key(3), *(batch[k] for k in ("token_ids_BxL", "token_mask_BxL")), tiny.SPECIAL,
-                         tiny.VOCAB, 0.4)  # fmt: skip
+    masked = mask_tokens(
+        jax.random.key(3),
+        *(batch[k] for k in ("token_ids_BxL", "token_mask_BxL")),
+        tiny.SPECIAL,
+        tiny.VOCAB,
+        0.4,
+    )
     rng = np.random.default_rng(0)
-    student, taught = (jnp.asarray(rng.normal(size=(6, 10, tiny.VOCAB)), jnp.float32) for _ in range(2))
+    student, taught = (
+        jnp.asarray(rng.normal(size=(6, 10, tiny.VOCAB)), jnp.float32) for _ in range(2)
+    )
     gathered = (gather_positions(logits, masked.positions_BxM) for logits in (student, taught))
     loss = masked_mean(mlm_rows(*gathered, masked, jnp.float32(0.4)), masked)
     total, count = 0.0, 0

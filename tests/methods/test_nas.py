@@ -10,7 +10,15 @@ import tiny
 
 from nas_jax.losses.itc import init_queue
 from nas_jax.methods import nas
-from nas_jax.methods.albef import QUEUE_READERS, Encoded, MethodState, Stage, contrast, settle, update_teacher
+from nas_jax.methods.albef import (
+    QUEUE_READERS,
+    Encoded,
+    MethodState,
+    Stage,
+    contrast,
+    settle,
+    update_teacher,
+)
 from nas_jax.methods.config import VARIANTS, ItcConfig, MlmConfig
 from nas_jax.models.visual_dictionary import DictionaryConfig, start_from_data
 from nas_jax.negatives.nta import NtaConfig
@@ -24,7 +32,9 @@ def one_loss(method, batch, seed=0):
     """Loss, next state and metrics of one batch."""
     params, state = jax.jit(method.init)(jax.random.key(seed))
     loss = jax.jit(method.loss, static_argnums=5)
-    value, (state, metrics) = loss(params, state, batch, jax.random.key(9), jnp.int32(3), method.stage(3))
+    value, (state, metrics) = loss(
+        params, state, batch, jax.random.key(9), jnp.int32(3), method.stage(3)
+    )
     return value, state, metrics
 
 
@@ -40,7 +50,9 @@ def test_each_variant_has_the_parts_it_names(variant):
 
     def run(key):
         params, state = method.init(key)
-        return params, method.loss(params, state, tiny.batch(), key, jnp.int32(3), method.stage(3))[1]
+        return params, method.loss(params, state, tiny.batch(), key, jnp.int32(3), method.stage(3))[
+            1
+        ]
 
     params, (state, metrics) = jax.eval_shape(run, jax.random.key(0))
     on = VARIANTS[variant]
@@ -56,7 +68,9 @@ def test_every_parameter_group_is_trained():
     @jax.jit
     def gradients(params):
         return jax.grad(
-            lambda params: method.loss(params, state, tiny.batch(), jax.random.key(1), jnp.int32(0), method.stage(0))[0]
+            lambda params: method.loss(
+                params, state, tiny.batch(), jax.random.key(1), jnp.int32(0), method.stage(0)
+            )[0]
         )(params)
 
     for group, leaves in gradients(params).items():
@@ -64,7 +78,9 @@ def test_every_parameter_group_is_trained():
 
 
 def train(method, batch, steps):
-    optimizer, schedule = make_optimizer(OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10)
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
+    )
     step = jax.jit(make_train_step(method, optimizer, schedule), static_argnums=2)
     state, losses = init_state(method, optimizer, 0), []
     for index in range(steps):
@@ -77,12 +93,18 @@ def train(method, batch, steps):
 def test_batches_of_one_and_two_train_without_nan(size):
     state, losses = train(tiny.method("nas"), tiny.batch(size), 3)
     assert all(np.isfinite(value) for metrics in losses for value in metrics.values())
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state) if leaf.dtype != jnp.uint32)
+    assert all(
+        bool(jnp.isfinite(leaf).all())
+        for leaf in jax.tree.leaves(state)
+        if leaf.dtype != jnp.uint32
+    )
 
 
 def test_bfloat16_matmuls_train_like_float32_and_keep_the_state_in_float32():
     runs = {
-        dtype: train(tiny.method("nas", model=tiny.model(dtype=dtype, dropout=0.0)), tiny.batch(), 12)
+        dtype: train(
+            tiny.method("nas", model=tiny.model(dtype=dtype, dropout=0.0)), tiny.batch(), 12
+        )
         for dtype in ("float32", "bfloat16")
     }
     exact, rounded = (runs[dtype][1] for dtype in ("float32", "bfloat16"))
@@ -92,21 +114,30 @@ def test_bfloat16_matmuls_train_like_float32_and_keep_the_state_in_float32():
         assert rounded[-1][key] == pytest.approx(exact[-1][key], rel=0.1)
     assert exact[-1]["loss"] < exact[0]["loss"] and rounded[-1]["loss"] < rounded[0]["loss"]
     leaves = jax.tree.leaves(runs["bfloat16"][0])
-    assert {leaf.dtype for leaf in leaves} <= {jnp.dtype(name) for name in ("float32", "int32", "uint32")}
+    assert {leaf.dtype for leaf in leaves} <= {
+        jnp.dtype(name) for name in ("float32", "int32", "uint32")
+    }
 
 
 def test_stages_switch_by_epoch_and_freeze_the_dictionary():
     method = tiny.method(
-        "nas", nva=NvaConfig(start_epoch=3), nta=NtaConfig(start_epoch=1.5), mlm=MlmConfig(dictionary_from_epoch=2)
-    )  # fmt: skip
+        "nas",
+        nva=NvaConfig(start_epoch=3),
+        nta=NtaConfig(start_epoch=1.5),
+        mlm=MlmConfig(dictionary_from_epoch=2),
+    )
     assert method.stage(0) == method.stage(14) == Stage()
     assert method.stage(15) == Stage(nta=True)
     assert method.stage(20) == Stage(nta=True, mlm_on_dictionary=True)
-    assert method.stage(30) == Stage(nva=True, nta=True, dictionary_frozen=True, mlm_on_dictionary=True)
+    assert method.stage(30) == Stage(
+        nva=True, nta=True, dictionary_frozen=True, mlm_on_dictionary=True
+    )
     params, state = jax.jit(method.init)(jax.random.key(0))
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 16)), jnp.float32)
     for frozen in (False, True):
-        _, after, _ = nas.look_up(method.ctx, params, state.dictionary, tokens, key=jax.random.key(1), frozen=frozen)
+        _, after, _ = nas.look_up(
+            method.ctx, params, state.dictionary, tokens, key=jax.random.key(1), frozen=frozen
+        )
         started = start_from_data(state.dictionary, jnp.zeros((1, 1, 16)), jax.random.key(0))
         assert after.step == started.step + 1
         assert bool((after.counts_K != started.counts_K).any()) == (not frozen)
@@ -118,9 +149,13 @@ def test_the_teacher_is_a_moving_average_and_the_temperature_stays_inside_its_bo
     moved = jax.tree.map(lambda leaf: leaf + 1.0, params)
     teacher = update_teacher(method.ctx, state.teacher, moved)
     expected = jax.tree.map(lambda old: 0.995 * old + 0.005 * (old + 1.0), state.teacher)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), teacher, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), teacher, expected
+    )
     assert "temp" not in teacher and "itm_head" not in teacher
-    assert float(method.constrain(params | {"temp": jnp.float32(0.01)})["temp"]) == pytest.approx(0.05)
+    assert float(method.constrain(params | {"temp": jnp.float32(0.01)})["temp"]) == pytest.approx(
+        0.05
+    )
 
 
 def test_queue_modes():
@@ -134,7 +169,9 @@ def test_queue_modes():
     ):
         queue = init_queue(jax.random.key(0), itc.queue_size, 8)
         ctx = tiny.method("albef", itc=itc).ctx
-        _, i2t_BxB, _, arriving = contrast(ctx, params, queue, encoded, encoded, ids, jnp.float32(0.4))
+        _, i2t_BxB, _, arriving = contrast(
+            ctx, params, queue, encoded, encoded, ids, jnp.float32(0.4)
+        )
         assert i2t_BxB.shape == (6, 6)
         for grad in (0.0, jnp.nan):  # a step whose gradients are lost leaves the rows as they are
             grads = {reader: {"kernel": jnp.full((2, 2), grad)} for reader in QUEUE_READERS}
@@ -156,9 +193,11 @@ def test_the_literal_gate_has_two_values():
     mixed = apply({"params": params}, x, x, method="dictionary_mix")
     share = np.median((mixed - x) / (align - x), axis=-1)  # u = g a + (1 - g) x
     near = np.minimum(np.abs(share - 0.731), np.abs(share - 0.269))
-    assert np.quantile(near, 0.9) < 5e-3  # a patch whose two gate values are nearly equal falls in between
+    # a patch whose two gate values are nearly equal falls in between
+    assert np.quantile(near, 0.9) < 5e-3
     plain = tiny.method("vd")
     params, _ = plain.init(jax.random.key(0))
     align = plain.ctx.model.apply({"params": params}, x, method="dictionary_align")
     mixed = plain.ctx.model.apply({"params": params}, x, x, method="dictionary_mix")
-    np.testing.assert_allclose(mixed, (align + x) / 2, rtol=1e-5, atol=1e-6)  # ours starts as the mean
+    # ours starts as the mean
+    np.testing.assert_allclose(mixed, (align + x) / 2, rtol=1e-5, atol=1e-6)

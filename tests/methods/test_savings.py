@@ -1,4 +1,6 @@
-"""What is computed once, or not at all, changes no number: everything against its plain form, with dropout on."""
+"""What is computed once, or not at all, changes no number: everything against its plain form, with
+dropout on.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,15 @@ def test_the_whole_step_equals_its_plain_form():
         def loss(params, state, batch, method=method):
             return method.loss(params, state, batch, jax.random.key(2), 5, method.stage(5))
 
-        (value, (state, metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, state, batch)
-        results[plain] = {"loss": value, "metrics": metrics, "grads": grads, "queue": method.settle(state, grads).queue}
+        (value, (state, metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            params, state, batch
+        )
+        results[plain] = {
+            "loss": value,
+            "metrics": metrics,
+            "grads": grads,
+            "queue": method.settle(state, grads).queue,
+        }
     assert_same(results[True], results[False])
 
 
@@ -60,34 +69,51 @@ def read(method, inputs, detached, gated, pieces, index):
 
     def fused(params, image, texts):
         mask_BxL = inputs["mask_BxL"]
-        where_BxN, new_BxD = inputs["where_BxN"], apply(ctx, params, "dictionary_align", inputs["code_BxD"])
+        where_BxN, new_BxD = (
+            inputs["where_BxN"],
+            apply(ctx, params, "dictionary_align", inputs["code_BxD"]),
+        )
         # NVA's picture, as `nas.negative_images` makes it: its own tokens, some of them replaced.
         own_BxNxD = apply(ctx, params, "dictionary_finish", inputs["mixed_BxNxD"])
         continuous, image = image, jnp.concatenate([image[:, :1], own_BxNxD], axis=1)
         mixed = jnp.where(where_BxN[..., None], new_BxD[:, None], inputs["mixed_BxNxD"])
-        changed = jnp.concatenate([image[:, :1], apply(ctx, params, "dictionary_finish", mixed)], axis=1)
+        changed = jnp.concatenate(
+            [image[:, :1], apply(ctx, params, "dictionary_finish", mixed)], axis=1
+        )
         replacement = None
         if detached and not gated:
-            replacement = jax.lax.stop_gradient(apply(ctx, params, "dictionary_replacement", where_BxN, new_BxD))
+            replacement = jax.lax.stop_gradient(
+                apply(ctx, params, "dictionary_replacement", where_BxN, new_BxD)
+            )
         passes = {
             "positive": Pass(texts[0], mask_BxL),
             "hard_image": Pass(texts[0], mask_BxL, other_B=index),
             "hard_text": Pass(texts[1], mask_BxL),
-            "nva": Pass(texts[0], mask_BxL, tokens_BxTxD=changed, replacement=replacement, detached=detached),
+            "nva": Pass(
+                texts[0], mask_BxL, tokens_BxTxD=changed, replacement=replacement, detached=detached
+            ),
             "nta": Pass(texts[2], mask_BxL, detached=detached),
             "mlm": Pass(texts[1], mask_BxL, picked_BxM=inputs["picked_BxM"]),
-            "mlm_apart": Pass(texts[2], mask_BxL, tokens_BxTxD=continuous, picked_BxM=inputs["picked_BxM"]),
+            "mlm_apart": Pass(
+                texts[2], mask_BxL, tokens_BxTxD=continuous, picked_BxM=inputs["picked_BxM"]
+            ),
         }
         return albef.fuse(ctx, params, image, passes, jax.random.key(7))
 
     def value(params, image, texts):
         found = fused(params, image, texts)
-        return sum((1 + number) * (x[..., 0] * x[..., 1]).sum() for number, x in enumerate(found.values())), found
+        return sum(
+            (1 + number) * (x[..., 0] * x[..., 1]).sum() for number, x in enumerate(found.values())
+        ), found
 
-    return jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(inputs["params"], inputs["image"], inputs["texts"])
+    return jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(
+        inputs["params"], inputs["image"], inputs["texts"]
+    )
 
 
-@pytest.mark.parametrize(("detached", "gated", "pieces"), [(True, False, 1), (False, False, 1), (True, True, 2)])
+@pytest.mark.parametrize(
+    ("detached", "gated", "pieces"), [(True, False, 1), (False, False, 1), (True, True, 2)]
+)
 def test_rows_that_share_pictures_equal_rows_alone(detached, gated, pieces):
     method = built("nas", itm=ItmConfig(mining_shards=2))
     params, _ = method.init(jax.random.key(0))
@@ -103,14 +129,21 @@ def test_rows_that_share_pictures_equal_rows_alone(detached, gated, pieces):
         "picked_BxM": jnp.asarray(rng.integers(0, 8, (6, 3))),
     }  # fmt: skip
     index = jnp.asarray([2, 2, 1, 4, 5, 3])
-    plain = read(built("nas", True, itm=ItmConfig(mining_shards=2)), inputs, detached, gated, 1, index)
+    plain = read(
+        built("nas", True, itm=ItmConfig(mining_shards=2)), inputs, detached, gated, 1, index
+    )
     assert_same(plain, read(method, inputs, detached, gated, pieces, index))
     if detached and not gated:
         with pytest.raises(AssertionError):
-            assert_same(plain, read(method, inputs | {"where_BxN": ~inputs["where_BxN"]}, True, False, 1, index))
+            assert_same(
+                plain,
+                read(method, inputs | {"where_BxN": ~inputs["where_BxN"]}, True, False, 1, index),
+            )
 
 
-@pytest.mark.parametrize("form", [{"cls_apart": True}, {"scan_layers": True}, {"scan_layers": True, "remat": "full"}])
+@pytest.mark.parametrize(
+    "form", [{"cls_apart": True}, {"scan_layers": True}, {"scan_layers": True, "remat": "full"}]
+)
 def test_other_forms_of_the_same_layers(form):
     batch, results = tiny.batch(), []
     layers = dict(image_layers=3, text_layers=2, fusion_layers=3)

@@ -16,7 +16,9 @@ B, L, H, F, LENGTHS = 2, 3, 2, 4, (1, 5)
 
 
 def written_out(query, keys, values, bias, mask, drop):
-    """softmax(q k / sqrt(F)), dropout, times (values + bias); keys and values of all groups in one array."""
+    """softmax(q k / sqrt(F)), dropout, times (values + bias); keys and values of all groups in one
+    array.
+    """
     logits = jnp.einsum("blhf,bthf->bhlt", query, keys) * F**-0.5
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, MASKED)
@@ -36,7 +38,9 @@ def draw(*shape, seed=0):
 def variant(masked, rate):
     """Mask and dropout; the second row of the mask has no key."""
     mask = jnp.asarray([[True] * 4 + [False] * 2, [False] * 6]) if masked else None
-    return mask, Drop(rate, "here", jnp.arange(B * L, dtype=jnp.uint32).reshape(B, L)) if rate else None
+    return mask, Drop(
+        rate, "here", jnp.arange(B * L, dtype=jnp.uint32).reshape(B, L)
+    ) if rate else None
 
 
 def assert_same(ours, formula, given):
@@ -44,7 +48,9 @@ def assert_same(ours, formula, given):
     seen = draw(B, L, H, F, seed=9)
     np.testing.assert_allclose(ours(*given), formula(*given), atol=1e-6)
     numbers = tuple(range(len(given)))
-    grads = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) * seen), numbers)(*given) for f in (ours, formula)]
+    grads = [
+        jax.grad(lambda *x, f=f: jnp.sum(f(*x) * seen), numbers)(*given) for f in (ours, formula)
+    ]
     for got, wanted in zip(*grads, strict=True):
         assert np.abs(wanted).max() > 0.1
         np.testing.assert_allclose(got, wanted, atol=2e-6)
@@ -52,11 +58,19 @@ def assert_same(ours, formula, given):
 
 @pytest.mark.parametrize(("lengths", "masked", "rate"), FORMS)
 def test_values_and_gradients_are_those_of_the_formula(lengths, masked, rate):
-    query, keys, values, bias = draw(B, L, H, F), draw(B, 6, H, F, seed=1), draw(B, 6, H, F, seed=2), draw(H, F)
+    query, keys, values, bias = (
+        draw(B, L, H, F),
+        draw(B, 6, H, F, seed=1),
+        draw(B, 6, H, F, seed=2),
+        draw(H, F),
+    )
     (mask, drop), ends = variant(masked, rate), np.cumsum(lengths)[:-1]
 
     def ours(query, keys, values, bias):
-        groups = [KeyValue(*both) for both in zip(jnp.split(keys, ends, 1), jnp.split(values, ends, 1), strict=True)]
+        groups = [
+            KeyValue(*both)
+            for both in zip(jnp.split(keys, ends, 1), jnp.split(values, ends, 1), strict=True)
+        ]
         return weights(jnp.zeros((H * F, 1, H, F)), bias[None]).attend(query, groups, mask, drop)
 
     assert_same(ours, lambda *given: written_out(*given, mask, drop), (query, keys, values, bias))
@@ -105,13 +119,17 @@ def test_keys_are_left_out_where_that_is_fewer_operations(queries):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["blhf,bthf->bhlt", "bthf,blhf->bhlt", "bhlt,bthf->bhlf", "bhlt,blhf->bhtf", "bhlt,btd->bhld"]
+    "pattern",
+    ["blhf,bthf->bhlt", "bthf,blhf->bhlt", "bhlt,bthf->bhlf", "bhlt,blhf->bhtf", "bhlt,btd->bhld"],
 )
 def test_what_stands_for_matmuls_and_sums_on_tpus_is_the_same(pattern):
     left, right, _ = pattern.replace("->", ",").split(",")
     single = set(left) - set(right)
     sizes = {letter: 1 if letter in single else number for number, letter in enumerate("bhltdf", 2)}
-    x, y = draw(*(sizes[letter] for letter in left)), draw(*(sizes[letter] for letter in right), seed=1)
+    x, y = (
+        draw(*(sizes[letter] for letter in left)),
+        draw(*(sizes[letter] for letter in right), seed=1),
+    )
     formula = jnp.einsum(pattern, x, y)
     assert formula.size > 1
     np.testing.assert_allclose(attention._matmul_of_single_row(pattern, x, y), formula, atol=1e-6)

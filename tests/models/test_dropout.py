@@ -35,7 +35,9 @@ def test_a_token_keeps_its_mask_wherever_it_stands():
     seeds = token_seeds(jnp.asarray([3, 1, 4, 1, 5, 9], jnp.uint32), 5)[..., None]
     whole = dropout(x, 0.25, seeds, "here", (2,))
     np.testing.assert_array_equal(dropout(x[2:4], 0.25, seeds[2:4], "here", (2,)), whole[2:4])
-    np.testing.assert_array_equal(dropout(x[:, 1:2], 0.25, seeds[:, 1:2], "here", (2,)), whole[:, 1:2])
+    np.testing.assert_array_equal(
+        dropout(x[:, 1:2], 0.25, seeds[:, 1:2], "here", (2,)), whole[:, 1:2]
+    )
     longer = token_seeds(jnp.asarray([3, 1, 4, 1, 5, 9], jnp.uint32), 9)
     np.testing.assert_array_equal(longer[:, :5], seeds[..., 0])  # padded further
     np.testing.assert_array_equal(whole[1], whole[3])  # equal seeds
@@ -64,4 +66,8 @@ def test_what_is_computed_again_is_the_same(remat):
         results[policy] = jax.jit(jax.value_and_grad(value))(params)
         plain = jax.make_jaxpr(jax.grad(value))(params)
         assert ("remat" in str(plain) or "checkpoint" in str(plain)) == (policy != "none")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), results["none"], results[remat])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        results["none"],
+        results[remat],
+    )

@@ -16,10 +16,14 @@ def test_gelu_is_exact(dtype):
     x = jnp.linspace(-9, 9, 1001).astype(dtype)
     value, slope = jax.vmap(jax.value_and_grad(gelu))(x)
     exact = np.asarray([v * math.erfc(-v / 2**0.5) / 2 for v in np.asarray(x, np.float64)])
-    flax_slope = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32))
+    flax_slope = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(
+        x.astype(jnp.float32)
+    )
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8
     np.testing.assert_allclose(np.asarray(value, np.float64), exact, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(np.asarray(slope, np.float64), flax_slope, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(slope, np.float64), flax_slope, rtol=tolerance, atol=tolerance
+    )
 
 
 def test_dense_is_that_of_flax():
@@ -46,7 +50,9 @@ def test_mlp_is_its_two_projections(tokens):
         @nn.compact
         def __call__(self, x):
             hidden = nn.Dense(32, kernel_init=init, bias_init=init, name="mlp_in")(x)
-            return nn.Dense(8, kernel_init=init, bias_init=init, name="mlp_out")(nn.gelu(hidden, approximate=False))
+            return nn.Dense(8, kernel_init=init, bias_init=init, name="mlp_out")(
+                nn.gelu(hidden, approximate=False)
+            )
 
     class Together(nn.Module):
         @nn.compact
@@ -60,7 +66,9 @@ def test_mlp_is_its_two_projections(tokens):
         def value(params, x, layer=layer):
             return jnp.sum(jnp.sin(layer.apply(params, x)))
 
-        results.append((jax.jit(layer.apply)(params, x), jax.value_and_grad(value, (0, 1))(params, x)))
+        results.append(
+            (jax.jit(layer.apply)(params, x), jax.value_and_grad(value, (0, 1))(params, x))
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
@@ -74,8 +82,13 @@ def test_gradients_of_two_uses_add_up_in_float32():
         def __call__(self, xs):
             mlp_in = DenseWeights(32, init, name="mlp_in")(8)
             mlp_out = DenseWeights(8, init, name="mlp_out")(32)
-            return sum(jnp.sum(jnp.sin(mlp(x, mlp_in, mlp_out, jnp.bfloat16).astype(jnp.float32))) for x in xs)
+            return sum(
+                jnp.sum(jnp.sin(mlp(x, mlp_in, mlp_out, jnp.bfloat16).astype(jnp.float32)))
+                for x in xs
+            )
 
     params = Twice().init(jax.random.key(1), uses)
     both, first, second = (jax.grad(Twice().apply)(params, xs) for xs in (uses, uses[:1], uses[1:]))
-    jax.tree.map(lambda total, *parts: np.testing.assert_array_equal(total, sum(parts)), both, first, second)
+    jax.tree.map(
+        lambda total, *parts: np.testing.assert_array_equal(total, sum(parts)), both, first, second
+    )

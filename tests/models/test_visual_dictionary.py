@@ -22,7 +22,9 @@ def test_zero_decay_is_a_k_means_step_and_decay_one_changes_nothing():
     flat, ids = np.asarray(x[0]), np.asarray(ids[0])
     assert 1 < len(np.unique(ids)) < 8  # both used and unused codes occur
     for code in range(8):
-        mean = flat[ids == code].mean(0) if (ids == code).any() else np.asarray(state.codes_KxD[code])
+        mean = (
+            flat[ids == code].mean(0) if (ids == code).any() else np.asarray(state.codes_KxD[code])
+        )
         np.testing.assert_allclose(moved.codes_KxD[code], mean, rtol=1e-5, atol=1e-6)
     frozen = vd.ema_update(state, x, ids[None], jnp.float32(1.0))
     np.testing.assert_array_equal(frozen.codes_KxD, state.codes_KxD)
@@ -43,7 +45,9 @@ def test_gradient_passes_straight_through_to_the_feature():
     config = vd.DictionaryConfig(codes=8, data_start=False)
 
     def loss(x):
-        _, _, quantized, _ = vd.quantize(config, state, x, update=True, key=jax.random.key(1), total_steps=10)
+        _, _, quantized, _ = vd.quantize(
+            config, state, x, update=True, key=jax.random.key(1), total_steps=10
+        )
         return jnp.sum(quantized * jnp.arange(6.0))
 
     gradient = jax.grad(loss)(features())
@@ -53,26 +57,40 @@ def test_gradient_passes_straight_through_to_the_feature():
 def test_dead_codes_vanish_in_the_literal_mode_only_and_revival_brings_codes_back():
     x = features(200, 6, 3) * 0.05 + 1.0  # one cluster, far from most Gaussian codes
     runs = {}
-    for name, literal, revive in (("literal", True, 0), ("default", False, 0), ("revived", False, 5)):
-        config = vd.DictionaryConfig(codes=32, literal=literal, data_start=False, revive_every=revive)
+    for name, literal, revive in (
+        ("literal", True, 0),
+        ("default", False, 0),
+        ("revived", False, 5),
+    ):
+        config = vd.DictionaryConfig(
+            codes=32, literal=literal, data_start=False, revive_every=revive
+        )
         state = vd.init_dictionary(jax.random.key(0), 32, 6, literal)
         for step in range(12):
             key = jax.random.key(step)
-            state, _, _, metrics = vd.quantize(config, state, x, update=True, key=key, total_steps=1000)
+            state, _, _, metrics = vd.quantize(
+                config, state, x, update=True, key=key, total_steps=1000
+            )
         runs[name] = (np.linalg.norm(state.codes_KxD, axis=-1), metrics)
     assert (runs["literal"][0] < 1e-6).sum() > 16
     assert (runs["default"][0] > 0.1).all()
     used = {name: float(metrics["dictionary/used_share"]) for name, (_, metrics) in runs.items()}
     assert used["revived"] > 3 * max(used["literal"], used["default"])
-    assert float(runs["revived"][1]["dictionary/perplexity"]) > float(runs["default"][1]["dictionary/perplexity"])
-    assert float(runs["revived"][1]["dictionary/dead_codes"]) < float(runs["default"][1]["dictionary/dead_codes"])
+    assert float(runs["revived"][1]["dictionary/perplexity"]) > float(
+        runs["default"][1]["dictionary/perplexity"]
+    )
+    assert float(runs["revived"][1]["dictionary/dead_codes"]) < float(
+        runs["default"][1]["dictionary/dead_codes"]
+    )
 
 
 def test_start_from_data_puts_every_code_on_a_feature_even_with_fewer_features_than_codes():
     state = vd.init_dictionary(jax.random.key(0), 16, 6)
     x = features(10)
     started = vd.start_from_data(state, x, jax.random.key(1))
-    nearest = np.square(np.asarray(started.codes_KxD)[:, None] - np.asarray(x[0])[None]).sum(-1).min(-1)
+    nearest = (
+        np.square(np.asarray(started.codes_KxD)[:, None] - np.asarray(x[0])[None]).sum(-1).min(-1)
+    )
     np.testing.assert_allclose(nearest, 0, atol=1e-10)
 
 

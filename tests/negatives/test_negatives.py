@@ -32,11 +32,19 @@ def test_hard_negatives_follow_the_softmax_and_never_share_the_id():
 def make_nva(method, seed=0):
     params, state = method.init(jax.random.key(seed))
     batch, keys = tiny.batch(), split_keys(jax.random.key(seed + 1))
-    encoded, _ = albef.encode(method.ctx, params, state.teacher, batch, batch["token_ids_BxL"], keys)
+    encoded, _ = albef.encode(
+        method.ctx, params, state.teacher, batch, batch["token_ids_BxL"], keys
+    )
     words, dictionary, _ = nas.look_up(
         method.ctx, params, state.dictionary, encoded.image_tokens_BxTxD, key=keys["dictionary"]
     )
-    return params, encoded, words, dictionary, nas.negative_images(method.ctx, params, dictionary, encoded, words, keys)
+    return (
+        params,
+        encoded,
+        words,
+        dictionary,
+        nas.negative_images(method.ctx, params, dictionary, encoded, words, keys),
+    )
 
 
 def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
@@ -66,12 +74,15 @@ def test_neighbours_are_the_nearest_living_codes_without_the_own_one():
     codes, log_weights = neighbour_codes(distances, jnp.array([[1, 0, 0, 1, 0]], bool), 3)
     assert int(codes[0, 0]) == 3 and np.isneginf(np.asarray(log_weights)[0, 1:]).all()
     _, log_weights = neighbour_codes(distances, jnp.array([[1, 0, 0, 0, 0]], bool), 3)
-    assert np.isneginf(np.asarray(log_weights)).all()  # nothing to replace with: the row is masked out of the loss
+    # nothing to replace with: the row is masked out of the loss
+    assert np.isneginf(np.asarray(log_weights)).all()
 
 
 def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
     def gradients(stop):
-        method = tiny.method("vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0))
+        method = tiny.method(
+            "vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0)
+        )
         params, encoded, words, dictionary, negative = make_nva(method)
         batch, ctx, keys = tiny.batch(), method.ctx, split_keys(jax.random.key(1))
 
@@ -84,7 +95,10 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
             return apply(ctx, params, "match", *rows)[:, 0].sum()
 
         grads = jax.grad(loss)(params)
-        return {name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads[name])) for name in grads}
+        return {
+            name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads[name]))
+            for name in grads
+        }
 
     stopped, flowing = gradients(True), gradients(False)
     assert stopped["fusion_encoder"] > 0 and stopped["itm_head"] > 0
@@ -98,9 +112,15 @@ def test_nta_replaces_content_words_by_other_content_words():
     ids, mask = np.asarray(batch["token_ids_BxL"]).copy(), np.asarray(batch["token_mask_BxL"])
     ids[0] = np.where(mask[0], 5, 0)  # a caption of function words only
     ids[1, 1:4] = (9, 20, 21)  # a word of three pieces: not to be touched
-    masked = choose_words(jax.random.key(0), jnp.asarray(ids), jnp.asarray(mask), tables, mask_id, 0.3)
+    masked = choose_words(
+        jax.random.key(0), jnp.asarray(ids), jnp.asarray(mask), tables, mask_id, 0.3
+    )
     chosen = np.asarray(masked.token_ids_BxL) == mask_id
-    assert (tables.content_V[ids] & mask)[chosen].all() and not chosen[0].any() and not chosen[1, 1:4].any()
+    assert (
+        (tables.content_V[ids] & mask)[chosen].all()
+        and not chosen[0].any()
+        and not chosen[1, 1:4].any()
+    )
     words = (mask[:, 1:] & ~tables.continuation_V[ids[:, 1:]]).sum(-1)
     available = (tables.content_V[ids] & mask).sum(-1)
     wanted = np.minimum(np.maximum(1, np.round(0.3 * words)), available)
@@ -122,7 +142,8 @@ def test_nta_replaces_content_words_by_other_content_words():
     masked = choose_words(jax.random.key(0), nines, jnp.ones((1, 8), bool), tables, mask_id, 0.15)
     best = candidates(nines, masked, jnp.zeros((1, 1, tiny.VOCAB)), only, 10)
     same, valid = refill(jax.random.key(1), nines, masked, *best)
-    assert not valid.any() and (np.asarray(same)[0, 1:] == 9).all()  # no other word to put in: nothing changed
+    # no other word to put in: nothing changed
+    assert not valid.any() and (np.asarray(same)[0, 1:] == 9).all()
 
 
 def test_nta_never_sees_the_picture():

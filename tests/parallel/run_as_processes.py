@@ -1,4 +1,5 @@
-"""A run of the real loop, data and checkpoints with a step of three lines; as one of several processes.
+"""A run of the real loop, data and checkpoints with a step of three lines; as one of several
+processes.
 
 python tests/parallel/run_as_processes.py WORKDIR DEVICES COORDINATOR COUNT INDEX
 """
@@ -28,7 +29,14 @@ from nas_jax.train import loop  # noqa: E402
 from nas_jax.train.config import TrainConfig  # noqa: E402
 
 STEPS, RECORDS = 20, 40
-DATA = DataConfig(num_train=RECORDS, image_size=16, crop_scale=(), rand_augment_ops=0, batch_size=8, vocab_size=200)
+DATA = DataConfig(
+    num_train=RECORDS,
+    image_size=16,
+    crop_scale=(),
+    rand_augment_ops=0,
+    batch_size=8,
+    vocab_size=200,
+)
 
 
 @flax.struct.dataclass
@@ -38,21 +46,31 @@ class State:
 
 
 def init_state():
-    return State(jnp.int32(0), {"kernel": jnp.zeros((16, 16)), "seen_R": jnp.zeros(RECORDS, jnp.int32)})
+    return State(
+        jnp.int32(0), {"kernel": jnp.zeros((16, 16)), "seen_R": jnp.zeros(RECORDS, jnp.int32)}
+    )
 
 
 def step(state, batch, stage):
     """Follows the mean picture, and counts which records came."""
     mean_HxW = batch["image_BxHxWx3"].astype(jnp.float32).mean((0, 3))
     new_R = (batch["image_id_B"][:, None] == jnp.arange(RECORDS)).sum(0)
-    kernel = 0.9 * state.params["kernel"] + 0.1 * mean_HxW + 1e-3 * (state.params["kernel"] @ mean_HxW) / 255
-    return State(state.step + 1, {"kernel": kernel, "seen_R": state.params["seen_R"] + new_R}), {"loss": kernel.mean()}
+    kernel = (
+        0.9 * state.params["kernel"]
+        + 0.1 * mean_HxW
+        + 1e-3 * (state.params["kernel"] @ mean_HxW) / 255
+    )
+    return State(state.step + 1, {"kernel": kernel, "seen_R": state.params["seen_R"] + new_R}), {
+        "loss": kernel.mean()
+    }
 
 
 def shardings(abstract, mesh):
     """The kernel is split over both axes, so that no process has all of it."""
     specs = {(16, 16): PartitionSpec(("data", "fsdp"))}
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, specs.get(leaf.shape, PartitionSpec())), abstract)
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, specs.get(leaf.shape, PartitionSpec())), abstract
+    )
 
 
 def main() -> int:
@@ -68,7 +86,9 @@ def main() -> int:
     return loop.run(
         step,
         init_state,
-        lambda first: train_batches(DATA, tokenizer, 0, first, jax.process_index(), jax.process_count(), source),
+        lambda first: train_batches(
+            DATA, tokenizer, 0, first, jax.process_index(), jax.process_count(), source
+        ),
         [],
         TrainConfig(steps=STEPS, log_every=1, checkpoint_every=100),
         Path(WORKDIR),

@@ -1,4 +1,5 @@
-"""Five steps of the smallest NAS on several meshes of 8 simulated devices; prints what differs as JSON.
+"""Five steps of the smallest NAS on several meshes of 8 simulated devices; prints what differs as
+JSON.
 
 A program of its own because the number of devices is fixed when jax starts:
 python tests/parallel/step_on_meshes.py [CASE ...]
@@ -50,20 +51,25 @@ def run(case: str) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and the state after them."""
     sizes, pieces = CASES[case]
     whole = visual_dictionary.ema_update
-    if case == "without the sum":  # as if each device kept the statistics of its own eighth of the batch
+    # as if each device kept the statistics of its own eighth of the batch
+    if case == "without the sum":
         visual_dictionary.ema_update = lambda state, features, ids, *rest: whole(
             state, features[: BATCH // 8], ids[: BATCH // 8], *rest
         )
     try:
         mesh = make_mesh(MeshConfig(*sizes))
         method = tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
-        optimizer, schedule = make_optimizer(OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10)
+        optimizer, schedule = make_optimizer(
+            OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
+        )
         shardings = state_shardings(jax.eval_shape(lambda: init_state(method, optimizer, 0)), mesh)
         state = jax.jit(lambda: init_state(method, optimizer, 0), out_shardings=shardings)()
         step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
         losses = []
         for number in range(STEPS):
-            batch = {name: np.asarray(value) for name, value in tiny.batch(BATCH, seed=number).items()}
+            batch = {
+                name: np.asarray(value) for name, value in tiny.batch(BATCH, seed=number).items()
+            }
             state, metrics = step(state, put_batch(batch, mesh), method.stage(number))
             losses.append(float(metrics["loss"]))
     finally:
@@ -74,21 +80,33 @@ def run(case: str) -> tuple[list[float], dict[str, np.ndarray]]:
 def told(name: str, leaf: np.ndarray) -> np.ndarray:
     """The part of an array that the loss depends on.
 
-    A softmax does not feel the bias of its keys: their exact gradient is 0, and Adam makes steps of full length out of
-    what rounding leaves of it.
+    A softmax does not feel the bias of its keys: their exact gradient is 0, and Adam makes steps of
+    full length out of what rounding leaves of it.
     """
     keys = {"qkv/bias": 1, "key_value/bias": 0}
-    return next((np.delete(leaf, part, 0) for end, part in keys.items() if name.endswith(end)), leaf)
+    return next(
+        (np.delete(leaf, part, 0) for end, part in keys.items() if name.endswith(end)), leaf
+    )
 
 
-def difference(state: dict[str, np.ndarray], expected: dict[str, np.ndarray], part: str) -> tuple[float, str]:
-    """Largest difference of an array of a part of the state as a share of its largest value, and its name."""
+def difference(
+    state: dict[str, np.ndarray], expected: dict[str, np.ndarray], part: str
+) -> tuple[float, str]:
+    """Largest difference of an array of a part of the state as a share of its largest value, and
+    its name.
+    """
     errors = []
     for name, leaf in expected.items():
         if name.startswith(part) and np.issubdtype(leaf.dtype, np.floating):
             wanted = told(name, leaf)
             errors.append(
-                (float(np.abs(told(name, state[name]) - wanted).max() / max(np.abs(wanted).max(), 1e-30)), name)
+                (
+                    float(
+                        np.abs(told(name, state[name]) - wanted).max()
+                        / max(np.abs(wanted).max(), 1e-30)
+                    ),
+                    name,
+                )
             )
     return max(errors)
 

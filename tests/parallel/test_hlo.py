@@ -14,28 +14,47 @@ from nas_jax.utils.errors import ConfigError
 
 def program(function, *shapes):
     mesh = make_mesh(MeshConfig(data=4))
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh)) for shape in shapes]
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh)) for shape in shapes
+    ]
     with jax.set_mesh(mesh):
-        return read_program(jax.jit(function, out_shardings=replicated(mesh)).lower(*arguments).compile().as_text())
+        return read_program(
+            jax.jit(function, out_shardings=replicated(mesh)).lower(*arguments).compile().as_text()
+        )
 
 
 def test_bytes_of_an_all_gather_and_of_a_sum():
     (gathered,) = program(lambda x: x * 2, (8, 16)).collectives
-    assert (gathered.kind, gathered.dims, gathered.group, gathered.times) == ("all-gather", ((8, 16),), 4, 1)
+    assert (gathered.kind, gathered.dims, gathered.group, gathered.times) == (
+        "all-gather",
+        ((8, 16),),
+        4,
+        1,
+    )
     assert gathered.bytes == 8 * 16 * 4 and gathered.wire_bytes == gathered.bytes * 3 / 4
-    summed = [found for found in program(lambda x: x.sum(0), (8, 16)).collectives if found.kind == "all-reduce"]
+    summed = [
+        found
+        for found in program(lambda x: x.sum(0), (8, 16)).collectives
+        if found.kind == "all-reduce"
+    ]
     assert [found.wire_bytes for found in summed] == [16 * 4 * 2 * 3 / 4]
 
 
 def test_loops_are_counted_and_conditions_marked():
     def looped(x):
-        return jax.lax.fori_loop(0, 5, lambda _, y: pin(y + pin(y, None, None).sum(0), "data", None), x)
+        return jax.lax.fori_loop(
+            0, 5, lambda _, y: pin(y + pin(y, None, None).sum(0), "data", None), x
+        )
 
     found = program(looped, (8, 16)).collectives
-    assert found and {collective.times for collective in found if len(collective.dims[0]) == 2} >= {5}
+    assert found and {collective.times for collective in found if len(collective.dims[0]) == 2} >= {
+        5
+    }
 
     def seldom(x):
-        return jax.lax.cond(x.sum() > 0, lambda x: pin(x, None, None)[::-1] * 2, lambda x: pin(x * 3, None, None), x)
+        return jax.lax.cond(
+            x.sum() > 0, lambda x: pin(x, None, None)[::-1] * 2, lambda x: pin(x * 3, None, None), x
+        )
 
     gathered = [one for one in program(seldom, (8, 16)).collectives if one.kind == "all-gather"]
     assert gathered and all(one.branch for one in gathered)
@@ -82,9 +101,19 @@ def test_cycles_times_trips_without_what_is_fused_or_seldom():
     assert read.cycles == 12 * 100 + 30 + (3 + 1) * 7 and read.unestimated == 1
     assert read.unknown_loops == 1  # counted once
     gathered, reduced, scattered = read.collectives  # the two pieces of channel 7 are one
-    assert (gathered.group, gathered.times, gathered.bytes, gathered.wire_bytes) == (4, 12, 64, 64 * 0.75 * 12)
+    assert (gathered.group, gathered.times, gathered.bytes, gathered.wire_bytes) == (
+        4,
+        12,
+        64,
+        64 * 0.75 * 12,
+    )
     assert (reduced.group, reduced.branch, reduced.wire_bytes) == (2, True, 2 * 32 / 2 * 2)
-    assert (scattered.kind, scattered.group, scattered.bytes, scattered.wire_bytes) == ("reduce-scatter", 4, 32, 32 * 3)
+    assert (scattered.kind, scattered.group, scattered.bytes, scattered.wire_bytes) == (
+        "reduce-scatter",
+        4,
+        32,
+        32 * 3,
+    )
     with pytest.raises(ValueError, match="replica groups in a form"):
         read_program(TEXT.replace("[2,4]<=[8]", "new(2,4)"))
 

@@ -8,7 +8,14 @@ import tiny
 from jax.sharding import AxisType, PartitionSpec
 
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
-from nas_jax.parallel.mesh import MeshConfig, batch_sharding, check_divisible, make_mesh, put_batch, take_rows
+from nas_jax.parallel.mesh import (
+    MeshConfig,
+    batch_sharding,
+    check_divisible,
+    make_mesh,
+    put_batch,
+    take_rows,
+)
 from nas_jax.parallel.rules import RULES, format_placements, placements, state_shardings
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import init_state
@@ -22,7 +29,9 @@ def abstract_state():
 
 def test_a_batch_is_split_and_whole():
     mesh = make_mesh(MeshConfig(fsdp=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1} and set(mesh.axis_types) == {AxisType.Auto}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1} and set(mesh.axis_types) == {
+        AxisType.Auto
+    }
     image_BxD = np.arange(4 * mesh.size).reshape(-1, 2)
     batch = put_batch({"image_BxD": image_BxD}, mesh)
     np.testing.assert_array_equal(batch["image_BxD"], image_BxD)
@@ -45,7 +54,10 @@ def test_a_mesh_that_the_devices_do_not_make(sizes, match):
 def test_an_uneven_batch():
     mesh = jax.sharding.AbstractMesh((2, 2, 5), ("data", "fsdp", "tensor"))
     check_divisible(12, mesh)
-    with pytest.raises(ConfigError, match="data.batch_size=10; expected a multiple of 4 .4 devices with rows.*use 8"):
+    with pytest.raises(
+        ConfigError,
+        match="data.batch_size=10; expected a multiple of 4 .4 devices with rows.*use 8",
+    ):
         check_divisible(10, mesh)
     with pytest.raises(ConfigError, match="a multiple of 12 .4 devices with rows, 3 pieces each"):
         check_divisible(16, mesh, pieces=3)
@@ -61,8 +73,10 @@ def test_every_array_of_the_state_has_its_place():
         assert by_name[f"{part}/{qkv}"].spec == PartitionSpec("fsdp", None, "tensor", None), part
     assert by_name["method_state/queue/image_QxE"].spec == PartitionSpec()
     # The shares are those that the arrays really have.
-    arrays = jax.jit(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state),
-                     out_shardings=state_shardings(state, mesh))()  # fmt: skip
+    arrays = jax.jit(
+        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state),
+        out_shardings=state_shardings(state, mesh),
+    )()
     held = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(arrays)]
     assert held == [row.bytes_per_device for row in rows]
     whole = placements(state, make_mesh(MeshConfig(data=1)))
@@ -78,25 +92,39 @@ def test_every_array_of_the_state_has_its_place():
 
 
 def test_no_rule_is_dead():
-    names = " \n".join(row.name for row in placements(abstract_state(), make_mesh(MeshConfig(data=1))))
+    names = " \n".join(
+        row.name for row in placements(abstract_state(), make_mesh(MeshConfig(data=1)))
+    )
     import re
 
-    assert all(re.search(pattern.replace("$", r"(?= |$)"), names, re.MULTILINE) for pattern, _ in RULES)
+    assert all(
+        re.search(pattern.replace("$", r"(?= |$)"), names, re.MULTILINE) for pattern, _ in RULES
+    )
 
 
 def test_negatives_of_the_own_shard_stay_on_its_device():
-    """The draw is that of blocks, whatever the mesh; and taking rows moves none between devices, unlike the global."""
+    """The draw is that of blocks, whatever the mesh; and taking rows moves none between devices,
+    unlike the global.
+    """
     mesh, rng = make_mesh(), np.random.default_rng(0)
     logits_BxB = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
     allowed_BxB = allowed_negatives(jnp.arange(16), shards=4)
     index_B, valid_B = draw_negative(jax.random.key(0), logits_BxB, allowed_BxB)
-    assert valid_B.all() and (index_B // 4 == jnp.arange(16) // 4).all() and (index_B != jnp.arange(16)).all()
+    assert (
+        valid_B.all()
+        and (index_B // 4 == jnp.arange(16) // 4).all()
+        and (index_B != jnp.arange(16)).all()
+    )
     tokens_BxTxD = jnp.asarray(rng.normal(size=(16, 5, 8)), jnp.float32)
     rows = batch_sharding(mesh)
     texts = {}
     for shards in (1, 4):
         with jax.set_mesh(mesh):
-            take = jax.jit(lambda x, i, shards=shards: take_rows(x, i, shards), in_shardings=rows, out_shardings=rows)
+            take = jax.jit(
+                lambda x, i, shards=shards: take_rows(x, i, shards),
+                in_shardings=rows,
+                out_shardings=rows,
+            )
             compiled = take.lower(tokens_BxTxD, index_B).compile()
         taken = compiled(*(jax.device_put(x, rows) for x in (tokens_BxTxD, index_B)))
         np.testing.assert_array_equal(taken, tokens_BxTxD[index_B])

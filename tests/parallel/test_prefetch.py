@@ -46,7 +46,9 @@ def test_batches_come_in_order_on_the_mesh_and_ahead_of_time():
         np.testing.assert_array_equal(host["skipped_B"], np.arange(4) == number)
     with_prefetch.close()
     with_prefetch.close()
-    assert source.closed and not with_prefetch._thread.is_alive() and next(with_prefetch, None) is None
+    assert (
+        source.closed and not with_prefetch._thread.is_alive() and next(with_prefetch, None) is None
+    )
 
 
 def test_errors_and_the_end_keep_their_place():

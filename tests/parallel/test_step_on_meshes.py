@@ -16,7 +16,9 @@ CONTROL = "without the sum"
 
 @pytest.fixture(scope="module")
 def report():
-    done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=1500
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,4 +1,5 @@
-"""Two processes of two devices against one of four: the same run, also when it goes on as the other.
+"""Two processes of two devices against one of four: the same run, also when it goes on as the
+other.
 
 The whole NAS does so too: python -m benchmarks.processes.
 """
@@ -33,7 +34,9 @@ class Run:
             arguments = [str(workdir), str(4 // count), f"localhost:{port}", str(count), str(index)]
             with log.open("w") as file:
                 command = [sys.executable, "-u", str(PROGRAM), *arguments]
-                self.processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+                self.processes.append(
+                    subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+                )
             self.logs.append(log)
 
     def stop_at(self, step: int) -> None:
@@ -77,5 +80,6 @@ def test_one_process_and_two_make_the_same_run_and_take_over_from_each_other(tmp
             assert "step" not in run.logs[1].read_text()  # only the first process reports
         found = final(tmp_path / name)
         np.testing.assert_allclose(found["kernel"], whole["kernel"], rtol=1e-6)
-        # Twenty batches of eight are four epochs of forty: every record came four times, whoever read it.
+        # Twenty batches of eight are four epochs of forty: every record came four times, whoever
+        # read it.
         np.testing.assert_array_equal(found["seen_R"], np.full(RECORDS, STEPS * BATCH // RECORDS))

@@ -1,4 +1,6 @@
-"""The loop with a method of three lines: what it promises about resuming, diverging and stopping."""
+"""The loop with a method of three lines: what it promises about resuming, diverging and
+stopping.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,12 @@ def init_state():
 @functools.cache  # so that all runs share one compilation
 def make_step(nan_loss_at=-1, nan_params_at=-1):
     def train_step(state, batch, stage):
-        noise = jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), (16,))
-        loss, grad = jax.value_and_grad(lambda w: ((batch["x_BxD"] @ w - 1.0) ** 2).mean())(state.params["w_D"])
+        noise = jax.random.normal(
+            jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), (16,)
+        )
+        loss, grad = jax.value_and_grad(lambda w: ((batch["x_BxD"] @ w - 1.0) ** 2).mean())(
+            state.params["w_D"]
+        )
         step = state.step + 1
         loss = jnp.where(step == nan_loss_at, jnp.nan, loss)
         w_D = state.params["w_D"] - (0.01 if stage == "early" else 0.005) * grad + 0.001 * noise
@@ -67,11 +73,17 @@ def make_step(nan_loss_at=-1, nan_params_at=-1):
 def batches(start, end=10**9):
     for step in range(start, end):
         rng = np.random.default_rng(step)
-        yield {"x_BxD": rng.normal(size=(8, 16)).astype(np.float32), "skipped_B": rng.random(8) < 0.2}
+        yield {
+            "x_BxD": rng.normal(size=(8, 16)).astype(np.float32),
+            "skipped_B": rng.random(8) < 0.2,
+        }
 
 
 def evaluator(params, method_state, step):
-    return [Metric("val/sum", float(params["w_D"].sum())), Metric("val/mean", float(method_state["mean"].mean()))]
+    return [
+        Metric("val/sum", float(params["w_D"].sum())),
+        Metric("val/mean", float(method_state["mean"].mean())),
+    ]
 
 
 def train(workdir, config=CONFIG, step=None, hook=None, record=RECORD, **kwargs):
@@ -126,7 +138,9 @@ def test_a_run_learns_counts_and_records(uninterrupted, capsys):
     skipped = sum(int(batch["skipped_B"].sum()) for batch in batches(0, end=TOTAL))
     assert train_entries[-1]["data/skipped"] == skipped > 0
     timings = [json.loads(line) for line in (workdir / "timings.jsonl").read_text().splitlines()]
-    assert all(0 <= entry["input_share"] <= 1 and entry["pairs_per_second"] > 0 for entry in timings)
+    assert all(
+        0 <= entry["input_share"] <= 1 and entry["pairs_per_second"] > 0 for entry in timings
+    )
     assert list((workdir / "tensorboard").glob("events*"))
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         assert manager.metadata(TOTAL) == {"config": RECORD}
@@ -134,13 +148,18 @@ def test_a_run_learns_counts_and_records(uninterrupted, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_and_continued_equals_never_interrupted(tmp_path, uninterrupted, number, capsys):
+def test_interrupted_and_continued_equals_never_interrupted(
+    tmp_path, uninterrupted, number, capsys
+):
     first = train(tmp_path, hook=send_at(8, number))  # not a multiple of any interval
     assert (first.step, first.exit_code) == (8, 128 + number)
     assert "step 8/20" in capsys.readouterr().out
     assert_same(train(tmp_path).state, uninterrupted[0].state)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[1] / "metrics.jsonl").read_bytes()
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)  # handlers are given back
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        uninterrupted[1] / "metrics.jsonl"
+    ).read_bytes()
+    # handlers are given back
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def test_other_records_are_refused(tmp_path):
@@ -165,8 +184,13 @@ def test_killed_between_checkpoints_repeats_the_lost_steps(tmp_path, uninterrupt
     assert metrics_of(tmp_path)[-1]["step"] > 10
     with path.open("a") as file:
         file.write('{"step": 13, "ki')  # as a kill inside a write leaves it
-    evaluation = [line for line in path.read_text().splitlines(keepends=True) if '"step": 10, "kind": "eval"' in line]
-    path.write_text(path.read_text().replace(evaluation[0], ""))  # as a kill inside the evaluation leaves it
+    evaluation = [
+        line
+        for line in path.read_text().splitlines(keepends=True)
+        if '"step": 10, "kind": "eval"' in line
+    ]
+    # as a kill inside the evaluation leaves it
+    path.write_text(path.read_text().replace(evaluation[0], ""))
     assert_same(train(tmp_path).state, uninterrupted[0].state)
     assert path.read_bytes() == (uninterrupted[1] / "metrics.jsonl").read_bytes()
 
@@ -187,10 +211,16 @@ def test_a_diverged_state_is_never_saved(tmp_path, fault, at):
 
 def test_another_config_is_refused_and_named(tmp_path):
     with pytest.raises(DataError):  # before its first checkpoint a config may be mended
-        train(tmp_path, batches=lambda start: batches(start, end=3), record={"optimizer": {"learning_rate": 9}})
+        train(
+            tmp_path,
+            batches=lambda start: batches(start, end=3),
+            record={"optimizer": {"learning_rate": 9}},
+        )
     train(tmp_path, dataclasses.replace(CONFIG, steps=2))
     changed = {"optimizer": {"learning_rate": 0.3}, "train": {"steps": 4, "log_every": 9}}
-    with pytest.raises(CheckpointError, match=r"optimizer.learning_rate \(0.1, 0.3\); expected .*--workdir") as error:
+    with pytest.raises(
+        CheckpointError, match=r"optimizer.learning_rate \(0.1, 0.3\); expected .*--workdir"
+    ) as error:
         train(tmp_path, record=changed)
     assert "train.steps" not in str(error.value)
     record = RECORD | {"train": {"steps": 4, "log_every": 9}}
@@ -224,7 +254,13 @@ def test_data_that_ends_early_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field", [{"log_every": 0}, {"epochs": 0, "steps": 0}, {"keep_checkpoints": 0}, {"stop_after_seconds": -1.0}]
+    "field",
+    [
+        {"log_every": 0},
+        {"epochs": 0, "steps": 0},
+        {"keep_checkpoints": 0},
+        {"stop_after_seconds": -1.0},
+    ],
 )
 def test_train_config_names_the_bad_field(field):
     with pytest.raises(ConfigError, match=f"train.{next(iter(field))}"):

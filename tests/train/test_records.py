@@ -31,8 +31,13 @@ def test_tensorboard_gets_every_value_at_its_step(tmp_path):
     (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
     first, start, *scalars = events(path)
     assert first.file_version == "brain.Event:2"
-    assert (start.step, start.session_log.status) == (5, start.session_log.START)  # hides what a lost start wrote
-    values = [(event.step, value.tag, value.simple_value) for event in scalars for value in event.summary.value]
+    # hides what a lost start wrote
+    assert (start.step, start.session_log.status) == (5, start.session_log.START)
+    values = [
+        (event.step, value.tag, value.simple_value)
+        for event in scalars
+        for value in event.summary.value
+    ]
     tags = {"loss": 2.5, "loss/itc": 1.5, "time/seconds_per_step": 0.25}
     assert values == [*((5, tag, value) for tag, value in tags.items()), (6, "val/r_1", 0.5)]
 
@@ -42,7 +47,10 @@ def test_a_full_disk_is_an_error_and_never_a_run_that_waits(tmp_path, capfd):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(CheckpointError, match="writing to .*tensorboard/events.* failed .File too large.; .*room"):
+        with pytest.raises(
+            CheckpointError,
+            match="writing to .*tensorboard/events.* failed .File too large.; .*room",
+        ):
             for step in range(1, 10_000):
                 records._board.add(step, {"loss": 1.0})  # alone, as metrics.jsonl would fail first
         with pytest.raises(CheckpointError, match="File too large"):

@@ -15,10 +15,21 @@ STEPS_PER_EPOCH = 10_000
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (0, 1e-5), (100, 1e-5), (101, 1.45e-5), (200, 1.45e-5), (201, 1.9e-5), (2000, 9.55e-5), (2001, 1e-4),
-        (9_999, 1e-4), (10_000, 9.975e-5), (19_999, 9.975e-5), (150_000, 5.5e-5), (290_000, 1.025e-5), (310_000, 1e-5),
+        (0, 1e-5),
+        (100, 1e-5),
+        (101, 1.45e-5),
+        (200, 1.45e-5),
+        (201, 1.9e-5),
+        (2000, 9.55e-5),
+        (2001, 1e-4),
+        (9_999, 1e-4),
+        (10_000, 9.975e-5),
+        (19_999, 9.975e-5),
+        (150_000, 5.5e-5),
+        (290_000, 1.025e-5),
+        (310_000, 1e-5),
     ],
-)  # fmt: skip
+)
 def test_staircase_at_the_steps_of_albef(step, expected):
     config = OptimizerConfig(cosine_epochs=30)
     schedule = jax.jit(make_schedule(config, 31 * STEPS_PER_EPOCH, STEPS_PER_EPOCH))
@@ -45,4 +56,5 @@ def test_decay_spares_biases_and_norms_but_not_positions_cls_and_temperature():
     assert image["position_embedding"] and image["cls_token"] and flags["temp"]
     assert image["patch_embed"]["kernel"] and flags["text_encoder"]["word_embedding"]["embedding"]
     assert not image["norm"]["scale"] and not flags["mlm_head"]["bias"]
-    assert not image["block_0"]["attention"]["qkv"]["bias"]  # a bias although its shape is (3, H, F)
+    # a bias although its shape is (3, H, F)
+    assert not image["block_0"]["attention"]["qkv"]["bias"]

@@ -38,32 +38,46 @@ def other(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("other")
     state = jax.jit(starter(tiny.method("nas"), 1))()
     dictionary = state.method_state.dictionary.replace(step=np.int32(7))
-    state = state.replace(step=np.int32(7), method_state=state.method_state.replace(dictionary=dictionary))
+    state = state.replace(
+        step=np.int32(7), method_state=state.method_state.replace(dictionary=dictionary)
+    )
     with CheckpointManager(workdir / "checkpoints") as manager:
         manager.save(7, state, {"next_step": 7, "skipped": 2, "data": "ab"}, {})
     return workdir, state
 
 
 def equal(one, two):
-    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
 
 
 def test_another_run_is_taken_over_whole(other):
     workdir, saved = other
     init, said = starter(tiny.method("nas"), 2), []
-    state, position = begin(replace(CONFIG, continue_from=str(workdir)), init, shardings(init), said.append)
+    state, position = begin(
+        replace(CONFIG, continue_from=str(workdir)), init, shardings(init), said.append
+    )
     assert equal(state, saved) and position == {"next_step": 7, "skipped": 2, "data": "ab"}
     assert state.params["temp"].sharding.mesh.shape["fsdp"] == 2 and "case 2" in said[0]
 
 
 def test_weights_alone_also_into_another_shape(other):
-    """Larger pictures and more codes: positions are resized, the dictionary split, the rest of the state is new."""
+    """Larger pictures and more codes: positions are resized, the dictionary split, the rest of the
+    state is new.
+    """
     workdir, saved = other
     method = tiny.method(
-        "nas", model=tiny.model(image_size=24), itc=ItcConfig(queue_size=48), dictionary=DictionaryConfig(codes=20)
+        "nas",
+        model=tiny.model(image_size=24),
+        itc=ItcConfig(queue_size=48),
+        dictionary=DictionaryConfig(codes=20),
     )
     init, said = starter(method, 2), []
-    state, position = begin(replace(CONFIG, weights=str(workdir)), init, shardings(init), said.append)
+    state, position = begin(
+        replace(CONFIG, weights=str(workdir)), init, shardings(init), said.append
+    )
     assert position["next_step"] == 0 and int(state.step) == 0
     assert equal(state.params["text_encoder"], saved.params["text_encoder"])
     resized = state.params["image_encoder"].pop("position_embedding")
@@ -74,8 +88,11 @@ def test_weights_alone_also_into_another_shape(other):
     teacher = state.method_state.teacher["image_encoder"]
     assert np.array_equal(teacher["position_embedding"], resized)
     dictionary = state.method_state.dictionary
-    assert dictionary.codes_KxD.shape == (20, 16) and int(dictionary.step) > 0  # never starts from data
-    np.testing.assert_array_equal(dictionary.codes_KxD[:12], saved.method_state.dictionary.codes_KxD)
+    # never starts from data
+    assert dictionary.codes_KxD.shape == (20, 16) and int(dictionary.step) > 0
+    np.testing.assert_array_equal(
+        dictionary.codes_KxD[:12], saved.method_state.dictionary.codes_KxD
+    )
     assert any("position_embedding" in line for line in said) and "case 3" in said[-1]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
@@ -96,7 +113,10 @@ def test_weights_without_a_dictionary_say_so(tmp_path):
                 raise CheckpointError("damaged", "bits as saved", "none")
             return super().restore_params(*args, which=which, **options)
 
-    with Broken(tmp_path / "checkpoints", read_only=True) as manager, pytest.raises(CheckpointError, match="damaged"):
+    with (
+        Broken(tmp_path / "checkpoints", read_only=True) as manager,
+        pytest.raises(CheckpointError, match="damaged"),
+    ):
         with_weights(jax.jit(init)(), shardings(init), manager, said.append)
 
 

@@ -1,4 +1,7 @@
-"""Watching a run: what is recorded of every step, trackers, the watchdog and the profile. The step is one of a line."""
+"""Watching a run: what is recorded of every step, trackers, the watchdog and the profile.
+
+The step is one of a line.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,11 @@ def sleep_at(step, seconds):
 def make_step(stuck=0.0):
     def step(state, batch, stage):
         pause = (
-            jax.pure_callback(sleep_at, jax.ShapeDtypeStruct((), jnp.float32), state.step + 1, stuck) if stuck else 0
+            jax.pure_callback(
+                sleep_at, jax.ShapeDtypeStruct((), jnp.float32), state.step + 1, stuck
+            )
+            if stuck
+            else 0
         )
         loss = jnp.square(batch["x_BxD"] @ state.params["w_DxD"]).mean() + pause
         return state.replace(step=state.step + 1), {"loss": loss}
@@ -72,9 +79,17 @@ def batches(start, stuck_at=None):
 
 def train(workdir, config=CONFIG, step=None, **kwargs):
     return run(
-        step or make_step(), init_state, kwargs.pop("batches", batches), [], config, workdir, RECORD,
-        total_steps=config.steps, mesh=make_mesh(), **kwargs,
-    )  # fmt: skip
+        step or make_step(),
+        init_state,
+        kwargs.pop("batches", batches),
+        [],
+        config,
+        workdir,
+        RECORD,
+        total_steps=config.steps,
+        mesh=make_mesh(),
+        **kwargs,
+    )
 
 
 def lines(path):
@@ -100,19 +115,29 @@ def test_the_time_of_a_run_is_split_and_its_speed_compared_with_the_peak(tmp_pat
         assert entry["mfu"] == pytest.approx(entry["tflops_per_device"] / 1e-6)
         # One matmul of 4 x 8 by 8 x 8; the first step, which compiles, is not timed.
         per_step = 2 * 4 * 8 * 8 / make_mesh().size
-        assert entry["tflops_per_device"] * 1e12 * entry["seconds_per_step"] == pytest.approx(per_step, rel=1e-6)
+        assert entry["tflops_per_device"] * 1e12 * entry["seconds_per_step"] == pytest.approx(
+            per_step, rel=1e-6
+        )
         assert entry["host_gib"] > 0.01
     (start,) = lines(tmp_path / "starts.jsonl")
     assert (start["step"], start["parameters"], start["total_steps"]) == (0, 64, 8)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
-    assert "mfu" not in lines(plain / "timings.jsonl")[0]  # nothing is known of the peak of this CPU
+    # nothing is known of the peak of this CPU
+    assert "mfu" not in lines(plain / "timings.jsonl")[0]
     train(tmp_path, replace(CONFIG, steps=8))
     assert [start["step"] for start in lines(tmp_path / "starts.jsonl")] == [0, 8]
 
 
 def test_peaks_memory_and_operations():
-    assert peak_flops("NVIDIA H100 80GB HBM3") == PEAKS["H100"] and peak_flops("NVIDIA H100 PCIe") is None
-    assert peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5p") == 459e12 and peak_flops("cpu") is None
+    assert (
+        peak_flops("NVIDIA H100 80GB HBM3") == PEAKS["H100"]
+        and peak_flops("NVIDIA H100 PCIe") is None
+    )
+    assert (
+        peak_flops("TPU v5 lite") == 197e12
+        and peak_flops("TPU v5p") == 459e12
+        and peak_flops("cpu") is None
+    )
     assert peak_flops("cpu", 2.0) == 2e12
     assert set(memory()) >= {"host_gib"}
 
@@ -120,18 +145,25 @@ def test_peaks_memory_and_operations():
         y = jax.lax.scan(lambda carry, _: (carry @ carry, None), x, None, length=5)[0]
         return jax.lax.cond(x[0, 0] > 0, lambda: y, lambda: y @ y)
 
-    assert matmul_flops(jax.make_jaxpr(jax.checkpoint(program))(jnp.ones((4, 4))).jaxpr) == 6 * 2 * 4**3
+    assert (
+        matmul_flops(jax.make_jaxpr(jax.checkpoint(program))(jnp.ones((4, 4))).jaxpr)
+        == 6 * 2 * 4**3
+    )
 
 
 def test_the_step_reports_modules_and_teacher_and_learns_the_same():
-    """Gradient norms add up to the whole, and the new parameters have the same bits without the norms of parts."""
+    """Gradient norms add up to the whole, and the new parameters have the same bits without the
+    norms of parts.
+    """
 
     class Method:
         def constrain(self, params):
             return params
 
         def loss(self, params, state, batch, rng, step, stage):
-            loss = jnp.sum(jnp.tanh(batch["x_BxD"] @ params["a"]["w"]) ** 2) + jnp.sum(params["b"] ** 4)
+            loss = jnp.sum(jnp.tanh(batch["x_BxD"] @ params["a"]["w"]) ** 2) + jnp.sum(
+                params["b"] ** 4
+            )
             return loss, (state, {"loss": loss})
 
         def settle(self, state, grads):
@@ -141,7 +173,11 @@ def test_the_step_reports_modules_and_teacher_and_learns_the_same():
     teacher = jax.tree.map(lambda leaf: 0.9 * leaf, {"a": params["a"]})
     optimizer, schedule = make_optimizer(OptimizerConfig(), 100, 10)
     state = TrainState(
-        jnp.int32(0), params, optimizer.init(params), types.SimpleNamespace(teacher=teacher), jnp.zeros(2, jnp.uint32)
+        jnp.int32(0),
+        params,
+        optimizer.init(params),
+        types.SimpleNamespace(teacher=teacher),
+        jnp.zeros(2, jnp.uint32),
     )
     jax.tree_util.register_pytree_node(
         types.SimpleNamespace,
@@ -149,28 +185,37 @@ def test_the_step_reports_modules_and_teacher_and_learns_the_same():
         lambda _, children: types.SimpleNamespace(teacher=children[0]),
     )
     batch = next(batches(0))
-    new, metrics = jax.jit(make_train_step(Method(), optimizer, schedule), static_argnums=2)(state, batch, None)
+    new, metrics = jax.jit(make_train_step(Method(), optimizer, schedule), static_argnums=2)(
+        state, batch, None
+    )
     parts = [float(metrics[f"grad_norm/{name}"]) for name in params]
-    assert np.hypot(*parts) == pytest.approx(float(metrics["optim/grad_norm"]), rel=1e-5) and min(parts) > 0
+    assert (
+        np.hypot(*parts) == pytest.approx(float(metrics["optim/grad_norm"]), rel=1e-5)
+        and min(parts) > 0
+    )
     assert float(observe(state)["teacher/distance"]) == pytest.approx(0.1, rel=1e-5)
 
     @jax.jit
     def bare(params, opt_state):
-        grads = jax.grad(lambda params: Method().loss(params, None, batch, None, None, None)[0])(params)
+        grads = jax.grad(lambda params: Method().loss(params, None, batch, None, None, None)[0])(
+            params
+        )
         updates, _ = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), optax.tree.norm(grads)
 
     jax.tree.map(np.testing.assert_array_equal, new.params, bare(params, state.opt_state)[0])
 
 
-# ------------------------------------------------------------------------------------------------------------- watchdog
+# ----------------------------------------------------------------------------------------- watchdog
 
 
 def reports(text):
     return [line for line in text.splitlines() if "nothing done for" in line]
 
 
-@pytest.mark.parametrize(("where", "culprit"), [("input", "in batches"), ("compute", "in sleep_at")])
+@pytest.mark.parametrize(
+    ("where", "culprit"), [("input", "in batches"), ("compute", "in sleep_at")]
+)
 def test_a_stuck_run_says_where_once_and_goes_on(tmp_path, where, culprit, capfd):
     config = replace(CONFIG, hang_seconds=LIMIT)
     if where == "input":  # far enough along that the batches read ahead are used up
@@ -183,7 +228,11 @@ def test_a_stuck_run_says_where_once_and_goes_on(tmp_path, where, culprit, capfd
     assert "process 0" in line and "after step " in line and "device prefetch" in line
     assert err.count(culprit) >= 1 and "hang: over after" in err
     file = (tmp_path / "hang-0.txt").read_text()
-    assert reports(file)[-1].split(" ", 2)[2].split(",")[0] in line and culprit in file and "Thread 0x" in file
+    assert (
+        reports(file)[-1].split(" ", 2)[2].split(",")[0] in line
+        and culprit in file
+        and "Thread 0x" in file
+    )
 
 
 def test_the_watchdog_is_patient_names_the_process_and_needs_no_lock(tmp_path, capfd, monkeypatch):
@@ -201,7 +250,8 @@ def test_the_watchdog_is_patient_names_the_process_and_needs_no_lock(tmp_path, c
         (line,) = reports(capfd.readouterr().err)
         assert "process 3" in line and "after step 7, waits for barrier" in line
         assert (tmp_path / "hang-3.txt").exists()
-        ctypes.PyDLL(None).usleep(900_000)  # keeps Python's lock, so that no Python thread can report
+        # keeps Python's lock, so that no Python thread can report
+        ctypes.PyDLL(None).usleep(900_000)
         assert "most recent call first" in capfd.readouterr().err
     gone = tmp_path / "gone"
     with Watchdog(0.1, gone) as dog, dog.waiting("checkpoint"):
@@ -213,7 +263,7 @@ def test_the_watchdog_is_patient_names_the_process_and_needs_no_lock(tmp_path, c
     assert not (tmp_path / "hang-4.txt").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- trackers
+# ----------------------------------------------------------------------------------------- trackers
 
 
 @pytest.fixture
@@ -253,11 +303,18 @@ def named(calls, name):
     return [(args, kwargs) for found, args, kwargs in calls if found == name]
 
 
-def test_trackers_get_every_number_and_a_second_start_goes_on_in_the_same_run(tmp_path, plain, stand_ins):
+def test_trackers_get_every_number_and_a_second_start_goes_on_in_the_same_run(
+    tmp_path, plain, stand_ins
+):
     config = replace(CONFIG, wandb="project", wandb_mode="offline", mlflow="experiment")
     train(tmp_path, config)
     ((_, init),) = named(stand_ins, "wandb.init")
-    assert (init["project"], init["mode"], init["name"], init["config"]) == ("project", "offline", "tiny", RECORD)
+    assert (init["project"], init["mode"], init["name"], init["config"]) == (
+        "project",
+        "offline",
+        "tiny",
+        RECORD,
+    )
     logged = [args[0] for args, _ in named(stand_ins, "wandb.log")]
     steps = {entry["step"]: entry["loss"] for entry in logged if "loss" in entry}
     assert steps == {entry["step"]: entry["loss"] for entry in lines(plain / "metrics.jsonl")}
@@ -267,11 +324,18 @@ def test_trackers_get_every_number_and_a_second_start_goes_on_in_the_same_run(tm
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     batches_sent = [kwargs for _, kwargs in named(stand_ins, "log_batch")]
     assert ("optimizer.lr", "0.1") in batches_sent[0]["params"]
-    sent = {(metric[3], metric[0]): metric[1] for kwargs in batches_sent[1:] for metric in kwargs["metrics"]}
+    sent = {
+        (metric[3], metric[0]): metric[1]
+        for kwargs in batches_sent[1:]
+        for metric in kwargs["metrics"]
+    }
     assert {step: value for (step, name), value in sent.items() if name == "loss"} == steps
     assert named(stand_ins, "end")[-1][0] == ("m1", "FINISHED")
     train(tmp_path, replace(config, steps=10))
-    assert named(stand_ins, "wandb.init")[1][1]["id"] == init["id"] and len(named(stand_ins, "run")) == 1
+    assert (
+        named(stand_ins, "wandb.init")[1][1]["id"] == init["id"]
+        and len(named(stand_ins, "run")) == 1
+    )
     assert watch._letters("val/r@1 (x)") == "val/r_1 _x_"
     stand_ins.clear()
     with watch.open_trackers(config, tmp_path, RECORD, write=False) as trackers:
@@ -288,22 +352,28 @@ def test_a_tracker_that_fails_is_dropped_and_one_that_is_missing_is_named_before
     monkeypatch.setattr(sys.modules["wandb"].init(), "log", fail)
     train(tmp_path / "a", replace(CONFIG, wandb="project"))
     warnings = [record.getMessage() for record in caplog.records if record.name == watch.__name__]
-    assert warnings == ["Weights & Biases stopped at step 2 (network gone); all numbers are in the work directory"]
+    assert warnings == [
+        "Weights & Biases stopped at step 2 (network gone); all numbers are in the work directory"
+    ]
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
 
     monkeypatch.setattr(sys.modules["wandb"], "init", fail)
-    with pytest.raises(ConfigError, match="train.wandb='project': network gone; .*wandb_mode=offline"):
+    with pytest.raises(
+        ConfigError, match="train.wandb='project': network gone; .*wandb_mode=offline"
+    ):
         train(tmp_path / "b", replace(CONFIG, wandb="project"))
 
     for package in ("wandb", "mlflow"):
         monkeypatch.delitem(sys.modules, package)
         monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ConfigError, match=f"without the package {package}; .*pip install {package}"):
+        with pytest.raises(
+            ConfigError, match=f"without the package {package}; .*pip install {package}"
+        ):
             train(tmp_path / "c", replace(CONFIG, **{package: "x"}))
     assert not (tmp_path / "c/metrics.jsonl").exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- profile
+# ------------------------------------------------------------------------------------------ profile
 
 
 def test_chosen_steps_are_profiled(tmp_path, plain, capsys):
@@ -333,5 +403,13 @@ def test_a_bad_field_is_named(field):
 
 
 def test_watching_may_change_between_two_starts():
-    fields = ("wandb", "wandb_mode", "mlflow", "mlflow_uri", "hang_seconds", "profile_steps", "peak_tflops")
+    fields = (
+        "wandb",
+        "wandb_mode",
+        "mlflow",
+        "mlflow_uri",
+        "hang_seconds",
+        "profile_steps",
+        "peak_tflops",
+    )
     assert {f"train.{field}" for field in fields} <= set(RESUMABLE)

@@ -52,7 +52,9 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def faults(how: str, before: str = "") -> list[int]:
     """Page faults of each of three times that 128 MiB are written and freed."""
-    done = subprocess.run([sys.executable, "-c", before + ROUNDS, how], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", before + ROUNDS, how], check=True, capture_output=True, text=True
+    )
     return [int(line) for line in done.stdout.split()]
 
 
@@ -65,7 +67,8 @@ def test_freed_memory_is_kept(how):
 
 @needs_glibc
 @pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="needs huge pages for who asks"
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="needs huge pages for who asks",
 )
 def test_memory_is_asked_for_in_huge_pages():
     assert faults("huge")[0] < 15_000  # 64, or more where memory is in pieces
@@ -79,7 +82,9 @@ def test_freed_memory_is_kept_where_the_heap_may_not_grow_as_large_as_the_machin
 
 
 def test_runs_on_a_cpu_keep_it_and_nothing_else_does():
-    done = subprocess.run([sys.executable, "-c", MODES], check=True, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", MODES], check=True, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.stdout.split() == ["train", "eval"]
 
 

@@ -24,9 +24,13 @@ def bucket():
 def test_a_path_in_a_bucket_keeps_its_slashes_and_one_on_the_disk_is_pathlibs(bucket):
     for way in (paths.as_path, paths.absolute):
         path = way(f"{bucket.url}/runs/a")
-        assert str(path / "config.json") == f"{bucket.url}/runs/a/config.json" and paths.is_bucket(path)
+        assert str(path / "config.json") == f"{bucket.url}/runs/a/config.json" and paths.is_bucket(
+            path
+        )
         assert str(way(path).parent) == f"{bucket.url}/runs" and way(path).name == "a"
-    assert type(paths.as_path("runs/a")) is type(Path()) and paths.as_path("runs/a") == Path("runs/a")
+    assert type(paths.as_path("runs/a")) is type(Path()) and paths.as_path("runs/a") == Path(
+        "runs/a"
+    )
     assert paths.absolute("runs/a") == Path("runs/a").absolute() and not paths.is_bucket("/gs/a")
 
 
@@ -39,7 +43,10 @@ def test_files_and_folders_are_written_found_and_renamed(where, bucket, tmp_path
     paths.write_whole(folder / "a" / "one.txt", "spät")
     paths.write_whole(folder / "two.txt", "22")
     assert paths.read_text(folder / "a" / "one.txt") == "spät"
-    assert paths.entries(folder) == [folder / "a", folder / "two.txt"] and paths.total_bytes(folder) == 7
+    assert (
+        paths.entries(folder) == [folder / "a", folder / "two.txt"]
+        and paths.total_bytes(folder) == 7
+    )
     paths.rename_folder(folder / "a", folder / "b")
     assert paths.entries(folder) == [folder / "b", folder / "two.txt"]
     assert [path.name for path in paths.entries(folder / "b")] == ["one.txt"]
@@ -77,7 +84,9 @@ def test_a_growing_file_is_copied_seldom_and_at_the_end(bucket):
         file.sync()  # nothing is new
         assert writes() == 2 * once
         file.write("7\n")
-    assert bucket.get("lines.txt") == b"before\n" + b"".join(b"%d\n" % number for number in range(8))
+    assert bucket.get("lines.txt") == b"before\n" + b"".join(
+        b"%d\n" % number for number in range(8)
+    )
     assert not file._mirror.local.exists()
 
 
@@ -112,7 +121,9 @@ def test_a_bucket_that_is_missing_or_closed_is_one_line(path, state, bucket, mon
     paths.check_bucket("gs-less/path")  # of the disk nothing is asked
 
 
-def test_a_bucket_without_an_answer_is_one_line_and_one_that_stumbles_is_asked_again(bucket, monkeypatch, caplog):
+def test_a_bucket_without_an_answer_is_one_line_and_one_that_stumbles_is_asked_again(
+    bucket, monkeypatch, caplog
+):
     import gcsfs.retry
 
     naps = []
@@ -122,7 +133,9 @@ def test_a_bucket_without_an_answer_is_one_line_and_one_that_stumbles_is_asked_a
     paths.check_bucket(bucket.url)
     assert len(naps) == 2
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"Cannot connect.*; expected a bucket that answers") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"Cannot connect.*; expected a bucket that answers"
+    ) as caught:
         paths.check_bucket(bucket.url)
     assert "\n" not in str(caught.value) and len(naps) > 5 and not caplog.records
 
@@ -148,8 +161,12 @@ def test_without_gcsfs_the_remedy_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "gcsfs", raising=False)
     monkeypatch.setattr(paths, "_opened", {})
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "gcsfs" else found(name)
+    )
     for reach in (lambda: paths.as_path("gs://b/run"), paths.file_system):
-        with pytest.raises(UserError, match="gs://.* without the package gcsfs; .* Remedy: pip install gcsfs"):
+        with pytest.raises(
+            UserError, match="gs://.* without the package gcsfs; .* Remedy: pip install gcsfs"
+        ):
             reach()
     assert paths.as_path("run") == Path("run")

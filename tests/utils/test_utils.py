@@ -18,7 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_diff_names_each_field_once():
     old = {"a": {"b": 1, "names": ("x", "y")}, "seed": 0, "gone": None}
     new = {"a": {"b": True, "names": ["x", "y"]}, "seed": 1, "new": {"c": 2.0}}
-    assert diff(old, new) == ["a.b (1, True)", "gone (None, 'absent')", "new.c ('absent', 2.0)", "seed (0, 1)"]
+    assert diff(old, new) == [
+        "a.b (1, True)",
+        "gone (None, 'absent')",
+        "new.c ('absent', 2.0)",
+        "seed (0, 1)",
+    ]
     assert diff(old, new, ignore=("seed", "gone", "a.b", "new")) == []
     assert flatten_dict({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
 
@@ -31,7 +36,9 @@ def test_trees():
     assert not all_finite(tree | {"bad": jnp.array([0.0, jnp.inf])})
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (130, "2m10s"), (7300, "2h01m"), (200000, "2d07h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (130, "2m10s"), (7300, "2h01m"), (200000, "2d07h")]
+)
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
 
@@ -49,7 +56,9 @@ def test_timer_adds_up_sections():
         pass
     with timer("step"):
         pass
-    assert timer.seconds == {"input": 1.0, "step": 2.0} and timer.total("input", "step", "save") == 3.0
+    assert (
+        timer.seconds == {"input": 1.0, "step": 2.0} and timer.total("input", "step", "save") == 3.0
+    )
 
 
 class Terminal(io.StringIO):
@@ -84,7 +93,9 @@ with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGINT)
     print("not reached", flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGINT
     assert done.stdout == "first 2\n"
     assert "SIGINT: will save and stop" in done.stderr and "stopped at once" in done.stderr

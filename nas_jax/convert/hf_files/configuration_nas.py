@@ -26,7 +26,8 @@ class NasConfig(PretrainedConfig):
         dictionary_codes=0,  # entries of the visual dictionary; 0 = none
         literal_gate=False,  # the NAS authors' two-valued gate
         text_generator=False,  # has the text-only language model of NTA
-        mlm_on_dictionary=False,  # masked words are predicted from dictionary tokens instead of image tokens
+        # masked words are predicted from dictionary tokens instead of image tokens
+        mlm_on_dictionary=False,
         **kwargs,
     ):
         super().__init__(**kwargs)

@@ -1,11 +1,13 @@
-"""ALBEF (Li et al., NeurIPS 2021) and NAS (Wang et al., AAAI 2025) in PyTorch, for weights that nas_jax has trained.
+"""ALBEF (Li et al., NeurIPS 2021) and NAS (Wang et al., AAAI 2025) in PyTorch, for weights that
+nas_jax has trained.
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     output = model(pixel_values=..., input_ids=..., attention_mask=...)
 
-A picture tower (ViT), a text tower (the first layers of a BERT) and a fusion encoder (its last layers, which attend to
-the picture). ITC compares the features of the towers; ITM scores a pair in the fusion encoder, MLM predicts masked
-words there. NAS passes the picture through a visual dictionary before ITM. There is no dropout.
+A picture tower (ViT), a text tower (the first layers of a BERT) and a fusion encoder (its last
+layers, which attend to the picture). ITC compares the features of the towers; ITM scores a pair in
+the fusion encoder, MLM predicts masked words there. NAS passes the picture through a visual
+dictionary before ITM. There is no dropout.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ class NasOutput(ModelOutput):
 
     image_embeds: torch.Tensor | None = None  # (B, E) unit ITC features
     text_embeds: torch.Tensor | None = None  # (B, E)
-    logits_per_image: torch.Tensor | None = None  # (B, B) all pictures against all texts, divided by the temperature
+    # (B, B) all pictures against all texts, divided by the temperature
+    logits_per_image: torch.Tensor | None = None
     itm_logits: torch.Tensor | None = None  # (B, 2) of picture b with text b; class 1 = match
     mlm_logits: torch.Tensor | None = None  # (B, L, V) of every position of text b beside picture b
     image_tokens: torch.Tensor | None = None  # (B, N + 1, D), [CLS] first
     text_tokens: torch.Tensor | None = None  # (B, L, D), [CLS] first
-    dictionary_tokens: torch.Tensor | None = None  # (B, N + 1, D), what ITM reads of the picture; None without NAS
+    # (B, N + 1, D), what ITM reads of the picture; None without NAS
+    dictionary_tokens: torch.Tensor | None = None
     code_ids: torch.Tensor | None = None  # (B, N) the dictionary's code of each patch
 
 
@@ -55,7 +59,11 @@ class CrossAttention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
         self.heads = heads
-        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.key_value, self.out = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, 2 * dim),
+            nn.Linear(dim, dim),
+        )
 
     def forward(self, tokens, image_tokens):
         (query,) = split_heads(self.query(tokens), 1, self.heads)
@@ -72,7 +80,9 @@ def split_heads(projected, parts, heads):
 def attend(query, key, value, key_mask=None):
     """Attention (B, T, D) over the heads; key_mask (B, T): True on real keys."""
     mask = None if key_mask is None else key_mask[:, None, None, :].bool()
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    return (
+        F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    )
 
 
 class Block(nn.Module):
@@ -103,7 +113,10 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values):
         patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.position_embedding
+        tokens = (
+            torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            + self.position_embedding
+        )
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -137,11 +150,15 @@ class TextEncoder(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, dim)
         self.type_embedding = nn.Embedding(2, dim)
         self.embedding_norm = nn.LayerNorm(dim, eps=TEXT_NORM_EPS)
-        self.layers = nn.ModuleList(BertLayer(config, cross=False) for _ in range(config.text_layers))
+        self.layers = nn.ModuleList(
+            BertLayer(config, cross=False) for _ in range(config.text_layers)
+        )
 
     def forward(self, input_ids, mask):
         positions = self.position_embedding.weight[: input_ids.shape[1]]
-        tokens = self.embedding_norm(self.word_embedding(input_ids) + positions + self.type_embedding.weight[0])
+        tokens = self.embedding_norm(
+            self.word_embedding(input_ids) + positions + self.type_embedding.weight[0]
+        )
         for layer in self.layers:
             tokens = layer(tokens, mask)
         return tokens
@@ -150,7 +167,9 @@ class TextEncoder(nn.Module):
 class FusionEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.layers = nn.ModuleList(BertLayer(config, cross=True) for _ in range(config.fusion_layers))
+        self.layers = nn.ModuleList(
+            BertLayer(config, cross=True) for _ in range(config.fusion_layers)
+        )
 
     def forward(self, text_tokens, mask, image_tokens):
         for layer in self.layers:
@@ -172,7 +191,9 @@ class MlmHead(nn.Module):
 
 
 class Dictionary(nn.Module):
-    """The codes, and the statistics that they follow in training; nothing here is trained by gradient."""
+    """The codes, and the statistics that they follow in training; nothing here is trained by
+    gradient.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -219,7 +240,8 @@ class DictionaryNeck(nn.Module):
 @functools.lru_cache(maxsize=8)
 def sine_position_code(side, dim):
     """Fixed 2-D sine code (side * side, dim), y half, then x half (DETR, Carion et al. 2020)."""
-    # On the CPU and in float64 for all devices alike; no buffer, because loaders leave buffers without weights empty.
+    # On the CPU and in float64 for all devices alike; no buffer, because loaders leave buffers
+    # without weights empty.
     half, kind = dim // 2, {"dtype": torch.float64, "device": "cpu"}
     coordinate = (torch.arange(side, **kind) + 1) / (side + 1e-6) * 2 * math.pi
     number = torch.arange(half, **kind)
@@ -231,7 +253,9 @@ def sine_position_code(side, dim):
 
 
 class NasModel(PreTrainedModel):
-    """Both towers, the fusion encoder, the heads of ITC, ITM and MLM, and NAS's dictionary where the config has one."""
+    """Both towers, the fusion encoder, the heads of ITC, ITM and MLM, and NAS's dictionary where
+    the config has one.
+    """
 
     config_class = NasConfig
     base_model_prefix = "nas"
@@ -243,7 +267,10 @@ class NasModel(PreTrainedModel):
         dim = config.hidden_size
         self.image_encoder, self.text_encoder = ImageEncoder(config), TextEncoder(config)
         self.fusion_encoder, self.mlm_head = FusionEncoder(config), MlmHead(config)
-        self.image_proj, self.text_proj = nn.Linear(dim, config.projection_dim), nn.Linear(dim, config.projection_dim)
+        self.image_proj, self.text_proj = (
+            nn.Linear(dim, config.projection_dim),
+            nn.Linear(dim, config.projection_dim),
+        )
         self.itm_head, self.temp = nn.Linear(dim, 2), nn.Parameter(torch.tensor(0.07))
         self.generator_head = MlmHead(config) if config.text_generator else None
         self.neck = DictionaryNeck(config) if config.dictionary_codes else None
@@ -263,7 +290,9 @@ class NasModel(PreTrainedModel):
         self.text_encoder.word_embedding = value
 
     def encode_image(self, pixel_values):
-        """Normalised pictures (B, 3, S, S) -> image tokens (B, N + 1, D) and unit ITC features (B, E)."""
+        """Normalised pictures (B, 3, S, S) -> image tokens (B, N + 1, D) and unit ITC features (B,
+        E).
+        """
         tokens = self.image_encoder(pixel_values)
         return tokens, F.normalize(self.image_proj(tokens[:, 0]), dim=-1)
 
@@ -282,7 +311,8 @@ class NasModel(PreTrainedModel):
         return self.encode_text(input_ids, attention_mask)[1]
 
     def look_up(self, image_tokens, code_ids=None):
-        """Image tokens -> dictionary tokens (B, N + 1, D), [CLS] untouched, and the code of each patch (B, N).
+        """Image tokens -> dictionary tokens (B, N + 1, D), [CLS] untouched, and the code of each
+        patch (B, N).
 
         code_ids: take these codes instead of the nearest ones.
         """
@@ -291,16 +321,24 @@ class NasModel(PreTrainedModel):
         features = self.neck.features(image_tokens[:, 1:])
         if code_ids is None:
             code_ids = self.dictionary.distances(features).argmin(-1)
-        quantized = features + (self.dictionary.codes[code_ids] - features).detach()  # straight-through
+        # straight-through
+        quantized = features + (self.dictionary.codes[code_ids] - features).detach()
         return torch.cat([image_tokens[:, :1], self.neck(features, quantized)], dim=1), code_ids
 
     def fuse(self, image_tokens, text_tokens, attention_mask=None):
         """Text tokens (B, L, D) that have read the image tokens; text b reads picture b."""
-        mask = text_tokens.new_ones(text_tokens.shape[:2]) if attention_mask is None else attention_mask
+        mask = (
+            text_tokens.new_ones(text_tokens.shape[:2])
+            if attention_mask is None
+            else attention_mask
+        )
         return self.fusion_encoder(text_tokens, mask, image_tokens)
 
     def match(self, image_tokens, text_tokens, attention_mask=None):
-        """ITM logits (B, 2), class 1 = match. NAS expects the tokens of `look_up`, ALBEF those of `encode_image`."""
+        """ITM logits (B, 2), class 1 = match.
+
+        NAS expects the tokens of `look_up`, ALBEF those of `encode_image`.
+        """
         return self.itm_head(self.fuse(image_tokens, text_tokens, attention_mask)[:, 0])
 
     def predict_words(self, fused_tokens):
@@ -313,15 +351,26 @@ class NasModel(PreTrainedModel):
             raise ValueError("this model was trained without NTA's language model")
         return self.generator_head(text_tokens, self.text_encoder.word_embedding.weight)
 
-    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, code_ids=None, return_dict=None):
+    def forward(
+        self,
+        pixel_values=None,
+        input_ids=None,
+        attention_mask=None,
+        code_ids=None,
+        return_dict=None,
+    ):
         """Pictures, texts or pairs of both; gives what can be computed from them."""
         output = NasOutput()
         if pixel_values is not None:
             output["image_tokens"], output["image_embeds"] = self.encode_image(pixel_values)
             if self.neck is not None:
-                output["dictionary_tokens"], output["code_ids"] = self.look_up(output.image_tokens, code_ids)
+                output["dictionary_tokens"], output["code_ids"] = self.look_up(
+                    output.image_tokens, code_ids
+                )
         if input_ids is not None:
-            output["text_tokens"], output["text_embeds"] = self.encode_text(input_ids, attention_mask)
+            output["text_tokens"], output["text_embeds"] = self.encode_text(
+                input_ids, attention_mask
+            )
         if pixel_values is not None and input_ids is not None:
             output["logits_per_image"] = output.image_embeds @ output.text_embeds.T / self.temp
             if len(pixel_values) == len(input_ids):

@@ -17,7 +17,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m nas_jax.data.prepare",
         description="Turns pictures with captions into a prepared folder, and says what was lost.",
-        epilog="Exit codes: 0 done, 2 wrong flags, 3 unusable data or too many losses, 130 interrupted.",
+        epilog="Exit codes: 0 done, 2 wrong flags, 3 unusable data or too many losses, 130 "
+        "interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -27,13 +28,40 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", default="", help="name of the data set (default: that of the folder)")
     add("--licence", default="", help="noted in the manifest")
     add("--url", default="", help="noted in the manifest")
-    add("--image-root", default="", help="where the picture paths of lists start (default: the list's folder)")
+    add(
+        "--image-root",
+        default="",
+        help="where the picture paths of lists start (default: the list's folder)",
+    )
     add("--split", default="", help="Karpathy's json: which splits, like train,restval")
-    add("--tfds-captions", default="", metavar="NAME", help="tfds: the text feature with the captions, like a/b")
-    add("--short-side", type=int, default=0, metavar="N", help="store larger pictures shrunk (default: as they are)")
+    add(
+        "--tfds-captions",
+        default="",
+        metavar="NAME",
+        help="tfds: the text feature with the captions, like a/b",
+    )
+    add(
+        "--short-side",
+        type=int,
+        default=0,
+        metavar="N",
+        help="store larger pictures shrunk (default: as they are)",
+    )
     add("--quality", type=int, default=95, help="of the JPEGs that --short-side makes (default 95)")
-    add("--workers", type=int, default=None, metavar="W", help="processes (default: one a core; 0: only this one)")
-    add("--max-lost", type=float, default=0.05, metavar="SHARE", help="a larger share lost ends it (default 0.05)")
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="W",
+        help="processes (default: one a core; 0: only this one)",
+    )
+    add(
+        "--max-lost",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="a larger share lost ends it (default 0.05)",
+    )
     against = "look for the pictures of these evaluation sets: prepared folders, or files as INPUT"
     add("--against", nargs="+", default=[], metavar="OTHER", help=against)
     distance = "bits of 256 in which copies may differ (default {}; fewer for drawings; -1: equal files only)"
@@ -41,20 +69,30 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--leave-out", action="store_true", help="with --against: leave these pictures out")
     add("--verify", action="store_true", help="compare the shards with the hashes of the manifest")
     args = parser.parse_args(argv)
-    for flag, given in (("--leave-out", args.leave_out), ("--max-distance", args.max_distance is not None)):
+    for flag, given in (
+        ("--leave-out", args.leave_out),
+        ("--max-distance", args.max_distance is not None),
+    ):
         if given and not args.against:
-            raise ConfigError(f"{flag} without --against", "an evaluation set", "pass --against OTHER")
+            raise ConfigError(
+                f"{flag} without --against", "an evaluation set", "pass --against OTHER"
+            )
     if args.workers is not None and args.workers < 0:
-        raise ConfigError(f"--workers {args.workers}", "at least 0", "leave it out to use all cores")
+        raise ConfigError(
+            f"--workers {args.workers}", "at least 0", "leave it out to use all cores"
+        )
     for path in (*args.inputs, args.out, *args.against, args.image_root):
         if "gs://" in path:
             raise ConfigError(
                 f"{path}, in a bucket",
                 "files and folders of this machine",
-                "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and name the folder there",
+                "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and "
+                "name the folder there",
             )
     if not (args.inputs or args.against or args.verify):
-        raise ConfigError("no INPUT", "files to prepare, or --against or --verify", "name the files before --out")
+        raise ConfigError(
+            "no INPUT", "files to prepare, or --against or --verify", "name the files before --out"
+        )
     return args
 
 
@@ -64,7 +102,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
     console = console or Console()
     if args.inputs:
         splits = tuple(name for name in args.split.split(",") if name)
-        options = Options(args.image_root, splits, args.tfds_captions, args.short_side, args.quality)
+        options = Options(
+            args.image_root, splits, args.tfds_captions, args.short_side, args.quality
+        )
         labels = Labels(args.name, args.licence, args.url)
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)
     for other in args.against:

@@ -1,4 +1,6 @@
-"""--against: pictures of evaluation sets in a prepared folder, found by their hashes and, if asked, left out."""
+"""--against: pictures of evaluation sets in a prepared folder, found by their hashes and, if asked,
+left out.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,12 @@ def check_overlap(
     max_distance: int = MAX_DISTANCE,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Compares a prepared folder with an evaluation set; returns the manifest, which then says what was found.
+    """Compares a prepared folder with an evaluation set; returns the manifest, which then says what
+    was found.
 
     Args:
-      other: a prepared folder, or an input as `prepare` takes it, of which only the hashes are made.
+      other: a prepared folder, or an input as `prepare` takes it, of which only the hashes are
+      made.
       leave_out: writes the shards that hold such pictures anew, without these.
       max_distance: bits in which two perceptual hashes may differ; -1 finds equal files only.
 
@@ -74,7 +78,9 @@ def check_overlap(
         )
     read_manifest(out)
     if os.path.realpath(other) == os.path.realpath(out):
-        raise ConfigError(f"--against {other}, the folder itself", "another data set", "name the evaluation set")
+        raise ConfigError(
+            f"--against {other}, the folder itself", "another data set", "name the evaluation set"
+        )
     with _locked_prepared(out):
         manifest = read_manifest(out)
         name, id_, rows = _open_other(other, out, workers, console)
@@ -101,14 +107,24 @@ def check_overlap(
             "max_distance": max_distance,
             "exact": kinds["exact"],
             "perceptual": kinds["perceptual"],
-            "records": left if leave_out else left + sum(keys.total() for keys in standing.values()),
+            "records": left
+            if leave_out
+            else left + sum(keys.total() for keys in standing.values()),
             "left_out": left,
         }
         write_whole(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
-        options = Options(**(manifest["options"] | {"splits": tuple(manifest["options"]["splits"])}))
+        options = Options(
+            **(manifest["options"] | {"splits": tuple(manifest["options"]["splits"])})
+        )
         source = manifest["source"]
         described = {key: source[key] for key in ("inputs", "files")}
-        manifest = merge(out, count, described, options, Labels(manifest["name"], source["licence"], source["url"]))
+        manifest = merge(
+            out,
+            count,
+            described,
+            options,
+            Labels(manifest["name"], source["licence"], source["url"]),
+        )
         console.say(f"{out}: {_overlap_text(entry)}; id {manifest['id']}")
         return manifest
 
@@ -125,7 +141,7 @@ def _locked_prepared(out: Path) -> Iterator[None]:
         yield
 
 
-# --------------------------------------------------------------------------------------------------- the evaluation set
+# ------------------------------------------------------------------------------- the evaluation set
 
 
 def _open_other(
@@ -138,7 +154,8 @@ def _open_other(
     listed = list_inputs((other,))
     if other.startswith("tfds:"):
         source = open_tfds(other, "")
-        name = source.key_of("") + (other.removeprefix("tfds:").partition(":")[2] or "train")  # NAME/SPLIT
+        # NAME/SPLIT
+        name = source.key_of("") + (other.removeprefix("tfds:").partition(":")[2] or "train")
         id_ = source.identity()
     else:
         name = os.path.splitext(os.path.basename(other.rstrip("/")))[0] or other
@@ -146,7 +163,9 @@ def _open_other(
     return name, id_, lambda: _about_of(listed, out, workers, console)
 
 
-def _about_of(listed: Sequence[tuple[str, str]], out: Path, workers: int | None, console: Console) -> Iterator[About]:
+def _about_of(
+    listed: Sequence[tuple[str, str]], out: Path, workers: int | None, console: Console
+) -> Iterator[About]:
     """The rows of inputs that are not prepared; their shards are not kept."""
     console.say(f"reading {', '.join(path for _, path in listed)[:100]}")
     folder = Path(out, UNITS, "against")
@@ -161,11 +180,13 @@ def _about_of(listed: Sequence[tuple[str, str]], out: Path, workers: int | None,
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# --------------------------------------------------------------------------------------------------- what is left out
+# --------------------------------------------------------------------------------- what is left out
 
 
 def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, Counter[str]]:
-    """Shard -> which of the keys it holds, and how often; shards with none of them are not in it."""
+    """Shard -> which of the keys it holds, and how often; shards with none of them are not in
+    it.
+    """
     found = {
         number: Counter(row.key for row in read_about(out / shard["about"]) if row.key in keys)
         for number, shard in enumerate(manifest["shards"] if keys else ())
@@ -176,7 +197,12 @@ def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, 
 def _left_out(out: Path, count: int, name: str) -> list[Loss]:
     """What was left out as pictures of `name`, now or before."""
     reason = overlap_reason(name)
-    return [loss for unit in finished_units(out, count) for loss in unit["losses"] if loss.reason == reason]
+    return [
+        loss
+        for unit in finished_units(out, count)
+        for loss in unit["losses"]
+        if loss.reason == reason
+    ]
 
 
 def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
@@ -199,15 +225,24 @@ def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
         shard.finish(unit["fingerprint"], counts | {"losses": losses}, tally)
 
 
-# -------------------------------------------------------------------------------------------------------------- printed
+# ------------------------------------------------------------------------------------------ printed
 
 
 def _write_lines(out: Path, name: str, matches: Sequence[Match], gone: set[str]) -> None:
-    """One line a pair of copies. Lines of an earlier comparison stay for other data sets, and for records `gone`."""
+    """One line a pair of copies.
+
+    Lines of an earlier comparison stay for other data sets, and for records `gone`.
+    """
     path = out / OVERLAP_LINES
     before = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    kept = [line for line, pair in ((line, json.loads(line)) for line in before) if _stays(pair, name, gone)]
-    lines = [json.dumps({"against": name} | match._asdict(), ensure_ascii=False) for match in matches]
+    kept = [
+        line
+        for line, pair in ((line, json.loads(line)) for line in before)
+        if _stays(pair, name, gone)
+    ]
+    lines = [
+        json.dumps({"against": name} | match._asdict(), ensure_ascii=False) for match in matches
+    ]
     write_whole(path, "".join(f"{line}\n" for line in dict.fromkeys((*kept, *lines))))
 
 
@@ -217,7 +252,8 @@ def _stays(pair: dict[str, Any], name: str, gone: set[str]) -> bool:
 
 def _matches_text(matches: Sequence[Match], name: str) -> str:
     lines = [
-        f"  {match.train_key} is {match.eval_key} of {name} ({match.kind}, {match.distance} bits apart)"
+        f"  {match.train_key} is {match.eval_key} of {name} ({match.kind}, {match.distance} bits "
+        "apart)"
         for match in matches[:5]
     ]
     more = [f"  and {len(matches) - 5:,} more in {OVERLAP_LINES}"] if len(matches) > 5 else []
@@ -226,6 +262,7 @@ def _matches_text(matches: Sequence[Match], name: str) -> str:
 
 def _overlap_text(entry: dict[str, Any]) -> str:
     return (
-        f"{entry['records']:,} records are pictures of {entry['name']} ({entry['exact']:,} exact and "
+        f"{entry['records']:,} records are pictures of {entry['name']} ({entry['exact']:,} exact "
+        "and "
         f"{entry['perceptual']:,} perceptual pairs), {entry['left_out']:,} left out"
     )

@@ -38,11 +38,13 @@ def prepare(
     max_lost: float = 0.05,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Prepares the folder `out` from the inputs, or finishes what an earlier call began; returns the manifest.
+    """Prepares the folder `out` from the inputs, or finishes what an earlier call began; returns
+    the manifest.
 
     Args:
       workers: processes; None takes one a core, 0 works in this process.
-      max_lost: a larger share of lost pictures is an error. It is judged as soon as MIN_COUNTED were seen.
+      max_lost: a larger share of lost pictures is an error. It is judged as soon as MIN_COUNTED
+      were seen.
 
     Raises:
       ConfigError: options out of range, or a folder that belongs to other inputs or options.
@@ -58,7 +60,11 @@ def prepare(
     check_owner(out, run)
     whole = is_prepared(out) and is_whole(out)
     # Planned before anything is written: most mistakes show here.
-    units = [] if whole else list(plan(listed, options.image_root, options.splits, options.tfds_captions))
+    units = (
+        []
+        if whole
+        else list(plan(listed, options.image_root, options.splits, options.tfds_captions))
+    )
     make_folder(out)
     with locked(out):
         if whole:
@@ -95,25 +101,36 @@ def finish_units(
     todo = [(number, unit) for number, unit in enumerate(units) if number not in finished]
     if finished and todo:
         console.say(f"{len(finished)} of {len(units)} shards are finished already")
-    seen, lost = (sum(column) for column in zip((0, 0), *map(_seen_and_lost, finished.values()), strict=True))
+    seen, lost = (
+        sum(column) for column in zip((0, 0), *map(_seen_and_lost, finished.values()), strict=True)
+    )
     progress = Progress(units, max_lost, console, seen, lost)
     for number, found in finished.items():
         progress.skip(number, found["images_in"])
     if todo:
         Path(out, UNITS, OVERLAPS).unlink(missing_ok=True)
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     if todo and not (progress.seen >= MIN_COUNTED and progress.too_much):
         with contextlib.suppress(TooMuchLost), contextlib.closing(console):
             run_units(todo, out, options, workers, store, progress)
     if progress.too_much or not progress.seen:
-        made = [unit for unit in (read_unit_file(out, number) for number in range(len(units))) if unit]
+        made = [
+            unit for unit in (read_unit_file(out, number) for number in range(len(units))) if unit
+        ]
         lost_by_reason = by_reason(loss for unit in made for loss in unit["losses"])
         console.say(loss_table(lost_by_reason, sum(unit["images_in"] for unit in made)))
         raise DataError(
             f"{progress.lost} of {progress.seen} images lost",
-            f"at most a share of {max_lost:g} (--max-lost)" if progress.seen else "pictures with captions",
-            "mend the input, or run the same command with a larger --max-lost; finished shards are kept"
+            f"at most a share of {max_lost:g} (--max-lost)"
+            if progress.seen
+            else "pictures with captions",
+            "mend the input, or run the same command with a larger --max-lost; finished shards "
+            "are kept"
             if progress.seen
             else "check the inputs",
         )
@@ -121,4 +138,6 @@ def finish_units(
 
 def _seen_and_lost(unit: dict[str, Any]) -> tuple[int, int]:
     """Pictures of a unit, and losses but for those that --leave-out asked for."""
-    return unit["images_in"], sum(not loss.reason.startswith(overlap_reason("")) for loss in unit["losses"])
+    return unit["images_in"], sum(
+        not loss.reason.startswith(overlap_reason("")) for loss in unit["losses"]
+    )

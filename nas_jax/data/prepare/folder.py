@@ -1,7 +1,8 @@
-"""The folder that is written: whom it belongs to, what is finished in it, and files that are whole or not there.
+"""The folder that is written: whom it belongs to, what is finished in it, and files that are whole
+or not there.
 
-Beside what a reader sees (nas_jax/data/prepared.py), a folder UNITS holds what each shard adds to the manifest and
-which inputs and options the folder was made from.
+Beside what a reader sees (nas_jax/data/prepared.py), a folder UNITS holds what each shard adds to
+the manifest and which inputs and options the folder was made from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from nas_jax.utils.errors import ConfigError
 
 RUN = "run.json"  # in UNITS: inputs and options that the folder belongs to
 OVERLAPS = "overlap.json"  # in UNITS: what --against found, one entry a data set
-FILES = (("file", "bytes", "sha256"), ("about", "about_bytes", "about_sha256"))  # of a shard, as they are noted
+# of a shard, as they are noted
+FILES = (("file", "bytes", "sha256"), ("about", "about_bytes", "about_sha256"))
 
 
 def check_owner(out: Path, run: dict[str, Any]) -> None:
@@ -30,17 +32,27 @@ def check_owner(out: Path, run: dict[str, Any]) -> None:
     try:
         before = json.loads(Path(out, UNITS, RUN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        strange = [path.name for path in out.iterdir() if path.name != UNITS] if out.is_dir() else []
+        strange = (
+            [path.name for path in out.iterdir() if path.name != UNITS] if out.is_dir() else []
+        )
         if strange:
             raise ConfigError(
-                f"--out {out} with files of another origin, like {strange[0]}", "an empty folder", other
+                f"--out {out} with files of another origin, like {strange[0]}",
+                "an empty folder",
+                other,
             ) from None
         return
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}", "a folder to write to", other) from error
+        raise ConfigError(
+            f"--out {out}: {error.strerror}", "a folder to write to", other
+        ) from error
     for name in ("format", "options", "inputs"):
         if before[name] != run[name]:
-            raise ConfigError(f"--out {out}, prepared with {_difference(before[name], run[name])}", "the same", other)
+            raise ConfigError(
+                f"--out {out}, prepared with {_difference(before[name], run[name])}",
+                "the same",
+                other,
+            )
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -54,7 +66,11 @@ def _difference(before: Any, now: Any) -> str:
         if added := [path for path in new if path not in old]:
             return f"other inputs, without {added[0]}"
         changed = [path for path in old if old[path] != new[path]]
-        return f"{changed[0]} when its size or date was another" if changed else "the inputs in another order"
+        return (
+            f"{changed[0]} when its size or date was another"
+            if changed
+            else "the inputs in another order"
+        )
     return f"format {before}, now {now}"
 
 
@@ -62,7 +78,9 @@ def make_folder(out: Path) -> None:
     try:
         Path(out, UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}", "a folder to write to", "pass another --out") from error
+        raise ConfigError(
+            f"--out {out}: {error.strerror}", "a folder to write to", "pass another --out"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -77,7 +95,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------------------ the units
+# ---------------------------------------------------------------------------------------- the units
 
 
 def unit_path(out: Path, number: int) -> Path:
@@ -95,7 +113,10 @@ def read_unit_file(out: Path, number: int) -> dict[str, Any] | None:
 
 
 def finished_units(out: Path, count: int) -> list[dict[str, Any]]:
-    """What all units left. Raises DataError where one is not finished or its shard is not as long as it was."""
+    """What all units left.
+
+    Raises DataError where one is not finished or its shard is not as long as it was.
+    """
     units = [read_unit_file(out, number) for number in range(count)]
     if None in units:
         raise damaged(out / pairs_name(units.index(None)), "missing, or not as it was written")
@@ -109,7 +130,11 @@ def is_whole(out: Path) -> bool:
 
 def _has_files(out: Path, shard: dict[str, Any]) -> bool:
     try:
-        return all(os.path.getsize(out / shard[name]) == shard[size] for name, size, _ in FILES if name in shard)
+        return all(
+            os.path.getsize(out / shard[name]) == shard[size]
+            for name, size, _ in FILES
+            if name in shard
+        )
     except OSError:
         return False
 
@@ -120,7 +145,7 @@ def read_overlaps(out: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def write_whole(path: Path, text: str) -> None:

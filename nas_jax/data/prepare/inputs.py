@@ -1,7 +1,7 @@
 """What can be prepared, cut into units of work and read picture by picture.
 
-A unit is a tar, or some thousand neighbouring entries of a list; which ones follows from the inputs alone. Lists of
-entries are streamed: a unit holds the bytes where it begins and ends.
+A unit is a tar, or some thousand neighbouring entries of a list; which ones follows from the inputs
+alone. Lists of entries are streamed: a unit holds the bytes where it begins and ends.
 
     *.tar            WebDataset shards as img2dataset writes them
     *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations}; Karpathy's splits of COCO
@@ -43,7 +43,8 @@ _TRIED = 50  # pictures of a list of which at least one has to be there
 
 
 def list_inputs(inputs: Sequence[str]) -> list[tuple[str, str]]:
-    """(kind, path) of each file in the given order, globs expanded; cheap, opens each file at most for its first bytes.
+    """(kind, path) of each file in the given order, globs expanded; cheap, opens each file at most
+    for its first bytes.
 
     Raises:
       DataError: an input that is missing, empty or of no known form.
@@ -57,7 +58,9 @@ def list_inputs(inputs: Sequence[str]) -> list[tuple[str, str]]:
         # Files with brackets in their names are themselves, not patterns.
         paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not paths:
-            raise DataError(f"no file {given!r}", "a path or a glob that matches", "check the INPUT arguments")
+            raise DataError(
+                f"no file {given!r}", "a path or a glob that matches", "check the INPUT arguments"
+            )
         for path in paths:
             if os.path.isdir(path):
                 path = _file_of_folder(path)
@@ -68,18 +71,29 @@ def list_inputs(inputs: Sequence[str]) -> list[tuple[str, str]]:
 
 def _file_of_folder(folder: str) -> str:
     if os.path.isfile(os.path.join(folder, "manifest.json")):
-        raise DataError(f"{folder} is prepared already", "files to prepare", "use the folder in data.train as it is")
+        raise DataError(
+            f"{folder} is prepared already",
+            "files to prepare",
+            "use the folder in data.train as it is",
+        )
     if os.path.isfile(os.path.join(folder, "dataset_info.json")):
-        raise DataError(f"the folder {folder} of a TFDS data set", "tfds:DIR", f"write tfds:{folder}")
+        raise DataError(
+            f"the folder {folder} of a TFDS data set", "tfds:DIR", f"write tfds:{folder}"
+        )
     names = sorted(os.listdir(folder))
     lists = [name for name in names if name.endswith((".jsonl", ".tsv"))]
     if len(lists) == 1:
         return os.path.join(folder, lists[0])
-    other = next((suffix for suffix in (".tar", ".json") if any(name.endswith(suffix) for name in names)), None)
+    other = next(
+        (suffix for suffix in (".tar", ".json") if any(name.endswith(suffix) for name in names)),
+        None,
+    )
     raise DataError(
         f"the folder {folder} with {len(lists)} files *.jsonl or *.tsv",
         "exactly one",
-        f"name the files: {folder}/*{other}" if other and not lists else "name the one that is meant",
+        f"name the files: {folder}/*{other}"
+        if other and not lists
+        else "name the one that is meant",
     )
 
 
@@ -90,7 +104,9 @@ def _kind(path: str) -> str:
             file.seek(0)
             block = file.read(BLOCK)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "a readable file", "check the INPUT arguments") from error
+        raise DataError(
+            f"{path}: {error.strerror}", "a readable file", "check the INPUT arguments"
+        ) from error
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".tar":
         check_tar(path, block)
@@ -102,8 +118,11 @@ def _kind(path: str) -> str:
     if suffix == ".json" and head[:1] == b"{":
         return "coco"  # or Karpathy's, which only the whole file shows
     raise DataError(
-        f"{path}, which begins with {head[:20]!r}" if suffix == ".json" else f"{path} of no known form",
-        "*.tar, *.json (a list, or COCO's captions), *.jsonl, *.tsv, a folder with one of the last two, or tfds:NAME",
+        f"{path}, which begins with {head[:20]!r}"
+        if suffix == ".json"
+        else f"{path} of no known form",
+        "*.tar, *.json (a list, or COCO's captions), *.jsonl, *.tsv, a folder with one of the "
+        "last two, or tfds:NAME",
         "convert it to one of these",
     )
 
@@ -113,7 +132,11 @@ def stat_inputs(listed: Sequence[tuple[str, str]]) -> list[list]:
     rows = []
     for kind, path in listed:
         stat = os.stat(path) if kind != "tfds" else None
-        rows.append([kind, os.path.abspath(path), stat.st_size, stat.st_mtime_ns] if stat else [kind, path, 0, 0])
+        rows.append(
+            [kind, os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+            if stat
+            else [kind, path, 0, 0]
+        )
     return rows
 
 
@@ -128,7 +151,8 @@ def plan(
 
     Args:
       listed: what `list_inputs` returned.
-      image_root: the folder that the picture paths of lists start from; "" is the folder of the list.
+      image_root: the folder that the picture paths of lists start from; "" is the folder of the
+      list.
       splits: Karpathy: which splits to take.
       tfds_captions: tfds: the text feature with the captions, where the data set leaves that open.
 
@@ -139,7 +163,10 @@ def plan(
     used_splits = False
     for kind, path in listed:
         if kind == "tfds":
-            count, columns = len(open_tfds(path, tfds_captions)), (tfds_captions,) if tfds_captions else ()
+            count, columns = (
+                len(open_tfds(path, tfds_captions)),
+                (tfds_captions,) if tfds_captions else (),
+            )
             for start in range(0, count, size):
                 end = min(count, start + size)
                 yield Unit(kind, path, 0, 0, start, end, end - start, columns=columns)
@@ -155,17 +182,29 @@ def plan(
             _check_some_exist(path, root, [entry[0] for entry in entries[:_TRIED]])
             for start in range(0, len(entries), size):
                 part = entries[start : start + size]
-                yield Unit(kind, **base, start=start, end=start + len(part), count=len(part), root=root, entries=part)
+                yield Unit(
+                    kind,
+                    **base,
+                    start=start,
+                    end=start + len(part),
+                    count=len(part),
+                    root=root,
+                    entries=part,
+                )
         else:
             yield from _plan_list(kind, path, base, root, size)
     if splits and not used_splits:
         raise ConfigError(
-            f"--split {','.join(splits)} without a Karpathy file", "a json with images[].split", "leave --split out"
+            f"--split {','.join(splits)} without a Karpathy file",
+            "a json with images[].split",
+            "leave --split out",
         )
 
 
 def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int) -> Iterator[Unit]:
-    """Units of a list: cut where `size` is reached and the picture changes, so that its captions stay together."""
+    """Units of a list: cut where `size` is reached and the picture changes, so that its captions
+    stay together.
+    """
     columns = columns_of(path) if kind == "tsv" else ()
     items = stream_array(path) if kind == "albef" else stream_lines(path, columns)
     start = end = count = total = 0
@@ -178,7 +217,8 @@ def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int)
             has = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
             raise DataError(
                 f"{path}, first entry, with {has or 'no field'}",
-                f"a picture ({' | '.join(IMAGE_FIELDS)}) and captions ({' | '.join(CAPTION_FIELDS)})",
+                f"a picture ({' | '.join(IMAGE_FIELDS)}) and captions "
+                f"({' | '.join(CAPTION_FIELDS)})",
                 "rename the fields",
             )
         if not checked and image:
@@ -187,11 +227,15 @@ def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int)
                 checked = _check_some_exist(path, root, tried) or True
         if not count or (count >= size and image != last):
             if count:
-                yield Unit(kind, **base, start=start, end=end, count=count, root=root, columns=columns)
+                yield Unit(
+                    kind, **base, start=start, end=end, count=count, root=root, columns=columns
+                )
             start, count = begin, 0
         end, last, count, total = stop, image, count + 1, total + 1
     if not total:
-        raise DataError(f"{path} without an entry", "a list of pictures and captions", "check the file")
+        raise DataError(
+            f"{path} without an entry", "a list of pictures and captions", "check the file"
+        )
     if not checked:
         _check_some_exist(path, root, tried)
     yield Unit(kind, **base, start=start, end=end, count=count, root=root, columns=columns)
@@ -205,7 +249,8 @@ def _check_some_exist(path: str, root: str, images: Sequence[str]) -> None:
                 return
     if images:
         raise DataError(
-            f"none of the first {len(images)} pictures of {path}, not even {os.path.join(root, images[0])!r}",
+            f"none of the first {len(images)} pictures of {path}, not even "
+            f"{os.path.join(root, images[0])!r}",
             "picture paths that start from --image-root",
             f"pass --image-root with the folder that holds {images[0].split('/')[0]!r}",
         )
@@ -243,7 +288,9 @@ def _read_tfds(unit: Unit) -> Iterator[Pair | Loss]:
         captions, mended = mended_captions(record.captions)
         if captions:
             image = record.image if isinstance(record.image, bytes) else _as_png(record.image)
-            yield Pair(printable(record.key), image, captions, len(record.captions), mended, unit.path)
+            yield Pair(
+                printable(record.key), image, captions, len(record.captions), mended, unit.path
+            )
         else:
             yield Loss("no caption", printable(record.key), unit.path, "", len(record.captions))
 

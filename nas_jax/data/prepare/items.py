@@ -1,4 +1,6 @@
-"""What passes from the readers of inputs to the writers of shards: units of work, pictures and losses."""
+"""What passes from the readers of inputs to the writers of shards: units of work, pictures and
+losses.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from nas_jax.data.sources import usable_captions
 
 KINDS = ("webdataset", "albef", "coco", "karpathy", "jsonl", "tsv", "tfds")
 
-# Control characters but for tab, line feed and carriage return. Those that part words become blanks.
+# Control characters but for tab, line feed and carriage return. Those that part words become
+# blanks.
 _SPACING = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -52,22 +55,28 @@ class Unit:
     path: str  # the file, or the tfds entry
     size: int  # of the file, bytes
     mtime_ns: int
-    start: int = 0  # where it begins and ends: bytes of the file (lists), or entries (coco, karpathy, tfds)
+    # where it begins and ends: bytes of the file (lists), or entries (coco, karpathy, tfds)
+    start: int = 0
     end: int = 0
     count: int = 0  # entries in it, 0 where that is not known yet
     root: str = ""  # the folder that picture paths start from
-    columns: tuple[str, ...] = ()  # tsv: names of the columns; tfds: the feature with the captions, if it was named
-    entries: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), repr=False)  # coco, karpathy: path, captions
+    # tsv: names of the columns; tfds: the feature with the captions, if it was named
+    columns: tuple[str, ...] = ()
+    # coco, karpathy: path, captions
+    entries: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), repr=False)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the unit is made from; equal only where reading it again would give the same."""
         names = ("kind", "path", "size", "mtime_ns", "start", "end", "root")
         values = {name: getattr(self, name) for name in names}
-        return values | {name: os.path.abspath(values[name]) for name in ("path", "root") if self.kind != "tfds"}
+        return values | {
+            name: os.path.abspath(values[name]) for name in ("path", "root") if self.kind != "tfds"
+        }
 
 
 def mend(text: str) -> str:
-    """A caption without control characters (but tab and line ends), and with what is no UTF-8 as U+FFFD.
+    """A caption without control characters (but tab and line ends), and with what is no UTF-8 as
+    U+FFFD.
 
     Control characters that are white space become blanks. Unreadable bytes come as lone surrogates.
     """
@@ -81,7 +90,9 @@ def mended_captions(texts: Sequence[Any]) -> tuple[list[str], int]:
     """The usable ones, mended, and how many needed it."""
     texts = [text for text in texts if isinstance(text, str)]
     whole = [mend(text) for text in texts]
-    return usable_captions(whole, clean=True), sum(a != b for a, b in zip(whole, texts, strict=True))
+    return usable_captions(whole, clean=True), sum(
+        a != b for a, b in zip(whole, texts, strict=True)
+    )
 
 
 def printable(text: str) -> str:

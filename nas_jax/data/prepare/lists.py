@@ -1,6 +1,7 @@
 """Lists of pictures: json lists and lines as a stream, COCO's and Karpathy's json whole.
 
-A stream gives each entry with the bytes where it begins and ends, so that a unit is a range of bytes.
+A stream gives each entry with the bytes where it begins and ends, so that a unit is a range of
+bytes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ Entry = tuple[str, Sequence[str]]
 """Path of a picture, and its captions as they stand."""
 
 
-# --------------------------------------------------------------------------------------------------------- as a stream
+# -------------------------------------------------------------------------------------- as a stream
 
 
 def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
-    """(first byte, byte after the last, value) of each entry of a json list, a chunk of the file at a time."""
+    """(first byte, byte after the last, value) of each entry of a json list, a chunk of the file at
+    a time.
+    """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     with open(path, "rb") as file:
-        offset = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0  # of `text[position]` in the file
+        # of `text[position]` in the file
+        offset = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
         file.seek(offset)
         text, position, number, ended = "", 0, -1, False  # number -1: before the bracket
         while True:
@@ -55,7 +59,8 @@ def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
             if stop < 0 or (stop == len(text) and not ended):
                 if ended or len(text) - position > _MAX_ENTRY:
                     raise DataError(
-                        f"{path}: {'no end' if position >= len(text) else 'no json entry'} at byte {offset}, "
+                        f"{path}: {'no end' if position >= len(text) else 'no json entry'} at "
+                        f"byte {offset}, "
                         f"after {max(number, 0)} entries",
                         "a json list to its end",
                         "copy the file again; it may be cut short",
@@ -79,14 +84,17 @@ def columns_of(path: str) -> tuple[str, ...]:
     if not (set(columns) & set(IMAGE_FIELDS) and set(columns) & set(CAPTION_FIELDS)):
         raise DataError(
             f"{path} with the header {' | '.join(columns)[:80]!r}",
-            f"tab-separated columns, one of {' | '.join(IMAGE_FIELDS)} and one of {' | '.join(CAPTION_FIELDS)}",
+            f"tab-separated columns, one of {' | '.join(IMAGE_FIELDS)} and one of "
+            f"{' | '.join(CAPTION_FIELDS)}",
             "write a header line with these names",
         )
     return columns
 
 
 def stream_lines(path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, int, Any]]:
-    """(first byte, byte after the last, value) of each line but empty ones; None as the value of what is no json."""
+    """(first byte, byte after the last, value) of each line but empty ones; None as the value of
+    what is no json.
+    """
     with open(path, "rb") as file:
         end = len(file.readline()) if columns else 0
         for line in file:
@@ -108,7 +116,10 @@ def _parse_line(line: bytes, columns: tuple[str, ...]) -> Any:
 def image_of(entry: Any) -> str | None:
     if not isinstance(entry, dict):
         return None
-    return next((entry[name] for name in IMAGE_FIELDS if isinstance(entry.get(name), str) and entry[name]), None)
+    return next(
+        (entry[name] for name in IMAGE_FIELDS if isinstance(entry.get(name), str) and entry[name]),
+        None,
+    )
 
 
 def captions_of(entry: Any) -> list[str] | None:
@@ -116,18 +127,26 @@ def captions_of(entry: Any) -> list[str] | None:
     found = next((entry[name] for name in CAPTION_FIELDS if entry.get(name) is not None), None)
     if not isinstance(found, str | list):
         return None
-    return [text for text in ([found] if isinstance(found, str) else found) if isinstance(text, str)]
+    return [
+        text for text in ([found] if isinstance(found, str) else found) if isinstance(text, str)
+    ]
 
 
-# --------------------------------------------------------------------------------------------------------------- whole
+# -------------------------------------------------------------------------------------------- whole
 
 
 def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]:
-    """Kind and (picture path, captions) of COCO's captions or Karpathy's splits, in the order of the pictures."""
+    """Kind and (picture path, captions) of COCO's captions or Karpathy's splits, in the order of
+    the pictures.
+    """
     try:
-        content = json.loads(Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"), strict=False)
+        content = json.loads(
+            Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"), strict=False
+        )
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}", "whole json", "copy the file again; it may be cut short") from error
+        raise DataError(
+            f"{path}: {error}", "whole json", "copy the file again; it may be cut short"
+        ) from error
     images = content.get("images")
     try:
         if isinstance(content.get("annotations"), list) and isinstance(images, list):
@@ -136,7 +155,9 @@ def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]
             return "karpathy", _karpathy_entries(path, images, splits)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} with an entry that lacks {error}", "the fields of COCO's or Karpathy's json", "check the file"
+            f"{path} with an entry that lacks {error}",
+            "the fields of COCO's or Karpathy's json",
+            "check the file",
         ) from error
     raise DataError(
         f"{path} with the fields {', '.join(content)[:80]}",
@@ -182,7 +203,7 @@ def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[E
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- one unit
+# ----------------------------------------------------------------------------------------- one unit
 
 
 def read_list(unit: Unit) -> Iterator[Pair | Loss]:
@@ -227,7 +248,9 @@ def _entries(unit: Unit) -> Iterator[Entry | Loss]:
         if image:
             yield image, texts
         else:
-            yield Loss("no image", where, unit.path, printable(texts[0][:80]) if texts else "", len(texts))
+            yield Loss(
+                "no image", where, unit.path, printable(texts[0][:80]) if texts else "", len(texts)
+            )
 
 
 def _merge_neighbours(items: Iterator[Entry | Loss]) -> Iterator[Entry | Loss]:

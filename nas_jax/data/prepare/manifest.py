@@ -1,4 +1,6 @@
-"""The manifest: what all units together hold and lost, the id of the content, and the tables that a run prints."""
+"""The manifest: what all units together hold and lost, the id of the content, and the tables that a
+run prints.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,33 @@ class Labels:
     url: str = ""
 
 
-def merge(out: Path, count: int, described: dict[str, Any], options: Options, labels: Labels) -> dict[str, Any]:
-    """Makes the manifest and the list of losses from the finished units; the manifest comes last."""
+def merge(
+    out: Path, count: int, described: dict[str, Any], options: Options, labels: Labels
+) -> dict[str, Any]:
+    """Makes the manifest and the list of losses from the finished units; the manifest comes
+    last.
+    """
     units = finished_units(out, count)
     losses = [loss for unit in units for loss in unit["losses"]]
     names = ("reason", "name", "file", "detail")
-    lines = (json.dumps(dict(zip(names, loss, strict=False)), ensure_ascii=False) for loss in losses)
+    lines = (
+        json.dumps(dict(zip(names, loss, strict=False)), ensure_ascii=False) for loss in losses
+    )
     write_whole(out / LOSSES, "".join(f"{line}\n" for line in lines))
     kinds = sorted({unit["fingerprint"]["kind"] for unit in units})
     shards = [
-        {name: unit[name] for name in ("file", "records", "bytes", "sha256", "about", "about_bytes", "about_sha256")}
+        {
+            name: unit[name]
+            for name in (
+                "file",
+                "records",
+                "bytes",
+                "sha256",
+                "about",
+                "about_bytes",
+                "about_sha256",
+            )
+        }
         | {"from": {name: unit["fingerprint"][name] for name in ("path", "start", "end")}}
         for unit in units
     ]
@@ -49,7 +68,8 @@ def merge(out: Path, count: int, described: dict[str, Any], options: Options, la
         "id": _id(shards, options),
         "name": labels.name or out.absolute().name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "source": described | {"kind": "+".join(kinds), "url": labels.url, "licence": labels.licence},
+        "source": described
+        | {"kind": "+".join(kinds), "url": labels.url, "licence": labels.licence},
         "options": options.fingerprint(),
         "counts": {
             "images_in": sum(unit["images_in"] for unit in units),
@@ -59,7 +79,8 @@ def merge(out: Path, count: int, described: dict[str, Any], options: Options, la
         },
         "lost": by_reason(losses),
         "captions": _caption_statistics(units),
-        "images": _image_statistics(units) | _key_statistics([out / unit["about"] for unit in units]),
+        "images": _image_statistics(units)
+        | _key_statistics([out / unit["about"] for unit in units]),
         "shards": shards,
         "overlap": list(read_overlaps(out).values()),
     }
@@ -79,8 +100,14 @@ def relabel(out: Path, labels: Labels) -> dict[str, Any]:
 
 
 def _id(shards: Sequence[dict[str, Any]], options: Options) -> str:
-    """16 hexadecimal digits of the content: the same wherever and whenever the same pictures are prepared."""
-    content = [FORMAT, options.short_side, [[shard["sha256"], shard["about_sha256"]] for shard in shards]]
+    """16 hexadecimal digits of the content: the same wherever and whenever the same pictures are
+    prepared.
+    """
+    content = [
+        FORMAT,
+        options.short_side,
+        [[shard["sha256"], shard["about_sha256"]] for shard in shards],
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -113,7 +140,7 @@ def verify(out: str | os.PathLike, console: Console | None = None) -> None:
     console.say(f"{len(shards)} shards, {_size_text(total)}: all as they were written")
 
 
-# ----------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def by_reason(losses: Iterable[Loss]) -> dict[str, dict[str, Any]]:
@@ -123,18 +150,24 @@ def by_reason(losses: Iterable[Loss]) -> dict[str, dict[str, Any]]:
         entry = found.setdefault(loss.reason, {"count": 0, "examples": []})
         entry["count"] += 1
         if len(entry["examples"]) < 3:
-            entry["examples"].append(f"{loss.name} in {loss.file}" + (f": {loss.detail}" if loss.detail else ""))
+            entry["examples"].append(
+                f"{loss.name} in {loss.file}" + (f": {loss.detail}" if loss.detail else "")
+            )
     return dict(sorted(found.items()))
 
 
 def _caption_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     words = _histogram(units, "words")
     captions, records = sum(words.values()), sum(unit["records"] for unit in units)
-    longest = max((unit["longest"] for unit in units), key=lambda found: found[0], default=(0, "", ""))
+    longest = max(
+        (unit["longest"] for unit in units), key=lambda found: found[0], default=(0, "", "")
+    )
     return {
         "per_image": round(captions / max(1, records), 3),
         "words": {
-            "mean": round(sum(value * count for value, count in words.items()) / max(1, captions), 2),
+            "mean": round(
+                sum(value * count for value, count in words.items()) / max(1, captions), 2
+            ),
             "p50": _quantile(words, 0.5),
             "p95": _quantile(words, 0.95),
             "p99": _quantile(words, 0.99),
@@ -148,7 +181,11 @@ def _caption_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _image_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sides = {name: _histogram(units, f"{name}s") for name in ("width", "height")}
     return {
-        name: {"min": min(side, default=0), "median": _quantile(side, 0.5), "max": max(side, default=0)}
+        name: {
+            "min": min(side, default=0),
+            "median": _quantile(side, 0.5),
+            "max": max(side, default=0),
+        }
         for name, side in sides.items()
     } | {
         "bytes": sum(unit["image_bytes"] for unit in units),
@@ -157,17 +194,25 @@ def _image_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _key_statistics(files: Sequence[Path]) -> dict[str, int]:
-    """Records whose key stood before, and keys that stand in several shards; eight bytes a record are kept."""
+    """Records whose key stood before, and keys that stand in several shards; eight bytes a record
+    are kept.
+    """
     records, shards = 0, [np.zeros(0, np.uint64)]
     for path in files:
         try:
-            found = [hashlib.blake2b(row.key.encode(), digest_size=8).digest() for row in read_about(path)]
+            found = [
+                hashlib.blake2b(row.key.encode(), digest_size=8).digest()
+                for row in read_about(path)
+            ]
         except OSError as error:
             raise damaged(path, str(error)) from error
         records += len(found)
         shards.append(np.unique(np.frombuffer(b"".join(found), np.uint64)))
     _, per_key = np.unique(np.concatenate(shards), return_counts=True)
-    return {"repeated_keys": records - len(per_key), "keys_in_several_shards": int((per_key > 1).sum())}
+    return {
+        "repeated_keys": records - len(per_key),
+        "keys_in_several_shards": int((per_key > 1).sum()),
+    }
 
 
 def _histogram(units: Sequence[dict[str, Any]], name: str) -> Counter:
@@ -188,7 +233,7 @@ def _quantile(histogram: Counter, share: float) -> int:
     return 0
 
 
-# -------------------------------------------------------------------------------------------------------------- printed
+# ------------------------------------------------------------------------------------------ printed
 
 
 def loss_table(lost: dict[str, dict[str, Any]], images_in: int) -> str:
@@ -207,25 +252,34 @@ def loss_table(lost: dict[str, dict[str, Any]], images_in: int) -> str:
 def say_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
     """Prints what came in, what was lost and what is there now."""
     counts, captions, images = manifest["counts"], manifest["captions"], manifest["images"]
-    words, formats = captions["words"], ", ".join(f"{count:,} {name}" for name, count in images["formats"].items())
+    words, formats = (
+        captions["words"],
+        ", ".join(f"{count:,} {name}" for name, count in images["formats"].items()),
+    )
     side = {
-        name: f"{images[name]['min']}/{images[name]['median']}/{images[name]['max']}" for name in ("width", "height")
+        name: f"{images[name]['min']}/{images[name]['median']}/{images[name]['max']}"
+        for name in ("width", "height")
     }
     console.say(f"images in     {counts['images_in']:,}")
-    console.say(f"images out    {counts['images_out']:,} ({formats}), {_size_text(images['bytes'])}")
+    console.say(
+        f"images out    {counts['images_out']:,} ({formats}), {_size_text(images['bytes'])}"
+    )
     console.say(loss_table(manifest["lost"], counts["images_in"]))
     console.say(
-        f"captions      {counts['captions_in']:,} in, {counts['captions_out']:,} out, {captions['mended']:,} mended, "
+        f"captions      {counts['captions_in']:,} in, {counts['captions_out']:,} out, "
+        f"{captions['mended']:,} mended, "
         f"{captions['per_image']:.2f} an image"
     )
     console.say(
-        f"words         mean {words['mean']}, median {words['p50']}, 95 % {words['p95']}, 99 % {words['p99']}, "
+        f"words         mean {words['mean']}, median {words['p50']}, 95 % {words['p95']}, 99 % "
+        f"{words['p99']}, "
         f"max {words['max']} ({captions['longest']['text'][:60]!r})"
     )
     console.say(f"pixels        width {side['width']}, height {side['height']} (min/median/max)")
     if images["repeated_keys"]:
         console.say(
-            f"repeated keys {images['repeated_keys']:,} records, {images['keys_in_several_shards']:,} keys in several "
+            f"repeated keys {images['repeated_keys']:,} records, "
+            f"{images['keys_in_several_shards']:,} keys in several "
             "shards: they count as the same picture"
         )
     console.say(f"id            {manifest['id']} in {out} ({len(manifest['shards'])} shards)")

@@ -39,7 +39,9 @@ class _Sample:
 
 
 def read_tar(path: str) -> Iterator[Pair | Loss]:
-    """Counts as a picture: each key, each unsafe name, each repetition of a key, and one where a tar is cut."""
+    """Counts as a picture: each key, each unsafe name, each repetition of a key, and one where a
+    tar is cut.
+    """
     samples, unsafe, cut = _index(path)
     for name in unsafe:
         yield Loss("unsafe name", printable(name), path)
@@ -49,7 +51,8 @@ def read_tar(path: str) -> Iterator[Pair | Loss]:
                 yield Loss("duplicate key", printable(key), path, "the first is kept")
             item = _read_sample(path, file.fileno(), key, sample)
             if cut and number == len(samples) - 1 and isinstance(item, Loss):
-                yield Loss("tar cut short", item.name, path, cut)  # its missing part is behind the cut
+                # its missing part is behind the cut
+                yield Loss("tar cut short", item.name, path, cut)
                 cut = ""
             else:
                 yield item
@@ -91,14 +94,20 @@ def _index(path: str) -> tuple[dict[str, _Sample], list[str], str]:
             file.seek(end)
             block = file.read(BLOCK)
         if block.count(0) != BLOCK:
-            cut = f"no end mark at byte {end}" if len(block) < BLOCK else f"a damaged header at byte {end}"
+            cut = (
+                f"no end mark at byte {end}"
+                if len(block) < BLOCK
+                else f"a damaged header at byte {end}"
+            )
     return samples, list(unsafe), cut
 
 
 def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Pair | Loss:
     name = printable(key)
     texts, damaged = _tar_captions(descriptor, sample.parts)
-    image = next((sample.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample.parts), None)
+    image = next(
+        (sample.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample.parts), None
+    )
     if image is None:
         return Loss("no image", name, path, "members " + ", ".join(sample.parts), len(texts))
     captions, mended = mended_captions(texts)
@@ -108,7 +117,9 @@ def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Pair 
 
 
 def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
-    """All captions of a key, `caption` first, and whether its json cannot be read; as WebDatasetSource has them."""
+    """All captions of a key, `caption` first, and whether its json cannot be read; as
+    WebDatasetSource has them.
+    """
     captions: list = []
     damaged = False
     if "json" in parts:
@@ -121,5 +132,9 @@ def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[l
             damaged = True
     texts = [text for text in captions if isinstance(text, str)]
     if "txt" in parts and not texts:
-        texts = [os.pread(descriptor, parts["txt"][1], parts["txt"][0]).decode("utf-8", "surrogateescape")]
+        texts = [
+            os.pread(descriptor, parts["txt"][1], parts["txt"][0]).decode(
+                "utf-8", "surrogateescape"
+            )
+        ]
     return list(dict.fromkeys(texts)), damaged

@@ -1,4 +1,6 @@
-"""One unit becomes one shard: pictures are decoded, hashed and perhaps shrunk; what fails is a loss with a reason."""
+"""One unit becomes one shard: pictures are decoded, hashed and perhaps shrunk; what fails is a loss
+with a reason.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from nas_jax.data.sources import image_id_of
 from nas_jax.data.text_ops import clean_words
 from nas_jax.utils.errors import ConfigError
 
-PNG_COLOURS = 256  # pictures from lossless files with no more colours stay lossless when they are shrunk
+# pictures from lossless files with no more colours stay lossless when they are shrunk
+PNG_COLOURS = 256
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -44,16 +47,24 @@ class Options:
 
     image_root: str = ""  # folder that picture paths of lists start from; "" = that of the list
     splits: tuple[str, ...] = ()  # Karpathy: which splits
-    tfds_captions: str = ""  # tfds: the text feature with the captions, where the data set leaves that open
-    short_side: int = 0  # pictures with a longer short side are stored shrunk to it; 0 = all as they are
+    # tfds: the text feature with the captions, where the data set leaves that open
+    tfds_captions: str = ""
+    # pictures with a longer short side are stored shrunk to it; 0 = all as they are
+    short_side: int = 0
     quality: int = 95  # of the JPEGs among these
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
         if self.short_side and self.short_side < 16:
-            raise ConfigError(f"--short-side {self.short_side}", "at least 16 pixels, or 0", "256 or 384 are usual")
+            raise ConfigError(
+                f"--short-side {self.short_side}",
+                "at least 16 pixels, or 0",
+                "256 or 384 are usual",
+            )
         if not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality {self.quality}", "1 to 100", "95 hardly changes a picture")
+            raise ConfigError(
+                f"--quality {self.quality}", "1 to 100", "95 hardly changes a picture"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """Equal only for options that give the same records."""
@@ -70,7 +81,8 @@ def prepare_unit(
     store: bool = True,
     tick: Callable[[int, int], None] = lambda seen, lost: None,
 ) -> tuple[int, int]:
-    """Reads a unit and writes shard `number` of the folder `out`, under its name only when it is whole.
+    """Reads a unit and writes shard `number` of the folder `out`, under its name only when it is
+    whole.
 
     Args:
       store: False writes the about file without the pictures.
@@ -95,7 +107,12 @@ def prepare_unit(
                 shard.write(*item)
                 tally.add(*item)
             tick(images_in, len(losses))
-        counts = {"images_in": images_in, "captions_in": captions_in, "mended": mended, "losses": losses}
+        counts = {
+            "images_in": images_in,
+            "captions_in": captions_in,
+            "mended": mended,
+            "losses": losses,
+        }
         shard.finish(unit_fingerprint(unit, options), counts, tally)
     return images_in, len(losses)
 
@@ -118,26 +135,33 @@ def _row(pair: Pair, options: Options) -> tuple[About, bytes] | Loss:
         image_HxWx3, data = shrink(image_HxWx3, data, options.short_side, options.quality)
     height, width = image_HxWx3.shape[:2]
     captions = tuple(pair.captions)
-    return About(pair.key, image_id_of(pair.key), captions, width, height, exact_hash(pair.image), phash), data
+    return About(
+        pair.key, image_id_of(pair.key), captions, width, height, exact_hash(pair.image), phash
+    ), data
 
 
-# -------------------------------------------------------------------------------------------------------------- shards
+# ------------------------------------------------------------------------------------------- shards
 
 
 class NewShard:
-    """A shard under temporary names; `finish` gives it its own, and without it nothing is left at the end."""
+    """A shard under temporary names; `finish` gives it its own, and without it nothing is left at
+    the end.
+    """
 
     def __init__(self, out: Path, number: int, store: bool = True):
         self._out, self._number = out, number
         self._names = ([pairs_name(number)] if store else []) + [about_name(number)]
         self._temporary = [self._out / f"{name}.tmp-{os.getpid()}" for name in self._names]
-        self._writer = ShardWriter(str(self._temporary[0]) if store else None, str(self._temporary[-1]))
+        self._writer = ShardWriter(
+            str(self._temporary[0]) if store else None, str(self._temporary[-1])
+        )
 
     def __enter__(self) -> NewShard:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, for one, which has been reported by then
+        # of a full disk, for one, which has been reported by then
+        with contextlib.suppress(OSError):
             self._writer.close()
         for path in self._temporary:
             path.unlink(missing_ok=True)
@@ -147,7 +171,10 @@ class NewShard:
         self._writer.write(row, image)
 
     def finish(self, fingerprint: dict[str, Any], counts: dict[str, Any], tally: Tally) -> None:
-        """Puts the files in place, and beside them what they add to the manifest. Raises OSError."""
+        """Puts the files in place, and beside them what they add to the manifest.
+
+        Raises OSError.
+        """
         self._writer.close()
         files: dict[str, Any] = {}
         for name, path in zip(self._names, self._temporary, strict=True):
@@ -172,7 +199,12 @@ class Tally:
 
     def __init__(self):
         self.records = self.captions = self.bytes = 0
-        self.words, self.widths, self.heights, self.formats = Counter(), Counter(), Counter(), Counter()
+        self.words, self.widths, self.heights, self.formats = (
+            Counter(),
+            Counter(),
+            Counter(),
+            Counter(),
+        )
         self.longest: tuple[int, str, str] = (0, "", "")
 
     def add(self, row: About, image: bytes) -> None:
@@ -197,12 +229,13 @@ class Tally:
             "image_bytes": self.bytes,
             "longest": self.longest,
         } | {
-            name: sorted(getattr(self, name).items())  # pairs: json would turn the numbers into texts
+            # pairs: json would turn the numbers into texts
+            name: sorted(getattr(self, name).items())
             for name in ("words", "widths", "heights", "formats")
         }
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def format_of(data: bytes) -> str:
@@ -212,12 +245,15 @@ def format_of(data: bytes) -> str:
     return next((name for magic, name in _MAGIC if data.startswith(magic)), "other")
 
 
-def shrink(image_HxWx3: np.ndarray, data: bytes, short_side: int, quality: int) -> tuple[np.ndarray, bytes]:
-    """The picture with a short side of at most short_side pixels, and its file; unchanged where it is small enough.
+def shrink(
+    image_HxWx3: np.ndarray, data: bytes, short_side: int, quality: int
+) -> tuple[np.ndarray, bytes]:
+    """The picture with a short side of at most short_side pixels, and its file; unchanged where it
+    is small enough.
 
-    Larger ones are shrunk with antialiasing (bicubic) and stored upright: as PNG where the file was lossless (PNG, GIF,
-    BMP, TIFF) and shows at most PNG_COLOURS colours, so that drawings keep clean edges, else as JPEG without chroma
-    subsampling.
+    Larger ones are shrunk with antialiasing (bicubic) and stored upright: as PNG where the file was
+    lossless (PNG, GIF, BMP, TIFF) and shows at most PNG_COLOURS colours, so that drawings keep
+    clean edges, else as JPEG without chroma subsampling.
     """
     height, width = image_HxWx3.shape[:2]
     if min(height, width) <= short_side:

@@ -34,7 +34,9 @@ _LINE_SECONDS = 10.0  # between two lines where no line can be rewritten
 class Progress:
     """What was seen and lost so far, on the console; ends the run where too much is lost."""
 
-    def __init__(self, units: Sequence[Unit], max_lost: float, console: Console, seen: int = 0, lost: int = 0):
+    def __init__(
+        self, units: Sequence[Unit], max_lost: float, console: Console, seen: int = 0, lost: int = 0
+    ):
         self._units, self._max_lost, self._console = units, max_lost, console
         self._before, self.seen, self.lost = seen, seen, lost  # `before`: by an earlier run
         self._start = self._line = time.monotonic()
@@ -73,12 +75,20 @@ class Progress:
         rate = (self.seen - self._before) / max(1e-3, now - self._start)
         text = f"{self.seen:,} images, {self.lost:,} lost ({share:.1f} %), {rate:.0f} images/s"
         total = self._total()
-        return text + (f", about {format_seconds((total - self.seen) / rate)} left" if total and rate else "")
+        return text + (
+            f", about {format_seconds((total - self.seen) / rate)} left" if total and rate else ""
+        )
 
     def _total(self) -> float:
-        """Pictures in all units: as the lists say, for tars judged by those that are done; 0 before one is."""
+        """Pictures in all units: as the lists say, for tars judged by those that are done; 0 before
+        one is.
+        """
         tars = sum(unit.size for unit in self._units if not unit.count)
-        seen, size = (sum(column) for column in zip(*self._weights, strict=True)) if self._weights else (0, 0)
+        seen, size = (
+            (sum(column) for column in zip(*self._weights, strict=True))
+            if self._weights
+            else (0, 0)
+        )
         if tars and not seen:
             return 0
         return sum(unit.count for unit in self._units) + (tars * seen / size if tars else 0)
@@ -88,8 +98,13 @@ class TooMuchLost(Exception):
     """The share of losses is above --max-lost."""
 
 
-def run_units(todo: Sequence[Job], out: Path, options: Options, workers: int, store: bool, progress: Progress) -> None:
-    """Prepares the units, in this process where workers is 0. Raises UserError, and TooMuchLost from the progress."""
+def run_units(
+    todo: Sequence[Job], out: Path, options: Options, workers: int, store: bool, progress: Progress
+) -> None:
+    """Prepares the units, in this process where workers is 0.
+
+    Raises UserError, and TooMuchLost from the progress.
+    """
     if workers:
         return _run_pool(todo, out, options, workers, store, progress)
     for number, unit in todo:
@@ -106,8 +121,11 @@ class _Worker:
     job: Job
 
 
-def _run_pool(todo: Sequence[Job], out: Path, options: Options, workers: int, store: bool, progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")  # forked children would share locks of our libraries
+def _run_pool(
+    todo: Sequence[Job], out: Path, options: Options, workers: int, store: bool, progress: Progress
+) -> None:
+    # forked children would share locks of our libraries
+    context = multiprocessing.get_context("spawn")
     waiting, pool = list(reversed(todo)), []
     try:
         for _ in range(min(workers, len(waiting))):
@@ -137,7 +155,8 @@ def _run_pool(todo: Sequence[Job], out: Path, options: Options, workers: int, st
 
 
 def _send(worker: _Worker) -> None:
-    with contextlib.suppress(BrokenPipeError):  # one that has died already is seen when its answer is read
+    # one that has died already is seen when its answer is read
+    with contextlib.suppress(BrokenPipeError):
         worker.connection.send(worker.job)
 
 
@@ -164,19 +183,21 @@ def _worker_died(process: BaseProcess, unit: Unit) -> UserError:
     return UserError(
         f"a worker ended with {how} while it read {unit.path}",
         "workers that live",
-        "if the machine ran out of memory pass a smaller --workers; run the same command again to go on",
+        "if the machine ran out of memory pass a smaller --workers; run the same command again to "
+        "go on",
     )
 
 
 def _work(connection: Connection, out: Path, options: Options, store: bool) -> None:
     """A worker: prepares the units it is sent.
 
-    It answers (False, (seen, lost)) now and then, and at the end (True, (seen, lost)) or what went wrong: a UserError,
-    or the text of a traceback.
+    It answers (False, (seen, lost)) now and then, and at the end (True, (seen, lost)) or what went
+    wrong: a UserError, or the text of a traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells us when to end
     cv2.setNumThreads(1)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
+    # the parent has ended
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             number, unit = connection.recv()
             try:
@@ -199,7 +220,8 @@ def _seldom(tick: Callable[[int, int], None]) -> Callable[[int, int], None]:
     def pass_on(seen: int, lost: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _TICK_SECONDS or lost and seen == MIN_COUNTED:  # where the share is judged first
+        # where the share is judged first
+        if now - last >= _TICK_SECONDS or lost and seen == MIN_COUNTED:
             last = now
             tick(seen, lost)
 

@@ -1,8 +1,9 @@
 """Benchmarks: one small file each turns published annotation files into `questions.Benchmark`.
 
-A loader takes a folder and `Options` and returns one or more benchmarks. `reading` opens annotation files, `pictures`
-finds and decodes pictures, `assemble` puts both together and counts what is lost. docs/benchmarks.md says where the
-files come from. `python -m nas_jax.evals.benchmarks NAME --data DIR` says what a folder holds.
+A loader takes a folder and `Options` and returns one or more benchmarks. `reading` opens annotation
+files, `pictures` finds and decodes pictures, `assemble` puts both together and counts what is lost.
+docs/benchmarks.md says where the files come from. `python -m nas_jax.evals.benchmarks NAME --data
+DIR` says what a folder holds.
 """
 
 from __future__ import annotations
@@ -43,14 +44,17 @@ BENCHMARKS = {
     "valse": Entry(valse.load, "VALSE: caption or foil, 11 pieces of language"),
     "sugarcrepe": Entry(sugarcrepe.load, "SugarCrepe: caption or negative, 7 splits"),
     "sugarcrepe_pp": Entry(
-        sugarcrepe_pp.load, "SugarCrepe++: two captions against a negative, with and without picture"
+        sugarcrepe_pp.load,
+        "SugarCrepe++: two captions against a negative, with and without picture",
     ),
     "aro": Entry(aro.load_all, "ARO: those of its four tests whose files are there"),
     "aro_relation": Entry(aro.load_relation, "ARO VG-Relation"),
     "aro_attribution": Entry(aro.load_attribution, "ARO VG-Attribution"),
     "aro_coco_order": Entry(aro.load_coco_order, "ARO COCO-Order"),
     "aro_flickr_order": Entry(aro.load_flickr_order, "ARO Flickr30k-Order"),
-    "winoground": Entry(winoground.load, "Winoground: two pictures, two captions of the same words"),
+    "winoground": Entry(
+        winoground.load, "Winoground: two pictures, two captions of the same words"
+    ),
     "svo": Entry(svo.load, "SVO-Probes: subject, verb or object"),
     "mmvp": Entry(mmvp.load, "MMVP-VLM: pairs of pictures that CLIP takes for alike"),
     "whatsup": Entry(whatsup.load, "What'sUp: where things are, 6 sets"),
@@ -61,13 +65,18 @@ BENCHMARKS = {
 
 
 def load_benchmark(
-    name: str, data_dir: str | Path, image_size: int | None = None, max_dropped: float = 0.01, clean: bool = True
+    name: str,
+    data_dir: str | Path,
+    image_size: int | None = None,
+    max_dropped: float = 0.01,
+    clean: bool = True,
 ) -> tuple[Benchmark, ...]:
     """Loads a benchmark; some are several.
 
     Args:
       name: a key of BENCHMARKS.
-      data_dir: folder with its annotation files, and the pictures anywhere below it or in .tar files in it.
+      data_dir: folder with its annotation files, and the pictures anywhere below it or in .tar
+      files in it.
       image_size: height and width of the pictures, pixels; None: annotations only.
       max_dropped: a larger share of items that cannot be used is an error.
       clean: whether texts are cleaned as ALBEF cleans them (lower case, no punctuation).
@@ -77,10 +86,14 @@ def load_benchmark(
       DataError: files that are missing or malformed, or too many items that cannot be used.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"benchmark {name!r}", f"one of {', '.join(BENCHMARKS)}", "check the spelling")
+        raise ConfigError(
+            f"benchmark {name!r}", f"one of {', '.join(BENCHMARKS)}", "check the spelling"
+        )
     folder = Path(data_dir).expanduser()
     if not folder.exists():
-        raise DataError(f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md")
+        raise DataError(
+            f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md"
+        )
     options = Options(image_size, max_dropped, clean)
     options.validate()
     return BENCHMARKS[name].load(folder, options)

@@ -19,8 +19,15 @@ from nas_jax.utils.commands import Parser, exit_code
 def describe(benchmark: Benchmark) -> str:
     """Some lines about a benchmark."""
     counts = Counter(question.category for question in benchmark.questions)
-    lines = [f"{benchmark.name}: {len(benchmark.questions)} items ({benchmark.form}), {len(benchmark.images)} pictures"]
-    lines += [f"  {category}: {count}" for category, count in sorted(counts.items())] if len(counts) > 1 else []
+    lines = [
+        f"{benchmark.name}: {len(benchmark.questions)} items ({benchmark.form}), "
+        f"{len(benchmark.images)} pictures"
+    ]
+    lines += (
+        [f"  {category}: {count}" for category, count in sorted(counts.items())]
+        if len(counts) > 1
+        else []
+    )
     lines += [f"  {rule}: {value}" for rule, value in benchmark.protocol.items()]
     lines += [f"  dropped, {reason}: {count}" for reason, count in benchmark.dropped.items()]
     return "\n".join(lines)
@@ -32,14 +39,23 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="python -m nas_jax.evals.benchmarks",
         description="Loads a benchmark and says what is there.",
-        epilog="benchmarks:\n" + "\n".join(f"  {name:<{width}}  {entry.about}" for name, entry in BENCHMARKS.items()),
+        epilog="benchmarks:\n"
+        + "\n".join(f"  {name:<{width}}  {entry.about}" for name, entry in BENCHMARKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("benchmark", metavar="BENCHMARK")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with its files")
-    parser.add_argument("--image-size", type=int, default=None, metavar="N", help="also decode all pictures, N pixels")
-    parser.add_argument("--max-dropped", type=float, default=0.01, metavar="SHARE", help="default 0.01")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="also decode all pictures, N pixels",
+    )
+    parser.add_argument(
+        "--max-dropped", type=float, default=0.01, metavar="SHARE", help="default 0.01"
+    )
     args = parser.parse_args(argv)
     for benchmark in load_benchmark(args.benchmark, args.data, args.image_size, args.max_dropped):
         print(describe(benchmark))

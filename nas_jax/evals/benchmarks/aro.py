@@ -1,13 +1,14 @@
 """ARO (Yuksekgonul et al. 2023): relations, attributes and word order.
 
-VG-Relation and VG-Attribution: `visual_genome_relation.json` and `visual_genome_attribution.json`, lists of
-{image_path, bbox_x, bbox_y, bbox_w, bbox_h, true_caption, false_caption} with relation_name or attributes; the picture
-is cut to the box. COCO-Order and Flickr30k-Order: `coco_order.json` and `flickr_order.json`, lists of {image,
-caption_options}, the caption first and then its shuffles. The authors shuffle when they evaluate, with spaCy, nltk and
-global random states, so these files are what that run wrote down; this project does not make shuffles of its own.
+VG-Relation and VG-Attribution: `visual_genome_relation.json` and `visual_genome_attribution.json`,
+lists of {image_path, bbox_x, bbox_y, bbox_w, bbox_h, true_caption, false_caption} with
+relation_name or attributes; the picture is cut to the box. COCO-Order and Flickr30k-Order:
+`coco_order.json` and `flickr_order.json`, lists of {image, caption_options}, the caption first and
+then its shuffles. The authors shuffle when they evaluate, with spaCy, nltk and global random
+states, so these files are what that run wrote down; this project does not make shuffles of its own.
 
-The authors rank with argmax, which gives a tie to the first option: wrong in the first two, right in the last two. Here
-a tie is wrong everywhere.
+The authors rank with argmax, which gives a tie to the first option: wrong in the first two, right
+in the last two. Here a tie is wrong everywhere.
 """
 
 from __future__ import annotations
@@ -24,30 +25,50 @@ from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
 
 # Relations that the published macro average leaves out, symmetric or odd ones: facts from
-# mertyg/vision-language-models-are-bows, notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb, 157 names.
+# mertyg/vision-language-models-are-bows, notebooks/Replicate ARO! VG-Relation,
+# VG-Attribution.ipynb, 157 names.
 _LEFT_OUT = (
-    "adjusting, around, attached to, beside, between, bigger than, biting, boarding, brushing, by, chewing, "
-    "cleaning, climbing, close to, coming from, coming out of, contain, crossing, dragging, draped over, "
-    "drinking, drinking from, driving, driving down, driving on, eating from, eating in, enclosing, exiting, "
-    "facing, filled with, floating in, floating on, flying, flying above, flying in, flying over, flying through, "
-    "full of, going down, going into, going through, grazing in, growing in, growing on, guiding, hanging from, "
-    "hanging in, hanging off, hanging over, higher than, holding onto, hugging, in between, jumping off, jumping "
-    "on, jumping over, kept in, larger than, leading, leaning over, leaving, licking, longer than, looking in, "
-    "looking into, looking out, looking over, looking through, lying next to, lying on top of, making, mixed "
-    "with, mounted on, moving, near, next to, of, on the back of, on the edge of, on the front of, on the other "
-    "side of, on the side of, opening, painted on, parked at, parked beside, parked by, parked in, parked in "
-    "front of, parked near, parked next to, perched on, petting, piled on, playing, playing in, playing on, "
-    "playing with, pouring, reaching for, reading, reflected on, riding on, running in, running on, running "
-    "through, seen through, sitting behind, sitting beside, sitting by, sitting in front of, sitting near, "
-    "sitting next to, sitting under, skiing down, skiing on, sleeping in, sleeping on, smiling at, sniffing, "
-    "splashing, sprinkled on, stacked on, standing against, standing around, standing behind, standing beside, "
-    "standing in front of, standing near, standing next to, staring at, stuck in, surrounding, swimming in, "
-    "swinging, talking to, topped with, touching, traveling down, traveling on, tying, typing on, underneath, "
-    "wading in, waiting for, walking across, walking by, walking down, walking next to, walking through, with, "
+    "adjusting, around, attached to, beside, between, bigger than, biting, boarding, brushing, "
+    "by, chewing, "
+    "cleaning, climbing, close to, coming from, coming out of, contain, crossing, dragging, "
+    "draped over, "
+    "drinking, drinking from, driving, driving down, driving on, eating from, eating in, "
+    "enclosing, exiting, "
+    "facing, filled with, floating in, floating on, flying, flying above, flying in, flying over, "
+    "flying through, "
+    "full of, going down, going into, going through, grazing in, growing in, growing on, guiding, "
+    "hanging from, "
+    "hanging in, hanging off, hanging over, higher than, holding onto, hugging, in between, "
+    "jumping off, jumping "
+    "on, jumping over, kept in, larger than, leading, leaning over, leaving, licking, longer "
+    "than, looking in, "
+    "looking into, looking out, looking over, looking through, lying next to, lying on top of, "
+    "making, mixed "
+    "with, mounted on, moving, near, next to, of, on the back of, on the edge of, on the front "
+    "of, on the other "
+    "side of, on the side of, opening, painted on, parked at, parked beside, parked by, parked "
+    "in, parked in "
+    "front of, parked near, parked next to, perched on, petting, piled on, playing, playing in, "
+    "playing on, "
+    "playing with, pouring, reaching for, reading, reflected on, riding on, running in, running "
+    "on, running "
+    "through, seen through, sitting behind, sitting beside, sitting by, sitting in front of, "
+    "sitting near, "
+    "sitting next to, sitting under, skiing down, skiing on, sleeping in, sleeping on, smiling "
+    "at, sniffing, "
+    "splashing, sprinkled on, stacked on, standing against, standing around, standing behind, "
+    "standing beside, "
+    "standing in front of, standing near, standing next to, staring at, stuck in, surrounding, "
+    "swimming in, "
+    "swinging, talking to, topped with, touching, traveling down, traveling on, tying, typing on, "
+    "underneath, "
+    "wading in, waiting for, walking across, walking by, walking down, walking next to, walking "
+    "through, with, "
     "working in, working on, worn on, wrapped around, wrapped in"
 )
 LEFT_OUT = frozenset(_LEFT_OUT.split(", "))
-LEAST_CASES = 25  # pairs of attributes with fewer are left out of the macro average (ARO code, aro_datasets.py)
+# pairs of attributes with fewer are left out of the macro average (ARO code, aro_datasets.py)
+LEAST_CASES = 25
 BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
@@ -55,31 +76,57 @@ def load_relation(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """VG-Relation; the category is the relation."""
     entries = read_json(find(data_dir, "visual_genome_relation.json"), list)
     items = Items()
-    items.drafts += each(enumerate(entries), lambda number, entry: _region(number, entry, _relation), items.report)
+    items.drafts += each(
+        enumerate(entries), lambda number, entry: _region(number, entry, _relation), items.report
+    )
     macro = tuple(sorted({draft.category for draft in items.drafts} - LEFT_OUT))
-    protocol = {"macro": f"mean over {len(macro)} relations, without the {len(LEFT_OUT)} that the authors leave out"}
-    return (_regions("aro_relation", items, data_dir, options, protocol | {"published items": "23937"}, macro),)
+    protocol = {
+        "macro": f"mean over {len(macro)} relations, without the {len(LEFT_OUT)} that the authors "
+        "leave out"
+    }
+    return (
+        _regions(
+            "aro_relation", items, data_dir, options, protocol | {"published items": "23937"}, macro
+        ),
+    )
 
 
 def load_attribution(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """VG-Attribution; the category is the pair of attributes."""
     entries = read_json(find(data_dir, "visual_genome_attribution.json"), list)
     items = Items()
-    items.drafts += each(enumerate(entries), lambda number, entry: _region(number, entry, _attributes), items.report)
+    items.drafts += each(
+        enumerate(entries), lambda number, entry: _region(number, entry, _attributes), items.report
+    )
     cases = Counter(draft.category for draft in items.drafts)
     macro = tuple(sorted(name for name, count in cases.items() if count >= LEAST_CASES))
-    protocol = {"macro": f"mean over the {len(macro)} pairs of attributes with at least {LEAST_CASES} cases"}
-    return (_regions("aro_attribution", items, data_dir, options, protocol | {"published items": "28748"}, macro),)
+    protocol = {
+        "macro": f"mean over the {len(macro)} pairs of attributes with at least {LEAST_CASES} cases"
+    }
+    return (
+        _regions(
+            "aro_attribution",
+            items,
+            data_dir,
+            options,
+            protocol | {"published items": "28748"},
+            macro,
+        ),
+    )
 
 
 def load_coco_order(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """COCO-Order."""
-    return (_order("aro_coco_order", find(data_dir, "coco_order.json"), data_dir, options, "25010"),)
+    return (
+        _order("aro_coco_order", find(data_dir, "coco_order.json"), data_dir, options, "25010"),
+    )
 
 
 def load_flickr_order(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """Flickr30k-Order."""
-    return (_order("aro_flickr_order", find(data_dir, "flickr_order.json"), data_dir, options, "5000"),)
+    return (
+        _order("aro_flickr_order", find(data_dir, "flickr_order.json"), data_dir, options, "5000"),
+    )
 
 
 def load_all(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
@@ -92,16 +139,25 @@ def load_all(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     }
     found = [load for name, load in loaders.items() if (data_dir / name).is_file()]
     if not found:
-        raise DataError(f"none of the files of ARO in {data_dir}", ", ".join(loaders), "see docs/benchmarks.md")
+        raise DataError(
+            f"none of the files of ARO in {data_dir}", ", ".join(loaders), "see docs/benchmarks.md"
+        )
     return tuple(benchmark for load in found for benchmark in load(data_dir, options))
 
 
 def _regions(
-    name: str, items: Items, data_dir: Path, options: Options, protocol: dict[str, str], macro: tuple[str, ...]
+    name: str,
+    items: Items,
+    data_dir: Path,
+    options: Options,
+    protocol: dict[str, str],
+    macro: tuple[str, ...],
 ) -> Benchmark:
     protocol = {"crop": "bounding box", **protocol}
     files = Files(data_dir)
-    return assemble(name, "choice", items, files, options, protocol, macro=macro, headline="macro/accuracy")
+    return assemble(
+        name, "choice", items, files, options, protocol, macro=macro, headline="macro/accuracy"
+    )
 
 
 def _region(number: int, entry: Any, category: Callable[[Any], str]) -> Draft:
@@ -119,7 +175,11 @@ def _relation(entry: Any) -> str:
 
 def _attributes(entry: Any) -> str:
     pair = entry.get("attributes")
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or not all(isinstance(word, str) for word in pair)
+    ):
         raise Unusable("no attributes")
     return f"{pair[0]}_{pair[1]}"
 
@@ -127,7 +187,11 @@ def _attributes(entry: Any) -> str:
 def _order(name: str, path: Path, data_dir: Path, options: Options, size: str) -> Benchmark:
     def draft(number: int, entry: Any) -> Draft:
         texts = entry.get("caption_options") if isinstance(entry, dict) else None
-        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list)
+            or len(texts) < 2
+            or not all(isinstance(text, str) for text in texts)
+        ):
             raise Unusable("no caption_options", str(number))
         return Draft(str(number), "order", (Picture(name_of(entry, "image")),), tuple(texts))
 

@@ -1,4 +1,6 @@
-"""From the items of annotation files to a `Benchmark`: texts cleaned, pictures found, losses counted."""
+"""From the items of annotation files to a `Benchmark`: texts cleaned, pictures found, losses
+counted.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,35 @@ RESERVED = ("all", "macro")  # names of parts that are no categories
 class Options:
     """How benchmarks are loaded."""
 
-    image_size: int | None = None  # height and width of the pictures, pixels; None: annotations only
+    # height and width of the pictures, pixels; None: annotations only
+    image_size: int | None = None
     max_dropped: float = 0.01  # a larger share of items that cannot be used ends it
-    clean: bool = True  # texts as ALBEF cleans them (nas_jax/data/text_ops.py); False: only white space
-    max_words: int = 64  # longer texts are cut; VALSE's longest has fewer, the 30 of pretraining would cut answers off
+    # texts as ALBEF cleans them (nas_jax/data/text_ops.py); False: only white space
+    clean: bool = True
+    # longer texts are cut; VALSE's longest has fewer, the 30 of pretraining would cut answers off
+    max_words: int = 64
 
     def validate(self) -> None:
         """Raises ConfigError on the first field with an unusable value."""
         size = self.image_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ConfigError(f"image_size={size!r}", "an integer >= 1 or None", "give the model's image size")
+            raise ConfigError(
+                f"image_size={size!r}", "an integer >= 1 or None", "give the model's image size"
+            )
         if not 0 <= self.max_dropped <= 1:
-            raise ConfigError(f"max_dropped={self.max_dropped!r}", "a share from 0 to 1", "0.01 is one in a hundred")
-        if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
-            raise ConfigError(f"max_words={self.max_words!r}", "an integer >= 1", "64 cuts no published text")
+            raise ConfigError(
+                f"max_dropped={self.max_dropped!r}",
+                "a share from 0 to 1",
+                "0.01 is one in a hundred",
+            )
+        if (
+            isinstance(self.max_words, bool)
+            or not isinstance(self.max_words, int)
+            or self.max_words < 1
+        ):
+            raise ConfigError(
+                f"max_words={self.max_words!r}", "an integer >= 1", "64 cuts no published text"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,19 +91,30 @@ def assemble(
       options: see `Options`.
 
     Raises:
-      DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or two have one key.
+      DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or
+      two have one key.
     """
     options.validate()
     report = Report()
     report.merge(items.report)
-    drafts = [draft for draft in (_cleaned(draft, options, report) for draft in items.drafts) if draft is not None]
+    drafts = [
+        draft
+        for draft in (_cleaned(draft, options, report) for draft in items.drafts)
+        if draft is not None
+    ]
     numbers = {picture: number for number, picture in enumerate(_distinct(drafts))}
-    images = NoPictures(len(numbers)) if options.image_size is None else _gallery(files, numbers, options.image_size)
+    images = (
+        NoPictures(len(numbers))
+        if options.image_size is None
+        else _gallery(files, numbers, options.image_size)
+    )
 
     questions = []
     for draft in drafts:
         shown = tuple(numbers[picture] for picture in draft.pictures)
-        failed = next((images.failures[number] for number in shown if number in images.failures), None)
+        failed = next(
+            (images.failures[number] for number in shown if number in images.failures), None
+        )
         if failed is None:
             questions.append(Question(draft.key, draft.category, shown, draft.texts, draft.true))
         else:
@@ -94,7 +122,10 @@ def assemble(
     _check(name, questions, report, options.max_dropped)
 
     rules = dict(protocol or {})
-    rules["text"] = f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most {options.max_words} words"
+    rules["text"] = (
+        f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most "
+        f"{options.max_words} words"
+    )
     if same := sum(_unanswerable(form, question) for question in questions):
         rules["unanswerable"] = f"{same} with equal right and wrong answers, which count as wrong"
     return Benchmark(
@@ -104,7 +135,9 @@ def assemble(
         images=images,
         protocol=rules,
         dropped=dict(report),
-        groups={_plain(group): tuple(map(_plain, parts)) for group, parts in (groups or {}).items()},
+        groups={
+            _plain(group): tuple(map(_plain, parts)) for group, parts in (groups or {}).items()
+        },
         macro=None if macro is None else tuple(map(_plain, macro)),
         **fields,
     )
@@ -145,10 +178,14 @@ def _check(name: str, questions: list[Question], report: Report, max_dropped: fl
     keys = set()
     for question in questions:
         if question.key in keys:
-            raise DataError(f"{name}: two items {question.key!r}", "keys that differ", "rename one of them")
+            raise DataError(
+                f"{name}: two items {question.key!r}", "keys that differ", "rename one of them"
+            )
         if question.category in RESERVED:
             got = f"{name}: a category named {question.category!r}"
-            raise DataError(got, f"a name other than {RESERVED}", "rename the category in the annotation file")
+            raise DataError(
+                got, f"a name other than {RESERVED}", "rename the category in the annotation file"
+            )
         keys.add(question.key)
 
 

@@ -1,10 +1,13 @@
-"""CREPE (Ma et al. 2023): the caption of a region among hard negatives, by complexity or by what training has seen.
+"""CREPE (Ma et al. 2023): the caption of a region among hard negatives, by complexity or by what
+training has seen.
 
-Files, each kind a benchmark of its own where it is there, below the folder or in `prod_hard_negatives` and
-`syst_hard_negatives`: `{atom,swap,negate}/prod_vg_hard_negs_KIND_complexity_N.csv` for N = 4 to 12 (productivity), and
-`syst_vg_hard_negs_{seen,unseen}_compounds_in_{cc12m,yfcc,laion}.csv` (systematicity, for models trained on that
-collection only). Columns: image_id, caption, x, y, width, height and lists of negatives. Pictures are Visual Genome's
-`ID.jpg`, cut to the region (CREPE code, crepe_eval_utils.py).
+Files, each kind a benchmark of its own where it is there, below the folder or in
+`prod_hard_negatives` and `syst_hard_negatives`:
+`{atom,swap,negate}/prod_vg_hard_negs_KIND_complexity_N.csv` for N = 4 to 12 (productivity), and
+`syst_vg_hard_negs_{seen,unseen}_compounds_in_{cc12m,yfcc,laion}.csv` (systematicity, for models
+trained on that collection only). Columns: image_id, caption, x, y, width, height and lists of
+negatives. Pictures are Visual Genome's `ID.jpg`, cut to the region (CREPE code,
+crepe_eval_utils.py).
 """
 
 from __future__ import annotations
@@ -29,24 +32,35 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """One benchmark a kind of negative: "crepe_prod_atom", ..., "crepe_syst_cc12m_combined"."""
     files, out = Files(data_dir), []
     for kind in ("atom", "swap", "negate"):
-        names = {f"n={n}": f"{kind}/prod_vg_hard_negs_{kind}_complexity_{n}.csv" for n in COMPLEXITIES}
-        out += _benchmark(f"crepe_prod_{kind}", _present(data_dir, "prod", names), "hard_negs", files, options)
+        names = {
+            f"n={n}": f"{kind}/prod_vg_hard_negs_{kind}_complexity_{n}.csv" for n in COMPLEXITIES
+        }
+        out += _benchmark(
+            f"crepe_prod_{kind}", _present(data_dir, "prod", names), "hard_negs", files, options
+        )
     for collection in COLLECTIONS:
-        names = {split: f"syst_vg_hard_negs_{split}_compounds_in_{collection}.csv" for split in ("seen", "unseen")}
+        names = {
+            split: f"syst_vg_hard_negs_{split}_compounds_in_{collection}.csv"
+            for split in ("seen", "unseen")
+        }
         paths = _present(data_dir, "syst", names)
         for kind in ("atom", "comp", "combined"):
             name = f"crepe_syst_{collection}_{kind}"
             out += _benchmark(name, paths, f"valid_hard_negs_{kind}", files, options)
     if not out:
         expected = "prod_hard_negatives or syst_hard_negatives"
-        raise DataError(f"none of the files of CREPE in {data_dir}", expected, "unpack its two zip files there")
+        raise DataError(
+            f"none of the files of CREPE in {data_dir}", expected, "unpack its two zip files there"
+        )
     return tuple(out)
 
 
 def _present(data_dir: Path, test: str, names: dict[str, str]) -> dict[str, Path]:
     folders = (data_dir, data_dir / f"{test}_hard_negatives")
     paths = {category: folder / name for category, name in names.items() for folder in folders}
-    paths |= {category: data_dir / name for category, name in names.items() if (data_dir / name).is_file()}
+    paths |= {
+        category: data_dir / name for category, name in names.items() if (data_dir / name).is_file()
+    }
     return {category: path for category, path in paths.items() if path.is_file()}
 
 
@@ -63,13 +77,23 @@ def _benchmark(
             if width < 1 or height < 1:
                 raise Unusable("empty region", f"{category}/{number}")
             picture = Picture(f"{name_of(row, 'image_id')}.jpg", (left, top, width, height))
-            return Draft(f"{category}/{number}", category, (picture,), (text(row, "caption"), *_texts(row, negatives)))
+            return Draft(
+                f"{category}/{number}",
+                category,
+                (picture,),
+                (text(row, "caption"), *_texts(row, negatives)),
+            )
 
         items.drafts += each(enumerate(table), draft, items.report)
     if not paths:
         return ()
-    protocol = {"crop": "x, y, width, height", "published scorer": "itc (CREPE code, crepe_prod_eval_albef.py)"}
-    return (assemble(name, "choice", items, files, options, protocol, headline="all/r@1", cuts=CUTS),)
+    protocol = {
+        "crop": "x, y, width, height",
+        "published scorer": "itc (CREPE code, crepe_prod_eval_albef.py)",
+    }
+    return (
+        assemble(name, "choice", items, files, options, protocol, headline="all/r@1", cuts=CUTS),
+    )
 
 
 def _texts(row: dict[str, str], column: str) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
-"""MMVP-VLM (Tong et al. 2024): pairs of pictures that CLIP sees alike, and a statement about each, 9 visual patterns.
+"""MMVP-VLM (Tong et al. 2024): pairs of pictures that CLIP sees alike, and a statement about each,
+9 visual patterns.
 
-Files: `Questions.csv` (Question ID, Type, Statement), two rows a pair; pictures `MLLM_VLM Images/TYPE/ID.jpg`. The odd
-id of a pair is said of its first picture (MMVP code, scripts/evaluate_vlm.py). A pair is right when both statements
-prefer their own picture: the image score of a quad. The paper prints it by pattern, and the mean.
+Files: `Questions.csv` (Question ID, Type, Statement), two rows a pair; pictures `MLLM_VLM
+Images/TYPE/ID.jpg`. The odd id of a pair is said of its first picture (MMVP code,
+scripts/evaluate_vlm.py). A pair is right when both statements prefer their own picture: the image
+score of a quad. The paper prints it by pattern, and the mean.
 """
 
 from __future__ import annotations
@@ -24,8 +26,14 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     items = Items()
     pairs = [(number // 2, table[number : number + 2]) for number in range(0, len(table), 2)]
     items.drafts += each(pairs, _draft, items.report)
-    protocol = {"published items": "135", "prompt": PREFIX + "STATEMENT", "published": "image, mean over 9 patterns"}
-    return (assemble("mmvp", "quad", items, Files(data_dir), options, protocol, headline="macro/image"),)
+    protocol = {
+        "published items": "135",
+        "prompt": PREFIX + "STATEMENT",
+        "published": "image, mean over 9 patterns",
+    }
+    return (
+        assemble("mmvp", "quad", items, Files(data_dir), options, protocol, headline="macro/image"),
+    )
 
 
 def _draft(number: int, pair: list[dict[str, str]]) -> Draft:

@@ -1,9 +1,10 @@
 """Anyone's own pairs and quads, without code: jsonl files with the pictures beside them.
 
-A line of a file of pairs is {image, caption, foil} with an optional category and id, a line of a file of quads
-{image_0, image_1, caption_0, caption_1} with the same. Each file is a benchmark of its own, "own:NAME". Pictures lie
-anywhere below the folder, or in .tar files in it: "noto-foils.jsonl" looks in the tars whose names begin with the same
-word ("noto.tar"), and in all where there are none.
+A line of a file of pairs is {image, caption, foil} with an optional category and id, a line of a
+file of quads {image_0, image_1, caption_0, caption_1} with the same. Each file is a benchmark of
+its own, "own:NAME". Pictures lie anywhere below the folder, or in .tar files in it:
+"noto-foils.jsonl" looks in the tars whose names begin with the same word ("noto.tar"), and in all
+where there are none.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """One benchmark for each jsonl file; `data_dir` may also be one such file."""
     paths = [data_dir] if data_dir.is_file() else sorted(data_dir.glob("*.jsonl"))
     if not paths:
-        expected = "files with lines {image, caption, foil} or {image_0, image_1, caption_0, caption_1}"
+        expected = (
+            "files with lines {image, caption, foil} or {image_0, image_1, caption_0, caption_1}"
+        )
         raise DataError(f"no *.jsonl in {data_dir}", expected, "write your pairs into one")
     return tuple(_load(path, options) for path in paths)
 
@@ -39,7 +42,11 @@ def _load(path: Path, options: Options) -> Benchmark:
 
     def draft(number: int, entry: Any) -> Draft:
         key = name_of(entry, "id") if isinstance(entry, Mapping) and "id" in entry else str(number)
-        category = text(entry, "category") if isinstance(entry, Mapping) and "category" in entry else "none"
+        category = (
+            text(entry, "category")
+            if isinstance(entry, Mapping) and "category" in entry
+            else "none"
+        )
         shown = tuple(Picture(name_of(entry, field)) for field in pictures)
         return Draft(key, category, shown, tuple(text(entry, field) for field in texts))
 

@@ -1,4 +1,6 @@
-"""Pictures of a benchmark: found by name, cropped, resized, and tried once so that none is skipped in silence."""
+"""Pictures of a benchmark: found by name, cropped, resized, and tried once so that none is skipped
+in silence.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from nas_jax.data.image_ops import ImageError, decode, resize
 from nas_jax.evals.benchmarks.reading import Unusable
 from nas_jax.utils.errors import DataError
 
-SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")  # tried in this order where an annotation names no suffix
+# tried in this order where an annotation names no suffix
+SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
 CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memory
 _BLOCK = 256  # pictures that are decoded side by side
 
@@ -28,12 +31,15 @@ class Picture:
     """A picture as annotations name it."""
 
     name: str  # file name, with or without folders and suffix
-    box: tuple[int, int, int, int] | None = None  # left, top, width, height of the part that is shown, pixels
+    # left, top, width, height of the part that is shown, pixels
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the bytes of a file are: a whole file where `size` is negative, else a member of a tar."""
+    """Where the bytes of a file are: a whole file where `size` is negative, else a member of a
+    tar.
+    """
 
     path: str
     offset: int = 0
@@ -46,26 +52,36 @@ class _Place:
 
 
 class Files:
-    """Files by name: at the path that is asked for, else anywhere under the folder, else in its tars.
+    """Files by name: at the path that is asked for, else anywhere under the folder, else in its
+    tars.
 
-    Annotations come with the folders of the machine they were made on, so the last part of a name (and of two files
-    with the same one, the last two parts) is enough.
+    Annotations come with the folders of the machine they were made on, so the last part of a name
+    (and of two files with the same one, the last two parts) is enough.
     """
 
     def __init__(self, folder: Path, tars: Sequence[Path] | None = None):
-        """Args: `folder` is searched with its subfolders; `tars` default to the *.tar files directly in it."""
+        """Args: `folder` is searched with its subfolders; `tars` default to the *.tar files
+        directly in it.
+        """
         self._folder = folder
         self._tars = sorted(folder.glob("*.tar")) if tars is None else list(tars)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises Unusable where there is none, or several that could be meant."""
+        """The bytes of a file.
+
+        Raises Unusable where there is none, or several that could be meant.
+        """
         try:
             return self._find(name).read()
         except OSError as error:
             raise Unusable("unreadable file", name) from error
 
     def _find(self, name: str) -> _Place:
-        names = [name] if os.path.splitext(name)[1].lower() in SUFFIXES else [name + suffix for suffix in SUFFIXES]
+        names = (
+            [name]
+            if os.path.splitext(name)[1].lower() in SUFFIXES
+            else [name + suffix for suffix in SUFFIXES]
+        )
         for candidate in names:
             for path in (self._folder / candidate, self._folder / "images" / candidate):
                 if path.is_file():
@@ -93,7 +109,11 @@ class Files:
             seen.add(real)
             for name in files:
                 if os.path.splitext(name)[1].lower() in SUFFIXES:
-                    _enter(table, f"{os.path.basename(folder)}/{name}", _Place(os.path.join(folder, name)))
+                    _enter(
+                        table,
+                        f"{os.path.basename(folder)}/{name}",
+                        _Place(os.path.join(folder, name)),
+                    )
         return table
 
     @cached_property
@@ -101,13 +121,20 @@ class Files:
         table: dict[str, list[_Place]] = {}
         for path in self._tars:
             try:
-                with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed files, of which no part can be read
+                # "r:" refuses compressed files, of which no part can be read
+                with tarfile.open(path, "r:") as tar:
                     for member in tar:
                         if member.isreg():
-                            name = f"{path.stem}/{member.name}" if "/" not in member.name else member.name
+                            name = (
+                                f"{path.stem}/{member.name}"
+                                if "/" not in member.name
+                                else member.name
+                            )
                             _enter(table, name, _Place(str(path), member.offset_data, member.size))
             except (tarfile.TarError, OSError) as error:
-                raise DataError(f"{path}: {error}", "a whole, uncompressed tar", "copy or unpack it again") from error
+                raise DataError(
+                    f"{path}: {error}", "a whole, uncompressed tar", "copy or unpack it again"
+                ) from error
         return table
 
 
@@ -121,13 +148,17 @@ class Gallery(Sequence):
     """Pictures by index: decoded, cropped and resized when asked for, uint8 (size, size, 3)."""
 
     def __init__(self, files: Files, pictures: Sequence[Picture], size: int):
-        """Tries every picture once, several at a time. `failures`: index -> why it cannot be shown."""
+        """Tries every picture once, several at a time.
+
+        `failures`: index -> why it cannot be shown.
+        """
         self._files, self._pictures, self._size = files, list(pictures), size
         self._cache: dict[int, np.ndarray] = {}
         self.failures: dict[int, Unusable] = {}
         room = CACHE_BYTES // (size * size * 3)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(self._pictures), _BLOCK):  # in blocks, so that few are held at a time
+            # in blocks, so that few are held at a time
+            for start in range(0, len(self._pictures), _BLOCK):
                 block = range(start, min(start + _BLOCK, len(self._pictures)))
                 for index, result in zip(block, pool.map(self._try, block), strict=True):
                     if isinstance(result, Unusable):
@@ -147,7 +178,9 @@ class Gallery(Sequence):
             image_HxWx3 = decode(self._files.read(picture.name))
         except ImageError as error:
             raise Unusable(error.reason, picture.name) from error
-        return resize(image_HxWx3 if picture.box is None else crop(image_HxWx3, picture.box), self._size)
+        return resize(
+            image_HxWx3 if picture.box is None else crop(image_HxWx3, picture.box), self._size
+        )
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -172,10 +205,14 @@ class NoPictures(Sequence):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        raise DataError("a benchmark loaded without pictures", "an image_size", "load it with an image size")
+        raise DataError(
+            "a benchmark loaded without pictures", "an image_size", "load it with an image size"
+        )
 
 
 def crop(image_HxWx3: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The part of a picture inside (left, top, width, height); black where the box leaves it, as Pillow crops."""
+    """The part of a picture inside (left, top, width, height); black where the box leaves it, as
+    Pillow crops.
+    """
     left, top, width, height = box
     return np.asarray(Image.fromarray(image_HxWx3).crop((left, top, left + width, top + height)))

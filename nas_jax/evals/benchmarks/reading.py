@@ -33,7 +33,11 @@ def find(data_dir: Path, *names: str) -> Path:
         if (data_dir / name).is_file():
             return data_dir / name
     expected = names[0] + (f" (or {', '.join(names[1:])})" if len(names) > 1 else "")
-    raise DataError(f"no {names[0]} in {data_dir}", expected, "see docs/benchmarks.md for the files of each benchmark")
+    raise DataError(
+        f"no {names[0]} in {data_dir}",
+        expected,
+        "see docs/benchmarks.md for the files of each benchmark",
+    )
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -41,9 +45,15 @@ def read_json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(_text(path))
     except ValueError as error:
-        raise DataError(f"{path}: {error}", "a json file", "copy it again; it may be cut short") from error
+        raise DataError(
+            f"{path}: {error}", "a json file", "copy it again; it may be cut short"
+        ) from error
     if not isinstance(content, kind):
-        raise DataError(f"{path} holds a {type(content).__name__}", f"a {kind.__name__}", "check which file it is")
+        raise DataError(
+            f"{path} holds a {type(content).__name__}",
+            f"a {kind.__name__}",
+            "check which file it is",
+        )
     return content
 
 
@@ -55,7 +65,9 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
             try:
                 out.append((number, json.loads(line)))
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: {error}", "one json object a line", "mend it") from error
+                raise DataError(
+                    f"{path}, line {number}: {error}", "one json object a line", "mend it"
+                ) from error
     return out
 
 
@@ -65,7 +77,9 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     table = csv.DictReader(io.StringIO(_text(path), newline=""), skipinitialspace=True)
     missing = [name for name in columns if name not in (table.fieldnames or ())]
     if missing:
-        raise DataError(f"{path} without column {missing[0]!r}", ", ".join(columns), "check which file it is")
+        raise DataError(
+            f"{path} without column {missing[0]!r}", ", ".join(columns), "check which file it is"
+        )
     return list(table)
 
 
@@ -76,7 +90,9 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: {error}", "a readable UTF-8 file", "check the path") from error
 
 
-def each(entries: Iterable[tuple[Any, Any]], make: Callable[[Any, Any], Made], report: Report) -> list[Made]:
+def each(
+    entries: Iterable[tuple[Any, Any]], make: Callable[[Any, Any], Made], report: Report
+) -> list[Made]:
     """`make(name, entry)` of each entry; those it finds unusable are counted in `report`."""
     out = []
     for name, entry in entries:

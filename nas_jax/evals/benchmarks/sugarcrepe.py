@@ -1,7 +1,8 @@
-"""SugarCrepe (Hsieh et al. 2023): captions of COCO val2017 and hard negatives without a give-away, 7 splits.
+"""SugarCrepe (Hsieh et al. 2023): captions of COCO val2017 and hard negatives without a give-away,
+7 splits.
 
-Files: `SPLIT.json`, {number: {filename, caption, negative_caption}}; numbers have gaps. Captions are in lower case and
-negatives are whole sentences, so texts are always compared in lower case.
+Files: `SPLIT.json`, {number: {filename, caption, negative_caption}}; numbers have gaps. Captions
+are in lower case and negatives are whole sentences, so texts are always compared in lower case.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ SIZES = {
     "swap_att": 666,
     "swap_obj": 245,
 }
-GROUPS = {kind: tuple(split for split in SIZES if split.startswith(f"{kind}_")) for kind in ("replace", "swap", "add")}
+GROUPS = {
+    kind: tuple(split for split in SIZES if split.startswith(f"{kind}_"))
+    for kind in ("replace", "swap", "add")
+}
 
 
 def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
@@ -30,8 +34,14 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     items = Items()
     for split in SIZES:
         entries = read_json(find(data_dir, f"{split}.json"), dict)
-        items.drafts += each(entries.items(), lambda key, entry, split=split: _draft(split, key, entry), items.report)
-    protocol = {"published items": str(sum(SIZES.values())), "case": "lower", "average": "groups are means of splits"}
+        items.drafts += each(
+            entries.items(), lambda key, entry, split=split: _draft(split, key, entry), items.report
+        )
+    protocol = {
+        "published items": str(sum(SIZES.values())),
+        "case": "lower",
+        "average": "groups are means of splits",
+    }
     return (assemble("sugarcrepe", "choice", items, Files(data_dir), options, protocol, GROUPS),)
 
 

@@ -1,8 +1,9 @@
-"""SugarCrepe++ (Dumpala et al. 2024): two captions of one meaning and a negative, with the picture and without it.
+"""SugarCrepe++ (Dumpala et al. 2024): two captions of one meaning and a negative, with the picture
+and without it.
 
-Files: `SPLIT.json`, a list of {id, filename, caption, caption2, negative_caption} (Sri-Harsha/scpp, data/). The
-image-text task is right when both captions beat the negative; the text-only task when the captions are nearer to each
-other than either is to the negative (scpp code, evaluate_ulms.py).
+Files: `SPLIT.json`, a list of {id, filename, caption, caption2, negative_caption} (Sri-Harsha/scpp,
+data/). The image-text task is right when both captions beat the negative; the text-only task when
+the captions are nearer to each other than either is to the negative (scpp code, evaluate_ulms.py).
 """
 
 from __future__ import annotations
@@ -14,20 +15,40 @@ from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_json, text
 from nas_jax.evals.questions import Benchmark
 
-SIZES = {"replace_att": 788, "replace_obj": 1652, "replace_rel": 1406, "swap_att": 666, "swap_obj": 245}
-GROUPS = {kind: tuple(split for split in SIZES if split.startswith(f"{kind}_")) for kind in ("replace", "swap")}
+SIZES = {
+    "replace_att": 788,
+    "replace_obj": 1652,
+    "replace_rel": 1406,
+    "swap_att": 666,
+    "swap_obj": 245,
+}
+GROUPS = {
+    kind: tuple(split for split in SIZES if split.startswith(f"{kind}_"))
+    for kind in ("replace", "swap")
+}
 
 
 def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
-    """Two benchmarks of the same items: "sugarcrepe_pp", and "sugarcrepe_pp_text" without pictures."""
+    """Two benchmarks of the same items: "sugarcrepe_pp", and "sugarcrepe_pp_text" without
+    pictures.
+    """
     seen, unseen = Items(), Items()
     for split in SIZES:
         entries = read_json(find(data_dir, f"{split}.json"), list)
-        seen.drafts += each(enumerate(entries), lambda _, entry, split=split: _draft(split, entry, True), seen.report)
-        unseen.drafts += each(
-            enumerate(entries), lambda _, entry, split=split: _draft(split, entry, False), unseen.report
+        seen.drafts += each(
+            enumerate(entries),
+            lambda _, entry, split=split: _draft(split, entry, True),
+            seen.report,
         )
-    protocol = {"published items": str(sum(SIZES.values())), "average": "groups are means of splits"}
+        unseen.drafts += each(
+            enumerate(entries),
+            lambda _, entry, split=split: _draft(split, entry, False),
+            unseen.report,
+        )
+    protocol = {
+        "published items": str(sum(SIZES.values())),
+        "average": "groups are means of splits",
+    }
     files = Files(data_dir)
     return (
         assemble("sugarcrepe_pp", "two_true", seen, files, options, protocol, GROUPS),
@@ -36,6 +57,8 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
 
 
 def _draft(split: str, entry: object, seen: bool) -> Draft:
-    texts = tuple(text(entry, field).lower() for field in ("caption", "caption2", "negative_caption"))
+    texts = tuple(
+        text(entry, field).lower() for field in ("caption", "caption2", "negative_caption")
+    )
     pictures = (Picture(name_of(entry, "filename")),) if seen else ()
     return Draft(f"{split}/{name_of(entry, 'id')}", split, pictures, texts)

@@ -1,10 +1,10 @@
-"""SVO-Probes (Hendricks and Nematzadeh 2021): a sentence, a picture of it, and one with another subject, verb or
-object.
+"""SVO-Probes (Hendricks and Nematzadeh 2021): a sentence, a picture of it, and one with another
+subject, verb or object.
 
-Files: `svo_probes.csv` (sentence, pos_triplet, neg_triplet, pos_url, neg_url, pos_image_id, neg_image_id, subj_neg,
-verb_neg, obj_neg), with pictures named by their id; or a jsonl of {caption, pos_image, neg_image, subj_neg, verb_neg,
-obj_neg}. Rows where not exactly one of the three is true are left out (SVO-Probes code,
-probing_image_text_models.ipynb).
+Files: `svo_probes.csv` (sentence, pos_triplet, neg_triplet, pos_url, neg_url, pos_image_id,
+neg_image_id, subj_neg, verb_neg, obj_neg), with pictures named by their id; or a jsonl of {caption,
+pos_image, neg_image, subj_neg, verb_neg, obj_neg}. Rows where not exactly one of the three is true
+are left out (SVO-Probes code, probing_image_text_models.ipynb).
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
-from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_lines, read_table, text
+from nas_jax.evals.benchmarks.reading import (
+    Unusable,
+    each,
+    find,
+    name_of,
+    read_lines,
+    read_table,
+    text,
+)
 from nas_jax.evals.questions import Benchmark
 
 FLAGS = {"subj_neg": "subject", "verb_neg": "verb", "obj_neg": "object"}
@@ -27,27 +35,45 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """The rows with one kind of negative."""
     path = find(data_dir, "svo_probes.csv", "svo_probes.jsonl")
     fields = CSV_FIELDS if path.suffix == ".csv" else JSONL_FIELDS
-    entries = list(enumerate(read_table(path, (*fields, *FLAGS)))) if path.suffix == ".csv" else read_lines(path)
+    entries = (
+        list(enumerate(read_table(path, (*fields, *FLAGS))))
+        if path.suffix == ".csv"
+        else read_lines(path)
+    )
     items, filtered = Items(), 0
     single = []
     for number, entry in entries:
-        if isinstance(entry, Mapping) and all(flag in entry for flag in FLAGS) and len(_kinds(entry)) != 1:
+        if (
+            isinstance(entry, Mapping)
+            and all(flag in entry for flag in FLAGS)
+            and len(_kinds(entry)) != 1
+        ):
             filtered += 1
         else:
             single.append((number, entry))
     items.drafts += each(single, lambda number, entry: _draft(number, entry, fields), items.report)
     protocol = {
         "filter": f"exactly one of subj_neg, verb_neg, obj_neg ({filtered} left out)",
-        "published": "accuracy_at_0.5, each (sentence, picture) once; accuracy is the ranking of the two pictures",
+        "published": "accuracy_at_0.5, each (sentence, picture) once; accuracy is the ranking of "
+        "the two pictures",
     }
     built = assemble(
-        "svo", "picture", items, Files(data_dir), options, protocol, headline="all/accuracy_at_0.5", absolute=True
+        "svo",
+        "picture",
+        items,
+        Files(data_dir),
+        options,
+        protocol,
+        headline="all/accuracy_at_0.5",
+        absolute=True,
     )
     return (built,)
 
 
 def _kinds(entry: Mapping[str, Any]) -> list[str]:
-    return [kind for flag, kind in FLAGS.items() if str(entry[flag]).strip().lower() in ("true", "1")]
+    return [
+        kind for flag, kind in FLAGS.items() if str(entry[flag]).strip().lower() in ("true", "1")
+    ]
 
 
 def _draft(number: int, entry: Any, fields: tuple[str, str, str]) -> Draft:

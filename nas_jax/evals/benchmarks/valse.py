@@ -1,7 +1,9 @@
-"""VALSE (Parcalabescu et al. 2022): a caption or a foil that differs in one linguistic phenomenon, 11 pieces.
+"""VALSE (Parcalabescu et al. 2022): a caption or a foil that differs in one linguistic phenomenon,
+11 pieces.
 
-Files: one `PIECE.json` each, {example id: {image_file, caption, foil, mturk: {caption, foil, other}}}. An example
-counts where at least two of three annotators chose the caption ("valid", section 4.2).
+Files: one `PIECE.json` each, {example id: {image_file, caption, foil, mturk: {caption, foil,
+other}}}. An example counts where at least two of three annotators chose the caption ("valid",
+section 4.2).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
 
-SIZES = {  # piece -> valid examples; in the order in which published score files number all examples, from 0
+# piece -> valid examples; in the order in which published score files number all examples, from 0
+SIZES = {
     "actant-swap": 949,
     "action-replacement": 648,
     "coreference-hard": 104,
@@ -42,17 +45,26 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     for piece, entries in _pieces(data_dir).items():
         valid = {key: entry for key, entry in entries.items() if not _is_invalid(entry)}
         filtered += len(entries) - len(valid)
-        items.drafts += each(valid.items(), lambda key, entry, piece=piece: _draft(piece, key, entry), items.report)
+        items.drafts += each(
+            valid.items(), lambda key, entry, piece=piece: _draft(piece, key, entry), items.report
+        )
     protocol = {
         "filter": f"mturk.caption >= {VOTES} ({filtered} left out)",
         "published items": str(sum(SIZES.values())),
         "average": "all is over examples (micro), macro over the 11 pieces; papers print either",
     }
-    return (assemble("valse", "choice", items, Files(data_dir), options, protocol, GROUPS, absolute=True),)
+    return (
+        assemble(
+            "valse", "choice", items, Files(data_dir), options, protocol, GROUPS, absolute=True
+        ),
+    )
 
 
 def published_keys(data_dir: Path) -> dict[tuple[str, int], str]:
-    """(piece, number in published score files) -> key. The numbers count the invalid examples too."""
+    """(piece, number in published score files) -> key.
+
+    The numbers count the invalid examples too.
+    """
     names = [(piece, key) for piece, entries in _pieces(data_dir).items() for key in entries]
     return {(piece, number): f"{piece}/{key}" for number, (piece, key) in enumerate(names)}
 
@@ -63,7 +75,11 @@ def _pieces(data_dir: Path) -> dict[str, dict]:
 
 def _is_invalid(entry: Any) -> bool:
     votes = entry.get("mturk") if isinstance(entry, Mapping) else None
-    return isinstance(votes, Mapping) and isinstance(votes.get("caption"), int) and votes["caption"] < VOTES
+    return (
+        isinstance(votes, Mapping)
+        and isinstance(votes.get("caption"), int)
+        and votes["caption"] < VOTES
+    )
 
 
 def _draft(piece: str, key: str, entry: Any) -> Draft:

@@ -1,10 +1,11 @@
 """What'sUp (Kamath et al. 2023): where is one thing in relation to another?
 
 Files, each a benchmark of its own where it is there: `controlled_images_dataset.json` (A) and
-`controlled_clevr_dataset.json` (B), lists of {image_path, caption_options: 4, the first right}, in which the same
-things are shown in all four places; `coco_qa_{one,two}_obj.json` and `vg_qa_{one,two}_obj.json`, lists of [picture
-number, right, wrong]. Of A and B the paper also prints how many pairs (left and right, on and under, in front and
-behind) and sets of four are all right (What'sUp code, dataset_zoo/aro_datasets.py).
+`controlled_clevr_dataset.json` (B), lists of {image_path, caption_options: 4, the first right}, in
+which the same things are shown in all four places; `coco_qa_{one,two}_obj.json` and
+`vg_qa_{one,two}_obj.json`, lists of [picture number, right, wrong]. Of A and B the paper also
+prints how many pairs (left and right, on and under, in front and behind) and sets of four are all
+right (What'sUp code, dataset_zoo/aro_datasets.py).
 """
 
 from __future__ import annotations
@@ -22,31 +23,61 @@ CONTROLLED = {
     "whatsup_a": ("controlled_images_dataset.json", (("left", "right"), ("on", "under"))),
     "whatsup_b": ("controlled_clevr_dataset.json", (("left", "right"), ("in-front", "behind"))),
 }
-NATURAL = {  # name -> (file, picture of a number, words of the right caption that name its category)
-    "whatsup_coco_one": ("coco_qa_one_obj.json", "val2017/{:012d}.jpg", ("left", "right", "top", "bottom")),
-    "whatsup_coco_two": ("coco_qa_two_obj.json", "val2017/{:012d}.jpg", ("left", "right", "above", "below")),
-    "whatsup_vg_one": ("vg_qa_one_obj.json", "vg_images/{}.jpg", ("left", "right", "top", "bottom")),
-    "whatsup_vg_two": ("vg_qa_two_obj.json", "vg_images/{}.jpg", ("left", "right", "front", "behind", "top")),
+# name -> (file, picture of a number, words of the right caption that name its category)
+NATURAL = {
+    "whatsup_coco_one": (
+        "coco_qa_one_obj.json",
+        "val2017/{:012d}.jpg",
+        ("left", "right", "top", "bottom"),
+    ),
+    "whatsup_coco_two": (
+        "coco_qa_two_obj.json",
+        "val2017/{:012d}.jpg",
+        ("left", "right", "above", "below"),
+    ),
+    "whatsup_vg_one": (
+        "vg_qa_one_obj.json",
+        "vg_images/{}.jpg",
+        ("left", "right", "top", "bottom"),
+    ),
+    "whatsup_vg_two": (
+        "vg_qa_two_obj.json",
+        "vg_images/{}.jpg",
+        ("left", "right", "front", "behind", "top"),
+    ),
 }
 
 
 def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """Those of the six benchmarks whose file is in the folder."""
-    found = {path.name.lower(): path.name for path in data_dir.glob("*.json")}  # COCO_QA_... in some copies
+    # COCO_QA_... in some copies
+    found = {path.name.lower(): path.name for path in data_dir.glob("*.json")}
     files, out = Files(data_dir), []
     for name, (file, pairs) in CONTROLLED.items():
         if file in found:
-            out.append(_controlled(name, read_json(data_dir / found[file], list), pairs, files, options))
+            out.append(
+                _controlled(name, read_json(data_dir / found[file], list), pairs, files, options)
+            )
     for name, (file, pattern, words) in NATURAL.items():
         if file in found:
-            out.append(_natural(name, read_json(data_dir / found[file], list), pattern, words, files, options))
+            out.append(
+                _natural(
+                    name, read_json(data_dir / found[file], list), pattern, words, files, options
+                )
+            )
     if not out:
         wanted = [file for file, *_ in (*CONTROLLED.values(), *NATURAL.values())]
-        raise DataError(f"none of the files of What'sUp in {data_dir}", ", ".join(wanted), "see docs/benchmarks.md")
+        raise DataError(
+            f"none of the files of What'sUp in {data_dir}",
+            ", ".join(wanted),
+            "see docs/benchmarks.md",
+        )
     return tuple(out)
 
 
-def _controlled(name: str, entries: list, pairs: tuple, files: Files, options: Options) -> Benchmark:
+def _controlled(
+    name: str, entries: list, pairs: tuple, files: Files, options: Options
+) -> Benchmark:
     places: dict[tuple[str, str], dict[str, str]] = {}  # the two things -> place -> key
 
     def draft(number: int, entry: Any) -> Draft:
@@ -54,7 +85,11 @@ def _controlled(name: str, entries: list, pairs: tuple, files: Files, options: O
         texts = entry.get("caption_options") if isinstance(entry, dict) else None
         if not isinstance(path, str) or path.count("_") < 2:
             raise Unusable("no image_path", str(number))
-        if not isinstance(texts, list) or len(texts) != 4 or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list)
+            or len(texts) != 4
+            or not all(isinstance(text, str) for text in texts)
+        ):
             raise Unusable("no caption_options", str(number))
         words = Path(path).stem.split("_")
         places.setdefault((words[0], words[-1]), {})[words[1]] = str(number)
@@ -71,10 +106,15 @@ def _controlled(name: str, entries: list, pairs: tuple, files: Files, options: O
             if all(place in keys for place in pair)
         ),
         "set": tuple(
-            tuple(keys[place] for place in names) for keys in places.values() if all(place in keys for place in names)
+            tuple(keys[place] for place in names)
+            for keys in places.values()
+            if all(place in keys for place in names)
         ),
     }
-    protocol = {"sets": f"{len(together['set'])} complete sets of four, {len(together['pair'])} complete pairs"}
+    protocol = {
+        "sets": f"{len(together['set'])} complete sets of four, {len(together['pair'])} complete "
+        "pairs"
+    }
     return assemble(name, "choice", items, files, options, protocol, together=together)
 
 
@@ -82,7 +122,11 @@ def _natural(
     name: str, entries: list, pattern: str, words: tuple[str, ...], files: Files, options: Options
 ) -> Benchmark:
     def draft(number: int, entry: Any) -> Draft:
-        if not isinstance(entry, list) or len(entry) < 3 or not all(isinstance(text, str) for text in entry[1:3]):
+        if (
+            not isinstance(entry, list)
+            or len(entry) < 3
+            or not all(isinstance(text, str) for text in entry[1:3])
+        ):
             raise Unusable("no [picture, right, wrong]", str(number))
         try:
             picture = Picture(pattern.format(int(entry[0])))

@@ -1,7 +1,7 @@
 """Winoground (Thrush et al. 2022): two pictures and two captions of the same words, 400 times.
 
-Files: `examples.jsonl`, {id, caption_0, caption_1, image_0, image_1, collapsed_tag}, with picture names without suffix.
-The licence forbids passing the captions on.
+Files: `examples.jsonl`, {id, caption_0, caption_1, image_0, image_1, collapsed_tag}, with picture
+names without suffix. The licence forbids passing the captions on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from nas_jax.evals.questions import Benchmark
 def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     """All examples; the category is `collapsed_tag` (Object, Relation or Both)."""
     items = Items()
-    items.drafts += each(read_lines(find(data_dir, "examples.jsonl", "data/examples.jsonl")), _draft, items.report)
+    items.drafts += each(
+        read_lines(find(data_dir, "examples.jsonl", "data/examples.jsonl")), _draft, items.report
+    )
     protocol = {"published items": "400"}
-    return (assemble("winoground", "quad", items, Files(data_dir), options, protocol, headline="all/group"),)
+    return (
+        assemble(
+            "winoground", "quad", items, Files(data_dir), options, protocol, headline="all/group"
+        ),
+    )
 
 
 def _draft(_: int, entry: object) -> Draft:
