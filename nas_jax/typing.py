@@ -11,7 +11,7 @@ Array names end in their shape, one letter (or number) an axis: ``image_tokens_B
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,3 +32,18 @@ Batch = dict[str, np.ndarray | jax.Array]
 
 Metrics = dict[str, jax.Array | float]
 """Scalar name -> value; names are ``group/quantity``, e.g. ``loss/itc``."""
+
+
+class Vocabulary(NamedTuple):
+    """What losses and negatives know of a tokenizer."""
+
+    size: int  # V
+    pad: int  # ids of the special tokens
+    cls: int
+    sep: int
+    mask: int
+    # begins a word that carries meaning: letters or digits, neither special nor a function word
+    content_V: np.ndarray
+    # may be put in place of a word: as above, a whole word and no lone letter
+    fillable_V: np.ndarray
+    continuation_V: np.ndarray  # second and later pieces of a word ("##ing")
