@@ -50,7 +50,7 @@ from nas_jax.methods import Method, make_method
 from nas_jax.methods.albef import Stage
 from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
 from nas_jax.models.sizes import DTYPES, IMPLEMENTATIONS, POLICIES, model_config
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig, WordTables
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch

@@ -13,7 +13,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
 from nas_jax.models.sizes import model_config
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig

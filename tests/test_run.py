@@ -17,7 +17,7 @@ from nas_jax.config import RunConfig, to_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, MethodConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import CheckpointError, DivergedError

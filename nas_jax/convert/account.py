@@ -19,7 +19,7 @@ import numpy as np
 
 from nas_jax.convert.albef_names import Entry
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.vision_language import VisionLanguageModel
+from nas_jax.models.towers import VisionLanguageModel
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves

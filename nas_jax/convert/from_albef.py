@@ -18,7 +18,7 @@ from nas_jax.convert.albef_names import Entry, state_entries, student_entries, t
 from nas_jax.convert.torch_files import Tensors, read_tensors
 from nas_jax.methods.config import ItcConfig, MethodConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError

@@ -20,7 +20,7 @@ from nas_jax.convert.encoders import Source, Tower, image_tower, text_tower
 from nas_jax.convert.torch_files import read_folder, read_tensors
 from nas_jax.methods.config import MethodConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import ConfigError, DataError

@@ -34,8 +34,8 @@ from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import Method, nas
-from nas_jax.models.vision_language import IMAGE_STD, VisionLanguageModel, normalise_image
-from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.models.towers import IMAGE_STD, VisionLanguageModel, normalise_image
+from nas_jax.models.codebook import DictionaryState
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import UserError
 

@@ -30,7 +30,7 @@ from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.methods.config import ItcConfig, MethodConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig, WordTables
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.typing import Params

@@ -39,7 +39,7 @@ from nas_jax.convert.hf_tokenizer import write_tokenizer
 from nas_jax.convert.trained import Trained, open_trained
 from nas_jax.data.config import DataConfig
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
-from nas_jax.models.vision_language import IMAGE_MEAN, IMAGE_STD
+from nas_jax.models.towers import IMAGE_MEAN, IMAGE_STD
 from nas_jax.train.workdir import TOKENIZER
 from nas_jax.utils.errors import CheckpointError, ConfigError
 

@@ -36,14 +36,13 @@ class NvaConfig:
         """Raises ConfigError on unusable values."""
         if self.similarity not in SIMILARITIES:
             raise ConfigError(
-                f"method.nva.similarity={self.similarity!r}",
+                f"similarity={self.similarity!r}",
                 f"one of {', '.join(SIMILARITIES)}",
                 "set one of them",
             )
         if self.object_candidates < 1 or self.neighbours < 1:
             raise ConfigError(
-                f"method.nva.object_candidates={self.object_candidates}, "
-                f"neighbours={self.neighbours}",
+                f"object_candidates={self.object_candidates}, neighbours={self.neighbours}",
                 "at least 1 of each",
                 "3 and 3 are the authors'",
             )

@@ -40,6 +40,16 @@ def build(cls: type, values: Any, path: str = "") -> Any:
     )
 
 
+def narrowed(value: Any, cls: type) -> Any:
+    """A dataclass as one of type `cls`, which has some of its fields; sections likewise."""
+    known = typing.get_type_hints(cls)
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
+    for name, part in fields.items():
+        if dataclasses.is_dataclass(part) and dataclasses.is_dataclass(known[name]):
+            fields[name] = narrowed(part, known[name])
+    return cls(**fields)
+
+
 def check_known(cls: type, name: str, path: str) -> Any:
     """The type of field `name` of the section at `path`."""
     known = typing.get_type_hints(cls)
@@ -84,3 +94,19 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def dotted(path: str, name: str) -> str:
     """The name of a field in a section."""
     return f"{path}.{name}" if path else str(name)
+
+
+def validate_tree(config: Any, path: str = "") -> None:
+    """Calls `validate()` of a config dataclass and of all its sections.
+
+    A ConfigError names the field as the section does; here the dotted path comes before it.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            validate_tree(value, dotted(path, field.name))
+    if hasattr(config, "validate"):
+        try:
+            config.validate()
+        except ConfigError as error:
+            raise ConfigError(dotted(path, error.got), error.expected, error.remedy) from error

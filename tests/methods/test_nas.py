@@ -20,7 +20,7 @@ from nas_jax.methods.albef import (
     update_teacher,
 )
 from nas_jax.methods.config import VARIANTS, ItcConfig, MlmConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig, start_from_data
+from nas_jax.models.codebook import DictionaryConfig, start_from_data
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer

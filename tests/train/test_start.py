@@ -11,7 +11,7 @@ import tiny
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.methods.config import ItcConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
