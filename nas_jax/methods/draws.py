@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +16,7 @@ from nas_jax.typing import Array
 Sampled = TypeVar("Sampled")
 
 
-@dataclass(frozen=True)
+@flax.struct.dataclass
 class Draws:
     """The only source of randomness in a loss: each sampling has a name, and a key made from it.
 

@@ -108,12 +108,10 @@ def neighbour_codes(
     )
 
 
-def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> tuple[Array, Array]:
-    """The new code (B,), and whether there was a usable one (B,)."""
+def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:
+    """The new code (B,); any where no candidate is usable."""
     choice_B = jax.random.categorical(key, log_weight_BxC)
-    return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0], jnp.isfinite(
-        log_weight_BxC
-    ).any(-1)
+    return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0]
 
 
 def patches_of_object(code_ids_BxN: Array, object_patch_B: Array) -> Array:
