@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nas_jax.losses.mlm import gather_positions
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
@@ -43,13 +44,13 @@ from nas_jax.models.codebook import (
     squared_distances,
 )
 from nas_jax.models.codebook_size import resized
-from nas_jax.models.pictures import Replacement
 from nas_jax.models.rows import Rows
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import DictionaryTokens, NasNetwork
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import (
     NvaConfig,
+    NvaImages,
     draw_neighbour,
     draw_object,
     neighbour_codes,
@@ -104,20 +105,6 @@ class Stage(NamedTuple):
     mlm_on_dictionary: bool = False
 
 
-class NvaImages(NamedTuple):
-    """Negative pictures and how they were made."""
-
-    tokens_BxTxD: Array
-    similarity_BxN: Array
-    object_patch_B: Array
-    code_B: Array
-    replaced_BxN: Array
-    valid_B: Array
-    # the same tokens as the picture's own and one new token, where they are that
-    replacement: Replacement | None
-    code_ids_BxN: Array  # of the picture itself
-
-
 @dataclass(frozen=True)
 class Nas(Albef):
     """State: ALBEF's, and `dictionary`."""
@@ -149,16 +136,11 @@ class Nas(Albef):
         """Which parts are on at a step; the authors' recipe brings in NVA for the last epoch."""
         config, epoch = self.config, self.setting.epoch(step)
         nva = config.nva.enabled and epoch >= config.nva.start_epoch
+        nta = config.nta.enabled and epoch >= config.nta.start_epoch
+        # A dictionary that never moved has nothing to freeze.
+        frozen = nva and config.dictionary.freeze_with_nva and config.nva.start_epoch > 0
         mlm_epoch = config.mlm.dictionary_from_epoch
-        return Stage(
-            nva=nva,
-            nta=config.nta.enabled and epoch >= config.nta.start_epoch,
-            # A dictionary that never moved has nothing to freeze.
-            dictionary_frozen=nva
-            and config.dictionary.freeze_with_nva
-            and config.nva.start_epoch > 0,
-            mlm_on_dictionary=config.dictionary.enabled and 0 <= mlm_epoch <= epoch,
-        )
+        return Stage(nva, nta, frozen, config.dictionary.enabled and 0 <= mlm_epoch <= epoch)
 
     def stage_starts(self) -> tuple[int, ...]:
         """The first step, and the first of each epoch at which a part comes in."""
@@ -237,9 +219,7 @@ class Nas(Albef):
             encoded.text_tokens_BxLxD[:, 0],
             config.similarity,
         )
-        among = (
-            similarity_BxN.shape[1] if config.similarity == "random" else config.object_candidates
-        )
+        among = 0 if config.similarity == "random" else config.object_candidates
         object_B = draw("object_patch_B", lambda key: draw_object(key, similarity_BxN, among))
         code_BxC, log_weight_BxC = self.neighbours(words, object_B)
         code_B = draw("code_B", lambda key: draw_neighbour(key, code_BxC, log_weight_BxC))
@@ -256,14 +236,12 @@ class Nas(Albef):
     def neighbours(self, words: DictionaryTokens, object_B: Array) -> tuple[Array, Array]:
         """Codes (B, C) near the object's feature, and the log-weights they are drawn with."""
         state = words.state
-        object_BxD = jnp.take_along_axis(words.features_BxNxD, object_B[:, None, None], axis=1)[
-            :, 0
-        ]
+        object_BxD = gather_positions(words.features_BxNxD, object_B[:, None])[:, 0]
         usable_BxK = jnp.ones_like(state.counts_K, bool)[None]
         if not self.config.dictionary.literal:
             # The code was assigned before the dictionary moved: it need not be the nearest now, and
             # could be drawn again.
-            assigned_Bx1 = jnp.take_along_axis(words.code_ids_BxN, object_B[:, None], axis=1)
+            assigned_Bx1 = gather_positions(words.code_ids_BxN, object_B[:, None])
             usable_BxK = alive(state, self.config.dictionary.dead_below)[None]
             usable_BxK &= jnp.arange(usable_BxK.shape[1])[None] != assigned_Bx1
         distances_BxK = squared_distances(jax.lax.stop_gradient(object_BxD), state.codes_KxD)

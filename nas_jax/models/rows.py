@@ -86,13 +86,9 @@ def fuse(
     def piece(inputs: dict[str, PyTree]) -> dict[str, Array]:
         texts = [inputs[name] for name in ("text_BxPxLxD", "mask_BxPxL", "seeds_BxP")]
         text_RxLxD, mask_RxL, seeds_R = (pin_rows(x.reshape(-1, *x.shape[2:])) for x in texts)
-        readouts = [
-            Wanted(
-                tuple(map(kinds.index, group)),
-                jnp.stack([inputs["read"][kind] for kind in group], axis=1),
-            )
-            for group in groups
-        ]
+        positions = [jnp.stack([inputs["read"][kind] for kind in group], 1) for group in groups]
+        texts_of = [tuple(map(kinds.index, group)) for group in groups]
+        readouts = list(map(Wanted, texts_of, positions))
         net = network.bind({"params": params})
         fused = net.fuse(text_RxLxD, mask_RxL, inputs["image"], seeds_R, readouts)
         return {

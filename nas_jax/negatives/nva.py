@@ -8,10 +8,12 @@ models/sohonecks.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nas_jax.models.pictures import Replacement
 from nas_jax.typing import Array
 from nas_jax.utils.errors import ConfigError
 
@@ -48,6 +50,20 @@ class NvaConfig:
             )
 
 
+class NvaImages(NamedTuple):
+    """Negative pictures and how they were made."""
+
+    tokens_BxTxD: Array
+    similarity_BxN: Array
+    object_patch_B: Array
+    code_B: Array
+    replaced_BxN: Array
+    valid_B: Array
+    # the same tokens as the picture's own and one new token, where they are that
+    replacement: Replacement | None
+    code_ids_BxN: Array  # of the picture itself
+
+
 def object_similarity(
     patches_BxNxD: Array, image_cls_BxD: Array, text_cls_BxD: Array, similarity: str = "dot"
 ) -> Array:
@@ -74,10 +90,12 @@ def object_similarity(
 
 
 def draw_object(key: Array, similarity_BxN: Array, candidates: int) -> Array:
-    """Index of the object patch (B,): one of the `candidates` most similar, by a softmax of their
-    similarities.
+    """Index of the object patch (B,): one of the most similar, by a softmax of their similarities.
+
+    candidates: among how many; 0 = all patches.
     """
-    top_BxC, patch_BxC = jax.lax.top_k(similarity_BxN, min(candidates, similarity_BxN.shape[1]))
+    patches = similarity_BxN.shape[1]
+    top_BxC, patch_BxC = jax.lax.top_k(similarity_BxN, min(candidates or patches, patches))
     choice_B = jax.random.categorical(key, top_BxC)
     return jnp.take_along_axis(patch_BxC, choice_B[:, None], axis=1)[:, 0]
 
