@@ -217,7 +217,7 @@ def train_batches(
         )
     reader = Reader(source, config, tokenizer, wants)
     if not source.remote:
-        dataset = dataset.map(reader.example)
+        dataset = dataset.map(reader.read)
     to_batch = reader.batch if source.remote else reader.stack
     # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block
     # of the global batch.

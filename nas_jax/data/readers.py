@@ -1,7 +1,7 @@
-"""What a batch is: its arrays, how each is read from a drawn pair, and their shapes.
+"""What a batch is: its arrays, how they are read from drawn pairs, and their shapes.
 
 A `Field` is one or more arrays of a batch. STANDARD has those of every batch; a method or task
-names further ones in its `wants`, from this file or of its own:
+names others in its `wants`, from this file or of its own:
 
     @dataclass(frozen=True)
     class Label(Field):
@@ -15,9 +15,10 @@ names further ones in its `wants`, from this file or of its own:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import jax
@@ -39,6 +40,9 @@ SKIP_REASONS = ("missing file", "unreadable file", *REASONS)
 MAX_NEIGHBOURS = 100  # records tried in place of an unreadable one
 SKIPPED = "skip_Bx2"  # in the reader's batches: the index drawn, and of SKIP_REASONS or -1
 
+Encode = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
+"""B texts -> ids (B, L) int32 and mask (B, L) bool; B lists of C texts -> (B, C, L) of both."""
+
 Spec = Mapping[str, tuple[tuple[int, ...], Any]]
 """Name of an array in the batch -> its shape without the batch axis, and its dtype."""
 
@@ -50,7 +54,6 @@ class Example:
     record: Record  # the one drawn, or the next readable one
     draw: Draw
     config: DataConfig
-    tokenizer: TextTokenizer
     first_rng: np.random.Generator  # of the picture's first view, and of nothing else
 
     def rng(self, stream: str) -> np.random.Generator:
@@ -73,13 +76,9 @@ class Example:
             image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude
         )
 
-    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts, cleaned as captions are, to ids (C, L) int32 and mask (C, L) bool."""
-        prepared = [
-            prepare_caption(text, self.config.clean_captions, self.config.max_words)
-            for text in texts
-        ]
-        return self.tokenizer.encode(prepared, self.draw.length)
+    def prepared(self, text: str) -> str:
+        """A text, cleaned as captions are."""
+        return prepare_caption(text, self.config.clean_captions, self.config.max_words)
 
 
 class Field(ABC):
@@ -93,11 +92,18 @@ class Field(ABC):
 
     @abstractmethod
     def read(self, example: Example) -> Mapping[str, Any]:
-        """The values of one pair, by the names in the spec.
+        """The values of one pair, by the names in the spec, or whatever `stack` makes these of.
 
         An OSError or ImageError makes the next record take its place. What is drawn comes from
         `example.rng` with a name of the field's own.
         """
+
+    def stack(self, values: Sequence[Mapping[str, Any]], encode: Encode) -> Mapping[str, Any]:
+        """What was read of several pairs, as the arrays in the spec with the batch axis in front.
+
+        Texts become tokens here, one after the other, which is faster than between pictures.
+        """
+        return {name: np.stack([value[name] for value in values]) for name in values[0]}
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,12 @@ class Caption(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        ids_1xL, mask_1xL = example.tokens([example.draw.caption(example.record.captions)])
-        return {"token_ids_BxL": ids_1xL[0], "token_mask_BxL": mask_1xL[0]}
+        return {"text": example.prepared(example.draw.caption(example.record.captions))}
+
+    def stack(self, values: Sequence[Mapping[str, Any]], encode: Encode) -> Mapping[str, Any]:
+        """See Field."""
+        ids_BxL, mask_BxL = encode([value["text"] for value in values])
+        return {"token_ids_BxL": ids_BxL, "token_mask_BxL": mask_BxL}
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,14 @@ def _fields(config: DataConfig, wants: Iterable[Field]) -> tuple[Field, ...]:
     return fields
 
 
+class Pair(NamedTuple):
+    """What was read of one pair, before stacking."""
+
+    values: tuple[Mapping[str, Any], ...]  # of each field
+    length: int  # positions that the texts of its batch are padded to
+    skip: tuple[int, int]  # the index drawn, and of SKIP_REASONS why it was replaced, or -1
+
+
 class Reader:
     """Draws to batches. Picklable."""
 
@@ -213,58 +231,67 @@ class Reader:
         """
         self._source, self._config, self._tokenizer = source, config, tokenizer
         self._fields = _fields(config, wants)
-        self._specs: dict[int, tuple[Spec, ...]] = {}  # of the fields, by the length of texts
 
-    def example(self, draw: Draw) -> dict[str, np.ndarray]:
-        """The arrays of one pair, and SKIPPED.
+    def read(self, draw: Draw) -> Pair:
+        """One pair, or the next that can be read.
 
-        Raises:
-          ImageError: neither the record nor any of the MAX_NEIGHBOURS after it can be read.
-          DataError: a field does not give what its spec says.
+        Raises ImageError where none of MAX_NEIGHBOURS can.
         """
         rng, first = np.random.default_rng(draw.seed), ""
         for step in range(min(len(self._source), MAX_NEIGHBOURS)):
             try:
                 record = self._source[(draw.index + step) % len(self._source)]
-                values = self._read(Example(record, draw, self._config, self._tokenizer, rng))
+                example = Example(record, draw, self._config, rng)
+                values = tuple(field.read(example) for field in self._fields)
             except (OSError, ImageError) as error:
                 first = first or _reason(error)
                 continue
             reason = SKIP_REASONS.index(first) if first else -1
-            return values | {SKIPPED: np.asarray((draw.index, reason), np.int64)}
+            return Pair(values, draw.length, (draw.index, reason))
         raise ImageError(first, f"and so are the {step} records after it")
 
-    def _read(self, example: Example) -> dict[str, np.ndarray]:
-        length = example.draw.length
-        if length not in self._specs:
-            config = replace(self._config, text_length=length)
-            self._specs[length] = tuple(field.spec(config) for field in self._fields)
-        values: dict[str, np.ndarray] = {}
-        for field, spec in zip(self._fields, self._specs[length], strict=True):
-            found = {name: np.asarray(value) for name, value in field.read(example).items()}
-            _check(field, spec, found)
-            values |= found
-        return values
+    def stack(self, pairs: Sequence[Pair]) -> Batch:
+        """The pairs as one batch, with SKIPPED.
 
-    def stack(self, examples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """The pairs as one batch."""
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        Raises DataError where a field does not give what its spec says.
+        """
+        length = pairs[0].length
+        config = replace(self._config, text_length=length)
+        batch: Batch = {}
+        for field, values in zip(
+            self._fields, zip(*(pair.values for pair in pairs), strict=True), strict=True
+        ):
+            try:
+                found = field.stack(values, partial(self._encode, length))
+            except ValueError as error:
+                raise _misfit(field, config, str(error)) from error
+            got = {name: (array.shape[1:], array.dtype) for name, array in found.items()}
+            if got != _plain(field.spec(config)):
+                raise _misfit(field, config, _listed(got))
+            batch |= found
+        return batch | {SKIPPED: np.asarray([pair.skip for pair in pairs], np.int64)}
+
+    def _encode(self, length: int, texts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(texts[0], str):
+            return self._tokenizer.encode(list(texts), length)
+        flat = self._tokenizer.encode([text for row in texts for text in row], length)
+        ids_BxCxL, mask_BxCxL = (x.reshape(len(texts), len(texts[0]), length) for x in flat)
+        return ids_BxCxL, mask_BxCxL
 
     def batch(self, draws: Sequence[Draw]) -> Batch:
-        """`stack` of `example` of each, read side by side: for pictures in a bucket, each of which
-        is waited for.
+        """`stack` of `read` of each, side by side: for pictures in a bucket, each of which is
+        waited for.
         """
-        return self.stack(list(storage.each(self.example, draws)))
+        return self.stack(list(storage.each(self.read, draws)))
 
 
-def _check(field: Field, spec: Spec, found: Mapping[str, np.ndarray]) -> None:
-    """Raises DataError where a field does not give what its spec says."""
-    got = {name: (value.shape, value.dtype) for name, value in found.items()}
-    said = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
-    if got != said:
-        raise DataError(
-            f"{field} that reads {_listed(got)}", f"{_listed(said)}, as its spec says", "mend it"
-        )
+def _plain(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
+def _misfit(field: Field, config: DataConfig, got: str) -> DataError:
+    expected = f"{_listed(_plain(field.spec(config)))} of each pair, as its spec says"
+    return DataError(f"the batch field {field} gives {got}", expected, "mend its read or its spec")
 
 
 def _listed(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:

@@ -39,8 +39,11 @@ class Others(Field):
 
     def read(self, example):
         numbers = example.rng("others").integers(0, 24, self.count)
-        ids_CxL, mask_CxL = example.tokens([f"Number {number}!" for number in numbers])
-        return {"ids_BxCxL": ids_CxL, "mask_BxCxL": mask_CxL}
+        return {"texts": [example.prepared(f"Number {number}!") for number in numbers]}
+
+    def stack(self, values, encode):
+        ids_BxCxL, mask_BxCxL = encode([value["texts"] for value in values])
+        return {"ids_BxCxL": ids_BxCxL, "mask_BxCxL": mask_BxCxL}
 
 
 WANTS = (SecondView(), Label(), Others(3))
@@ -178,6 +181,14 @@ class Wrong(Label):
 
 
 @dataclass(frozen=True)
+class Uneven(Label):
+    """Arrays of several shapes."""
+
+    def read(self, example):
+        return {"label_B": np.zeros(example.draw.index + 1, np.int32)}
+
+
+@dataclass(frozen=True)
 class Missing(Label):
     """Has a file of its own for each pair, one of which is not there."""
 
@@ -193,8 +204,12 @@ def test_fields_that_contradict_each_other_or_their_spec(config, tokenizer):
     with pytest.raises(ConfigError, match="label_B"):
         batch_spec(config, 4, (Label(), Wrong()))
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"Wrong\(\) that reads label_B float64\[\]; expected"):
+        with pytest.raises(
+            DataError, match=r"Wrong\(\) gives label_B float64\[\]; expected label_B int32\[\] of"
+        ):
             take(replace(config, workers=workers), tokenizer, 1, wants=(Wrong(),))
+    with pytest.raises(DataError, match=r"Uneven\(\) gives all input arrays must have the same"):
+        take(config, tokenizer, 1, wants=(Uneven(),))
     # What cannot be read is replaced, whichever field reads it.
     batches = take(config, tokenizer, 12, wants=(Missing(),))
     labels = np.concatenate([batch["label_B"] for batch in batches])
