@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from nas_jax.config import RunConfig, to_dict
+from nas_jax.data.readers import batch_spec
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.negatives.nta import WordTables
@@ -33,7 +32,7 @@ from nas_jax.parallel.topology import Chip, topology_devices
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import init_state
 from nas_jax.train.step import make_train_step, sharded_step
-from nas_jax.typing import PyTree
+from nas_jax.typing import PyTree, Vocabulary
 from nas_jax.utils.logging import Console
 
 STEPS_PER_EPOCH = 1000  # any: what is compiled depends on the stage, and that on epochs
@@ -164,30 +163,24 @@ def abstract_step(run: RunConfig, mesh: Mesh) -> tuple[PyTree, PyTree, Any, Any]
         )
         + 1
     )
-    size, length, rows = run.data.image_size, run.data.text_length, batch_sharding(mesh)
-    shapes = {
-        "image_BxHxWx3": ((size, size, 3), jnp.uint8),
-        "token_ids_BxL": ((length,), jnp.int32),
-        "token_mask_BxL": ((length,), jnp.bool_),
-        "image_id_B": ((), jnp.int32),
-    }
+    rows = batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((run.data.batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+        for name, array in batch_spec(run.data, run.data.batch_size).items()
     }
     return with_shardings(abstract, shardings), batch, step, method.stage(last * STEPS_PER_EPOCH)
 
 
 def _method(run: RunConfig) -> Method:
     """The method without a tokenizer: which words may be replaced changes no shape."""
-    vocabulary = run.model.vocab_size or (
-        30522 if "bert" in run.data.tokenizer else run.data.vocab_size
+    words = Vocabulary.blank(
+        run.model.vocab_size or (30522 if "bert" in run.data.tokenizer else run.data.vocab_size)
     )
     return make_method(
         run.method,
         run.model,
-        WordTables(*[np.ones(vocabulary, bool)] * 3),
-        SpecialTokens(0, 1, 2, 3),
+        WordTables(words.content_V, words.fillable_V, words.continuation_V),
+        SpecialTokens(words.pad, words.cls, words.sep, words.mask),
         run.train.epochs * STEPS_PER_EPOCH,
         STEPS_PER_EPOCH,
         run.train.accumulate,

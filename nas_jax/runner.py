@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, from_config_dict, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, from_config_dict, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
+from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals import results as evaluation_results
 from nas_jax.evals import run as benchmarks
 from nas_jax.evals.metrics import Metric, format_table
@@ -234,13 +234,15 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     """
     source = pipeline.open_source(run.data, "train", run.seed)
     tokenizer = _tokenizer(run, workdir, source, learn)
+    check_vocabulary(run.model, tokenizer.vocab_size, started=has_checkpoint(workdir))
     steps_per_epoch = pipeline.steps_per_epoch(run.data, source)
     total_steps = run.train.total_steps(steps_per_epoch)
+    words = tokenizer.vocabulary()
     method = make_method(
         run.method,
         run.model,
-        WordTables(*token_tables(tokenizer)),
-        SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
+        WordTables(words.content_V, words.fillable_V, words.continuation_V),
+        SpecialTokens(words.pad, words.cls, words.sep, words.mask),
         total_steps,
         steps_per_epoch,
         run.train.accumulate,

@@ -18,7 +18,7 @@ import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.data.config import DataConfig
-from nas_jax.data.tokenizer import load_tokenizer, token_tables
+from nas_jax.data.tokenizer import load_tokenizer
 from nas_jax.evals import run as runs
 from nas_jax.evals.config import EvalConfig, check_scorers
 from nas_jax.evals.results import Result, digest, write
@@ -66,8 +66,9 @@ def open_checkpoint(path: str | Path, say=print) -> Trained:
     saved = read_config(workdir)
     model, method = _section(ModelConfig, saved, "model"), _section(MethodConfig, saved, "method")
     tokenizer = load_tokenizer(str(workdir / TOKENIZER))
-    tables = WordTables(*token_tables(tokenizer))
-    special = SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    words = tokenizer.vocabulary()
+    tables = WordTables(words.content_V, words.fillable_V, words.continuation_V)
+    special = SpecialTokens(words.pad, words.cls, words.sep, words.mask)
     built = make_method(method, model, tables, special, 1, 1)
     mesh = make_mesh()
     abstract = jax.eval_shape(built.init, jax.random.key(0))
