@@ -23,9 +23,10 @@ from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals import results as evaluation_results
 from nas_jax.evals import run as benchmarks
+from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.results import Result
-from nas_jax.evals.suite import Evaluator, make_evaluator, write_results
+from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_results
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
@@ -250,19 +251,27 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
     eval_sets = pipeline.open_eval_sets(run.data, run.seed)
     texts = benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+    image_size = run.model.image_size
+    public = benchmarks.load_all(run.eval, image_size, texts)
+
+    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
+        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
+        if jax.process_index() == 0:
+            about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
+            path = workdir / EVALS / str(step)
+            with writing(path):
+                protocol = benchmarks.protocol(config, texts, image_size, about)
+                evaluation_results.write(path, protocol, results)
+
     evaluator = make_evaluator(
         run.eval,
-        eval_sets,
-        tokenizer,
         method,
-        run.data.text_length,
-        run.model.image_size,
+        Measured(eval_sets, tokenizer, run.data.text_length, image_size, public),
         mesh,
-        benchmarks.load_all(run.eval, run.model.image_size, texts),
-        lambda step, results: _keep(run, workdir, step, results, texts),
+        keep,
         # an evaluation by itself keeps every score; those of a training run would fill the disk
-        not learn,
-        Console(enabled=not learn and jax.process_index() == 0),
+        detailed=not learn,
+        console=Console(enabled=not learn and jax.process_index() == 0),
     )
     return Parts(
         source,
@@ -295,26 +304,6 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
         with writing(saved):
             tokenizer.save(saved)
     return tokenizer
-
-
-def _keep(
-    run: RunConfig, workdir: Path, step: int, results: Sequence[Result], texts: benchmarks.Texts
-) -> None:
-    """Writes every score to evals/<step>/results.json, with tables and the protocol beside it."""
-    if jax.process_index() != 0:
-        return
-    path = workdir / EVALS / str(step)
-    info = {
-        "name": run.name,
-        "method": run.method.name,
-        "path": f"{workdir.name}/{CHECKPOINTS}/{step}",
-        "step": step,
-    }
-    info["digest"] = evaluation_results.digest(workdir / CHECKPOINTS / str(step))
-    with writing(path):
-        evaluation_results.write(
-            path, benchmarks.protocol(run.eval, texts, run.model.image_size, info), results
-        )
 
 
 def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:

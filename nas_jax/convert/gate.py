@@ -28,14 +28,14 @@ from nas_jax.checkpoint.stored import nest
 from nas_jax.convert import gate_torch
 from nas_jax.convert.gate_torch import HOOKED, WORDS
 from nas_jax.convert.hf_names import DICTIONARY, hf_name, method_of
-from nas_jax.convert.trained import Trained
 from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import Method, nas
-from nas_jax.models.towers import IMAGE_STD, VisionLanguageModel, normalise_image
-from nas_jax.models.codebook import DictionaryState
+from nas_jax.models.vision_language import IMAGE_STD, VisionLanguageModel, normalise_image
+from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.train.trained import Trained
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import UserError
 

@@ -16,7 +16,7 @@ import numpy as np
 from nas_jax import __version__
 from nas_jax.convert.gate import TOLERANCE, Report
 from nas_jax.convert.hf_names import DICTIONARY
-from nas_jax.convert.trained import Trained
+from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
 
 _USE = """```python
