@@ -1,6 +1,6 @@
 """What the compiler predicts of single layers on TPUs, in several forms. Needs libtpu, no TPU.
 
-    python -m benchmarks.levers                       v5e:2x2, ViT-B/16 and BERT base, 32 pairs a chip, minutes
+    python -m benchmarks.levers    v5e:2x2, ViT-B/16 and BERT base, 32 pairs a chip, minutes
     python -m benchmarks.levers --topology v5p:2x2x1
     python -m benchmarks.levers --only fusion --length 16
 

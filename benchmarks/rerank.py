@@ -24,12 +24,13 @@ from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer
-from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import make_method
-from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.method import Setting
+from nas_jax.methods.nas import NasConfig
 from nas_jax.models.sizes import SIZES, model_config
-from nas_jax.negatives.nta import WordTables
 from nas_jax.parallel.mesh import make_mesh
+from nas_jax.typing import Vocabulary
 from nas_jax.utils.logging import Console
 
 VOCAB = 1000
@@ -64,8 +65,8 @@ def main() -> None:
 
     sizes = model_config(args.size)
     words = np.ones(VOCAB, bool)
-    tables, special = WordTables(words, words, ~words), SpecialTokens(pad=0, cls=2, sep=3, mask=4)
-    method = make_method(MethodConfig(itc=ItcConfig(queue_size=64)), sizes, tables, special, 1, 1)
+    setting = Setting(Vocabulary(VOCAB, 0, 2, 3, 4, words, words, ~words))
+    method = make_method(NasConfig(itc=ItcConfig(queue_size=64)), sizes, setting)
     params, state = jax.jit(method.init)(jax.random.key(0))
 
     rng, size = np.random.default_rng(0), sizes.image_size

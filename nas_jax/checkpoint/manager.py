@@ -51,6 +51,7 @@ PARTS = {
     "teacher": "method_state/teacher",
     "dictionary": "method_state/dictionary",
     "queue": "method_state/queue",
+    "method_state": "method_state",  # all of it
 }
 """What `restore_params` can read -> where it stands in the training state."""
 

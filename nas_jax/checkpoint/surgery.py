@@ -7,7 +7,6 @@ after surgery.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from nas_jax.models.codebook import DictionaryState
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves

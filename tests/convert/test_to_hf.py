@@ -24,7 +24,7 @@ from nas_jax.convert.__main__ import main
 from nas_jax.data.config import DataConfig
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
-from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.models.codebook import DictionaryState
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.trees import named_leaves

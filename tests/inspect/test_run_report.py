@@ -23,7 +23,7 @@ from nas_jax.config import from_config_dict, to_dict
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.suite import write_results
 from nas_jax.inspect.charts import Chart, Series, draw, labels, number, ticks
-from nas_jax.inspect.nva import draw_nva
+from nas_jax.inspect.nva import NvaPictures, draw_nva
 from nas_jax.inspect.page import POLICY
 from nas_jax.inspect.run import main, report, state_of
 from nas_jax.inspect.run_files import read_run
@@ -109,14 +109,14 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
         archive.extractall(workdir / "checkpoints", filter="data")
     (saved,) = (path for path in (workdir / "checkpoints").iterdir())
     saved.rename(saved.with_name(str(steps)))
-    draw_nva(
-        workdir / "nva.png",
+    pictures = NvaPictures(
         rng.integers(0, 255, (2, 16, 16, 3), np.uint8),
         ["a cat", "a dog"],
         np.array([1, 2]),
         np.eye(16, dtype=bool)[:2],
         rng.random((2, 16)),
     )
+    draw_nva(workdir / "nva.png", pictures)
     return workdir
 
 
