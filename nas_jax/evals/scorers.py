@@ -35,9 +35,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from nas_jax.evals.config import SCORERS
+from nas_jax.kernels.image_tokens import ImageTokens, QueryGroup
 from nas_jax.methods import Method
 from nas_jax.methods.albef import apply
-from nas_jax.models.pictures import Look, Pictures
 from nas_jax.parallel.mesh import (
     batch_sharding,
     make_mesh,
@@ -127,7 +127,7 @@ def match_beside(method: Any) -> Callable[..., Array]:
         seen_GxTxD = _take_near(image_tokens_BxTxD, image_index_G)
         beside = text_tokens_RxLxD.shape[0] // image_index_G.shape[0]
         seen = (
-            (Pictures((seen_GxTxD,), (Look(beside),)),)
+            (ImageTokens((seen_GxTxD,), (QueryGroup(beside),)),)
             if shares
             else jnp.repeat(seen_GxTxD, beside, axis=0)
         )

@@ -16,6 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from nas_jax.kernels.image_tokens import ImageTokens, QueryGroup, Replacement
+from nas_jax.kernels.last_layer import Readout
 from nas_jax.losses.itc import Arriving, QueueState, enqueue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import (
@@ -27,8 +29,6 @@ from nas_jax.losses.mlm import (
     mlm_rows,
 )
 from nas_jax.methods.config import MethodConfig
-from nas_jax.models.bert import Wanted
-from nas_jax.models.pictures import Look, Pictures, Replacement
 from nas_jax.models.vision_language import TEACHER_GROUPS, VisionLanguageModel
 from nas_jax.models.visual_dictionary import DictionaryState
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
@@ -319,8 +319,8 @@ def fuse(
     fusion encoder.
 
     The rows of a pair stand together, so that they stay on the device that has the pair. What
-    several kinds have in common is computed once (`models/pictures.py`); `plain` computes each row
-    by itself, to the same numbers.
+    several kinds have in common is computed once (`kernels/shared_keys.py`); `plain` computes each
+    row by itself, to the same numbers.
     """
     shards = ctx.config.itm.mining_shards
     kinds = sorted(passes, key=lambda kind: _order(ctx, passes[kind]))
@@ -363,7 +363,7 @@ def fuse(
                 for n, kind in enumerate(kinds)
             }
         wanted = [
-            Wanted(
+            Readout(
                 tuple(map(kinds.index, group)),
                 jnp.stack([rows["picked"][kind] for kind in group], 1),
             )
@@ -396,19 +396,19 @@ def tokens_seen(row: Pass, image_tokens_BxTxD: Array, shards: int) -> Array:
     return jax.lax.stop_gradient(tokens_BxTxD) if row.detached else tokens_BxTxD
 
 
-def _looks(ctx: Context, image_tokens_BxTxD: Array, passes: list[Pass]) -> tuple[Pictures, ...]:
+def _looks(ctx: Context, image_tokens_BxTxD: Array, passes: list[Pass]) -> tuple[ImageTokens, ...]:
     """The passes, in their order, as looks at as few pictures as possible."""
     shards, looks, others = ctx.config.itm.mining_shards, [], []
     for row in passes:
         if _by_itself(ctx, row):
-            others.append(Pictures((tokens_seen(row, image_tokens_BxTxD, shards),)))
+            others.append(ImageTokens((tokens_seen(row, image_tokens_BxTxD, shards),)))
         elif row.other_B is not None or row.replacement is not None:
-            looks.append(Look(1, row.detached, row.other_B, shards, row.replacement))
-        elif looks and looks[-1] == Look(looks[-1].rows, row.detached):
-            looks[-1] = Look(looks[-1].rows + 1, row.detached)
+            looks.append(QueryGroup(1, row.detached, row.other_B, shards, row.replacement))
+        elif looks and looks[-1] == QueryGroup(looks[-1].rows, row.detached):
+            looks[-1] = QueryGroup(looks[-1].rows + 1, row.detached)
         else:
-            looks.append(Look(1, row.detached))
-    return (Pictures((image_tokens_BxTxD,), tuple(looks)), *others)
+            looks.append(QueryGroup(1, row.detached))
+    return (ImageTokens((image_tokens_BxTxD,), tuple(looks)), *others)
 
 
 def _by_itself(ctx: Context, row: Pass) -> bool:
@@ -499,8 +499,8 @@ def masked_language(
         else:  # the last layer computes the masked positions only
             text_BxLxD, mask_BxL, image_BxTxD, seeds_B = inputs
             wanted, seen = (
-                [Wanted((0,), masked.positions_BxM[:, None])],
-                (Pictures((image_BxTxD,)),),
+                [Readout((0,), masked.positions_BxM[:, None])],
+                (ImageTokens((image_BxTxD,)),),
             )
             (fused_BxPxMxD,) = apply(
                 ctx, teacher, "fuse", text_BxLxD, mask_BxL, seen, seeds_B, wanted

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.losses.itm import MatchRows, itm_loss
 from nas_jax.losses.mlm import MaskedText, gather_positions, masked_mean, mlm_rows
 from nas_jax.methods import albef
 from nas_jax.methods.albef import Context, Encoded, MethodState, Pass, Replay, Stage, apply, drawn
-from nas_jax.models.pictures import Replacement
 from nas_jax.models.visual_dictionary import DictionaryState, alive, quantize, squared_distances
 from nas_jax.negatives.nta import MaskedWords, candidates, choose_words, refill
 from nas_jax.negatives.nva import (

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, Wanted, kernel_init
-from nas_jax.models.pictures import Pictures, Replacement, as_pictures
+from nas_jax.kernels.image_tokens import ImageTokens, Replacement, as_image_tokens
+from nas_jax.kernels.last_layer import Readout
+from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -90,25 +91,25 @@ class VisionLanguageModel(nn.Module):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        seen: Array | tuple[Pictures, ...],
+        seen: Array | tuple[ImageTokens, ...],
         seeds_R: Array | None = None,
-        wanted: Sequence[Wanted] | None = None,
+        wanted: Sequence[Readout] | None = None,
     ) -> Array | list[Array]:
         """Fused tokens (R, L, D), or (B, P, M, D) of what is wanted.
 
         `seen`: image tokens (R, T, D), or pictures.
         """
-        pictures = as_pictures(seen)
-        if any(look.replacement is not None for one in pictures for look in one.looks):
-            places = jax.lax.stop_gradient(self.neck.places())
-            pictures = tuple(one.replace(places=places) for one in pictures)
+        pictures = as_image_tokens(seen)
+        if any(group.replacement is not None for one in pictures for group in one.groups):
+            positions = jax.lax.stop_gradient(self.neck.position_terms())
+            pictures = tuple(one.replace(positions=positions) for one in pictures)
         return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, pictures, seeds_R, wanted)
 
     def match(
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        seen: Array | tuple[Pictures, ...],
+        seen: Array | tuple[ImageTokens, ...],
         seeds_R: Array | None = None,
         plain: bool = False,
     ) -> Array:
@@ -119,9 +120,9 @@ class VisionLanguageModel(nn.Module):
         inputs = (text_tokens_RxLxD, token_mask_RxL, seen, seeds_R)
         if plain:
             return self.itm_logits(self.fuse(*inputs))
-        batch, rows = as_pictures(seen)[0].tokens[0].shape[0], text_tokens_RxLxD.shape[0]
+        batch, rows = as_image_tokens(seen)[0].tokens[0].shape[0], text_tokens_RxLxD.shape[0]
         first = jnp.zeros((batch, rows // batch, 1), jnp.int32)
-        (fused_BxPx1xD,) = self.fuse(*inputs, [Wanted(tuple(range(rows // batch)), first)])
+        (fused_BxPx1xD,) = self.fuse(*inputs, [Readout(tuple(range(rows // batch)), first)])
         return self.itm_logits(fused_BxPx1xD.reshape(rows, 1, -1))
 
     def itm_logits(self, fused_RxMxD: Array) -> Array:
