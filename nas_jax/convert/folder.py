@@ -139,9 +139,9 @@ def read(
     """
     config = read_config(workdir)
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
-        params = manager.restore_params(step=step)
+        params = manager.restore_part("params", step=step)
         try:
-            state = manager.restore_params(step=step, which="method_state")
+            state = manager.restore_part("method_state", step=step)
         except MissingPart:
             state = {}
     model = _built(lambda section: build(ModelConfig, section, "model"), "model", config, workdir)

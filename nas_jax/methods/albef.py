@@ -65,6 +65,15 @@ class AlbefConfig(MethodConfig):
             )
         check_terms(self.terms)
 
+    def mesh_advice(self, row_devices: int) -> str:
+        """Hard negatives that stay on the device of their row move no image tokens."""
+        if row_devices == 1 or self.itm.mining_shards % row_devices == 0:
+            return ""
+        return (
+            "hard negatives are drawn over device borders, which moves image tokens: "
+            f"--config.method.itm.mining_shards={row_devices} keeps them at home"
+        )
+
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError unless queue and blocks of the batch hold whole batches."""
         queue, shards = self.itc.queue_size, self.itm.mining_shards

@@ -188,7 +188,10 @@ def test_an_export_gives_back_its_bits(
     dictionary = hf_names.dictionary_from_export(out)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         saved = named_leaves(
-            {"params": manager.restore_params(), "d": manager.restore_params(which="dictionary")}
+            {
+                "params": manager.restore_part("params"),
+                "d": manager.restore_part("method_state/dictionary"),
+            }
         )
     exported = named_leaves({"params": params, "d": dictionary})
     assert exported.keys() == saved.keys()
