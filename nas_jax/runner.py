@@ -252,12 +252,11 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     evaluator = make_evaluator(
         run.eval,
         method,
-        Measured(eval_sets, tokenizer, run.data.text_length, image_size, public),
+        # an evaluation by itself keeps every score; those of a training run would fill the disk
+        Measured(eval_sets, tokenizer, run.data.text_length, image_size, public, not learn),
         mesh,
         keep,
-        # an evaluation by itself keeps every score; those of a training run would fill the disk
-        detailed=not learn,
-        console=Console(enabled=not learn and jax.process_index() == 0),
+        Console(enabled=not learn and jax.process_index() == 0),
     )
     return Parts(
         source,
