@@ -35,6 +35,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.kernels import plain_only
 from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import Method, make_method
 from nas_jax.methods.albef import Stage
@@ -89,6 +91,7 @@ PRESETS = {
     "base": Preset("base", 4, 30522, 65536, 311.8, 0.84),
 }
 REFERENCE_LENGTH = 25
+ALL = "all"  # of --plain
 CODES = 2048
 # of a step's, for the dense matmul after it: the fastest of both are then of windows alike
 MATMUL_TIME = 1.0
@@ -274,7 +277,7 @@ def build(options: argparse.Namespace) -> Built:
     )
     model.validate()
     if options.batch_file:
-        trim = not options.plain
+        trim = options.plain != ALL
         batch = read_batch(
             options.batch_file, model.image_size, model.vocab_size, options.length, trim
         )
@@ -291,7 +294,7 @@ def build(options: argparse.Namespace) -> Built:
             model.image_size,
             model.vocab_size,
         )
-        if options.length is None and not options.plain:
+        if options.length is None and options.plain != ALL:
             batch = trimmed(batch)
     size = len(batch["image_id_B"])
     if size < 2 or preset.queue_size % size:
@@ -304,11 +307,11 @@ def build(options: argparse.Namespace) -> Built:
     config = MethodConfig(
         name=options.method,
         itc=ItcConfig(queue_size=preset.queue_size),
-        mlm=MlmConfig(max_masked=0 if options.plain else enough_masked(batch, mlm.probability)),
+        mlm=MlmConfig(max_masked=0 if options.plain == ALL else enough_masked(batch, mlm.probability)),
         dictionary=DictionaryConfig(enabled=nas, codes=CODES),
         nva=NvaConfig(enabled=nas),
         nta=NtaConfig(enabled=options.nta),
-        plain=options.plain,
+        plain=options.plain == ALL,
     )
     config.validate()
     words_V = np.arange(model.vocab_size) >= min(FIRST_WORD, model.vocab_size // 2)
@@ -323,6 +326,13 @@ def build(options: argparse.Namespace) -> Built:
     step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings).jitted
     stage = Stage(nva=nas, nta=options.nta, dictionary_frozen=nas and not options.update_dictionary)
     return Built(method, init, step, stage, batch, mesh, shardings)
+
+
+def plain_kernels(names: str | None) -> AbstractContextManager:
+    """The kernels of `--plain` as their plain twins. Raises ConfigError on unknown names."""
+    if not names:
+        return nullcontext()
+    return plain_only(*(() if names == ALL else names.split(",")))
 
 
 def compile_step(built: Built) -> tuple[Any, Counts, dict[str, float]]:
@@ -442,7 +452,7 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
         "preset": options.preset,
         "method": options.method,
         "nta": options.nta,
-        "plain": options.plain,
+        "plain": options.plain or False,
         "batch": len(built.batch["image_id_B"]),
         "batch_file": options.batch_file.name if options.batch_file else None,
         "length": built.batch["token_ids_BxL"].shape[1],
@@ -528,7 +538,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     built = build(options)
     result = describe(options, built)
     say(f"{options.preset}: {result['params_M']:.1f} M parameters on {result['device']}; compiling")
-    compiled, counts, seconds = compile_step(built)
+    with plain_kernels(options.plain):
+        compiled, counts, seconds = compile_step(built)
     result |= {
         "gflop_per_pair": counts.chosen(result["platform"], options.scan_layers),
         "gflop_per_pair_compiled": counts.compiled,
@@ -603,7 +614,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", choices=("albef", "nas"), default="nas")
     parser.add_argument("--nta", action="store_true", help="NAS with NTA too")
     parser.add_argument(
-        "--plain", action="store_true", help="every pass by itself, all positions to the vocabulary"
+        "--plain",
+        nargs="?",
+        const=ALL,
+        metavar="NAME,...",
+        help="these kernels as their plain twins (docs/notes/kernels.md); without names all of "
+        "them, every pass by itself, and all positions to the vocabulary",
     )
     parser.add_argument(
         "--update-dictionary", action="store_true", help="move the dictionary in each step"
