@@ -20,33 +20,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.convert.albef_names import student_entries, to_ours, to_torch, tower_entries
+from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.losses.itc import QueueState
-from nas_jax.losses.mlm import MaskedText, SpecialTokens
-from nas_jax.methods import Method, make_method, nas
-from nas_jax.methods.albef import (
-    MethodState,
-    Pass,
-    Stage,
-    apply,
-    encode,
-    fuse,
-    in_batch_passes,
-    match,
-    split_keys,
-    update_teacher,
-)
-from nas_jax.methods.config import ItcConfig, MethodConfig
-from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import (
+from nas_jax.losses.mlm import MaskedText
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.method import MethodState, Setting
+from nas_jax.methods.nas import Fgitm, Nas, NasConfig, Stage
+from nas_jax.methods.terms import Seen, further_texts
+from nas_jax.models.codebook import (
     DictionaryConfig,
     DictionaryState,
     ema_update,
     nearest_code,
     squared_distances,
 )
-from nas_jax.negatives.nta import NtaConfig, WordTables
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig, neighbour_codes
-from nas_jax.typing import Array, Batch, Params
+from nas_jax.typing import Array, Batch, Params, Vocabulary
 
 STAGE = Stage(nva=True, nta=False, dictionary_frozen=True)
 
@@ -70,12 +62,12 @@ class Recorded(NamedTuple):
     """A recorded file in this project's terms."""
 
     arrays: Mapping[str, np.ndarray]
-    method: Method
+    method: Nas
     model: ModelConfig
     params: Params
     state: MethodState
     batch: Batch
-    replay: dict[str, Array]
+    draw: Draws
 
 
 def load(path: str) -> Recorded:
@@ -102,8 +94,7 @@ def load(path: str) -> Recorded:
         dropout=0.0,
     )
     neighbours = arrays["out/neighbour_ids"].shape[-1]
-    config = MethodConfig(
-        name="nas",
+    config = NasConfig(
         momentum=sizes["momentum"],
         alpha=float(arrays["in/alpha"]),
         alpha_ramp_epochs=0.0,
@@ -114,8 +105,9 @@ def load(path: str) -> Recorded:
         ),
         nta=NtaConfig(enabled=False),
     )
-    tables = WordTables(*(np.zeros(sizes["vocab"], bool) for _ in range(3)))
-    method = make_method(config, model, tables, SpecialTokens(0, 101, 102, 103), 1, 1)
+    nothing_V = np.zeros(sizes["vocab"], bool)
+    vocabulary = Vocabulary(sizes["vocab"], 0, 101, 102, 103, nothing_V, nothing_V, nothing_V)
+    method = Nas.build(config, model, Setting(vocabulary))
 
     params = to_ours(student_entries(model, dictionary=True), weights)
     teacher = to_ours(list(tower_entries(model, "_m")), weights)
@@ -133,7 +125,8 @@ def load(path: str) -> Recorded:
         last_use_K=np.full(len(codes), -1, np.int32),
         step=np.int32(0),
     )
-    state = jax.tree.map(jnp.asarray, MethodState(teacher, queue, dictionary))
+    state = {"teacher": teacher, "queue": queue, "dictionary": dictionary}
+    state = jax.tree.map(jnp.asarray, state)
 
     batch_size = len(arrays["in/image"])
     batch = {
@@ -144,7 +137,7 @@ def load(path: str) -> Recorded:
     }
     rows, object_B = np.arange(batch_size), arrays["draw/object_patch_BxU"][:, 0]
     labels = arrays["draw/mlm_labels"]
-    replay = {
+    recorded = {
         "object_patch_B": jnp.asarray(object_B, jnp.int32),
         "code_B": jnp.asarray(
             arrays["out/neighbour_ids"][
@@ -161,36 +154,37 @@ def load(path: str) -> Recorded:
             jnp.asarray(labels >= 0, jnp.float32),
         ),
     }
-    return Recorded(arrays, method, model, jax.tree.map(jnp.asarray, params), state, batch, replay)
+    draw, params = Draws(jax.random.key(0), recorded), jax.tree.map(jnp.asarray, params)
+    return Recorded(arrays, method, model, params, state, batch, draw)
 
 
 def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     """The arrays between input and loss, by the functions that the loss itself calls."""
-    ctx, state, batch, replay = recorded.method.ctx, recorded.state, recorded.batch, recorded.replay
-    keys, mask_BxL = split_keys(jax.random.key(0)), batch["token_mask_BxL"]
-    teacher = update_teacher(ctx, state.teacher, params)
-    encoded, taught = encode(ctx, params, teacher, batch, replay["masked"].token_ids_BxL, keys)
-    words, _, _ = nas.look_up(ctx, params, state.dictionary, encoded.image_tokens_BxTxD)
-    nva = nas.negative_images(ctx, params, state.dictionary, encoded, words, keys, replay)
+    method, state, batch, draw = recorded.method, recorded.state, recorded.batch, recorded.draw
+    teacher = method.moved_teacher(state["teacher"], params)
+    texts = further_texts(method.terms(STAGE), batch, draw)
+    encoded, taught = (
+        method.encode(weights, batch, texts, draw, "") for weights in (params, teacher)
+    )
+    seen = Seen(params, teacher, batch, draw, jnp.float32(0), STAGE, encoded, taught)
+    seen = seen._replace(itc=method.contrast(seen, state["queue"]))
+    words, _ = method.look_up(params, state["dictionary"], encoded.image_tokens_BxTxD)
+    seen = seen._replace(extra=words)
+    nva = method.negative_images(params, encoded, words, draw)
     batch_size, patches, dim = words.features_BxNxD.shape
-    distances = squared_distances(words.features_BxNxD.reshape(-1, dim), state.dictionary.codes_KxD)
-    every_code = jnp.ones((1, ctx.config.dictionary.codes), bool)
-    codes, log_weights = neighbour_codes(distances, every_code, ctx.config.nva.neighbours)
-    passes = in_batch_passes(
-        ctx, encoded, mask_BxL, replay["negative_image_B"], replay["negative_text_B"]
-    )
-    passes["nva"] = Pass(
-        encoded.text_tokens_BxLxD,
-        mask_BxL,
-        tokens_BxTxD=nva.tokens_BxTxD,
-        replacement=nva.replacement,
-        detached=True,
-    )
-    itm = match(ctx, params, fuse(ctx, params, words.tokens_BxTxD, passes, keys["match"]))
+    distances = squared_distances(words.features_BxNxD.reshape(-1, dim), words.state.codes_KxD)
+    every_code = jnp.ones((1, len(words.state.codes_KxD)), bool)
+    codes, log_weights = neighbour_codes(distances, every_code, method.config.nva.neighbours)
+    rows = {"itm": Fgitm(method).rows(seen)}
+    fused = method.fuse(params, words.tokens_BxTxD, rows, draw)
+    itm = {
+        kind: method.match_logits(params, fused_BxMxD[:, 0]) for kind, fused_BxMxD in fused.items()
+    }
 
     def mlm_logits(params: Params, text_tokens_BxLxD: Array, image_tokens_BxTxD: Array) -> Array:
-        fused_BxLxD = apply(ctx, params, "fuse", text_tokens_BxLxD, mask_BxL, image_tokens_BxTxD)
-        return apply(ctx, params, "mlm_logits", fused_BxLxD)
+        net, image = method.apply(params), (ImageTokens((image_tokens_BxTxD,)),)
+        fused_BxLxD = net.fuse(text_tokens_BxLxD, batch["token_mask_BxL"], image)
+        return net.mlm_logits(fused_BxLxD)
 
     return {
         "image_tokens": encoded.image_tokens_BxTxD,
@@ -204,13 +198,15 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
         "itm_logits_pos_nva_negimage_negtext": jnp.concatenate(
             [itm[kind] for kind in ("positive", "nva", "hard_image", "hard_text")]
         ),
-        "mlm_logits": mlm_logits(params, encoded.masked_tokens_BxLxD, encoded.image_tokens_BxTxD),
+        "mlm_logits": mlm_logits(params, encoded.others["masked"], encoded.image_tokens_BxTxD),
         "teacher_mlm_logits": mlm_logits(
-            teacher, taught.masked_tokens_BxLxD, taught.image_tokens_BxTxD
+            teacher, taught.others["masked"], taught.image_tokens_BxTxD
         ),
         "code_ids": words.code_ids_BxN,
         "neighbour_ids": codes.reshape(batch_size, patches, -1),
-        "object_candidates": jax.lax.top_k(nva.similarity_BxN, ctx.config.nva.object_candidates)[1],
+        "object_candidates": jax.lax.top_k(nva.similarity_BxN, method.config.nva.object_candidates)[
+            1
+        ],
     }
 
 
@@ -277,18 +273,11 @@ def compare(path: str, params_hook=lambda params: params) -> list[Row]:
     }
 
     def loss(params: Params):
-        return method.loss(
-            params,
-            recorded.state,
-            recorded.batch,
-            jax.random.key(0),
-            jnp.int32(0),
-            STAGE,
-            recorded.replay,
-        )
+        step = jnp.int32(0)
+        return method.loss(params, recorded.state, recorded.batch, recorded.draw, step, STAGE)
 
     grads, (state, metrics) = jax.jit(jax.grad(loss, has_aux=True))(method.constrain(params))
-    state = method.settle(state, grads)
+    state = method.after_gradient(state, grads)
     losses = {
         name: abs(float(metrics[f"loss/{name}"]) - float(arrays[f"out/loss_{name}"]))
         for name in ("mlm", "itc", "itm")
@@ -301,12 +290,12 @@ def compare(path: str, params_hook=lambda params: params) -> list[Row]:
     gradients = {name: norm_error(grads[name], arrays[f"grad/{name}"]) for name in sorted(grads)}
 
     teacher = to_torch(
-        list(tower_entries(recorded.model, "_m")), jax.tree.map(np.asarray, state.teacher)
+        list(tower_entries(recorded.model, "_m")), jax.tree.map(np.asarray, state["teacher"])
     )
     after = {
-        "image_queue": scaled_error(state.queue.image_QxE.T, arrays["out/image_queue"]),
-        "text_queue": scaled_error(state.queue.text_QxE.T, arrays["out/text_queue"]),
-        "queue_ptr": float(abs(int(state.queue.pointer) - int(arrays["out/queue_ptr"][0]))),
+        "image_queue": scaled_error(state["queue"].image_QxE.T, arrays["out/image_queue"]),
+        "text_queue": scaled_error(state["queue"].text_QxE.T, arrays["out/text_queue"]),
+        "queue_ptr": float(abs(int(state["queue"].pointer) - int(arrays["out/queue_ptr"][0]))),
         "temp": scaled_error(metrics["itc/temp"], arrays["out/temp"]),
     }
     for name, array in arrays.items():

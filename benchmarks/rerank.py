@@ -1,7 +1,7 @@
 """Speed of two-stage retrieval: how long ITC over all pairs and the matching head over the best k
 take.
 
-    python -m benchmarks.rerank                              # 1,000 images x 5,000 texts, k = 128, the tiny model
+    python -m benchmarks.rerank    # 1,000 images x 5,000 texts, k = 128, the tiny model
     python -m benchmarks.rerank --images 100 --texts 500 --k 32 --size nano
 
 Weights are random and pictures are noise, as neither changes the work. Prints one JSON line: pairs
@@ -14,19 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 
 from nas_jax.data.eval_sets import EvalSet
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer
-from nas_jax.losses.mlm import SpecialTokens
 from nas_jax.methods import make_method
-from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.method import Setting
+from nas_jax.methods.nas import NasConfig
 from nas_jax.models.sizes import SIZES, model_config
-from nas_jax.negatives.nta import WordTables
 from nas_jax.parallel.mesh import make_mesh
+from nas_jax.typing import Vocabulary
 from nas_jax.utils.logging import Console
 
 VOCAB = 1000
@@ -59,13 +63,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
 
-    model = model_config(args.size)
+    sizes = model_config(args.size)
     words = np.ones(VOCAB, bool)
-    tables, special = WordTables(words, words, ~words), SpecialTokens(pad=0, cls=2, sep=3, mask=4)
-    method = make_method(MethodConfig(itc=ItcConfig(queue_size=64)), model, tables, special, 1, 1)
+    setting = Setting(Vocabulary(VOCAB, 0, 2, 3, 4, words, words, ~words))
+    method = make_method(NasConfig(itc=ItcConfig(queue_size=64)), sizes, setting)
     params, state = jax.jit(method.init)(jax.random.key(0))
 
-    rng, size = np.random.default_rng(0), model.image_size
+    rng, size = np.random.default_rng(0), sizes.image_size
     noise = rng.integers(0, 256, (args.images, size, size, 3), np.uint8)
     texts = [
         " ".join(map(str, rng.integers(5, VOCAB, rng.integers(*WORDS)))) for _ in range(args.texts)
@@ -75,16 +79,18 @@ def main() -> None:
         tuple(texts[index * per_image : (index + 1) * per_image]) for index in range(args.images)
     )
     eval_set = EvalSet("noise", noise, captions, (), ())
-    scorer = Scorer(
-        method, params, state, Numbers(), 30, args.batch_size, size,
-        match_rows=args.match_rows, mesh=make_mesh(), console=Console(),
-    )  # fmt: skip
-    scores = scorer.on(eval_set, [text for one in captions for text in one])
+    config = EvalConfig(
+        scorers=("itc",), rerank_k=args.k, batch_size=args.batch_size, match_rows=args.match_rows
+    )
+    functions = ScoringFunctions.of(method)
+    model = ScoredModel(functions, params, state, Numbers(), size)
+    scorer = Scorer(model, config, make_mesh(), Console())
+    scores = scorer.on(eval_set, [text for one in captions for text in one], 30)
 
     began = time.perf_counter()
-    retrieval_metrics(scores, ("itc",), args.k)
+    retrieval_metrics(scores, config)
     encoded, processor = time.perf_counter(), time.process_time()
-    retrieval_metrics(scores, ("itm_logit",), args.k)
+    retrieval_metrics(scores, replace(config, scorers=("itm_logit",)))
     seconds, processor = time.perf_counter() - encoded, time.process_time() - processor
     print(
         json.dumps(

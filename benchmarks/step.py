@@ -1,10 +1,10 @@
 """How fast one training step is, what it computes and what memory it needs.
 
-    python -m benchmarks.step --preset tiny --threads 1          one CPU thread, to compare with others
+    python -m benchmarks.step --preset tiny --threads 1      one CPU thread, to compare with others
     python -m benchmarks.step --preset base --dtype bfloat16 --batch 256 --steps 20
-    python -m benchmarks.step --preset base --count-only         compiles and counts, runs nothing
-    python -m benchmarks.step --preset tiny --batch-file F.npz   a real batch: image (B, 3, H, W), normalised float32;
-                                                                 input_ids and attention_mask (B, L)
+    python -m benchmarks.step --preset base --count-only     compiles and counts, runs nothing
+    python -m benchmarks.step --preset tiny --batch-file F.npz      a real batch: image
+            (B, 3, H, W), normalised float32; input_ids and attention_mask (B, L)
 
 Prints one line of JSON; progress goes to stderr. The step is that of a training run with every
 stage on: forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS
@@ -28,14 +28,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import resource
 import sys
 import time
-import zipfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,18 +40,25 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from nas_jax.kernels import plain_only
-from nas_jax.losses.mlm import SpecialTokens
-from nas_jax.methods import Method, make_method
-from nas_jax.methods.albef import Stage
-from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
-from nas_jax.models.sizes import DTYPES, IMPLEMENTATIONS, POLICIES, model_config
-from nas_jax.models.visual_dictionary import DictionaryConfig
-from nas_jax.negatives.nta import NtaConfig, WordTables
-from nas_jax.negatives.nva import NvaConfig
+from benchmarks.step_batch import (
+    cut_probability,
+    enough_masked,
+    random_batch,
+    read_batch,
+    trimmed,
+    vocabulary,
+)
+from benchmarks.timing import Timing, dense_matmul, limit_threads, measure, peak_memory
+from nas_jax.kernels import KERNELS, plain_only
+from nas_jax.methods import make_method
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.config import ItcConfig, MlmConfig, NasMlmConfig
+from nas_jax.methods.method import Method, Setting
+from nas_jax.methods.nas import NasConfig, Stage
+from nas_jax.models.codebook import DictionaryConfig
+from nas_jax.models.sizes import DTYPES, IMPLEMENTATIONS, POLICIES, ModelConfig, model_config
+from nas_jax.negatives.nta import NtaConfig
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.machine import matmul_flops, peak_flops
@@ -62,7 +66,8 @@ from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step, sharded_step
 from nas_jax.typing import Batch
-from nas_jax.utils.errors import ConfigError, DataError, UserError
+from nas_jax.utils.errors import ConfigError, UserError
+from nas_jax.utils.fields import validate_tree
 from nas_jax.utils.memory import cpu_only, keep_freed_memory
 from nas_jax.utils.trees import num_params
 
@@ -91,13 +96,9 @@ PRESETS = {
     "base": Preset("base", 4, 30522, 65536, 311.8, 0.84),
 }
 REFERENCE_LENGTH = 25
-ALL = "all"  # of --plain
 CODES = 2048
 # of a step's, for the dense matmul after it: the fastest of both are then of windows alike
 MATMUL_TIME = 1.0
-CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_masked`
-SPECIAL = SpecialTokens(pad=0, cls=101, sep=102, mask=103)  # BERT's
-FIRST_WORD = 1000  # in BERT's vocabulary; ids below are not used by random captions
 EPOCHS, STEPS_PER_EPOCH = 30, 1000  # of the schedule; any
 
 
@@ -115,135 +116,9 @@ class Counts(NamedTuple):
         return self.matmuls if platform == "gpu" or loops else self.compiled
 
 
-class Timing(NamedTuple):
-    """Seconds and page faults of each repetition."""
-
-    cpu: list[float]
-    wall: list[float]
-    faults: list[int]
-
-
 def say(text: str) -> None:
     """Progress."""
     print(text, file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------------------------- the batch
-
-
-def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Batch:
-    """Noise pictures, and captions of random words whose real lengths are spread as COCO's: 13 +-
-    2.5, padded.
-    """
-    rng = np.random.default_rng(0)
-    counts_B = np.clip(np.round(rng.normal(13.0, 2.5, size)), min(8, length), length).astype(int)
-    mask_BxL = np.arange(length) < counts_B[:, None]
-    ids_BxL = rng.integers(
-        min(FIRST_WORD, vocab_size // 2), vocab_size, (size, length), dtype=np.int32
-    )
-    ids_BxL[:, 0] = SPECIAL.cls
-    ids_BxL[np.arange(size), counts_B - 1] = SPECIAL.sep
-    return {
-        "image_BxHxWx3": rng.integers(0, 256, (size, image_size, image_size, 3), dtype=np.uint8),
-        "token_ids_BxL": np.where(mask_BxL, ids_BxL, SPECIAL.pad).astype(np.int32),
-        "token_mask_BxL": mask_BxL,
-        "image_id_B": np.arange(size, dtype=np.int32),
-    }
-
-
-def read_batch(
-    path: Path, image_size: int, vocab_size: int, length: int | None, trim: bool
-) -> Batch:
-    """The batch of a file, its texts padded to `length` or cut to the longest of them.
-
-    Raises DataError on a file without the arrays, or whose arrays are not those of the preset.
-    """
-    try:
-        with np.load(path) as file:
-            image, ids_BxL, mask_BxL = (
-                file[name] for name in ("image", "input_ids", "attention_mask")
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _bad_file(
-            path,
-            " ".join(str(error).split())[:120],
-            "an .npz with image, input_ids, attention_mask",
-        ) from error
-    size = len(image)
-    if image.shape != (size, 3, image_size, image_size) or image.dtype != np.float32:
-        raise _bad_file(
-            path,
-            f"image {image.dtype}{list(image.shape)}",
-            f"float32 [B, 3, {image_size}, {image_size}] of the preset",
-        )
-    if ids_BxL.ndim != 2 or ids_BxL.shape != mask_BxL.shape or len(ids_BxL) != size:
-        raise _bad_file(
-            path,
-            f"input_ids {list(ids_BxL.shape)}, attention_mask {list(mask_BxL.shape)}",
-            f"both [{size}, L]",
-        )
-    mask_BxL = mask_BxL.astype(bool)
-    if not mask_BxL[:, 0].all() or ids_BxL.min() < 0 or ids_BxL.max() >= vocab_size:
-        raise _bad_file(
-            path,
-            f"ids {ids_BxL.min()} to {ids_BxL.max()}, {(~mask_BxL[:, 0]).sum()} empty texts",
-            f"ids below {vocab_size} and no empty text",
-        )
-    longest = int(np.flatnonzero(mask_BxL.any(0))[-1]) + 1
-    target = length or (longest if trim else ids_BxL.shape[1])
-    if target < longest:
-        raise ConfigError(
-            f"--length={target} for a text of {longest} tokens", f"at least {longest}", "raise it"
-        )
-    wider = ((0, 0), (0, max(0, target - ids_BxL.shape[1])))
-    return {
-        "image_BxHxWx3": np.ascontiguousarray(image.transpose(0, 2, 3, 1)),
-        "token_ids_BxL": np.pad(ids_BxL, wider)[:, :target].astype(np.int32),
-        "token_mask_BxL": np.pad(mask_BxL, wider)[:, :target],
-        "image_id_B": np.arange(size, dtype=np.int32),
-    }
-
-
-def trimmed(batch: Batch) -> Batch:
-    """The batch with its texts cut to the longest of them."""
-    longest = int(batch["token_mask_BxL"].sum(-1).max())
-    return batch | {name: batch[name][:, :longest] for name in ("token_ids_BxL", "token_mask_BxL")}
-
-
-def _bad_file(path: Path, got: str, expected: str) -> DataError:
-    error = DataError(f"{path}: {got}", expected, "write another file, or leave out --batch-file")
-    error.exit_code = 2
-    return error
-
-
-def cut_probability(batch: Batch, probability: float, max_masked: int) -> float:
-    """Mean probability that a caption of the batch has more picks than `max_masked`."""
-    ids_BxL = batch["token_ids_BxL"]
-    words_B = (
-        batch["token_mask_BxL"] & ~np.isin(ids_BxL, (SPECIAL.cls, SPECIAL.sep, SPECIAL.pad))
-    ).sum(-1)
-
-    def above(words: int) -> float:
-        q = 1 - probability
-        return sum(
-            math.comb(words, k) * probability**k * q ** (words - k)
-            for k in range(max_masked + 1, words + 1)
-        )
-
-    return float(np.mean([above(int(words)) for words in words_B]))
-
-
-def enough_masked(batch: Batch, probability: float) -> int:
-    """The smallest `max_masked` that cuts at most CUT_AT_MOST of the captions."""
-    length = batch["token_ids_BxL"].shape[1]
-    return next(
-        picks
-        for picks in range(1, length + 1)
-        if cut_probability(batch, probability, picks) <= CUT_AT_MOST
-    )
-
-
-# ----------------------------------------------------------------------------------------- the step
 
 
 class Built(NamedTuple):
@@ -252,7 +127,7 @@ class Built(NamedTuple):
     method: Method
     init: Callable[[], TrainState]
     step: Any  # jitted
-    stage: Stage
+    stage: Hashable
     batch: Batch
     mesh: jax.sharding.Mesh
     shardings: Any
@@ -276,11 +151,30 @@ def build(options: argparse.Namespace) -> Built:
         attention=options.attention,
     )
     model.validate()
+    batch = make_batch(options, model)
+    config = make_config(options, batch)
+    validate_tree(config, "method")
+    setting = Setting(vocabulary(model.vocab_size), EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+    method = make_method(config, model, setting)
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(), EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH
+    )
+    mesh = make_mesh(MeshConfig(data=1))
+    init = partial(init_state, method, optimizer, 0)
+    shardings = state_shardings(jax.eval_shape(init), mesh)
+    step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings).jitted
+    stage = method.stage(0)
+    if nas:
+        stage = Stage(nva=True, nta=options.nta, dictionary_frozen=not options.update_dictionary)
+    return Built(method, init, step, stage, batch, mesh, shardings)
+
+
+def make_batch(options: argparse.Namespace, model: ModelConfig) -> Batch:
+    """The batch that the options ask for. Raises ConfigError where it does not fit the queue."""
+    preset, vocab = PRESETS[options.preset], model.vocab_size
     if options.batch_file:
-        trim = options.plain != ALL
-        batch = read_batch(
-            options.batch_file, model.image_size, model.vocab_size, options.length, trim
-        )
+        trim = not options.plain
+        batch = read_batch(options.batch_file, model.image_size, vocab, options.length, trim)
         if options.batch not in (None, len(batch["image_id_B"])):
             raise ConfigError(
                 f"--batch={options.batch} with a file of {len(batch['image_id_B'])} pairs",
@@ -288,13 +182,9 @@ def build(options: argparse.Namespace) -> Built:
                 "leave it out",
             )
     else:
-        batch = random_batch(
-            options.batch or preset.batch,
-            options.length or REFERENCE_LENGTH,
-            model.image_size,
-            model.vocab_size,
-        )
-        if options.length is None and options.plain != ALL:
+        size, length = options.batch or preset.batch, options.length or REFERENCE_LENGTH
+        batch = random_batch(size, length, model.image_size, vocab)
+        if options.length is None and not options.plain:
             batch = trimmed(batch)
     size = len(batch["image_id_B"])
     if size < 2 or preset.queue_size % size:
@@ -303,42 +193,30 @@ def build(options: argparse.Namespace) -> Built:
             f"at least 2, and a divisor of the queue's {preset.queue_size}",
             "take another",
         )
-    mlm = MlmConfig()
-    config = MethodConfig(
-        name=options.method,
-        itc=ItcConfig(queue_size=preset.queue_size),
-        mlm=MlmConfig(max_masked=0 if options.plain == ALL else enough_masked(batch, mlm.probability)),
-        dictionary=DictionaryConfig(enabled=nas, codes=CODES),
-        nva=NvaConfig(enabled=nas),
+    return batch
+
+
+def make_config(options: argparse.Namespace, batch: Batch) -> AlbefConfig:
+    """ALBEF, or NAS with dictionary and NVA; of the masked positions, as few as are enough."""
+    max_masked = 0 if options.plain else enough_masked(batch, MlmConfig().probability)
+    itc = ItcConfig(queue_size=PRESETS[options.preset].queue_size)
+    if options.method == "albef":
+        return AlbefConfig(itc=itc, mlm=MlmConfig(max_masked=max_masked))
+    return NasConfig(
+        itc=itc,
+        mlm=NasMlmConfig(max_masked=max_masked),
+        dictionary=DictionaryConfig(codes=CODES),
         nta=NtaConfig(enabled=options.nta),
-        plain=options.plain == ALL,
     )
-    config.validate()
-    words_V = np.arange(model.vocab_size) >= min(FIRST_WORD, model.vocab_size // 2)
-    tables = WordTables(words_V, words_V, np.zeros_like(words_V))
-    method = make_method(config, model, tables, SPECIAL, EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
-    optimizer, schedule = make_optimizer(
-        OptimizerConfig(), EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH
-    )
-    mesh = make_mesh(MeshConfig(data=1))
-    init = partial(init_state, method, optimizer, 0)
-    shardings = state_shardings(jax.eval_shape(init), mesh)
-    step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings).jitted
-    stage = Stage(nva=nas, nta=options.nta, dictionary_frozen=nas and not options.update_dictionary)
-    return Built(method, init, step, stage, batch, mesh, shardings)
 
 
-def plain_kernels(names: str | None) -> AbstractContextManager:
-    """The kernels of `--plain` as their plain twins. Raises ConfigError on unknown names."""
-    if not names:
-        return nullcontext()
-    return plain_only(*(() if names == ALL else names.split(",")))
+def compile_step(built: Built, plain: Collection[str] = ()) -> tuple[Any, Counts, dict[str, float]]:
+    """The compiled step, its operations a pair, and the seconds that tracing and compiling took.
 
-
-def compile_step(built: Built) -> tuple[Any, Counts, dict[str, float]]:
-    """The compiled step, its operations a pair, and the seconds that tracing and compiling took."""
+    plain: kernels in whose place their plain twins are.
+    """
     size, cpu, wall = len(built.batch["image_id_B"]), time.process_time(), time.perf_counter()
-    with jax.set_mesh(built.mesh):
+    with jax.set_mesh(built.mesh), plain_only(*plain) if plain else nullcontext():
         traced = built.step.trace(
             jax.eval_shape(built.init), put_batch(built.batch, built.mesh), built.stage
         )
@@ -352,61 +230,18 @@ def compile_step(built: Built) -> tuple[Any, Counts, dict[str, float]]:
     return compiled, Counts(*(flops / size / 1e9 for flops in counted)), seconds
 
 
+def twins(options: argparse.Namespace) -> Collection[str]:
+    """The kernels that run their plain twins."""
+    return KERNELS if options.plain else tuple(filter(None, options.twins.split(",")))
+
+
 def _flops(program: Any) -> float:
     costs = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     return (costs or {}).get("flops", 0.0)
 
 
-# ------------------------------------------------------------------------------------------- timing
-
-
-def measure(run: Callable[[], Any], times: int) -> Timing:
-    """CPU time of the process and wall time of each call; `run` returns arrays, for which this
-    waits.
-    """
-    timing = Timing([], [], [])
-    for _ in range(times):
-        faults, cpu, wall = page_faults(), time.process_time(), time.perf_counter()
-        jax.block_until_ready(run())
-        timing.cpu.append(time.process_time() - cpu)
-        timing.wall.append(time.perf_counter() - wall)
-        timing.faults.append(page_faults() - faults)
-    return timing
-
-
-def page_faults() -> int:
-    """How often the system has given this process a page that it did not have to read."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def dense_matmul(dtype: str, platform: str) -> Callable[[float], float]:
-    """A function that multiplies for so many seconds at least: GFLOP a second; on CPUs a second of
-    CPU time.
-    """
-    side, together = (2048, 1) if platform == "cpu" else (8192, 10)
-    left, right = (
-        jax.random.normal(jax.random.key(seed), (side, side), jnp.dtype(dtype)) for seed in range(2)
-    )
-
-    @jax.jit
-    def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
-        # Several at a time where one is short: what is measured is the device, not the way to it.
-        for _ in range(together):
-            left = left @ right
-        return left
-
-    right = right * side**-0.5  # the product stays as large as it was
-    measure(lambda: multiply(left, right), 1)  # compiles
-
-    def rate(seconds: float) -> float:
-        spent: list[float] = []
-        while sum(spent) < seconds or not spent:
-            timing = measure(lambda: multiply(left, right), 1)
-            spent += timing.cpu if platform == "cpu" else timing.wall
-        return together * 2 * side**3 / 1e9 * len(spent) / sum(spent)
-
-    return rate
+# ----------------------------------------------------------------------------------------- the run
 
 
 class Run(NamedTuple):
@@ -447,12 +282,13 @@ def time_steps(built: Built, compiled: Any, steps: int, matmul: Callable[[float]
 
 def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
     """What is measured."""
-    config, device = built.method.ctx.config, jax.devices()[0]
+    config, device = built.method.config, jax.devices()[0]
     return {
         "preset": options.preset,
         "method": options.method,
         "nta": options.nta,
-        "plain": options.plain or False,
+        "plain": options.plain,
+        "twins": options.twins,
         "batch": len(built.batch["image_id_B"]),
         "batch_file": options.batch_file.name if options.batch_file else None,
         "length": built.batch["token_ids_BxL"].shape[1],
@@ -462,7 +298,7 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
         "scan_layers": options.scan_layers,
         "cls_apart": options.cls_apart,
         "attention": options.attention,
-        "dictionary_frozen": built.stage.dictionary_frozen,
+        "dictionary_frozen": options.method == "nas" and not options.update_dictionary,
         "max_masked": config.mlm.max_masked,
         "cut_probability": cut_probability(
             built.batch,
@@ -523,23 +359,12 @@ def memory(compiled: Any) -> dict[str, float]:
     }
 
 
-def peak_memory() -> dict[str, Any]:
-    """Megabytes that were in use at most: on the device where it says so, else by this process."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return {"peak_memory_MB": stats["peak_bytes_in_use"] / 1e6, "peak_memory_of": "device"}
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_memory_MB": used / 1e6, "peak_memory_of": "process"}
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement."""
     built = build(options)
     result = describe(options, built)
     say(f"{options.preset}: {result['params_M']:.1f} M parameters on {result['device']}; compiling")
-    with plain_kernels(options.plain):
-        compiled, counts, seconds = compile_step(built)
+    compiled, counts, seconds = compile_step(built, twins(options))
     result |= {
         "gflop_per_pair": counts.chosen(result["platform"], options.scan_layers),
         "gflop_per_pair_compiled": counts.compiled,
@@ -578,21 +403,6 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def limit_threads(count: int) -> None:
-    """Leaves this process `count` of its CPUs.
-
-    Must come before the first use of a device: it counts them then.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        raise ConfigError("--threads on this system", "Linux", "leave it out")
-    allowed = sorted(os.sched_getaffinity(0))
-    if not 1 <= count <= len(allowed):
-        raise ConfigError(
-            f"--threads={count}", f"1 to {len(allowed)}, the CPUs of this process", "change it"
-        )
-    os.sched_setaffinity(0, allowed[:count])
-
-
 def _number(at_least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if int(text) < at_least:
@@ -615,11 +425,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nta", action="store_true", help="NAS with NTA too")
     parser.add_argument(
         "--plain",
-        nargs="?",
-        const=ALL,
+        action="store_true",
+        help="the plain twins of all kernels; texts padded, and all positions to the vocabulary",
+    )
+    parser.add_argument(
+        "--twins",
+        default="",
         metavar="NAME,...",
-        help="these kernels as their plain twins (docs/notes/kernels.md); without names all of "
-        "them, every pass by itself, and all positions to the vocabulary",
+        help="the plain twins of these kernels (docs/notes/kernels.md), to measure what each gains",
     )
     parser.add_argument(
         "--update-dictionary", action="store_true", help="move the dictionary in each step"

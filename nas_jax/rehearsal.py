@@ -13,27 +13,27 @@ import math
 import re
 import time
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from nas_jax.config import RunConfig, to_dict
-from nas_jax.losses.mlm import SpecialTokens
-from nas_jax.methods import Method, make_method
-from nas_jax.negatives.nta import WordTables
+from nas_jax.data.readers import batch_spec
+from nas_jax.methods import make_method
+from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.hlo import Collective, Program, read_program
 from nas_jax.parallel.mesh import batch_sharding, check_divisible, make_mesh
 from nas_jax.parallel.rules import placements, state_shardings, with_shardings
 from nas_jax.parallel.topology import Chip, topology_devices
+from nas_jax.train.machine import matmul_flops
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import init_state
 from nas_jax.train.step import make_train_step, sharded_step
-from nas_jax.typing import PyTree
+from nas_jax.typing import PyTree, Vocabulary
 from nas_jax.utils.logging import Console
 
 STEPS_PER_EPOCH = 1000  # any: what is compiled depends on the stage, and that on epochs
@@ -59,6 +59,7 @@ class Rehearsal:
     wire_bytes: float = 0
     compile_seconds: float = 0
     effort: str = "full"
+    stage: str = ""  # of the method, where it has several
     program: Program | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -93,23 +94,26 @@ def compile_step(
 
 
 def rehearse(run: RunConfig, topology: str, effort: str = "full") -> Rehearsal:
-    """Compiles the step of a run with all its stages on. effort: a row of EFFORTS."""
+    """Compiles the step of a run in its largest stage. effort: a row of EFFORTS."""
     devices, chip = topology_devices(topology)
     mesh = make_mesh(run.mesh, devices)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
-    abstract, batch, step, stage = abstract_step(run, mesh)
+    abstract = abstract_step(run, mesh)
+    placed = placements(abstract.state, mesh, abstract.method.sharding)
+    stage, traced = largest_stage(abstract, _total_steps(run), mesh)
     known = {
         "topology": topology,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "batch": run.data.batch_size,
-        "state_bytes": sum(row.bytes_per_device for row in placements(abstract, mesh)),
+        "state_bytes": sum(row.bytes_per_device for row in placed),
         "capacity_bytes": chip.hbm_bytes if chip else 0,
         "effort": effort,
+        "stage": "" if stage is None else str(stage),
     }
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = step.jitted.lower(abstract, batch, stage)
+        lowered = traced.lower()
     try:
         compiled = lowered.compile(compiler_options=EFFORTS[effort] if chip else None)
     except jax.errors.JaxRuntimeError as error:
@@ -147,51 +151,54 @@ def _measured(compiled: Any, known: dict[str, Any], chip: Chip | None, seconds: 
     )
 
 
-def abstract_step(run: RunConfig, mesh: Mesh) -> tuple[PyTree, PyTree, Any, Any]:
-    """The state and a batch as shapes with their places, the jitted step, and the stage with
-    everything on.
-    """
+class AbstractStep(NamedTuple):
+    """A training step on a mesh, as shapes with their places."""
+
+    state: PyTree
+    batch: PyTree
+    step: Any  # the jitted step
+    method: Method
+
+    def traced(self, stage: Hashable, mesh: Mesh) -> Any:
+        """The step of a stage, traced."""
+        with jax.set_mesh(mesh):
+            return self.step.jitted.trace(self.state, self.batch, stage)
+
+
+def abstract_step(run: RunConfig, mesh: Mesh) -> AbstractStep:
+    """The step of a run without its data and its tokenizer."""
     method = _method(run)
-    optimizer, schedule = make_optimizer(
-        run.optimizer, run.train.epochs * STEPS_PER_EPOCH, STEPS_PER_EPOCH
-    )
+    optimizer, schedule = make_optimizer(run.optimizer, _total_steps(run), STEPS_PER_EPOCH)
     abstract = jax.eval_shape(lambda: init_state(method, optimizer, run.seed))
-    shardings = state_shardings(abstract, mesh)
+    shardings = state_shardings(abstract, mesh, method.sharding)
     step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
-    last = (
-        max(
-            run.train.epochs, math.ceil(max(run.method.nva.start_epoch, run.method.nta.start_epoch))
-        )
-        + 1
-    )
-    size, length, rows = run.data.image_size, run.data.text_length, batch_sharding(mesh)
-    shapes = {
-        "image_BxHxWx3": ((size, size, 3), jnp.uint8),
-        "token_ids_BxL": ((length,), jnp.int32),
-        "token_mask_BxL": ((length,), jnp.bool_),
-        "image_id_B": ((), jnp.int32),
-    }
+    rows = batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((run.data.batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+        for name, array in batch_spec(run.data, run.data.batch_size, method.wants).items()
     }
-    return with_shardings(abstract, shardings), batch, step, method.stage(last * STEPS_PER_EPOCH)
+    return AbstractStep(with_shardings(abstract, shardings), batch, step, method)
+
+
+def largest_stage(abstract: AbstractStep, total_steps: int, mesh: Mesh) -> tuple[Hashable, Any]:
+    """The stage of a run with the most operations, and its traced step."""
+    method = abstract.method
+    starts = [step for step in method.stage_starts() if step < max(total_steps, 1)]
+    traced = {stage: abstract.traced(stage, mesh) for stage in map(method.stage, starts)}
+    return max(traced.items(), key=lambda item: matmul_flops(item[1].jaxpr.jaxpr))
+
+
+def _total_steps(run: RunConfig) -> int:
+    return run.train.total_steps(STEPS_PER_EPOCH)
 
 
 def _method(run: RunConfig) -> Method:
     """The method without a tokenizer: which words may be replaced changes no shape."""
-    vocabulary = run.model.vocab_size or (
-        30522 if "bert" in run.data.tokenizer else run.data.vocab_size
-    )
-    return make_method(
-        run.method,
-        run.model,
-        WordTables(*[np.ones(vocabulary, bool)] * 3),
-        SpecialTokens(0, 1, 2, 3),
-        run.train.epochs * STEPS_PER_EPOCH,
-        STEPS_PER_EPOCH,
-        run.train.accumulate,
-    )
+    learned = 30522 if "bert" in run.data.tokenizer else run.data.vocab_size
+    vocabulary = Vocabulary.blank(run.model.vocab_size or learned)
+    pieces = run.train.accumulate
+    setting = Setting(vocabulary, _total_steps(run), STEPS_PER_EPOCH, pieces)
+    return make_method(run.method, run.model, setting)
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
@@ -212,7 +219,12 @@ def report(run: RunConfig, result: Rehearsal) -> str:
     """The result as a person reads it."""
     rows = math.prod(result.mesh[axis] for axis in ("data", "fsdp"))
     sizes = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
-    head = f"{run.name} on {result.topology}: {result.devices} devices, mesh {sizes}, {result.batch / rows:g} pairs each"
+    head = (
+        f"{run.name} on {result.topology}: {result.devices} devices, mesh {sizes}, "
+        f"{result.batch / rows:g} pairs each"
+    )
+    if result.stage:
+        head += f"\nstage              {result.stage}"
     capacity = f" of {_gigabytes(result.capacity_bytes)}" if result.capacity_bytes else ""
     if not result.program:
         remedies = "\n".join(f"  {line}" for line in remedy(run, result))

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import step
-from nas_jax.methods.albef import Stage
+from benchmarks import step, step_batch, timing
+from nas_jax.methods.nas import Stage
 from nas_jax.models.sizes import model_config
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -36,14 +36,17 @@ import jax
 from benchmarks import step
 from nas_jax.models.sizes import SIZES, ModelConfig
 
-SIZES["least"] = ModelConfig(16, 2, 1, 1, 1, image_size=16, patch_size=8, embed_dim=8, max_text_length=32)
+sizes = dict(image_size=16, patch_size=8, embed_dim=8, max_text_length=32)
+SIZES["least"] = ModelConfig(16, 2, 1, 1, 1, **sizes)
 step.PRESETS["least"] = step.Preset("least", 4, 128, 16, 1.0, 0.5)
 step.CODES = 8
 step.limit_threads(1)
 built = step.build(step.parse(["--preset", "least", "--nta"]))
 with jax.set_mesh(built.mesh):
-    traced = built.step.trace(jax.eval_shape(built.init), step.put_batch(built.batch, built.mesh), built.stage)
-print(step.describe(step.parse(["--preset", "least"]), built)["threads"], step.matmul_flops(traced.jaxpr.jaxpr))
+    batch = step.put_batch(built.batch, built.mesh)
+    traced = built.step.trace(jax.eval_shape(built.init), batch, built.stage)
+threads = step.describe(step.parse(["--preset", "least"]), built)["threads"]
+print(threads, step.matmul_flops(traced.jaxpr.jaxpr))
 """
 REFUSED = (
     "ml_collections",
@@ -154,12 +157,12 @@ def test_the_matmul_runs_as_long_as_asked_and_its_first_call_does_not_count(
 ):
     cpu, wall = iter([9.0, 1.0, 3.0, 8.0]), iter([99.0, 16.0, 64.0, 2.0])
     monkeypatch.setattr(
-        step, "measure", lambda run, times: step.Timing([next(cpu)], [next(wall)], [0])
+        timing, "measure", lambda run, times: timing.Timing([next(cpu)], [next(wall)], [0])
     )
     monkeypatch.setattr(
         jax.random, "normal", lambda key, shape, dtype: np.zeros((1, 1), np.float32)
     )
-    rate = step.dense_matmul("float32", platform)
+    rate = timing.dense_matmul("float32", platform)
     expected = {
         "cpu": [2 * 2048**3 / 2.0, 2 * 2048**3 / 8.0],
         "gpu": [20 * 8192**3 / 40.0, 20 * 8192**3 / 2.0],
@@ -179,11 +182,11 @@ def test_speeds_are_those_of_the_cpu_time():
         "batch": 4,
     }
     known |= {"platform": "cpu", "device": "cpu", "gflop_per_pair": 300.0}
-    timing, rates = (
-        step.Timing(cpu=[20.0, 16.0, 24.0], wall=[40.0, 50.0, 60.0], faults=[0] * 3),
+    seconds, rates = (
+        timing.Timing(cpu=[20.0, 16.0, 24.0], wall=[40.0, 50.0, 60.0], faults=[0] * 3),
         [90.0, 74.0, 100.0, 60],
     )
-    speeds = step.speeds(known, timing, rates)
+    speeds = step.speeds(known, seconds, rates)
     assert speeds["pairs_per_second"] == pytest.approx(0.1)
     # 4 s a pair at 100; 5 s at 82, 4 at 87, 6 at 80
     assert speeds["gflop_equivalent_per_pair"] == pytest.approx({"min": 400.0, "median": 410.0})
@@ -197,9 +200,9 @@ def test_speeds_are_those_of_the_cpu_time():
         {"nta": True},
         {"platform": "gpu"},
     ):
-        assert step.speeds(known | changed, timing, rates)["times_reference"] is None
+        assert step.speeds(known | changed, seconds, rates)["times_reference"] is None
     on_gpu = known | {"platform": "gpu", "device": "NVIDIA H100 80GB HBM3"}
-    assert step.speeds(on_gpu, timing, rates)["peak_share"] == pytest.approx(300e9 / 10 / 989e12)
+    assert step.speeds(on_gpu, seconds, rates)["peak_share"] == pytest.approx(300e9 / 10 / 989e12)
 
 
 def test_peaks_are_told_apart_by_the_kind_of_device():
@@ -211,7 +214,7 @@ def test_peaks_are_told_apart_by_the_kind_of_device():
 
 
 def test_random_captions_have_the_lengths_of_coco():
-    batch = step.random_batch(512, 25, 16, 2048)
+    batch = step_batch.random_batch(512, 25, 16, 2048)
     mask_BxL, ids_BxL = batch["token_mask_BxL"], batch["token_ids_BxL"]
     counts_B = mask_BxL.sum(-1)
     assert counts_B.mean() == pytest.approx(13, abs=0.5) and counts_B.min() >= 8
@@ -219,10 +222,12 @@ def test_random_captions_have_the_lengths_of_coco():
 
 
 def test_few_captions_lose_a_masked_position():
-    batch = step.random_batch(4096, 25, 16, 2048)
-    picks = step.enough_masked(batch, 0.15)
-    above, allowed = (step.cut_probability(batch, 0.15, limit) for limit in (picks - 1, picks))
-    assert allowed <= step.CUT_AT_MOST < above
+    batch = step_batch.random_batch(4096, 25, 16, 2048)
+    picks = step_batch.enough_masked(batch, 0.15)
+    above, allowed = (
+        step_batch.cut_probability(batch, 0.15, limit) for limit in (picks - 1, picks)
+    )
+    assert allowed <= step_batch.CUT_AT_MOST < above
     words_B = batch["token_mask_BxL"].sum(-1) - 2
     drawn = np.random.default_rng(0).binomial(words_B, 0.15)
     assert (drawn > picks).mean() == pytest.approx(allowed, abs=0.006)
@@ -263,7 +268,7 @@ def test_texts_of_a_file_are_cut_to_the_longest(tmp_path: Path, more: list[str],
 def test_a_file_that_does_not_fit_the_preset_is_refused(tmp_path: Path, changed: dict):
     path = write_batch(tmp_path / "batch.npz", **changed)
     with pytest.raises(DataError) as error:
-        step.read_batch(path, model_config("tiny").image_size, 2048, None, True)
+        step_batch.read_batch(path, model_config("tiny").image_size, 2048, None, True)
     assert "\n" not in str(error.value)
 
 
@@ -286,4 +291,4 @@ def test_too_many_threads_are_refused():
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("this system does not bind processes to CPUs")
     with pytest.raises(ConfigError, match="--threads=4096"):
-        step.limit_threads(4096)
+        timing.limit_threads(4096)

@@ -7,7 +7,6 @@ after surgery.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from nas_jax.models.visual_dictionary import DictionaryState
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
@@ -169,74 +167,3 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def adapt_dictionary(
-    saved: DictionaryState | Mapping[str, Any], codes: int, seed: int = 0
-) -> DictionaryState:
-    """A visual dictionary with another number of codes; the same number changes nothing.
-
-    Fewer: the most used ones stay (largest counts), in their old order. More: the most used code is
-    split in two until there are enough; each half takes half of the count, and the new one is moved
-    by a little noise so that the two part. A code drawn at random would lie far from all features
-    and die; the halves of a busy one are used at once.
-
-    saved: a DictionaryState or its fields as `CheckpointManager.restore_params(which="dictionary")`
-    gives them.
-    """
-    fields = saved if isinstance(saved, Mapping) else vars(saved)
-    old = {
-        name: np.asarray(fields[name])
-        for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K", "step")
-    }
-    size = len(old["counts_K"])
-    if codes < 1:
-        raise CheckpointError(
-            f"a dictionary of {codes} codes", "at least 1", "set method.dictionary.codes"
-        )
-    if codes <= size:
-        by_use = np.argsort(-old["counts_K"], kind="stable")
-        rows_K, noise_KxD = np.sort(by_use[:codes]), 0.0
-        counts_K = old["counts_K"][rows_K]
-    else:
-        rows_K, counts_K = _split(old["counts_K"], codes)
-        scale = SPLIT_NOISE * np.sqrt(np.mean(np.square(old["codes_KxD"], dtype=np.float64)))
-        noise_KxD = np.random.default_rng(seed).normal(0, scale, (codes, old["codes_KxD"].shape[1]))
-        noise_KxD[:size] = 0
-    if codes == size:
-        codes_KxD, sums_KxD = old["codes_KxD"], old["sums_KxD"]
-    else:
-        codes_KxD = (old["codes_KxD"][rows_K] + noise_KxD).astype(np.float32)
-        share_K = counts_K / np.maximum(old["counts_K"][rows_K], 1e-30)
-        sums_KxD = (
-            old["sums_KxD"][rows_K] * share_K[:, None] + noise_KxD * counts_K[:, None]
-        ).astype(np.float32)
-    return DictionaryState(
-        codes_KxD=_array(codes_KxD),
-        counts_K=_array(counts_K.astype(np.float32)),
-        sums_KxD=_array(sums_KxD),
-        last_use_K=_array(old["last_use_K"][rows_K]),
-        step=_array(old["step"]),
-    )
-
-
-def _split(counts_K: np.ndarray, codes: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `codes` codes, the old one it comes from and its count; the first ones are the
-    old codes.
-    """
-    rows, counts = list(range(len(counts_K))), [float(count) for count in counts_K]
-    heap = [(-count, place) for place, count in enumerate(counts)]
-    heapq.heapify(heap)
-    while len(rows) < codes:
-        negative, place = heapq.heappop(heap)
-        half = -negative / 2
-        counts[place] = half
-        rows.append(rows[place])
-        counts.append(half)
-        heapq.heappush(heap, (-half, place))
-        heapq.heappush(heap, (-half, len(rows) - 1))
-    return np.array(rows), np.array(counts)
-
-
-def _array(value: np.ndarray) -> Array:
-    return jax.numpy.asarray(value)

@@ -19,7 +19,7 @@ import numpy as np
 
 from nas_jax.convert.albef_names import Entry
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.vision_language import VisionLanguageModel
+from nas_jax.models.towers import NasNetwork
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
@@ -154,9 +154,7 @@ def model_shapes(
     model: ModelConfig, dictionary: bool = False, literal_gate: bool = False
 ) -> dict[str, tuple]:
     """Name -> shape of the parameters of the network; nothing is computed."""
-    network = VisionLanguageModel(
-        model, dictionary=dictionary, generator=False, literal_gate=literal_gate
-    )
+    network = NasNetwork(model, dictionary, generator=False, literal_gate=literal_gate)
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
     ids, mask = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image, ids, mask)["params"]

@@ -1,6 +1,6 @@
 """A folder of converted weights, which `train.weights` takes like the work directory of a run.
 
-checkpoints/0/    parameters, and teacher, queues and dictionary where the file had them, verified when read
+checkpoints/0/    parameters, and what the file had of the method's state; verified when read
 config.json       the sections model, method and data that go with them
 conversion.json   what became of every tensor
 unused.npz        what of a state dict had no use, so that the way back gives the whole of it
@@ -13,39 +13,39 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
-from nas_jax.checkpoint.manager import PARTS, CheckpointManager
+from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.checkpoint.surgery import resize_image_positions
 from nas_jax.convert.account import as_text
 from nas_jax.data.tokenizer import load_tokenizer
-from nas_jax.methods.config import MethodConfig
+from nas_jax.methods import method_config
+from nas_jax.methods.method import MethodConfig
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.train.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_config, writing
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError, MissingPart
 from nas_jax.utils.fields import build
 
-Config = TypeVar("Config")
 CONVERSION, UNUSED = "conversion.json", "unused.npz"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Converted weights in our layout: NumPy arrays; None where the file had none."""
+    """Converted weights in our layout, as NumPy arrays."""
 
     params: Params  # as far as the file has them
     model: ModelConfig
     method: MethodConfig
-    teacher: Params | None = None
-    queue: Params | None = None  # the fields of QueueState
-    dictionary: Params | None = None  # the fields of DictionaryState
+    # entries of the method's state (nested dicts by the names of fields), as far as the file has
+    # them
+    state: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def for_pictures_of(weights: Weights, image_size: int) -> Weights:
@@ -58,16 +58,15 @@ def for_pictures_of(weights: Weights, image_size: int) -> Weights:
     model = replace(weights.model, image_size=image_size)
     model.validate()
 
-    def resized(params: Params | None) -> Params | None:
-        if not params or "image_encoder" not in params:
+    def resized(params: Params) -> Params:
+        if "image_encoder" not in params:
             return params
         image = params["image_encoder"]
         position_1xTxD = resize_image_positions(image["position_embedding"], model.num_patches + 1)
         return params | {"image_encoder": image | {"position_embedding": position_1xTxD}}
 
-    return replace(
-        weights, params=resized(weights.params), teacher=resized(weights.teacher), model=model
-    )
+    state = {name: resized(entry) for name, entry in weights.state.items()}
+    return replace(weights, params=resized(weights.params), state=state, model=model)
 
 
 def check_out(out: Path) -> None:
@@ -118,9 +117,7 @@ def write(
 
 
 def _state(weights: Weights) -> dict[str, Any]:
-    parts = {name: getattr(weights, name) for name in ("teacher", "queue", "dictionary")}
-    method_state = {name: part for name, part in parts.items() if part is not None}
-    return {"params": weights.params} | ({"method_state": method_state} if method_state else {})
+    return {"params": weights.params} | ({"method_state": weights.state} if weights.state else {})
 
 
 def _run_record(weights: Weights, conversion: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,29 +139,29 @@ def read(
     """
     config = read_config(workdir)
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
-        parts: dict[str, Any] = {}
-        for name in PARTS:
-            try:
-                parts[name] = manager.restore_params(step=step, which=name)
-            except MissingPart:
-                parts[name] = None
-    model = _built(ModelConfig, "model", config, workdir)
-    if "text_encoder" in parts["params"]:  # a run's config may leave it to the tokenizer
-        model = replace(
-            model, vocab_size=len(parts["params"]["text_encoder"]["word_embedding"]["embedding"])
-        )
-    method = _built(MethodConfig, "method", config, workdir)
+        params = manager.restore_part("params", step=step)
+        try:
+            state = manager.restore_part("method_state", step=step)
+        except MissingPart:
+            state = {}
+    model = _built(lambda section: build(ModelConfig, section, "model"), "model", config, workdir)
+    if "text_encoder" in params:  # a run's config may leave it to the tokenizer
+        words_VxD = params["text_encoder"]["word_embedding"]["embedding"]
+        model = replace(model, vocab_size=len(words_VxD))
+    method = _built(method_config, "method", config, workdir)
     conversion, unused = None, {}
     if (workdir / CONVERSION).is_file():
         conversion = json.loads((workdir / CONVERSION).read_text())
     if (workdir / UNUSED).is_file():
         with np.load(workdir / UNUSED, allow_pickle=False) as file:
             unused = {name: file[name] for name in file.files}
-    return Weights(model=model, method=method, **parts), conversion, unused
+    return Weights(params, model, method, state), conversion, unused
 
 
-def _built(kind: type[Config], section: str, config: Mapping[str, Any], workdir: Path) -> Config:
-    """A section of config.json as its dataclass."""
+def _built(
+    make: Callable[[Mapping[str, Any]], Any], section: str, config: Mapping[str, Any], workdir: Path
+) -> Any:
+    """A section of config.json as its dataclass, which `make` gives of it."""
     if section not in config:
         raise ConfigError(
             f"{workdir / CONFIG} without a section {section}",
@@ -172,7 +169,7 @@ def _built(kind: type[Config], section: str, config: Mapping[str, Any], workdir:
             "name its folder",
         )
     try:
-        return build(kind, config[section], section)
+        return make(config[section])
     except ConfigError as error:
         raise ConfigError(
             f"{workdir / CONFIG}: {error.got}", error.expected, "use the version that wrote it"

@@ -16,9 +16,11 @@ from nas_jax.convert import folder, given
 from nas_jax.convert.account import Account, model_shapes, new_lines, take
 from nas_jax.convert.albef_names import Entry, state_entries, student_entries, tower_entries
 from nas_jax.convert.torch_files import Tensors, read_tensors
-from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError
@@ -135,28 +137,24 @@ def convert(
     params = take(_present(student, tensors, ENCODERS), tensors, shapes, account)
     taken = {entry.path[0] for entry in student} & params.keys()
     account.new += ["/".join(entry.path) for entry in student if entry.path[0] not in taken]
-    teacher = None
+    state = {}
     if any(name.startswith("visual_encoder_m.") for name in tensors):
         entries = list(tower_entries(model, "_m", bert))
-        teacher = take(_present(entries, tensors, ENCODERS), tensors, shapes, account, "teacher/")
-    state = _state(tensors, account, dictionary)
-
-    method = MethodConfig(
-        name="nas" if dictionary else "albef",
-        itc=ItcConfig(queue_size=len(state["queue"]["image_id_Q"]) if "queue" in state else 0),
-        dictionary=DictionaryConfig(
-            enabled=dictionary,
-            codes=len(state["dictionary"]["counts_K"]) if dictionary else 2048,
-            literal=gate,
-        ),
-        nva=NvaConfig(enabled=False),
-        nta=NtaConfig(enabled=False),
-    )
+        there = _present(entries, tensors, ENCODERS)
+        state["teacher"] = take(there, tensors, shapes, account, "teacher/")
+    state |= _state(tensors, account, dictionary)
     _explain(tensors, account, bert, ignore)
-    weights = folder.Weights(
-        params, model, method, teacher, state.get("queue"), state.get("dictionary")
-    )
-    return weights, account, bert
+    return folder.Weights(params, model, _method(state, gate), state), account, bert
+
+
+def _method(state: Mapping[str, Any], gate: bool) -> AlbefConfig:
+    """The method that the state belongs to. gate: the dictionary has the authors' gate."""
+    itc = ItcConfig(queue_size=len(state["queue"]["image_id_Q"]) if "queue" in state else 0)
+    if "dictionary" not in state:
+        return AlbefConfig(itc=itc)
+    dictionary = DictionaryConfig(codes=len(state["dictionary"]["counts_K"]), literal=gate)
+    negatives = {"nva": NvaConfig(enabled=False), "nta": NtaConfig(enabled=False)}
+    return NasConfig(itc=itc, dictionary=dictionary, **negatives)
 
 
 def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -> ModelConfig:
@@ -216,12 +214,8 @@ def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -
     """NLVR2's network has each fusion layer twice, one for each picture: another network under the
     same names.
     """
-    keys = [
-        tensors.get(
-            f"text_encoder.{bert}encoder.layer.{model.text_layers + n}.crossattention.self.key.weight"
-        )
-        for n in range(2)
-    ]
+    layers = (f"text_encoder.{bert}encoder.layer.{model.text_layers + n}" for n in range(2))
+    keys = [tensors.get(f"{layer}.crossattention.self.key.weight") for layer in layers]
     if keys[0] is not None and keys[1] is not None and np.array_equal(*keys):
         raise CheckpointError(
             f"{source}, whose fusion layers share their keys in pairs: a model of NLVR2, for two "

@@ -18,11 +18,8 @@ from nas_jax.convert.account import new_lines
 from nas_jax.convert.albef_names import student_entries
 from nas_jax.convert.encoders import Source, Tower, image_tower, text_tower
 from nas_jax.convert.torch_files import read_folder, read_tensors
-from nas_jax.methods.config import MethodConfig
+from nas_jax.methods.albef import AlbefConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
-from nas_jax.negatives.nta import NtaConfig
-from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.trees import named_leaves
 
@@ -157,10 +154,7 @@ def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.
     params = {name: group for tower in towers.values() for name, group in tower.params.items()}
     have = set(named_leaves(params))
     new = [name for name in _names(model) if name not in have]
-    method = MethodConfig(
-        "albef", dictionary=DictionaryConfig(False), nva=NvaConfig(False), nta=NtaConfig(False)
-    )
-    return folder.Weights(params, model, method), new
+    return folder.Weights(params, model, AlbefConfig()), new
 
 
 def _names(model: ModelConfig) -> list[str]:
@@ -200,13 +194,10 @@ def _download(name: str) -> str:
 
 
 def _back(export: Path, out: Path) -> int:
-    params, config = hf_names.params_from_export(export)
-    weights = folder.Weights(
-        params,
-        hf_names.model_config(config),
-        hf_names.method_of(config).ctx.config,
-        dictionary=hf_names.dictionary_from_export(export),
-    )
+    params, state = hf_names.read_export(export)
+    config = hf_names.read_config(export)
+    method = hf_names.method_of(config).config
+    weights = folder.Weights(params, hf_names.model_config(config), method, state)
     conversion = {"format": 1, "from": "export", "source": {"folder": export.name}}
     folder.write(out, weights, conversion, str(export))
     print(

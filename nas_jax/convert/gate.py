@@ -27,17 +27,18 @@ import numpy as np
 from nas_jax.checkpoint.stored import nest
 from nas_jax.convert import gate_torch
 from nas_jax.convert.gate_torch import HOOKED, WORDS
-from nas_jax.convert.hf_names import DICTIONARY, hf_name, method_of
-from nas_jax.convert.trained import Trained
+from nas_jax.convert.hf_names import hf_name, method_of
 from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
-from nas_jax.methods import Method, nas
-from nas_jax.models.vision_language import IMAGE_STD, VisionLanguageModel, normalise_image
-from nas_jax.models.visual_dictionary import DictionaryState
+from nas_jax.methods.method import Method, MethodState
+from nas_jax.methods.refill import word_table
+from nas_jax.models.towers import IMAGE_STD, AlbefNetwork, NasNetwork, normalise_image
+from nas_jax.train.trained import Trained
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import UserError
+from nas_jax.utils.trees import named_leaves
 
 TOLERANCE = 1e-4  # largest difference / largest value of an array
 RESIZE_LEVELS = 8  # of 255, by which another resize than Pillow's may differ on a drawn picture
@@ -224,24 +225,15 @@ def run_jax(
             for group in trained.groups()
             for name, array in trained.read(group)
         }
-        dictionary = {
-            name.removeprefix(DICTIONARY): a
-            for name, a in arrays.items()
-            if name.startswith(DICTIONARY)
-        }
-        params = nest(
-            {name: array for name, array in arrays.items() if not name.startswith(DICTIONARY)}
-        )
-        state = DictionaryState(**dictionary) if dictionary else None
+        params, state = _split(method, arrays)
         del arrays
         for case in CASES:
             pixels = given[f"{case}/pixels"]
             ids, mask = (
                 given[f"{case}/{name}"][: len(pixels)] for name in ("input_ids", "attention_mask")
             )
-            outputs = _outputs(
-                method, params, state, pixels, ids.astype(np.int32), mask > 0, config
-            )
+            inputs = pixels, ids.astype(np.int32), mask > 0
+            outputs = _outputs(method, params, state, inputs, config)
             results |= {f"{case}/{name}": np.asarray(array) for name, array in outputs.items()}
     results["real/pixel_values"] = _channels_first(given["real/pixels"])
     size = config["image_size"]
@@ -252,43 +244,50 @@ def run_jax(
     return results
 
 
+def _split(method: Method, arrays: Mapping[str, Any]) -> tuple[Params, MethodState]:
+    """Arrays by our names as parameters, and as the entries of the state that an export has."""
+    state, rest = {}, dict(arrays)
+    _, fresh = jax.eval_shape(method.init, jax.random.key(0))
+    for entry in method.scoring_state:
+        leaves = [rest.pop(f"{entry}/{name}") for name in named_leaves(fresh[entry])]
+        state[entry] = jax.tree.unflatten(jax.tree.structure(fresh[entry]), leaves)
+    return nest(rest), state
+
+
 def _outputs(
     method: Method,
     params: Params,
-    state: DictionaryState | None,
-    pixels_BxHxWx3: np.ndarray,
-    token_ids_BxL: np.ndarray,
-    token_mask_BxL: np.ndarray,
+    state: MethodState,
+    given: tuple[np.ndarray, ...],
     config: Mapping[str, Any],
 ) -> dict[str, Array]:
-    network = method.ctx.model
-    (image_tokens, image_embeds), results = _layers(network, "encode_image", params, pixels_BxHxWx3)
-    seen = image_tokens
-    if state is not None:
-        words = jax.jit(lambda *inputs: nas.look_up(method.ctx, *inputs)[0])(
-            params, state, image_tokens
+    """All that is compared. given: pixels (B, S, S, 3), token ids (B, L), token mask (B, L)."""
+    network, (pixels_BxHxWx3, token_ids_BxL, token_mask_BxL) = method.network, given
+    image, results = _layers(network, AlbefNetwork.encode_image, params, pixels_BxHxWx3)
+    (image_tokens, image_embeds), seen = image, image[0]
+    if "dictionary" in state:
+        words = jax.jit(lambda *inputs: method.look_up(*inputs)[0])(
+            params, state["dictionary"], image_tokens
         )
         seen = words.tokens_BxTxD
         results["features"], results["code_ids"] = words.features_BxNxD, words.code_ids_BxN
         results["dictionary_tokens"] = seen
         results["distances"] = _distances(
-            np.asarray(words.features_BxNxD), np.asarray(state.codes_KxD)
+            np.asarray(words.features_BxNxD), np.asarray(state["dictionary"].codes_KxD)
         )
     (text_tokens, text_embeds), layers = _layers(
-        network, "encode_text", params, token_ids_BxL, token_mask_BxL
+        network, AlbefNetwork.encode_text, params, token_ids_BxL, token_mask_BxL
     )
-    # `plain`: the last layer for all tokens, which MLM reads too.
-    match = functools.partial(_layers, network, "match", plain=True)
-    itm_logits, fusion = match(params, text_tokens, token_mask_BxL, seen)
+    itm_logits, fusion = _layers(network, _match, params, text_tokens, token_mask_BxL, seen)
     results |= layers | fusion
-    if state is not None and not config["mlm_on_dictionary"]:
-        _, fusion = match(params, text_tokens, token_mask_BxL, image_tokens)
+    if "dictionary" in state and not config["mlm_on_dictionary"]:
+        _, fusion = _layers(network, _match, params, text_tokens, token_mask_BxL, image_tokens)
         results |= {f"{name} (mlm)": array for name, array in fusion.items()}
     fused = np.asarray(fusion[f"fusion_encoder.layers.{config['fusion_layers'] - 1}"])
-    if network.generator:
-        table = params["text_encoder"]["word_embedding"]["embedding"]
+    if config["text_generator"]:
         picked = np.asarray(text_tokens)[:, :WORDS]
-        results["generator_logits"] = _run(network, "generator_logits", params, picked, table)
+        inputs = picked, word_table(params)
+        results["generator_logits"] = _run(network, NasNetwork.generator_logits, params, *inputs)
     cosine = np.asarray(image_embeds) @ np.asarray(text_embeds).T
     return results | {
         "image_tokens": image_tokens,
@@ -298,8 +297,13 @@ def _outputs(
         "logits_per_image": cosine / np.asarray(params["temp"]),
         "plain_cosine": cosine,
         "itm_logits": itm_logits,
-        "mlm_logits": _run(network, "mlm_logits", params, fused[:, :WORDS]),
+        "mlm_logits": _run(network, AlbefNetwork.mlm_logits, params, fused[:, :WORDS]),
     }
+
+
+def _match(net: AlbefNetwork, text_RxLxD: Array, mask_RxL: Array, image_RxTxD: Array) -> Array:
+    """ITM logits (R, 2); the last layer computes all tokens, as MLM reads the others."""
+    return net.itm_logits(net.fusion_encoder(text_RxLxD, mask_RxL, image_RxTxD))
 
 
 def _distances(features_BxNxD: np.ndarray, codes_KxD: np.ndarray) -> np.ndarray:
@@ -309,22 +313,21 @@ def _distances(features_BxNxD: np.ndarray, codes_KxD: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(network: VisionLanguageModel, method: str, params: Params, *inputs: Array) -> Any:
-    return network.apply({"params": params}, *inputs, method=method)
+def _run(network: AlbefNetwork, function: Callable, params: Params, *inputs: Array) -> Any:
+    return network.apply({"params": params}, *inputs, method=function)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="plain")
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _layers(
-    network: VisionLanguageModel, method: str, params: Params, *inputs: Array, **plain: bool
+    network: AlbefNetwork, function: Callable, params: Params, *inputs: Array
 ) -> tuple[Any, dict[str, Array]]:
-    """What a method of the network gives, and the outputs of its modules by their names in the
+    """What a function of the network gives, and the outputs of its modules by their names in the
     export.
     """
     result, state = network.apply(
         {"params": params},
         *inputs,
-        **plain,
-        method=method,
+        method=function,
         capture_intermediates=True,
         mutable=["intermediates"],
     )

@@ -26,15 +26,16 @@ import jax
 import numpy as np
 
 from nas_jax.checkpoint.stored import Shapes, nest, shapes_of
-from nas_jax.losses.mlm import SpecialTokens
-from nas_jax.methods import Method, make_method
-from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.methods import METHODS, method_class
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.method import Method, Setting
+from nas_jax.methods.nas import Nas
+from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig
-from nas_jax.negatives.nta import NtaConfig, WordTables
+from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
-from nas_jax.typing import Params
-from nas_jax.utils.errors import CheckpointError
+from nas_jax.typing import Params, Vocabulary
+from nas_jax.utils.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "nas_jax"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -174,21 +175,36 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def hf_class(method: str) -> str:
+    """Which class of `hf_files` the method of that name is exported as.
+
+    Raises ConfigError where it has none.
+    """
+    found = method_class(method).hf_class
+    if not found:
+        known = ", ".join(name for name, other in METHODS.items() if other.hf_class)
+        raise ConfigError(
+            f"method {method}, which has no Hugging Face class",
+            f"a method that has one: {known}",
+            "export a run of one of these, or add the class to convert/hf_files and name it in "
+            "Method.hf_class",
+        )
+    return found
+
+
 def method_of(config: Mapping[str, Any]) -> Method:
     """Our Method of an export's config.json, for evaluation, in float32."""
-    codes, vocab = config["dictionary_codes"], config["vocab_size"]
-    method = MethodConfig(
-        name=config["method"],
-        itc=ItcConfig(queue_size=0),
-        dictionary=DictionaryConfig(
+    kind, codes, vocab = (config[name] for name in ("method", "dictionary_codes", "vocab_size"))
+    method, sections = method_class(kind), {"itc": ItcConfig(queue_size=0)}
+    if issubclass(method, Nas):
+        sections["dictionary"] = DictionaryConfig(
             enabled=codes > 0, codes=max(codes, 2), literal=config["literal_gate"]
-        ),
-        nva=NvaConfig(enabled=False),
-        nta=NtaConfig(enabled=config["text_generator"]),
-    )
-    special = SpecialTokens(*(config[f"{role}_token_id"] for role in ("pad", "cls", "sep", "mask")))
-    tables = WordTables(*(np.zeros(vocab, bool) for _ in range(3)))
-    return make_method(method, model_config(config), tables, special, 1, 1)
+        )
+        sections["nva"] = NvaConfig(enabled=False)
+        sections["nta"] = NtaConfig(enabled=config["text_generator"])
+    special = (config[f"{role}_token_id"] for role in ("pad", "cls", "sep", "mask"))
+    setting = Setting(Vocabulary(vocab, *special, *(np.zeros(vocab, bool) for _ in range(3))))
+    return method.build(method.Config(name=kind, **sections), model_config(config), setting)
 
 
 def shapes_in(config: Mapping[str, Any]) -> Shapes:
@@ -199,37 +215,27 @@ def shapes_in(config: Mapping[str, Any]) -> Shapes:
 @functools.lru_cache(maxsize=4)
 def _shapes_in(config_text: str) -> Shapes:
     config = json.loads(config_text)
-    params, state = jax.eval_shape(method_of(config).init, jax.random.key(0))
+    method = method_of(config)
+    params, state = jax.eval_shape(method.init, jax.random.key(0))
     shapes = shapes_of(params)
-    return shapes | (shapes_of(state.dictionary, DICTIONARY) if config["dictionary_codes"] else {})
+    for entry in method.scoring_state:
+        shapes |= shapes_of(state[entry], f"{entry}/")
+    return shapes
 
 
 # ------------------------------------------------------------------------------------- reading back
 
 
-def params_from_export(folder: str | Path) -> tuple[Params, dict[str, Any]]:
-    """The parameters of an export, with the bits they were exported with, and its config.json.
+def read_export(folder: str | Path) -> tuple[Params, dict[str, dict[str, np.ndarray]]]:
+    """The parameters of an export and the entries of the method's state that it has, as nested
+    dicts, with the bits that they were exported with.
 
     Raises CheckpointError where the folder is no export of ours, or a file is damaged, or a tensor
     is missing, unknown or of another shape.
     """
-    arrays = {
-        name: read()
-        for name, read in open_export(folder).items()
-        if not name.startswith(DICTIONARY)
-    }
-    return nest(arrays), read_config(folder)
-
-
-def dictionary_from_export(folder: str | Path) -> dict[str, np.ndarray] | None:
-    """The fields of the visual dictionary of an export; None where it has none.
-
-    Errors: `params_from_export`.
-    """
-    arrays = {
-        name: read() for name, read in open_export(folder).items() if name.startswith(DICTIONARY)
-    }
-    return {name.removeprefix(DICTIONARY): array for name, array in arrays.items()} or None
+    tree = nest({name: read() for name, read in open_export(folder).items()})
+    entries = method_of(read_config(folder)).scoring_state
+    return tree, {entry: tree.pop(entry) for entry in entries}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -249,7 +255,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def open_export(folder: str | Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Our name -> how to read that array of an export. Errors: `params_from_export`."""
+    """Our name -> how to read that array of an export. Errors: `read_export`."""
     expected, tensors = shapes_in(read_config(folder)), _open_tensors(Path(folder))
     there = {our_name(name) for name in tensors}
     for got, names in (

@@ -15,8 +15,8 @@ import numpy as np
 
 from nas_jax import __version__
 from nas_jax.convert.gate import TOLERANCE, Report
-from nas_jax.convert.hf_names import DICTIONARY
-from nas_jax.convert.trained import Trained
+from nas_jax.convert.hf_names import method_of
+from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
 
 _USE = """```python
@@ -36,7 +36,16 @@ output.logits_per_image  # ITC: cosines of all pictures with all texts, divided 
 output.itm_logits.softmax(-1)[:, 1]  # ITM: probability that text b matches picture b
 output.mlm_logits  # MLM: words for every position; put {mask} into the text{dictionary}
 ```"""
-_DICTIONARY_USE = "\noutput.code_ids, output.dictionary_tokens  # the picture in the words of the visual dictionary"
+_DICTIONARY_USE = (
+    "\noutput.code_ids, output.dictionary_tokens  # the picture in the words of the visual "
+    "dictionary"
+)
+_PAPERS = {
+    "albef": "ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651)",
+    "nas": "NAS (Wang et al., AAAI 2025, arXiv 2412.10029), on top of ALBEF (Li et al., NeurIPS "
+    "2021)",
+}
+_PARTS = ("dictionary", "nva", "nta")  # of NAS
 
 
 def write(
@@ -47,10 +56,11 @@ def write(
     mask: the tokenizer's mask token; plain: the subfolder with the dual encoder.
     """
     run, data = trained.config, trained.config.get("data", {})
+    state = tuple(f"{entry}/" for entry in method_of(config).scoring_state)
     numbers = sum(
         int(np.prod(shape))
         for key, (shape, _) in trained.shapes.items()
-        if not key.startswith(DICTIONARY)
+        if not key.startswith(state)
     )
     codes = config["dictionary_codes"]
     use = _USE.format(
@@ -73,28 +83,23 @@ def _front_matter(config: Mapping[str, Any]) -> str:
     tags = "".join(
         f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching")
     )
-    return f"---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags:\n{tags}- {config['method']}\n---"
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\n"
+        f"tags:\n{tags}- {config['method']}\n---"
+    )
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
-    papers = {
-        "albef": "ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651)",
-        "nas": "NAS (Wang et al., AAAI 2025, arXiv 2412.10029), on top of ALBEF (Li et al., "
-        "NeurIPS 2021)",
-    }
+    paper = _PAPERS.get(config["method"], config["method"])
     dictionary = f", and a visual dictionary of {config['dictionary_codes']} codes" * bool(
         config["dictionary_codes"]
     )
     return (
-        f"Trained with nas_jax {__version__} by the method of {papers[config['method']]}, to step "
-        f"{step}; not the "
+        f"Trained with nas_jax {__version__} by the method of {paper}, to step {step}; not the "
         f"authors' own weights. {numbers / 1e6:.1f} M parameters: {config['image_layers']} layers "
-        "for pictures of "
-        f"{config['image_size']} x {config['image_size']} pixels in patches of "
-        f"{config['patch_size']}, "
-        f"{config['text_layers']} layers for texts, {config['fusion_layers']} that read both, "
-        "width "
-        f"{config['hidden_size']}{dictionary}."
+        f"for pictures of {config['image_size']} x {config['image_size']} pixels in patches of "
+        f"{config['patch_size']}, {config['text_layers']} layers for texts, "
+        f"{config['fusion_layers']} that read both, width {config['hidden_size']}{dictionary}."
     )
 
 
@@ -156,7 +161,7 @@ def _training(trained: Trained) -> str:
             f"* AdamW, learning rate {optimizer['lr']:g}, schedule {optimizer['schedule']}"
         )
         method = run["method"]
-        parts = [part for part in ("dictionary", "nva", "nta") if method[part]["enabled"]]
+        parts = [part for part in _PARTS if method.get(part, {}).get("enabled")]
         lines.append(f"* method {method['name']}; parts of NAS: {', '.join(parts) or 'none'}")
         lines.append(f"* computed in {run['model']['dtype']}, parameters in float32")
     losses = _last_entry(trained)

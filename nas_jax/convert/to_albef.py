@@ -14,6 +14,9 @@ from nas_jax.convert import folder
 from nas_jax.convert.albef_names import state_entries, student_entries, to_torch, tower_entries
 from nas_jax.convert.from_albef import MODULE
 from nas_jax.convert.torch_files import Tensors, write_state_dict
+from nas_jax.methods import method_class
+from nas_jax.methods.albef import Albef
+from nas_jax.methods.nas import Nas
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
@@ -56,12 +59,18 @@ def state_dict(
     no place there.
 
     With a conversion from ALBEF: exactly the tensors of that file, in its order. Without: what the
-    pretraining code loads, the tied copies included. Raises ConfigError for the gate that the
-    authors' code does not have.
+    pretraining code loads, the tied copies included. Raises ConfigError for a method or a gate that
+    the authors' code does not have.
     """
+    if method_class(weights.method.name) not in (Albef, Nas):
+        raise ConfigError(
+            f"weights of the method {weights.method.name}",
+            "albef or nas, the methods that ALBEF's code has",
+            "export a run of one of these",
+        )
     came = conversion if conversion and conversion["from"] == "albef" else None
     names = came["names"] if came else {"bert": "bert.", "module": False}
-    dictionary = weights.dictionary is not None
+    state, dictionary = weights.state, "dictionary" in weights.state
     gate = "gate_norm" in weights.params.get("neck", {})
     if dictionary and not gate:
         raise ConfigError(
@@ -71,19 +80,11 @@ def state_dict(
         )
     student = student_entries(weights.model, dictionary=dictionary, bert=names["bert"])
     tensors, placed = _export(student, weights.params)
-    if weights.teacher is not None:
-        tensors |= _export(
-            list(tower_entries(weights.model, "_m", names["bert"])), weights.teacher
-        )[0]
-    state = {
-        name: getattr(weights, name)
-        for name in ("queue", "dictionary")
-        if getattr(weights, name) is not None
-    }
+    if "teacher" in state:
+        teacher = list(tower_entries(weights.model, "_m", names["bert"]))
+        tensors |= _export(teacher, state["teacher"])[0]
     image_ids = came is not None and any(row["name"] == "idx_queue" for row in came["tensors"])
-    entries = state_entries(
-        queue=weights.queue is not None, dictionary=dictionary, image_ids=image_ids
-    )
+    entries = state_entries(queue="queue" in state, dictionary=dictionary, image_ids=image_ids)
     tensors |= _export(entries, state)[0]
     left = [name for name in named_leaves(weights.params) if name not in placed]
     dtypes = {name: "int64" for name in ("queue_ptr", "idx_queue") if name in tensors}

@@ -29,6 +29,7 @@ from nas_jax.convert.hf_names import (
     MODEL_TYPE,
     SAFETENSORS_DTYPES,
     WEIGHTS,
+    hf_class,
     hf_name,
     open_export,
     shapes_in,
@@ -36,11 +37,13 @@ from nas_jax.convert.hf_names import (
     torch_shape,
 )
 from nas_jax.convert.hf_tokenizer import write_tokenizer
-from nas_jax.convert.trained import Trained, open_trained
 from nas_jax.data.config import DataConfig
-from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
-from nas_jax.models.vision_language import IMAGE_MEAN, IMAGE_STD
-from nas_jax.train.workdir import TOKENIZER
+from nas_jax.data.tokenizer import TextTokenizer
+from nas_jax.methods import method_config
+from nas_jax.methods.method import MethodConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.models.towers import IMAGE_MEAN, IMAGE_STD
+from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
 FILES = Path(__file__).parent / "hf_files"  # copied into every export
@@ -113,10 +116,11 @@ def export(
         raise ConfigError(
             f"--out={out}, which exists", "a folder to make", "name another, or delete it"
         )
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, tokenizer_folder)
+    hf_class(method_config(trained.config["method"]).name)  # refused first, if it is
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
-    tokenizer = load_tokenizer(str(tokenizer_folder or trained.workdir / TOKENIZER))
+    tokenizer = trained.tokenizer
     config = export_config(trained, tokenizer)
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)  # of a killed export
@@ -153,7 +157,7 @@ def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
 
     Raises CheckpointError where it does not describe the arrays of the checkpoint.
     """
-    words = trained.shapes.get("text_encoder/word_embedding/embedding", ((0, 0), ""))[0][0]
+    words = trained.saved.get("params/text_encoder/word_embedding/embedding", ((0, 0), ""))[0][0]
     if tokenizer.vocab_size > words:
         raise CheckpointError(
             f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {words}",
@@ -177,18 +181,21 @@ def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
 
 
 def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str, Any]:
-    """config.json as the config of the run says. words: rows of the table of word embeddings."""
-    model, method = trained.config["model"], trained.config["method"]
+    """config.json as the config of the run says. words: rows of the table of word embeddings.
+
+    Raises ConfigError where the method has no class in `hf_files`.
+    """
+    model, method = trained.config["model"], method_config(trained.config["method"])
     data = dataclasses.asdict(DataConfig()) | trained.config["data"]
-    dictionary = method["dictionary"]
+    kind = hf_class(method.name)
     return {
         "model_type": MODEL_TYPE,
-        "architectures": ["NasModel"],
+        "architectures": [f"{kind.title()}Model"],
         "auto_map": {
-            "AutoConfig": "configuration_nas.NasConfig",
-            "AutoModel": "modeling_nas.NasModel",
+            "AutoConfig": f"configuration_{kind}.{kind.title()}Config",
+            "AutoModel": f"modeling_{kind}.{kind.title()}Model",
         },
-        "method": method["name"],
+        "method": method.name,
         "hidden_size": model["dim"],
         "num_attention_heads": model["heads"],
         "image_attention_heads": model.get("image_heads") or model["heads"],
@@ -201,12 +208,7 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
         "vocab_size": words,
         "max_position_embeddings": model["max_text_length"],
         "projection_dim": model["embed_dim"],
-        "dictionary_codes": dictionary["codes"] if dictionary["enabled"] else 0,
-        "literal_gate": bool(dictionary["enabled"] and dictionary["literal"]),
-        "text_generator": method["nta"]["enabled"],
-        "mlm_on_dictionary": bool(
-            dictionary["enabled"] and method["mlm"]["dictionary_from_epoch"] >= 0
-        ),
+        **_parts_of_nas(method),
         "text_length": min(data["text_length"], model["max_text_length"]),
         "clean_captions": data["clean_captions"],
         "max_words": data["max_words"],
@@ -219,6 +221,24 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
     }
 
 
+def _parts_of_nas(method: MethodConfig) -> dict[str, Any]:
+    """Which parts of NAS's network are on."""
+    parts = {
+        "dictionary_codes": 0,
+        "literal_gate": False,
+        "text_generator": False,
+        "mlm_on_dictionary": False,
+    }
+    if not isinstance(method, NasConfig):
+        return parts
+    parts["text_generator"] = method.nta.enabled
+    if method.dictionary.enabled:
+        parts["dictionary_codes"] = method.dictionary.codes
+        parts["literal_gate"] = method.dictionary.literal
+        parts["mlm_on_dictionary"] = method.mlm.dictionary_from_epoch >= 0
+    return parts
+
+
 # -------------------------------------------------------------------------------------- small files
 
 
@@ -226,7 +246,7 @@ def write_files(
     folder: Path, trained: Trained, config: dict[str, Any], tokenizer: TextTokenizer
 ) -> None:
     """All files but weights and card."""
-    for source in sorted(FILES.glob("*.py")):
+    for source in sorted(FILES.glob(f"*_{hf_class(config['method'])}.py")):
         shutil.copyfile(source, folder / source.name)
     _write_json(folder / CONFIG, config)
     write_processor(folder, config["image_size"])

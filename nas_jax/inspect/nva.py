@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,165 +32,175 @@ TITLE = "How NVA makes a negative image"
 SUBTITLE = "The patches that share the object's code are replaced by a neighbouring code."
 
 
-def draw_nva(
-    path: str | os.PathLike[str],
-    images_BxHxWx3: np.ndarray,
-    captions: Sequence[str],
-    object_patch_B: np.ndarray,
-    replaced_BxN: np.ndarray,
-    similarity_BxN: np.ndarray,
-    nearest_Bxhxwx3: np.ndarray | None = None,
-    code_patches: Mapping[int, np.ndarray] | None = None,
-    new_code_B: np.ndarray | None = None,
-) -> None:
+@dataclass(frozen=True)
+class NvaPictures:
+    """B images with captions, and what NVA made of them."""
+
+    images_BxHxWx3: np.ndarray  # uint8
+    captions: Sequence[str]  # drawn beneath the rows
+    # the patch that NVA took as the object, an index into the N patches in row-major order
+    object_patch_B: np.ndarray
+    replaced_BxN: np.ndarray  # True where the patch got the new code
+    # that the object was chosen by; colours span its least and greatest value in an image
+    similarity_BxN: np.ndarray
+    # uint8, a picture of an example of each image's new code; adds a column
+    nearest_Bxhxwx3: np.ndarray | None = None
+    # code -> uint8 (p, p, 3), the mean training patch of the code; with `new_code_B` adds a column
+    # with the replaced patches drawn as the mean patch of the new code, mid-grey where it has none
+    code_patches: Mapping[int, np.ndarray] | None = None
+    new_code_B: np.ndarray | None = None  # the code that was put in
+
+    @property
+    def columns(self) -> list[str]:
+        """What stands above each column."""
+        heads = ["picture", "similarity of each patch\n(bright: high)", "replaced patches"]
+        if self.code_patches is not None:
+            heads.append("the same, with the mean\npatch of the new code")
+        if self.nearest_Bxhxwx3 is not None:
+            heads.append("an example of\nthe new code")
+        return heads
+
+
+def draw_nva(path: str | os.PathLike[str], given: NvaPictures) -> None:
     """Writes a PNG with a row for each image: picture, similarity with the object patch framed,
-    replaced patches.
+    replaced patches. Makes the folder of the PNG.
 
-    Args:
-      path: the PNG; its folder is made.
-      images_BxHxWx3: uint8 images.
-      captions: B captions, drawn beneath the rows.
-      object_patch_B: the patch that NVA took as the object, an index into the N patches in
-      row-major order.
-      replaced_BxN: True where the patch got the new code.
-      similarity_BxN: similarity that the object was chosen by; colours span its least and greatest
-      value in an image.
-      nearest_Bxhxwx3: uint8, a picture of an example of each image's new code; adds a column.
-      code_patches: code -> uint8 (p, p, 3), the mean training patch of the code; with `new_code_B`
-        adds a column with the replaced patches drawn as the mean patch of the new code, mid-grey
-        where the code has none.
-      new_code_B: the code that was put in.
-
-    Raises:
-      DataError: arrays that do not fit each other.
+    Raises DataError on arrays that do not fit each other.
     """
-    images_BxHxWx3 = np.asarray(images_BxHxWx3)
-    replaced_BxN, similarity_BxN = (
-        np.asarray(replaced_BxN, bool),
-        np.asarray(similarity_BxN, np.float64),
-    )
-    object_patch_B = np.asarray(object_patch_B)
-    side = _check(images_BxHxWx3, captions, object_patch_B, replaced_BxN, similarity_BxN)
-    if (code_patches is None) != (new_code_B is None):
-        got = f"{'code_patches' if new_code_B is None else 'new_code_B'} alone"
-        raise DataError(got, "code_patches and new_code_B together", "give both or none")
+    side, heads = _check(given), given.columns
+    sheet = _Sheet(len(given.captions), len(heads), side * -(-PANEL // side))
+    sheet.write(MARGIN, 14, TITLE, 13, weight="bold")
+    sheet.write(MARGIN, 38, textwrap.fill(SUBTITLE, sheet.width // 7), 9.5, color=SOFT)
+    for column, head in enumerate(heads):
+        middle, bottom = sheet.left(column) + sheet.panel / 2, HEAD + COLUMN_HEAD - 6
+        style = {"va": "bottom", "ha": "center", "linespacing": 1.25}
+        sheet.write(middle, bottom, head, 9, **style)
+    for row in range(len(given.captions)):
+        _draw_row(sheet, given, row, side)
+    sheet.legend(grey=_without_patch(given))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.figure.savefig(path, format="png", dpi=DPI)
 
-    heads = ["picture", "similarity of each patch\n(bright: high)", "replaced patches"]
-    heads += ["the same, with the mean\npatch of the new code"] if code_patches is not None else []
-    heads += ["an example of\nthe new code"] if nearest_Bxhxwx3 is not None else []
-    rows, columns = len(images_BxHxWx3), len(heads)
-    panel = side * -(-PANEL // side)  # whole pixels a patch
-    width = 2 * MARGIN + columns * panel + (columns - 1) * GAP
-    height = HEAD + COLUMN_HEAD + rows * (panel + CAPTION) + LEGEND
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, size: float, **style) -> None:
-        """Text at pixels from the top left."""
-        figure.text(
-            x / width,
-            1 - y / height,
-            text,
-            fontsize=size,
-            parse_math=False,
-            **{"color": INK, **style},
-        )
+class _Sheet:
+    """The figure: panels in rows and columns, and text, at pixels from the top left."""
 
-    def panel_at(row: int, column: int) -> Axes:
-        left = MARGIN + column * (panel + GAP)
-        bottom = height - (HEAD + COLUMN_HEAD + row * (panel + CAPTION) + panel)
-        axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
+    def __init__(self, rows: int, columns: int, panel: int):
+        """panel: pixels of a panel's side, a whole number for each patch."""
+        self.panel = panel
+        self.width = 2 * MARGIN + columns * panel + (columns - 1) * GAP
+        self.height = HEAD + COLUMN_HEAD + rows * (panel + CAPTION) + LEGEND
+        size = (self.width / DPI, self.height / DPI)
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def left(self, column: int) -> int:
+        """Where a column begins."""
+        return MARGIN + column * (self.panel + GAP)
+
+    def bottom(self, row: int) -> int:
+        """Where the panels of a row end."""
+        return HEAD + COLUMN_HEAD + row * (self.panel + CAPTION) + self.panel
+
+    def write(self, x: float, y: float, text: str, size: float, **style) -> None:
+        """Text, with its top at y unless `style` says otherwise."""
+        style = {"color": INK, "va": "top", "parse_math": False} | style
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, **style)
+
+    def draw(self, row: int, column: int, pixels: np.ndarray) -> Axes:
+        """A panel with a picture in it; its axes count its pixels."""
+        width, height, panel = self.width, self.height, self.panel
+        place = self.left(column) / width, (height - self.bottom(row)) / height
+        axes = self.figure.add_axes((*place, panel / width, panel / height))
         axes.set(xlim=(0, panel), ylim=(panel, 0), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(color="#b0b0b0", linewidth=0.8)
+        axes.imshow(pixels, extent=(0, panel, panel, 0), interpolation="nearest")
         return axes
 
-    write(MARGIN, 14, TITLE, 13, va="top", weight="bold")
-    write(MARGIN, 38, textwrap.fill(SUBTITLE, width // 7), 9.5, va="top", color=SOFT)
-    for column, head in enumerate(heads):
-        middle = MARGIN + column * (panel + GAP) + panel / 2
-        write(middle, HEAD + COLUMN_HEAD - 6, head, 9, va="bottom", ha="center", linespacing=1.25)
-
-    grey_seen = False
-    for row in range(rows):
-        picture, where = _resize(images_BxHxWx3[row], panel), int(object_patch_B[row])
-        replaced_SxS = replaced_BxN[row].reshape(side, side)
-        drawn = [picture, _heat(picture, similarity_BxN[row].reshape(side, side)), picture]
-        if code_patches is not None:
-            patch = code_patches.get(int(new_code_B[row]))
-            grey_seen |= patch is None
-            drawn.append(_with_patches(picture, replaced_SxS, patch))
-        if nearest_Bxhxwx3 is not None:
-            drawn.append(_resize(np.asarray(nearest_Bxhxwx3[row]), panel))
-        for column, pixels in enumerate(drawn):
-            axes = panel_at(row, column)
-            axes.imshow(pixels, extent=(0, panel, panel, 0), interpolation="nearest")
-            if column == 1:
-                _frame(axes, where, side, panel)
-            if column == 2:
-                _mark(axes, replaced_SxS, panel)
-                _frame(axes, where, side, panel)
-            if column == 3 and code_patches is not None:
-                _outline(axes, replaced_SxS, panel)
-        caption = textwrap.shorten(captions[row], (width - 160) // 7, placeholder=" …")
-        count = int(replaced_SxS.sum())
-        top = HEAD + COLUMN_HEAD + row * (panel + CAPTION) + panel + 6
-        write(MARGIN, top, f"“{caption}”", 10, va="top", style="italic")
-        write(
-            width - MARGIN,
-            top,
-            f"{count} of {side * side} replaced",
-            9,
-            va="top",
-            ha="right",
-            color=SOFT,
+    def legend(self, grey: bool) -> None:
+        """What the marks mean; grey: some patches are drawn in it."""
+        framed = Patch(
+            facecolor="#00000000", edgecolor=FRAME, linewidth=2.5, label="the object patch"
+        )
+        framed.set_path_effects([withStroke(linewidth=4.0, foreground="black"), Normal()])
+        marked = {"facecolor": REPLACED + "66", "edgecolor": REPLACED, "hatch": "////"}
+        handles = [framed, Patch(**marked, label="shares its code, replaced")]
+        if grey:
+            colour = tuple(np.full(3, NEVER_SEEN_GREY) / 255)
+            handles.append(Patch(facecolor=colour, label="grey: code without a training patch"))
+        self.figure.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=((MARGIN - 6) / self.width, 8 / self.height),
+            ncols=len(handles),
+            frameon=False,
+            fontsize=9,
+            handlelength=1.6,
+            handleheight=1.2,
+            columnspacing=1.8,
+            borderaxespad=0.0,
         )
 
-    handles = [
-        Patch(facecolor="#00000000", edgecolor=FRAME, linewidth=2.5, label="the object patch"),
-        Patch(
-            facecolor=REPLACED + "66",
-            edgecolor=REPLACED,
-            hatch="////",
-            label="shares its code, replaced",
-        ),
-    ]
-    handles[0].set_path_effects([withStroke(linewidth=4.0, foreground="black"), Normal()])
-    if grey_seen:
-        grey = np.full(3, NEVER_SEEN_GREY) / 255
-        handles.append(Patch(facecolor=tuple(grey), label="grey: code without a training patch"))
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=((MARGIN - 6) / width, 8 / height),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-        handlelength=1.6,
-        handleheight=1.2,
-        columnspacing=1.8,
-        borderaxespad=0.0,
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DPI)
+
+def _draw_row(sheet: _Sheet, given: NvaPictures, row: int, side: int) -> None:
+    """The panels of an image, and its caption."""
+    panel, object_patch = sheet.panel, int(given.object_patch_B[row])
+    picture = _resize(np.asarray(given.images_BxHxWx3[row]), panel)
+    replaced_SxS = np.asarray(given.replaced_BxN[row], bool).reshape(side, side)
+    similarity_SxS = np.asarray(given.similarity_BxN[row], np.float64).reshape(side, side)
+    sheet.draw(row, 0, picture)
+    _frame(sheet.draw(row, 1, _heat(picture, similarity_SxS)), object_patch, side, panel)
+    axes = sheet.draw(row, 2, picture)
+    _mark(axes, replaced_SxS, panel)
+    _frame(axes, object_patch, side, panel)
+    if given.code_patches is not None:
+        patch = given.code_patches.get(int(given.new_code_B[row]))
+        axes = sheet.draw(row, 3, _with_patches(picture, replaced_SxS, patch))
+        _outline(axes, replaced_SxS, panel)
+    if given.nearest_Bxhxwx3 is not None:
+        nearest = _resize(np.asarray(given.nearest_Bxhxwx3[row]), panel)
+        sheet.draw(row, len(given.columns) - 1, nearest)
+    caption = textwrap.shorten(given.captions[row], (sheet.width - 160) // 7, placeholder=" …")
+    count, top = int(replaced_SxS.sum()), sheet.bottom(row) + 6
+    sheet.write(MARGIN, top, f"“{caption}”", 10, style="italic")
+    right, text = sheet.width - MARGIN, f"{count} of {side * side} replaced"
+    sheet.write(right, top, text, 9, ha="right", color=SOFT)
 
 
-def _check(images, captions, object_patch_B, replaced_BxN, similarity_BxN) -> int:
+def _without_patch(given: NvaPictures) -> bool:
+    """Whether some new code has no mean patch."""
+    patches = given.code_patches
+    return patches is not None and any(int(code) not in patches for code in given.new_code_B)
+
+
+def _check(given: NvaPictures) -> int:
     """Returns the side of the patch grid."""
+    images, count = np.asarray(given.images_BxHxWx3), len(given.captions)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
         got = f"images {images.dtype} {images.shape}"
         raise DataError(got, "uint8 (B, H, W, 3), B >= 1", "give pixels, not normalised images")
-    batch, patches = len(images), replaced_BxN.shape[-1]
+    names = ("object_patch_B", "replaced_BxN", "similarity_BxN")
+    arrays = {name: np.asarray(getattr(given, name)) for name in names}
+    batch, patches = len(images), arrays["replaced_BxN"].shape[-1]
     side = int(round(patches**0.5))
-    shapes = (len(captions), object_patch_B.shape, replaced_BxN.shape, similarity_BxN.shape)
-    if side * side != patches or shapes != (batch, (batch,), (batch, patches), (batch, patches)):
-        got = f"{shapes[0]} captions, object_patch {shapes[1]}, replaced {shapes[2]}, similarity {shapes[3]}"
+    shapes = tuple(array.shape for array in arrays.values())
+    wanted = ((batch,), (batch, patches), (batch, patches))
+    if side * side != patches or (count, shapes) != (batch, wanted):
+        got = (
+            f"{count} captions, object_patch {shapes[0]}, replaced {shapes[1]}, "
+            f"similarity {shapes[2]}"
+        )
         raise DataError(
             got, f"{batch} rows, and N patches of a square grid", "leave out the CLS token"
         )
-    if object_patch_B.min() < 0 or object_patch_B.max() >= patches:
-        got = f"object patches {object_patch_B.tolist()}"
+    object_B = arrays["object_patch_B"]
+    if object_B.min() < 0 or object_B.max() >= patches:
+        got = f"object patches {object_B.tolist()}"
         raise DataError(got, f"0 to {patches - 1}", "count patches without the CLS token")
+    if (given.code_patches is None) != (given.new_code_B is None):
+        got = f"{'code_patches' if given.new_code_B is None else 'new_code_B'} alone"
+        raise DataError(got, "code_patches and new_code_B together", "give both or none")
     return side
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import numpy as np
 
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer
-from nas_jax.inspect.nva import draw_nva
-from nas_jax.methods import Method
-from nas_jax.methods.albef import MethodState
+from nas_jax.inspect.nva import NvaPictures, draw_nva
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.method import Method, MethodState
 from nas_jax.models.vit import patchify
-from nas_jax.typing import Params
+from nas_jax.train.workdir import writing
+from nas_jax.typing import Batch, Params
+from nas_jax.utils.paths import through_disk
 
 SHOWN = 4  # images drawn
 READ = 128  # images whose patches show what a code looks like
@@ -45,12 +48,15 @@ def draw_nva_examples(
     eval_set: EvalSet,
     tokenizer: TextTokenizer,
     text_length: int,
-    seed: int = 0,
-) -> None:
-    """Draws what NVA makes of a few images with captions: which patches it replaces, and what
-    by.
+) -> bool:
+    """Draws the method's picture negatives of a few images with captions: which patches are
+    replaced, and what by.
+
+    False, and nothing is drawn, where the method makes none or no image has a caption.
     """
     captioned = [index for index, captions in enumerate(eval_set.captions) if captions][:READ]
+    if not captioned:
+        return False
     captions = [eval_set.captions[index][0] for index in captioned]
     images_BxHxWx3 = np.stack([eval_set.images[index] for index in captioned])
     token_ids_BxL, token_mask_BxL = tokenizer.encode(captions, text_length)
@@ -59,18 +65,26 @@ def draw_nva_examples(
         "token_ids_BxL": jnp.asarray(token_ids_BxL),
         "token_mask_BxL": jnp.asarray(token_mask_BxL),
     }
-    negative, code_ids_BxN = jax.device_get(
-        jax.jit(method.explain_nva)(params, state, batch, jax.random.key(seed))
-    )
+
+    @jax.jit
+    def explain(params: Params, state: MethodState, batch: Batch) -> Any | None:
+        return method.explain_negatives(params, state, batch, Draws(jax.random.key(0)))
+
+    negative = jax.device_get(explain(params, state, batch))
+    if negative is None:
+        return False
     # neighbours are often alike
     shown = np.arange(min(SHOWN, len(captions))) * len(captions) // SHOWN
-    draw_nva(
-        path,
+    patch_size = method.network.config.patch_size
+    pictures = NvaPictures(
         images_BxHxWx3[shown],
         [captions[index] for index in shown],
         negative.object_patch_B[shown],
         negative.replaced_BxN[shown],
         negative.similarity_BxN[shown],
-        code_patches=mean_patches(images_BxHxWx3, code_ids_BxN, method.ctx.model.config.patch_size),
+        code_patches=mean_patches(images_BxHxWx3, negative.code_ids_BxN, patch_size),
         new_code_B=negative.code_B[shown],
     )
+    with writing(path), through_disk(path) as file:
+        draw_nva(file, pictures)
+    return True

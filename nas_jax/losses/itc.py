@@ -24,18 +24,6 @@ class QueueState:
     pointer: Array  # int32, next row to overwrite
 
 
-@flax.struct.dataclass
-class Arriving:
-    """A queue, and the keys that are to overwrite its next block: until the end of the step the old
-    ones are read.
-    """
-
-    queue: QueueState
-    image_BxE: Array
-    text_BxE: Array
-    image_id_B: Array
-
-
 def init_queue(key: Array, size: int, embed_dim: int) -> QueueState:
     """Queues of unit Gaussian noise, as ALBEF starts them."""
     image_key, text_key = jax.random.split(key)
@@ -123,10 +111,8 @@ similarities.defvjp(
 
 
 def itc_loss(
-    image_BxE: Array,
-    text_BxE: Array,
-    teacher_image_BxE: Array,
-    teacher_text_BxE: Array,
+    student: tuple[Array, Array],
+    teacher: tuple[Array, Array],
     queue: QueueState,
     truth: tuple[Array, Array | None],
     temp: Array,
@@ -134,25 +120,28 @@ def itc_loss(
 ) -> tuple[Array, Array, Array]:
     """Mean of both directions against the teacher's keys of the batch and the queue.
 
-    The target is alpha * softmax(teacher similarities) + (1 - alpha) * truth. All features are unit
-    vectors in float32. Returns the loss and the student's similarities / temp to the keys of the
-    batch, (B, B), image-to-text and text-to-image.
+    student, teacher: features (B, E) of pictures and of captions, unit vectors in float32. The
+    target is alpha * softmax(teacher similarities) + (1 - alpha) * truth.
+    Returns the loss and the student's similarities / temp to the keys of the batch, (B, B),
+    image-to-text and text-to-image.
     """
-    taught = jax.lax.stop_gradient((teacher_image_BxE, teacher_text_BxE))
+    image_BxE, text_BxE = student
+    taught_image_BxE, taught_text_BxE = jax.lax.stop_gradient(teacher)
     queued = queue.image_QxE.shape[0] > 0
 
     def direction(
         rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array
     ) -> tuple[Array, Array]:
-        # Only the features of the batch travel: all keys are on every device, the similarities stay
-        # with their rows.
+        # Only the features of the batch travel: all keys are on every device, the similarities
+        # stay with their rows.
         groups = (pin(keys_BxE, None, None), pin(queue_QxE, None, None))[: 1 + queued]
         rows_BxE, taught_BxE = rows_BxE / temp, taught_BxE / jax.lax.stop_gradient(temp)
-        logits, teacher = zip(
+        logits, taught = zip(
             *(similarities(rows_BxE, taught_BxE, keys_PxE) for keys_PxE in groups), strict=True
         )
-        return soft_cross_entropy(logits, teacher, truth[: 1 + queued], alpha).mean(), logits[0]
+        loss_B = soft_cross_entropy(logits, taught, truth[: 1 + queued], alpha)
+        return loss_B.mean(), logits[0]
 
-    loss_i2t, logits_i2t_BxB = direction(image_BxE, taught[0], taught[1], queue.text_QxE)
-    loss_t2i, logits_t2i_BxB = direction(text_BxE, taught[1], taught[0], queue.image_QxE)
-    return (loss_i2t + loss_t2i) / 2, logits_i2t_BxB, logits_t2i_BxB
+    loss_i2t, i2t_BxB = direction(image_BxE, taught_image_BxE, taught_text_BxE, queue.text_QxE)
+    loss_t2i, t2i_BxB = direction(text_BxE, taught_text_BxE, taught_image_BxE, queue.image_QxE)
+    return (loss_i2t + loss_t2i) / 2, i2t_BxB, t2i_BxB

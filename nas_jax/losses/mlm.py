@@ -11,16 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.soft_targets import soft_cross_entropy
-from nas_jax.typing import Array
-
-
-class SpecialTokens(NamedTuple):
-    """Ids of the tokenizer's special tokens."""
-
-    pad: int
-    cls: int
-    sep: int
-    mask: int
+from nas_jax.typing import Array, Vocabulary
 
 
 class MaskedText(NamedTuple):
@@ -53,8 +44,7 @@ def mask_tokens(
     key: Array,
     token_ids_BxL: Array,
     token_mask_BxL: Array,
-    special: SpecialTokens,
-    vocab_size: int,
+    vocabulary: Vocabulary,
     probability: float,
     max_masked: int = 0,
 ) -> MaskedText:
@@ -67,9 +57,9 @@ def mask_tokens(
     length = token_ids_BxL.shape[1]
     pick_key, rank_key, kind_key, random_key = jax.random.split(key, 4)
     special_BxL = (
-        (token_ids_BxL == special.cls)
-        | (token_ids_BxL == special.sep)
-        | (token_ids_BxL == special.pad)
+        (token_ids_BxL == vocabulary.cls)
+        | (token_ids_BxL == vocabulary.sep)
+        | (token_ids_BxL == vocabulary.pad)
     )
     picked_BxL = (
         jax.random.bernoulli(pick_key, probability, token_ids_BxL.shape)
@@ -82,10 +72,10 @@ def mask_tokens(
     targets_BxM = gather_positions(token_ids_BxL, positions_BxM)
     kind_BxM = jax.random.uniform(kind_key, positions_BxM.shape)
     random_BxM = jax.random.randint(
-        random_key, positions_BxM.shape, 0, vocab_size, token_ids_BxL.dtype
+        random_key, positions_BxM.shape, 0, vocabulary.size, token_ids_BxL.dtype
     )
     corrupted_BxM = jnp.where(
-        kind_BxM < 0.8, special.mask, jnp.where(kind_BxM < 0.9, random_BxM, targets_BxM)
+        kind_BxM < 0.8, vocabulary.mask, jnp.where(kind_BxM < 0.9, random_BxM, targets_BxM)
     )
     return MaskedText(
         scatter_positions(token_ids_BxL, positions_BxM, corrupted_BxM, real_BxM),

@@ -24,10 +24,10 @@ def allowed_negatives(image_id_B: Array, exclude_same_id: bool = True, shards: i
     return ~forbidden_BxB
 
 
-def draw_negative(key: Array, logits_BxB: Array, allowed_BxB: Array) -> tuple[Array, Array]:
-    """One column for each row with probability softmax(logits) over the allowed ones.
+def draw_negative(key: Array, logits_BxB: Array, allowed_BxB: Array) -> Array:
+    """One column for each row (B,) with probability softmax(logits) over the allowed ones.
 
-    Returns the columns (B,) and whether the row had any allowed column (B,); a batch of 1 has none.
+    A row without any (all are forbidden in a batch of 1) gets some column; it is not a negative.
     """
     logits_BxB = jnp.where(allowed_BxB, jax.lax.stop_gradient(logits_BxB), -jnp.inf)
-    return jax.random.categorical(key, logits_BxB), allowed_BxB.any(-1)
+    return jax.random.categorical(key, logits_BxB)

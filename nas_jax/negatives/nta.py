@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from nas_jax.losses.mlm import gather_positions, scatter_positions
 from nas_jax.parallel.mesh import pin_rows
-from nas_jax.typing import Array
+from nas_jax.typing import Array, Vocabulary
 from nas_jax.utils.errors import ConfigError
 
 
@@ -35,18 +35,10 @@ class NtaConfig:
         """Raises ConfigError on unusable values."""
         if not 0 < self.share <= 1 or self.top_words < 1:
             raise ConfigError(
-                f"method.nta.share={self.share}, top_words={self.top_words}",
+                f"share={self.share}, top_words={self.top_words}",
                 "0 < share <= 1 and at least one word",
                 "0.15 and 10 are the defaults",
             )
-
-
-class WordTables(NamedTuple):
-    """What kind of word each token id is; boolean, (V,)."""
-
-    content_V: Array  # may be replaced: names, adjectives, verbs, numbers, spatial words
-    fillable_V: Array  # may be put in: whole content words
-    continuation_V: Array  # second and later pieces of a word
 
 
 class MaskedWords(NamedTuple):
@@ -61,8 +53,7 @@ def choose_words(
     key: Array,
     token_ids_BxL: Array,
     token_mask_BxL: Array,
-    tables: WordTables,
-    mask_id: int,
+    vocabulary: Vocabulary,
     share: float,
 ) -> MaskedWords:
     """Masks max(1, round(share * words)) content words of each caption, drawn uniformly.
@@ -71,7 +62,10 @@ def choose_words(
     it away.
     """
     length = token_ids_BxL.shape[1]
-    content_V, continuation_V = jnp.asarray(tables.content_V), jnp.asarray(tables.continuation_V)
+    content_V, continuation_V = (
+        jnp.asarray(vocabulary.content_V),
+        jnp.asarray(vocabulary.continuation_V),
+    )
     continued_BxL = jnp.pad(
         continuation_V[token_ids_BxL[:, 1:]] & token_mask_BxL[:, 1:], ((0, 0), (0, 1))
     )
@@ -83,7 +77,7 @@ def choose_words(
     score_BxL = jnp.where(candidate_BxL, jax.random.uniform(key, token_ids_BxL.shape), -1.0)
     score_BxM, positions_BxM = jax.lax.top_k(score_BxL, min(slots, length))
     chosen_BxM = (score_BxM >= 0) & (jnp.arange(positions_BxM.shape[1])[None] < wanted_B[:, None])
-    masks_BxM = jnp.full(positions_BxM.shape, mask_id, token_ids_BxL.dtype)
+    masks_BxM = jnp.full(positions_BxM.shape, vocabulary.mask, token_ids_BxL.dtype)
     return MaskedWords(
         scatter_positions(token_ids_BxL, positions_BxM, masks_BxM, chosen_BxM),
         positions_BxM,
@@ -95,7 +89,7 @@ def candidates(
     token_ids_BxL: Array,
     masked: MaskedWords,
     logits_BxMxV: Array,
-    tables: WordTables,
+    vocabulary: Vocabulary,
     top_words: int,
 ) -> tuple[Array, Array]:
     """The generator's best new words for each masked one, never the original: logits and token ids,
@@ -103,7 +97,7 @@ def candidates(
     """
     original_BxM = gather_positions(token_ids_BxL, masked.positions_BxM)
     vocab = jnp.arange(logits_BxMxV.shape[-1])
-    allowed_BxMxV = jnp.asarray(tables.fillable_V) & (vocab != original_BxM[..., None])
+    allowed_BxMxV = jnp.asarray(vocabulary.fillable_V) & (vocab != original_BxM[..., None])
     logits_BxMxV = jnp.where(allowed_BxMxV, jax.lax.stop_gradient(logits_BxMxV), -jnp.inf)
     # In two dimensions: with three, TPUs sort the whole vocabulary, and compile that for minutes.
     batch, picks, vocabulary = logits_BxMxV.shape

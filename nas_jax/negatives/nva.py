@@ -8,10 +8,12 @@ models/sohonecks.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.typing import Array
 from nas_jax.utils.errors import ConfigError
 
@@ -36,17 +38,30 @@ class NvaConfig:
         """Raises ConfigError on unusable values."""
         if self.similarity not in SIMILARITIES:
             raise ConfigError(
-                f"method.nva.similarity={self.similarity!r}",
+                f"similarity={self.similarity!r}",
                 f"one of {', '.join(SIMILARITIES)}",
                 "set one of them",
             )
         if self.object_candidates < 1 or self.neighbours < 1:
             raise ConfigError(
-                f"method.nva.object_candidates={self.object_candidates}, "
-                f"neighbours={self.neighbours}",
+                f"object_candidates={self.object_candidates}, neighbours={self.neighbours}",
                 "at least 1 of each",
                 "3 and 3 are the authors'",
             )
+
+
+class NvaImages(NamedTuple):
+    """Negative pictures and how they were made."""
+
+    tokens_BxTxD: Array
+    similarity_BxN: Array
+    object_patch_B: Array
+    code_B: Array
+    replaced_BxN: Array
+    valid_B: Array
+    # the same tokens as the picture's own and one new token, where they are that
+    replacement: Replacement | None
+    code_ids_BxN: Array  # of the picture itself
 
 
 def object_similarity(
@@ -75,10 +90,12 @@ def object_similarity(
 
 
 def draw_object(key: Array, similarity_BxN: Array, candidates: int) -> Array:
-    """Index of the object patch (B,): one of the `candidates` most similar, by a softmax of their
-    similarities.
+    """Index of the object patch (B,): one of the most similar, by a softmax of their similarities.
+
+    candidates: among how many; 0 = all patches.
     """
-    top_BxC, patch_BxC = jax.lax.top_k(similarity_BxN, min(candidates, similarity_BxN.shape[1]))
+    patches = similarity_BxN.shape[1]
+    top_BxC, patch_BxC = jax.lax.top_k(similarity_BxN, min(candidates or patches, patches))
     choice_B = jax.random.categorical(key, top_BxC)
     return jnp.take_along_axis(patch_BxC, choice_B[:, None], axis=1)[:, 0]
 
@@ -109,12 +126,10 @@ def neighbour_codes(
     )
 
 
-def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> tuple[Array, Array]:
-    """The new code (B,), and whether there was a usable one (B,)."""
+def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:
+    """The new code (B,); any where no candidate is usable."""
     choice_B = jax.random.categorical(key, log_weight_BxC)
-    return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0], jnp.isfinite(
-        log_weight_BxC
-    ).any(-1)
+    return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0]
 
 
 def patches_of_object(code_ids_BxN: Array, object_patch_B: Array) -> Array:

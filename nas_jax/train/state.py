@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nas_jax.methods import Method
-from nas_jax.methods.albef import MethodState
+from nas_jax.methods.method import Method, MethodState
 from nas_jax.typing import Array, Params
 
 

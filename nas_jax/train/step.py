@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from nas_jax.methods import Method
-from nas_jax.methods.albef import Stage
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.method import Method
 from nas_jax.parallel.mesh import batch_sharding, replicated
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
@@ -19,20 +19,20 @@ from nas_jax.typing import Batch, Metrics, PyTree
 
 def make_train_step(
     method: Method, optimizer: optax.GradientTransformation, schedule: Schedule
-) -> Callable[[TrainState, Batch, Stage], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, Hashable], tuple[TrainState, Metrics]]:
     """step(state, batch, stage) -> (state, metrics); `stage` is static under jit, the state may be
     donated.
     """
 
-    def step(state: TrainState, batch: Batch, stage: Stage) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, stage: Hashable) -> tuple[TrainState, Metrics]:
         params = method.constrain(state.params)
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
         def loss(params):
-            return method.loss(params, state.method_state, batch, rng, state.step, stage)
+            return method.loss(params, state.method_state, batch, Draws(rng), state.step, stage)
 
         grads, (method_state, metrics) = jax.grad(loss, has_aux=True)(params)
-        method_state = method.settle(method_state, grads)
+        method_state = method.after_gradient(method_state, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         # Apart from the optimizer's: shared, their squares would be written out, and read again for
         # the norms.
@@ -53,19 +53,6 @@ def make_train_step(
         return new_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
 
     return step
-
-
-def observe(state: TrainState) -> Metrics:
-    """What is asked of the steps that are recorded only, as it reads all parameters twice.
-
-    teacher/distance: |teacher - student| / |student|, over the parameters that the teacher has.
-    """
-    teacher = state.method_state.teacher
-    student = {name: state.params[name] for name in teacher}
-    return {
-        "teacher/distance": optax.tree.norm(optax.tree.sub(teacher, student))
-        / optax.tree.norm(student)
-    }
 
 
 def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:

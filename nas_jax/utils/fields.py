@@ -12,9 +12,11 @@ from typing import Any
 from nas_jax.utils.errors import ConfigError
 
 
-def build(cls: type, values: Any, path: str = "") -> Any:
+def build(cls: type, values: Any, path: str = "", kinds: Mapping[str, type] | None = None) -> Any:
     """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so
     far.
+
+    kinds: dotted name -> the dataclass of that section, where it is narrower than the field says.
     """
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, Mapping):
@@ -35,9 +37,21 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         raise ConfigError(
             f"no {dotted(path, missing[0])}", "a value, it has no default", "set it in the config"
         )
-    return cls(
-        **{name: _convert(known[name], value, dotted(path, name)) for name, value in values.items()}
-    )
+    converted = {}
+    for name, value in values.items():
+        place = dotted(path, name)
+        converted[name] = _convert((kinds or {}).get(place, known[name]), value, place)
+    return cls(**converted)
+
+
+def narrowed(value: Any, cls: type) -> Any:
+    """A dataclass as one of type `cls`, which has some of its fields; sections likewise."""
+    known = typing.get_type_hints(cls)
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
+    for name, part in fields.items():
+        if dataclasses.is_dataclass(part) and dataclasses.is_dataclass(known[name]):
+            fields[name] = narrowed(part, known[name])
+    return cls(**fields)
 
 
 def check_known(cls: type, name: str, path: str) -> Any:
@@ -84,3 +98,19 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def dotted(path: str, name: str) -> str:
     """The name of a field in a section."""
     return f"{path}.{name}" if path else str(name)
+
+
+def validate_tree(config: Any, path: str = "") -> None:
+    """Calls `validate()` of a config dataclass and of all its sections.
+
+    A ConfigError names the field as the section does; here the dotted path comes before it.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            validate_tree(value, dotted(path, field.name))
+    if hasattr(config, "validate"):
+        try:
+            config.validate()
+        except ConfigError as error:
+            raise ConfigError(dotted(path, error.got), error.expected, error.remedy) from error

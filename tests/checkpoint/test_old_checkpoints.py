@@ -23,12 +23,13 @@ sys.path += [str(FIXTURES.parents[1]), str(FIXTURES.parent)] if __name__ == "__m
 
 import tiny  # noqa: E402
 
-from nas_jax.checkpoint.manager import PARTS, CheckpointManager  # noqa: E402
+from nas_jax.checkpoint.manager import CheckpointManager  # noqa: E402
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from nas_jax.train.state import init_state  # noqa: E402
 from nas_jax.utils.trees import named_leaves  # noqa: E402
 
 STEP = 7
+PARTS = ("params", "method_state/teacher", "method_state/queue", "method_state/dictionary")
 POSITION = {"next_step": STEP, "skipped": 3, "data": "0123456789abcdef"}
 METADATA = {"config": {"name": "tiny", "train": {"steps": 100}, "sizes": [1, 2.5, None, True]}}
 
@@ -102,7 +103,7 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
     said = []
     with CheckpointManager(tmp_path, read_only=True, say=said.append) as manager:
         state, position = manager.restore(abstract_state())
-        parts = {which: manager.restore_params(which=which) for which in PARTS}
+        parts = {part: manager.restore_part(part) for part in PARTS}
         assert manager.latest_step() == expected["step"]
         assert manager.metadata(expected["step"]) == expected["metadata"]
     assert position == expected["position"]
@@ -111,9 +112,9 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
     assert restored.keys() == values.keys()
     for name, value in values.items():
         np.testing.assert_array_equal(np.asarray(restored[name]), value, err_msg=name, strict=True)
-    for which, tree in parts.items():
+    for part, tree in parts.items():
         leaves = named_leaves(tree)
-        prefix = f"{PARTS[which]}/"
+        prefix = f"{part}/"
         assert {prefix + name for name in leaves} == {
             name for name in values if name.startswith(prefix)
         }
@@ -136,7 +137,7 @@ def test_checkpoints_without_checksums_are_read_and_said_to_be_unverified(tmp_pa
         restored, position = manager.restore(jax.eval_shape(lambda: state))
         assert manager.metadata(4) == {"config": {"seed": 1}}
         np.testing.assert_array_equal(
-            manager.restore_params()["w"], np.arange(6.0, dtype=np.float32)
+            manager.restore_part("params")["w"], np.arange(6.0, dtype=np.float32)
         )
     np.testing.assert_array_equal(restored["params"]["w"], np.arange(6.0))
     assert int(restored["step"]) == 4 and position == {"next_step": 4}

@@ -14,7 +14,7 @@ from nas_jax.checkpoint.surgery import (
     bicubic_weights,
     resize_image_positions,
 )
-from nas_jax.models.visual_dictionary import DictionaryState, init_dictionary
+from nas_jax.models.codebook import DictionaryState, init_dictionary
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
 

@@ -38,13 +38,10 @@ def test_marks_and_new_patches_are_where_they_belong(tmp_path):
     path = tmp_path / "new" / "nva.png"
     green = np.full((4, 4, 3), (0, 160, 0), np.uint8)
     nearest = np.full((2, 8, 8, 3), (0, 0, 200), np.uint8)
-    nva.draw_nva(
-        path,
-        **arrays(),
-        code_patches={3: green},
-        new_code_B=np.array([3, 9]),
-        nearest_Bxhxwx3=nearest,
+    pictures = nva.NvaPictures(
+        **arrays(), code_patches={3: green}, new_code_B=np.array([3, 9]), nearest_Bxhxwx3=nearest
     )
+    nva.draw_nva(path, pictures)
 
     middle = slice(16, 32)  # away from outlines
     plain, heat, marked, new, example = (
@@ -78,5 +75,5 @@ def test_marks_and_new_patches_are_where_they_belong(tmp_path):
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        nva.draw_nva(tmp_path / "nva.png", **{**arrays(), **change})
+        nva.draw_nva(tmp_path / "nva.png", nva.NvaPictures(**arrays() | change))
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from nas_jax.config import from_config_dict, to_dict
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.suite import write_results
 from nas_jax.inspect.charts import Chart, Series, draw, labels, number, ticks
-from nas_jax.inspect.nva import draw_nva
+from nas_jax.inspect.nva import NvaPictures, draw_nva
 from nas_jax.inspect.page import POLICY
 from nas_jax.inspect.run import main, report, state_of
 from nas_jax.inspect.run_files import read_run
@@ -44,6 +44,10 @@ MACHINE = {
     "parameters": 1_500_000,
     "total_steps": 1000,
 }
+
+
+def metric(key, value, chance, blind) -> Metric:
+    return Metric(*key.split("/", 3), value=value, chance=chance, blind=blind, count=300)
 
 
 def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
@@ -94,9 +98,9 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
         write_results(
             workdir / f"evals/{step}.json",
             [
-                Metric("val/retrieval/itm/text_to_image_r@1", accuracy, 1.0, 0.0, 300),
-                Metric("val/foils/itm/colour", accuracy + 5, 50.0, 50.0, 300),
-                Metric("val/foils/itm/<b>", accuracy + 4, 50.0, 50.0, 300),
+                metric("val/retrieval/itm/text_to_image_r@1", accuracy, 1.0, 0.0),
+                metric("val/foils/itm/colour", accuracy + 5, 50.0, 50.0),
+                metric("val/foils/itm/<b>", accuracy + 4, 50.0, 50.0),
             ],
             {"step": step},
         )
@@ -105,14 +109,14 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
         archive.extractall(workdir / "checkpoints", filter="data")
     (saved,) = (path for path in (workdir / "checkpoints").iterdir())
     saved.rename(saved.with_name(str(steps)))
-    draw_nva(
-        workdir / "nva.png",
+    pictures = NvaPictures(
         rng.integers(0, 255, (2, 16, 16, 3), np.uint8),
         ["a cat", "a dog"],
         np.array([1, 2]),
         np.eye(16, dtype=bool)[:2],
         rng.random((2, 16)),
     )
+    draw_nva(workdir / "nva.png", pictures)
     return workdir
 
 
@@ -240,7 +244,7 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
         "hang: process 1: nothing done for 9s after step 7, waits for input; threads: a"
     )
     metrics = [
-        Metric(f"val/foils/itm/{name}", value, 50.0, blind, 300)
+        metric(f"val/foils/itm/{name}", value, 50.0, blind)
         for name, value, blind in (
             ("colour", 60.0, 50.0),
             ("size", 90.0, 89.0),

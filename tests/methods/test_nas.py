@@ -9,18 +9,13 @@ import pytest
 import tiny
 
 from nas_jax.losses.itc import init_queue
-from nas_jax.methods import nas
-from nas_jax.methods.albef import (
-    QUEUE_READERS,
-    Encoded,
-    MethodState,
-    Stage,
-    contrast,
-    settle,
-    update_teacher,
-)
-from nas_jax.methods.config import VARIANTS, ItcConfig, MlmConfig
-from nas_jax.models.visual_dictionary import DictionaryConfig, start_from_data
+from nas_jax.methods.albef import QUEUE_READERS
+from nas_jax.methods.config import ItcConfig, NasMlmConfig
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.nas import Stage
+from nas_jax.methods.terms import Encoded, Seen
+from nas_jax.methods.variants import VARIANTS
+from nas_jax.models.codebook import DictionaryConfig, start_from_data
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -33,7 +28,7 @@ def one_loss(method, batch, seed=0):
     params, state = jax.jit(method.init)(jax.random.key(seed))
     loss = jax.jit(method.loss, static_argnums=5)
     value, (state, metrics) = loss(
-        params, state, batch, jax.random.key(9), jnp.int32(3), method.stage(3)
+        params, state, batch, Draws(jax.random.key(9)), jnp.int32(3), method.stage(3)
     )
     return value, state, metrics
 
@@ -50,13 +45,13 @@ def test_each_variant_has_the_parts_it_names(variant):
 
     def run(key):
         params, state = method.init(key)
-        return params, method.loss(params, state, tiny.batch(), key, jnp.int32(3), method.stage(3))[
-            1
-        ]
+        return params, method.loss(
+            params, state, tiny.batch(), Draws(key), jnp.int32(3), method.stage(3)
+        )[1]
 
     params, (state, metrics) = jax.eval_shape(run, jax.random.key(0))
     on = VARIANTS[variant]
-    assert ("neck" in params) == on["dictionary"] == (state.dictionary is not None)
+    assert ("neck" in params) == on["dictionary"] == ("dictionary" in state)
     assert ("generator_head" in params) == on["nta"] == ("itm_accuracy/nta" in metrics)
     assert ("itm_accuracy/nva" in metrics) == on["nva"]
 
@@ -69,7 +64,7 @@ def test_every_parameter_group_is_trained():
     def gradients(params):
         return jax.grad(
             lambda params: method.loss(
-                params, state, tiny.batch(), jax.random.key(1), jnp.int32(0), method.stage(0)
+                params, state, tiny.batch(), Draws(jax.random.key(1)), jnp.int32(0), method.stage(0)
             )[0]
         )(params)
 
@@ -124,7 +119,7 @@ def test_stages_switch_by_epoch_and_freeze_the_dictionary():
         "nas",
         nva=NvaConfig(start_epoch=3),
         nta=NtaConfig(start_epoch=1.5),
-        mlm=MlmConfig(dictionary_from_epoch=2),
+        mlm=NasMlmConfig(dictionary_from_epoch=2),
     )
     assert method.stage(0) == method.stage(14) == Stage()
     assert method.stage(15) == Stage(nta=True)
@@ -135,20 +130,21 @@ def test_stages_switch_by_epoch_and_freeze_the_dictionary():
     params, state = jax.jit(method.init)(jax.random.key(0))
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 17, 16)), jnp.float32)
     for frozen in (False, True):
-        _, after, _ = nas.look_up(
-            method.ctx, params, state.dictionary, tokens, key=jax.random.key(1), frozen=frozen
+        words, _ = method.look_up(
+            params, state["dictionary"], tokens, key=jax.random.key(1), frozen=frozen
         )
-        started = start_from_data(state.dictionary, jnp.zeros((1, 1, 16)), jax.random.key(0))
+        after = words.state
+        started = start_from_data(state["dictionary"], jnp.zeros((1, 1, 16)), jax.random.key(0))
         assert after.step == started.step + 1
         assert bool((after.counts_K != started.counts_K).any()) == (not frozen)
 
 
 def test_the_teacher_is_a_moving_average_and_the_temperature_stays_inside_its_bounds():
-    method = tiny.method("albef", name="albef", itc=ItcConfig(queue_size=24, temp_min=0.05))
+    method = tiny.method("albef", itc=ItcConfig(queue_size=24, temp_min=0.05))
     params, state = method.init(jax.random.key(0))
     moved = jax.tree.map(lambda leaf: leaf + 1.0, params)
-    teacher = update_teacher(method.ctx, state.teacher, moved)
-    expected = jax.tree.map(lambda old: 0.995 * old + 0.005 * (old + 1.0), state.teacher)
+    teacher = method.moved_teacher(state["teacher"], moved)
+    expected = jax.tree.map(lambda old: 0.995 * old + 0.005 * (old + 1.0), state["teacher"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), teacher, expected
     )
@@ -160,22 +156,21 @@ def test_the_teacher_is_a_moving_average_and_the_temperature_stays_inside_its_bo
 
 def test_queue_modes():
     features = jnp.eye(6, 8)
-    encoded = Encoded(None, features, None, features)
-    params, ids, queues = {"temp": jnp.float32(0.07)}, jnp.arange(6, dtype=jnp.int32), {}
+    encoded = Encoded(None, features, None, features, {})
+    params, batch, queues = {"temp": jnp.float32(0.07)}, tiny.batch(), {}
+    seen = Seen(params, {}, batch, None, jnp.float32(0.4), None, encoded, encoded)
     for name, itc in (
         ("full", ItcConfig(queue_size=24)),
         ("frozen", ItcConfig(queue_size=24, queue_frozen=True)),
         ("none", ItcConfig(queue_size=0)),
     ):
         queue = init_queue(jax.random.key(0), itc.queue_size, 8)
-        ctx = tiny.method("albef", itc=itc).ctx
-        _, i2t_BxB, _, arriving = contrast(
-            ctx, params, queue, encoded, encoded, ids, jnp.float32(0.4)
-        )
-        assert i2t_BxB.shape == (6, 6)
+        method = tiny.method("albef", itc=itc)
+        assert method.contrast(seen, queue).i2t_BxB.shape == (6, 6)
+        state = {"queue": queue, "new_keys": method.new_keys(seen)}
         for grad in (0.0, jnp.nan):  # a step whose gradients are lost leaves the rows as they are
             grads = {reader: {"kernel": jnp.full((2, 2), grad)} for reader in QUEUE_READERS}
-            queues[name, grad == 0] = settle(MethodState({}, arriving, None), grads).queue
+            queues[name, grad == 0] = method.after_gradient(state, grads)["queue"]
     frozen, full, lost = queues["frozen", True], queues["full", True], queues["full", False]
     assert int(frozen.pointer) == 0 and int(full.pointer) == 6
     assert queues["none", True].image_QxE.shape == (0, 8)
@@ -184,20 +179,22 @@ def test_queue_modes():
     np.testing.assert_array_equal(lost.image_QxE, frozen.image_QxE)
 
 
+def aligned_and_mixed(method, params, x):
+    neck = method.apply(params).neck
+    return neck.align(x), neck.mix(x, x)
+
+
 def test_the_literal_gate_has_two_values():
     method = tiny.method("vd", dictionary=DictionaryConfig(codes=12, literal=True))
     params, _ = method.init(jax.random.key(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16)), jnp.float32)
-    apply = method.ctx.model.apply
-    align = apply({"params": params}, x, method="dictionary_align")
-    mixed = apply({"params": params}, x, x, method="dictionary_mix")
+    align, mixed = aligned_and_mixed(method, params, x)
     share = np.median((mixed - x) / (align - x), axis=-1)  # u = g a + (1 - g) x
     near = np.minimum(np.abs(share - 0.731), np.abs(share - 0.269))
     # a patch whose two gate values are nearly equal falls in between
     assert np.quantile(near, 0.9) < 5e-3
     plain = tiny.method("vd")
     params, _ = plain.init(jax.random.key(0))
-    align = plain.ctx.model.apply({"params": params}, x, method="dictionary_align")
-    mixed = plain.ctx.model.apply({"params": params}, x, x, method="dictionary_mix")
+    align, mixed = aligned_and_mixed(plain, params, x)
     # ours starts as the mean
     np.testing.assert_allclose(mixed, (align + x) / 2, rtol=1e-5, atol=1e-6)

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from nas_jax.methods import albef, nas
-from nas_jax.methods.albef import apply, split_keys
+from nas_jax.losses.itc import init_queue
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.nas import Fgitm
+from nas_jax.methods.refill import refilled_texts
+from nas_jax.methods.terms import Seen
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
-from nas_jax.negatives.nta import WordTables, candidates, choose_words, refill
+from nas_jax.negatives.nta import candidates, choose_words, refill
 from nas_jax.negatives.nva import NvaConfig, neighbour_codes
 
 
@@ -18,37 +21,28 @@ def test_hard_negatives_follow_the_softmax_and_never_share_the_id():
     ids = jnp.array([0, 1, 1, 2])
     logits = jnp.array([[9.0, 0.0, 1.0, 2.0]] * 4)
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn, valid = jax.vmap(lambda key: draw_negative(key, logits, allowed_negatives(ids)))(keys)
-    drawn = np.asarray(drawn)
-    assert valid.all()
+    allowed = allowed_negatives(ids)
+    drawn = np.asarray(jax.vmap(lambda key: draw_negative(key, logits, allowed))(keys))
+    assert allowed.any(-1).all()
     assert not (np.asarray(ids)[drawn] == np.asarray(ids)[None]).any()
     share = np.bincount(drawn[:, 0], minlength=4) / len(drawn)
     expected = np.exp([-np.inf, 0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
     np.testing.assert_allclose(share, expected, atol=0.03)
-    lonely, valid = draw_negative(keys[0], jnp.zeros((1, 1)), allowed_negatives(jnp.array([5])))
-    assert lonely.shape == (1,) and not valid.any()  # a batch of one has no negative
+    assert not allowed_negatives(jnp.array([5])).any()  # a batch of one has no negative
 
 
 def make_nva(method, seed=0):
     params, state = method.init(jax.random.key(seed))
-    batch, keys = tiny.batch(), split_keys(jax.random.key(seed + 1))
-    encoded, _ = albef.encode(
-        method.ctx, params, state.teacher, batch, batch["token_ids_BxL"], keys
+    batch, draw = tiny.batch(), Draws(jax.random.key(seed + 1))
+    encoded = method.encode(params, batch, {}, draw, "student")
+    words, _ = method.look_up(
+        params, state["dictionary"], encoded.image_tokens_BxTxD, key=jax.random.key(seed)
     )
-    words, dictionary, _ = nas.look_up(
-        method.ctx, params, state.dictionary, encoded.image_tokens_BxTxD, key=keys["dictionary"]
-    )
-    return (
-        params,
-        encoded,
-        words,
-        dictionary,
-        nas.negative_images(method.ctx, params, dictionary, encoded, words, keys),
-    )
+    return params, words, method.negative_images(params, encoded, words, draw)
 
 
 def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
-    _, encoded, words, dictionary, negative = make_nva(tiny.method("vd_nva"))
+    _, words, negative = make_nva(tiny.method("vd_nva"))
     replaced, object_patch = np.asarray(negative.replaced_BxN), np.asarray(negative.object_patch_B)
     rows = np.arange(len(object_patch))
     assert negative.valid_B.all()
@@ -83,16 +77,18 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
         method = tiny.method(
             "vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0)
         )
-        params, encoded, words, dictionary, negative = make_nva(method)
-        batch, ctx, keys = tiny.batch(), method.ctx, split_keys(jax.random.key(1))
+        params, words, _ = make_nva(method)
+        batch, draw, dictionary = tiny.batch(), Draws(jax.random.key(1)), words.state
 
         def loss(params):
-            encoded, _ = albef.encode(ctx, params, params, batch, batch["token_ids_BxL"], keys)
-            words, _, _ = nas.look_up(ctx, params, dictionary, encoded.image_tokens_BxTxD)
-            negative = nas.negative_images(ctx, params, dictionary, encoded, words, keys)
-            rows = (encoded.text_tokens_BxLxD, batch["token_mask_BxL"], negative.tokens_BxTxD)
-            rows = jax.lax.stop_gradient(rows) if ctx.config.nva.stop_gradient else rows
-            return apply(ctx, params, "match", *rows)[:, 0].sum()
+            encoded = method.encode(params, batch, {}, draw, "student")
+            words, _ = method.look_up(params, dictionary, encoded.image_tokens_BxTxD)
+            stage = method.stage(0)
+            seen = Seen(params, params, batch, draw, 0.0, stage, encoded, encoded, extra=words)
+            seen = seen._replace(itc=method.contrast(seen, init_queue(jax.random.key(0), 0, 8)))
+            rows = {"itm": {"nva": Fgitm(method).rows(seen)["nva"]}}
+            fused = method.fuse(params, words.tokens_BxTxD, rows, draw)["nva"]
+            return method.match_logits(params, fused[:, 0])[:, 0].sum()
 
         grads = jax.grad(loss)(params)
         return {
@@ -107,22 +103,20 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
 
 
 def test_nta_replaces_content_words_by_other_content_words():
-    tables, mask_id = tiny.TABLES, tiny.SPECIAL.mask
+    vocabulary, mask_id = tiny.VOCABULARY, tiny.VOCABULARY.mask
     batch = tiny.batch(64)
     ids, mask = np.asarray(batch["token_ids_BxL"]).copy(), np.asarray(batch["token_mask_BxL"])
     ids[0] = np.where(mask[0], 5, 0)  # a caption of function words only
     ids[1, 1:4] = (9, 20, 21)  # a word of three pieces: not to be touched
-    masked = choose_words(
-        jax.random.key(0), jnp.asarray(ids), jnp.asarray(mask), tables, mask_id, 0.3
-    )
+    masked = choose_words(jax.random.key(0), jnp.asarray(ids), jnp.asarray(mask), vocabulary, 0.3)
     chosen = np.asarray(masked.token_ids_BxL) == mask_id
     assert (
-        (tables.content_V[ids] & mask)[chosen].all()
+        (vocabulary.content_V[ids] & mask)[chosen].all()
         and not chosen[0].any()
         and not chosen[1, 1:4].any()
     )
-    words = (mask[:, 1:] & ~tables.continuation_V[ids[:, 1:]]).sum(-1)
-    available = (tables.content_V[ids] & mask).sum(-1)
+    words = (mask[:, 1:] & ~vocabulary.continuation_V[ids[:, 1:]]).sum(-1)
+    available = (vocabulary.content_V[ids] & mask).sum(-1)
     wanted = np.minimum(np.maximum(1, np.round(0.3 * words)), available)
     np.testing.assert_array_equal(chosen[2:].sum(-1), wanted[2:])
 
@@ -131,15 +125,15 @@ def test_nta_replaces_content_words_by_other_content_words():
     )  # a function word is the favourite
     original = jnp.take_along_axis(jnp.asarray(ids), masked.positions_BxM, axis=1)
     logits = logits + 40.0 * jax.nn.one_hot(original, tiny.VOCAB)  # and the original word next
-    best = candidates(jnp.asarray(ids), masked, logits, tables, 10)
+    best = candidates(jnp.asarray(ids), masked, logits, vocabulary, 10)
     new, valid = refill(jax.random.key(1), jnp.asarray(ids), masked, *best)
     new = np.asarray(new)
     assert not bool(valid[0]) and valid[2:].all()
     np.testing.assert_array_equal(new[~chosen], ids[~chosen])
-    assert (new[chosen] != ids[chosen]).all() and tables.fillable_V[new[chosen]].all()
-    only = WordTables(tables.content_V, np.arange(tiny.VOCAB) == 9, tables.continuation_V)
+    assert (new[chosen] != ids[chosen]).all() and vocabulary.fillable_V[new[chosen]].all()
+    only = vocabulary._replace(fillable_V=np.arange(tiny.VOCAB) == 9)
     nines = jnp.full((1, 8), 9).at[0, 0].set(2)
-    masked = choose_words(jax.random.key(0), nines, jnp.ones((1, 8), bool), tables, mask_id, 0.15)
+    masked = choose_words(jax.random.key(0), nines, jnp.ones((1, 8), bool), vocabulary, 0.15)
     best = candidates(nines, masked, jnp.zeros((1, 1, tiny.VOCAB)), only, 10)
     same, valid = refill(jax.random.key(1), nines, masked, *best)
     # no other word to put in: nothing changed
@@ -149,10 +143,12 @@ def test_nta_replaces_content_words_by_other_content_words():
 def test_nta_never_sees_the_picture():
     method = tiny.method("nas")
     params, state = method.init(jax.random.key(0))
-    batch, keys = tiny.batch(), split_keys(jax.random.key(1))
-    texts = nas.negative_texts(method.ctx, params, state.teacher, batch, keys).token_ids_BxL
+    batch, draw = tiny.batch(), Draws(jax.random.key(1))
+
+    def texts(batch):
+        seen = Seen(params, state["teacher"], batch, draw, 0.0, method.stage(0), None, None)
+        return refilled_texts(method, method.config.nta, seen).ids_BxCxL[:, 0]
+
     other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}
-    np.testing.assert_array_equal(
-        texts, nas.negative_texts(method.ctx, params, state.teacher, other, keys).token_ids_BxL
-    )
-    assert (texts != batch["token_ids_BxL"]).any(-1).all()
+    np.testing.assert_array_equal(texts(batch), texts(other))
+    assert (texts(batch) != batch["token_ids_BxL"]).any(-1).all()

@@ -15,6 +15,7 @@ from pathlib import Path
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",  # compiles in half of the time
     "--xla_llvm_disable_expensive_passes=true",
 )
 if __name__ == "__main__":  # not for the tests that import the table of cases

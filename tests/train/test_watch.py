@@ -24,7 +24,7 @@ import pytest
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.train import watch
 from nas_jax.train.config import RESUMABLE, TrainConfig
-from nas_jax.train.loop import run
+from nas_jax.train.loop import Training, run
 from nas_jax.train.machine import PEAKS, matmul_flops, memory, peak_flops
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import TrainState
@@ -78,18 +78,9 @@ def batches(start, stuck_at=None):
 
 
 def train(workdir, config=CONFIG, step=None, **kwargs):
-    return run(
-        step or make_step(),
-        init_state,
-        kwargs.pop("batches", batches),
-        [],
-        config,
-        workdir,
-        RECORD,
-        total_steps=config.steps,
-        mesh=make_mesh(),
-        **kwargs,
-    )
+    read = kwargs.pop("batches", batches)
+    training = Training(step or make_step(), init_state, read, config.steps, make_mesh())
+    return run(training, config, workdir, RECORD, **kwargs)
 
 
 def lines(path):

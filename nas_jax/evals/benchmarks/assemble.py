@@ -18,7 +18,7 @@ RESERVED = ("all", "macro")  # names of parts that are no categories
 
 
 @dataclass(frozen=True)
-class Options:
+class LoadOptions:
     """How benchmarks are loaded."""
 
     # height and width of the pictures, pixels; None: annotations only
@@ -76,7 +76,7 @@ def assemble(
     form: str,
     items: Items,
     files: Files,
-    options: Options,
+    options: LoadOptions,
     protocol: Mapping[str, str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,
     macro: tuple[str, ...] | None = None,
@@ -88,7 +88,7 @@ def assemble(
       name, form, protocol, groups, macro, fields: see `Benchmark`.
       items: with texts as the files have them.
       files: where pictures are looked for.
-      options: see `Options`.
+      options: see `LoadOptions`.
 
     Raises:
       DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or
@@ -143,7 +143,7 @@ def assemble(
     )
 
 
-def _cleaned(draft: Draft, options: Options, report: Report) -> Draft | None:
+def _cleaned(draft: Draft, options: LoadOptions, report: Report) -> Draft | None:
     texts = tuple(prepare_caption(text, options.clean, options.max_words) for text in draft.texts)
     if not all(texts):
         report.drop("empty text", draft.key)

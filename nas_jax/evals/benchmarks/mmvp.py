@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, read_table, text, whole
 from nas_jax.evals.questions import Benchmark
@@ -20,7 +20,7 @@ PREFIX = "a photo of "
 COLUMNS = ("Question ID", "Type", "Statement")
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All pairs; the category is the pattern."""
     table = read_table(find(data_dir, "Questions.csv"), COLUMNS)
     items = Items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_json, text
 from nas_jax.evals.questions import Benchmark
@@ -29,7 +29,7 @@ GROUPS = {
 }
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All seven splits."""
     items = Items()
     for split in SIZES:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_json, text
 from nas_jax.evals.questions import Benchmark
@@ -28,7 +28,7 @@ GROUPS = {
 }
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Two benchmarks of the same items: "sugarcrepe_pp", and "sugarcrepe_pp_text" without
     pictures.
     """

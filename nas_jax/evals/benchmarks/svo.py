@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import (
     Unusable,
@@ -31,7 +31,7 @@ CSV_FIELDS = ("sentence", "pos_image_id", "neg_image_id")
 JSONL_FIELDS = ("caption", "pos_image", "neg_image")
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """The rows with one kind of negative."""
     path = find(data_dir, "svo_probes.csv", "svo_probes.jsonl")
     fields = CSV_FIELDS if path.suffix == ".csv" else JSONL_FIELDS

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
@@ -39,7 +39,7 @@ GROUPS = {
 VOTES = 2
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """The valid examples of all pieces."""
     items, filtered = Items(), 0
     for piece, entries in _pieces(data_dir).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_lines, text, whole
 from nas_jax.evals.questions import Benchmark
@@ -49,7 +49,7 @@ KIND_OF = {
 SIZES = {"zeroshot": 1222, "random": 2195}
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """ "vsr_zeroshot" and "vsr_random", or "vsr" of a single test file."""
     folders = {"": data_dir} | {
         split: folder / split
@@ -69,7 +69,7 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     return tuple(_load(split, path, Files(data_dir), options) for split, path in paths.items())
 
 
-def _load(split: str, path: Path, files: Files, options: Options) -> Benchmark:
+def _load(split: str, path: Path, files: Files, options: LoadOptions) -> Benchmark:
     items = Items()
     items.drafts += each(read_lines(path), _draft, items.report)
     protocol = {"published items": str(SIZES[split])} if split else {}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, Picture
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_lines, text
 from nas_jax.evals.questions import Benchmark
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All examples; the category is `collapsed_tag` (Object, Relation or Both)."""
     items = Items()
     items.drafts += each(

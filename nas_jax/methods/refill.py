@@ -1,0 +1,74 @@
+"""Negative captions by a language model: content words masked and refilled (`negatives/nta.py`).
+
+The language model is the teacher's text layers with a head of their own, `generator_head`; it never
+sees a picture. What NAS's NTA, VL-Match and ViLTA have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+
+from nas_jax.losses.mlm import gather_positions, masked_mean, mlm_rows
+from nas_jax.methods.method import Method
+from nas_jax.methods.terms import Mlm, Seen, Term
+from nas_jax.models.rows import Rows
+from nas_jax.negatives.nta import MaskedWords, NtaConfig, candidates, choose_words, refill
+from nas_jax.negatives.records import TextNegatives
+from nas_jax.parallel.chunks import in_pieces
+from nas_jax.typing import Array, Metrics, Params
+
+
+def word_table(params: Params) -> Array:
+    """Word embeddings (V, D), to which the generator's head is tied."""
+    return params["text_encoder"]["word_embedding"]["embedding"]
+
+
+def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
+    """One caption for each picture, with some words replaced by what the teacher thinks likely."""
+    vocabulary, draw, teacher = method.setting.vocabulary, seen.draw, seen.teacher
+    ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
+    teacher = jax.lax.stop_gradient(teacher)
+    masked = draw(
+        "words", lambda key: choose_words(key, ids_BxL, mask_BxL, vocabulary, config.share)
+    )
+
+    def best_words(rows: tuple[MaskedWords, Array, Array]) -> tuple[Array, Array]:
+        masked, ids_BxL, mask_BxL = rows
+        net = method.apply(teacher)
+        tokens_BxLxD, _ = net.encode_text(masked.token_ids_BxL, mask_BxL)
+        picked_BxMxD = gather_positions(tokens_BxLxD, masked.positions_BxM)
+        logits_BxMxV = net.generator_logits(picked_BxMxD, word_table(teacher))
+        return candidates(ids_BxL, masked, logits_BxMxV, vocabulary, config.top_words)
+
+    inputs = masked, ids_BxL, mask_BxL
+    scores_BxMxC, words_BxMxC = in_pieces(best_words, method.setting.pieces, inputs)
+    new_ids_BxL, valid_B = draw(
+        "refill", lambda key: refill(key, ids_BxL, masked, scores_BxMxC, words_BxMxC)
+    )
+    return TextNegatives(new_ids_BxL[:, None], mask_BxL[:, None], valid_B[:, None], ("nta",))
+
+
+class Generator(Term):
+    """Masked-word loss of NTA's generator, from text alone, on the words that MLM masks anyway."""
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """Mean over the masked positions."""
+        method, tokens_BxLxD = self.method, seen.student.others["masked"]
+        masked = Mlm(method).masked(seen.batch, seen.draw)
+        word_table_VxD = word_table(seen.params)
+        if not method.config.nta.generator_gradient:
+            inputs = tokens_BxLxD, word_table_VxD
+            tokens_BxLxD, word_table_VxD = jax.lax.stop_gradient(inputs)
+
+        def piece(rows: tuple) -> Array:
+            masked, tokens_BxLxD = rows
+            picked_BxMxD = gather_positions(tokens_BxLxD, masked.positions_BxM)
+            net = method.apply(seen.params)
+            return mlm_rows(net.generator_logits(picked_BxMxD, word_table_VxD), None, masked, 0.0)
+
+        losses_B = in_pieces(piece, method.setting.pieces, (masked, tokens_BxLxD))
+        return masked_mean(losses_B, masked), {}

@@ -1,0 +1,293 @@
+"""Terms of a loss: each is a value that says what it reads and what it makes of that.
+
+The method encodes the batch once, collects the rows that all terms want through the fusion encoder,
+sends them through in one call, and adds up the values with their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
+from nas_jax.losses.mlm import MaskedText, mask_tokens, masked_mean, mlm_rows
+from nas_jax.methods.draws import Draws
+from nas_jax.models.rows import Rows, fuse
+from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
+from nas_jax.negatives.records import ImageNegatives, TextNegatives
+from nas_jax.parallel.chunks import in_pieces
+from nas_jax.parallel.mesh import pin_rows, take_rows
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
+from nas_jax.utils.errors import ConfigError
+
+
+class Encoded(NamedTuple):
+    """Both towers, of the student or of the teacher, on one batch."""
+
+    image_tokens_BxTxD: Array
+    image_BxE: Array  # unit features, as the next
+    text_tokens_BxLxD: Array
+    text_BxE: Array
+    others: dict[str, Array]  # text tokens (B, L, D) of the further captions that terms read
+
+
+class Contrast(NamedTuple):
+    """ITC of a batch, from which hard negatives are drawn too."""
+
+    loss: Array
+    i2t_BxB: Array  # similarities / temperature of each picture to the captions of the batch
+    t2i_BxB: Array
+
+
+class Seen(NamedTuple):
+    """What the terms of a step have before them."""
+
+    params: Params
+    teacher: Params
+    batch: Batch
+    draw: Draws
+    alpha: Array  # weight of the teacher's soft targets
+    stage: Hashable
+    student: Encoded
+    taught: Encoded  # by the teacher; no gradient
+    itc: Contrast | None = None
+    image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
+    extra: Any = None  # what a method adds for its own terms
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective. The defaults read nothing beyond what every method encodes."""
+
+    method: Any  # the Method that the term is part of
+
+    def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
+        """Captions (B, L) besides the true one that both text encoders should read, by name."""
+        return {}
+
+    def rows(self, seen: Seen) -> dict[str, Rows]:
+        """The rows that the term wants through the fusion encoder, by kind."""
+        return {}
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """The value, and metrics. rows: as above; fused: their tokens (B, M, D) by kind."""
+        raise NotImplementedError
+
+
+TERMS: dict[str, Callable[[Any], Term]] = {}
+"""Name -> term. A config may add any of them to a method: `method.terms=(("NAME", weight),)`."""
+
+Terms = dict[str, tuple[float, Term]]
+"""Name of the metric -> weight and term."""
+
+
+def check_terms(terms: tuple[tuple[str, float], ...]) -> None:
+    """Raises ConfigError on a name that TERMS does not have."""
+    for name, _ in terms:
+        if name not in TERMS:
+            known = ", ".join(TERMS) or "no others"
+            raise ConfigError(f"terms with {name!r}", f"names of {known}", "mend the name")
+
+
+def added_terms(method: Any) -> Terms:
+    """Those that the method's config adds."""
+    return {name: (weight, TERMS[name](method)) for name, weight in method.config.terms}
+
+
+def further_texts(terms: Terms, batch: Batch, draw: Draws) -> dict[str, Array]:
+    """The captions that terms read beside the true one, by name."""
+    return {
+        name: ids for _, term in terms.values() for name, ids in term.texts(batch, draw).items()
+    }
+
+
+def collect_rows(terms: Terms, seen: Seen) -> dict[str, dict[str, Rows]]:
+    """The rows of each term. Raises ValueError where two terms call a kind by the same name."""
+    rows = {name: term.rows(seen) for name, (_, term) in terms.items()}
+    kinds = [kind for of_term in rows.values() for kind in of_term]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"kinds of rows {kinds}: two terms use the same name")
+    return rows
+
+
+def add_up(
+    terms: Terms,
+    seen: Seen,
+    rows: Mapping[str, Mapping[str, Rows]],
+    fused: Mapping[str, Array],
+) -> tuple[Array, Metrics]:
+    """The weighted sum of all terms, and their metrics: `loss`, `loss/NAME` and what they add."""
+    total, losses, metrics = 0.0, {}, {}
+    for name, (weight, term) in terms.items():
+        of_term = {kind: fused[kind] for kind in rows[name]}
+        value, found = term.value(seen, rows[name], of_term)
+        total = total + weight * value
+        losses[f"loss/{name}"] = value
+        metrics |= found
+        for row in rows[name].values():
+            metrics |= row.metrics
+    return total, {"loss": total, **losses, **metrics}
+
+
+# ------------------------------------------------------------ terms of ALBEF's family
+
+
+class Itc(Term):
+    """Image-text contrastive learning (section 3.2); `Albef.contrast` has computed it."""
+
+    def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
+        """The mean of both directions."""
+        return seen.itc.loss, {}
+
+
+class Itm(Term):
+    """Image-text matching (section 3.2): true pairs, and one hard negative each way."""
+
+    def rows(self, seen: Seen) -> dict[str, Rows]:
+        """True pairs, texts beside hard pictures, hard texts beside pictures."""
+        config, draw = self.method.config.itm, seen.draw
+        shards, image_id_B = config.mining_shards, seen.batch["image_id_B"]
+        allowed_BxB = allowed_negatives(image_id_B, config.exclude_same_id, shards)
+        image_B = draw(
+            "negative_image_B", lambda key: draw_negative(key, seen.itc.t2i_BxB, allowed_BxB)
+        )
+        text_B = draw(
+            "negative_text_B", lambda key: draw_negative(key, seen.itc.i2t_BxB, allowed_BxB)
+        )
+        valid_B, mask_BxL = allowed_BxB.any(-1), seen.batch["token_mask_BxL"]
+        text_BxLxD = seen.student.text_tokens_BxLxD
+        hard_BxLxD, hard_BxL = (take_rows(x, text_B, shards) for x in (text_BxLxD, mask_BxL))
+        return {
+            "positive": Rows(text_BxLxD, mask_BxL, label=1),
+            "hard_image": Rows(text_BxLxD, mask_BxL, other_B=image_B, valid_B=valid_B, label=0),
+            "hard_text": Rows(hard_BxLxD, hard_BxL, valid_B=valid_B, label=0),
+        }
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """Mean cross-entropy over all valid rows, and the accuracy on each kind."""
+        groups = {}
+        for kind, row in rows.items():
+            logits_Bx2 = self.method.match_logits(seen.params, fused[kind][:, 0])
+            valid_B = jnp.ones(len(logits_Bx2), bool) if row.valid_B is None else row.valid_B
+            groups[kind] = MatchRows(logits_Bx2, row.label, valid_B)
+        metrics = {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
+        return itm_loss(groups, self.weights()), metrics
+
+    def weights(self) -> dict[str, float]:
+        """Kinds that do not enter the common mean, but are added with a weight of their own."""
+        return {}
+
+
+class Mlm(Term):
+    """Masked language modelling (section 3.2), with the teacher's soft labels (eq. 7)."""
+
+    def masked(self, batch: Batch, draw: Draws) -> MaskedText:
+        """The captions with some tokens masked."""
+        config, vocabulary = self.method.config.mlm, self.method.setting.vocabulary
+        texts = batch["token_ids_BxL"], batch["token_mask_BxL"]
+
+        def sample(key: Array) -> MaskedText:
+            return mask_tokens(key, *texts, vocabulary, config.probability, config.max_masked)
+
+        return draw("masked", sample)
+
+    def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
+        """The masked captions."""
+        return {"masked": self.masked(batch, draw).token_ids_BxL}
+
+    def image_tokens(self, seen: Seen) -> Array | None:
+        """Image tokens (B, T, D) beside the masked captions; None: those of the other rows."""
+        return None
+
+    def rows(self, seen: Seen) -> dict[str, Rows]:
+        """The masked captions beside their pictures."""
+        row = Rows(
+            seen.student.others["masked"],
+            seen.batch["token_mask_BxL"],
+            tokens_BxTxD=self.image_tokens(seen),
+            positions_BxM=self.masked(seen.batch, seen.draw).positions_BxM,
+        )
+        return {"mlm": row}
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """(1 - alpha) CE(words) + alpha CE(teacher) over the masked positions (eq. 4 and 7)."""
+        method, teacher = self.method, jax.lax.stop_gradient(seen.teacher)
+        masked, mask_BxL = self.masked(seen.batch, seen.draw), seen.batch["token_mask_BxL"]
+        taught = Rows(seen.taught.others["masked"], mask_BxL, positions_BxM=masked.positions_BxM)
+        inputs = {
+            "masked": masked,
+            "fused_BxMxD": fused["mlm"],
+            "taught": taught,
+            "image_BxTxD": seen.taught.image_tokens_BxTxD,
+            "seeds": {"mlm": seen.draw.seeds("fusion/teacher/mlm", len(mask_BxL))},
+        }
+
+        def piece(inputs: dict[str, PyTree]) -> Array:
+            taught = {"mlm": inputs["taught"]}
+            image_BxTxD, seeds = inputs["image_BxTxD"], inputs["seeds"]
+            taught_BxMxD = fuse(method.network, teacher, image_BxTxD, taught, seeds)["mlm"]
+            logits_BxMxV = method.apply(seen.params).mlm_logits(inputs["fused_BxMxD"])
+            taught_BxMxV = method.apply(teacher).mlm_logits(taught_BxMxD)
+            return mlm_rows(logits_BxMxV, taught_BxMxV, inputs["masked"], seen.alpha)
+
+        return masked_mean(in_pieces(piece, method.setting.pieces, inputs), masked), {}
+
+
+# ------------------------------------------------------------ rows of negatives
+
+
+def image_negative_rows(seen: Seen, negatives: ImageNegatives, detached: bool) -> dict[str, Rows]:
+    """The true captions beside negative pictures, one kind of rows for each."""
+    text_BxLxD, mask_BxL = seen.student.text_tokens_BxLxD, seen.batch["token_mask_BxL"]
+    return {
+        kind: Rows(
+            text_BxLxD,
+            mask_BxL,
+            tokens_BxTxD=negatives.tokens_BxCxTxD[:, number],
+            replacement=negatives.replacements[number],
+            valid_B=negatives.valid_BxC[:, number],
+            label=0,
+            detached=detached,
+        )
+        for number, kind in enumerate(negatives.kinds)
+    }
+
+
+def text_negative_rows(
+    method: Any, seen: Seen, negatives: TextNegatives, detached: bool
+) -> dict[str, Rows]:
+    """Negative captions beside the true pictures, one kind of rows for each.
+
+    The captions are read in a call of their own: where they give no gradient (`detached`), rows
+    beside them would make one be computed.
+    """
+    size, count, _ = negatives.ids_BxCxL.shape
+    seeds = [seen.draw.seeds(f"student/{kind}", size) for kind in negatives.kinds]
+
+    def read(rows: tuple[Array, Array, Array]) -> Array:
+        flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in rows]
+        tokens_RxLxD, _ = method.apply(seen.params).encode_text(*flat)
+        return pin_rows(tokens_RxLxD.reshape(-1, count, *tokens_RxLxD.shape[1:]))
+
+    captions = negatives.ids_BxCxL, negatives.mask_BxCxL, jnp.stack(seeds, 1)
+    tokens_BxCxLxD = in_pieces(read, method.setting.pieces, captions)
+    return {
+        kind: Rows(
+            tokens_BxCxLxD[:, number],
+            negatives.mask_BxCxL[:, number],
+            valid_B=negatives.valid_BxC[:, number],
+            label=0,
+            detached=detached,
+        )
+        for number, kind in enumerate(negatives.kinds)
+    }

@@ -1,0 +1,35 @@
+"""The ablation of the NAS paper: its rows as configs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.fields import narrowed
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "albef": {"dictionary": False, "nva": False, "nta": False},
+    "vd": {"dictionary": True, "nva": False, "nta": False},
+    "vd_nva": {"dictionary": True, "nva": True, "nta": False},
+    "vd_nta": {"dictionary": True, "nva": False, "nta": True},
+    "nas": {"dictionary": True, "nva": True, "nta": True},
+}
+"""The ablation of the paper: what each variant switches on."""
+
+
+def with_variant(config: NasConfig, variant: str) -> AlbefConfig:
+    """The config with the parts that a row of the ablation switches on, and no others.
+
+    The row "albef" is ALBEF itself. Raises ConfigError on an unknown row.
+    """
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise ConfigError(f"variant={variant!r}", f"one of {known}", "name one of them")
+    if variant == "albef":
+        return replace(narrowed(config, AlbefConfig), name="albef")
+    parts = VARIANTS[variant].items()
+    return replace(
+        config, **{name: replace(getattr(config, name), enabled=on) for name, on in parts}
+    )
