@@ -235,11 +235,12 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     setting = Setting(tokenizer.vocabulary(), total_steps, steps_per_epoch, run.train.accumulate)
     method = make_method(run.method, run.model, setting)
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
-    measured = _measured(run, tokenizer)
+    # an evaluation by itself keeps every score; those of a training run would fill the disk
+    measured = _measured(run, tokenizer, detailed=not learn)
     if learn and run.train.best_metric:
         keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
         check_key(run.train.best_metric, keys)
-    evaluator = _evaluator(run, workdir, method, measured, mesh, detailed=not learn)
+    evaluator = _evaluator(run, workdir, method, measured, mesh)
     return Parts(
         source,
         tokenizer,
@@ -254,7 +255,7 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     )
 
 
-def _measured(run: RunConfig, tokenizer: TextTokenizer) -> Measured:
+def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed: bool) -> Measured:
     """What an evaluation of the run measures."""
     texts = _texts(run, tokenizer)
     return Measured(
@@ -263,6 +264,7 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer) -> Measured:
         run.data.text_length,
         run.model.image_size,
         benchmarks.load_all(run.eval, run.model.image_size, texts),
+        detailed,
     )
 
 
@@ -271,18 +273,9 @@ def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
 
 
 def _evaluator(
-    run: RunConfig,
-    workdir: Path,
-    method: Method,
-    measured: Measured,
-    mesh: Mesh | None,
-    detailed: bool,
+    run: RunConfig, workdir: Path, method: Method, measured: Measured, mesh: Mesh | None
 ) -> Evaluator:
-    """The evaluator of a run.
-
-    detailed: it shows its progress, and keeps every score; those of a training run would fill the
-    disk.
-    """
+    """The evaluator of a run; a detailed one shows its progress."""
 
     def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
         """Writes every score to evals/<step>/results.json, with tables and the protocol."""
@@ -294,8 +287,8 @@ def _evaluator(
                 protocol = benchmarks.protocol(config, texts, measured.image_size, about)
                 evaluation_results.write(path, protocol, results)
 
-    console = Console(enabled=detailed and jax.process_index() == 0)
-    return make_evaluator(run.eval, method, measured, mesh, keep, detailed, console)
+    console = Console(enabled=measured.detailed and jax.process_index() == 0)
+    return make_evaluator(run.eval, method, measured, mesh, keep, console)
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:

@@ -292,7 +292,7 @@ class CheckpointManager:
             saved = {
                 name: kind
                 for name, kind in saved_shapes(checkpoint, record).items()
-                if name.startswith(prefix)
+                if f"{name}/".startswith(prefix)
             }
             if not saved:
                 raise MissingPart(

@@ -20,7 +20,7 @@ from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.evals.benchmarks.assemble import LoadOptions
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, Picture
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, PictureRef
 from nas_jax.evals.benchmarks.reading import find, read_json
 from nas_jax.utils.errors import DataError
 
@@ -69,7 +69,7 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
     report = Report()
     items = _items(path, report)
     gallery = Gallery(
-        Files(path.parent), [Picture(image) for image, _ in items], options.image_size
+        Files(path.parent), [PictureRef(image) for image, _ in items], options.image_size
     )
     for failure in gallery.failures.values():
         report.drop(failure.reason, failure.example)

@@ -39,7 +39,7 @@ def score_pairs(encodings: Encodings, images_U: np.ndarray, texts_U: np.ndarray)
     scorer = encodings.scorer
     names = scorer.method.pair_scores
     out_SxU = np.zeros((len(names), len(images_U)), np.float32)
-    progress = _Progress(encodings, len(images_U))
+    progress = _PairsDone(encodings, len(images_U))
 
     def read(call: Call, found: dict[str, Array]) -> None:
         real_GxC = call.pair_GxC >= 0
@@ -135,7 +135,7 @@ def texts_beside(counts: np.ndarray) -> int:
     )
 
 
-class _Progress:
+class _PairsDone:
     """The line that says how far the matching is."""
 
     def __init__(self, encodings: Encodings, total: int):

@@ -50,6 +50,7 @@ class Measured:
     text_length: int  # tokens of a text of the evaluation sets
     image_size: int  # height and width of all pictures, pixels
     benchmarks: Sequence[run.Loaded] = ()  # what `run.load_all` gives; at `config.text_length`
+    detailed: bool = False  # foils and quads of the evaluation sets give `Result`s too
 
     def check(self) -> None:
         """Raises DataError on two sets of one name, ConfigError on a `text_length` that cuts off
@@ -70,11 +71,9 @@ def make_evaluator(
     measured: Measured,
     mesh: Mesh | None = None,
     keep: Callable[[int, list[Result], EvalConfig], None] | None = None,
-    detailed: bool = False,
     console: Console | None = None,
 ) -> Evaluator:
-    """Returns `evaluate(params, method_state, step) -> metrics`. The model functions compile at its
-    first call only.
+    """Returns `evaluate(params, method_state, step) -> metrics`; its first call compiles.
 
     Args:
       config: which numbers, with which scores of the method.
@@ -83,7 +82,6 @@ def make_evaluator(
       mesh: see `Scorer`.
       keep: gets the step, the results with every score if there are any, and the config with the
         scorers by name; called on every process.
-      detailed: the foils and quads of the evaluation sets give such results too.
       console: shows progress.
 
     Raises:
@@ -97,16 +95,15 @@ def make_evaluator(
 
     def evaluate(params: Params, method_state: PyTree, step: int) -> list[Metric]:
         start = time.perf_counter()
-        model = ScoredModel(
-            functions, params, method_state, measured.tokenizer, measured.image_size
-        )
+        reading = measured.tokenizer, measured.image_size
+        model = ScoredModel(functions, params, method_state, *reading)
         scorer = Scorer(model, config, mesh, console)
         out: list[Metric] = []
         results: list[Result] = []
         for eval_set in measured.eval_sets:
             scores = scorer.on(eval_set, text_length=measured.text_length)
             out += _own_metrics(scores, config)
-            results += own_results(scores, config) if detailed else []
+            results += own_results(scores, config) if measured.detailed else []
         for benchmark in measured.benchmarks:
             found = run.score(scorer, benchmark, config)
             out += [row for result in found for row in result.rows]

@@ -21,7 +21,7 @@ import numpy as np
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, Picture
+from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, read_lines, text
 from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.questions import Benchmark, Scored
@@ -72,7 +72,7 @@ def load(data_dir: Path, options: LoadOptions, prompts: str = "photo@1") -> Clas
     names = _class_names(data_dir, labelled)
     # One tuple of names a class, which all of its pictures share.
     texts = {name: (name, *(other for other in names if other != name)) for name in names}
-    drafts = [Draft(key, label, (Picture(key),), texts[label]) for key, label in labelled]
+    drafts = [Draft(key, label, (PictureRef(key),), texts[label]) for key, label in labelled]
     benchmark = assemble(
         f"classes:{prompts}",
         "choice",

@@ -51,9 +51,7 @@ def save_run(
     model = tiny.model(
         vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
     )  # as long as captions: one shape to compile
-    method = tiny.method(
-        variant, name="albef" if variant == "albef" else "nas", model=model
-    ).ctx.config
+    method = tiny.method(variant, name="albef" if variant == "albef" else "nas", model=model).config
     run = RunConfig(
         model=model,
         method=method,

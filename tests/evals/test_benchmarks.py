@@ -30,7 +30,7 @@ from nas_jax.evals.benchmarks import (
     sugarcrepe_pp,
     valse,
 )
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, Picture
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, PictureRef
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.keys import metric_keys
 from nas_jax.evals.numbers import units
@@ -689,7 +689,9 @@ def test_pictures_are_found_by_the_end_of_their_name(tmp_path):
         (tmp_path / folder / "1.png").write_bytes(png(1 if folder == "a" else 2))
     (tmp_path / "b" / "again").symlink_to(tmp_path / "b")  # a circle
     gallery = Gallery(
-        Files(tmp_path), [Picture("far/away/b/1.png"), Picture("1.png"), Picture("a/1")], SIZE
+        Files(tmp_path),
+        [PictureRef("far/away/b/1.png"), PictureRef("1.png"), PictureRef("a/1")],
+        SIZE,
     )
     assert seen(gallery[0]) == 2 and seen(gallery[2]) == 1
     assert {index: error.reason for index, error in gallery.failures.items()} == {

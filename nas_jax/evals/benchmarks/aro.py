@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -164,7 +164,7 @@ def _region(number: int, entry: Any, category: Callable[[Any], str]) -> Draft:
     left, top, width, height = (whole(entry, field) for field in BOX)
     if width < 1 or height < 1:
         raise Unusable("empty box", str(number))
-    picture = Picture(name_of(entry, "image_path"), (left, top, width, height))
+    picture = PictureRef(name_of(entry, "image_path"), (left, top, width, height))
     texts = (text(entry, "true_caption"), text(entry, "false_caption"))
     return Draft(str(number), category(entry), (picture,), texts)
 
@@ -193,7 +193,7 @@ def _order(name: str, path: Path, data_dir: Path, options: LoadOptions, size: st
             or not all(isinstance(text, str) for text in texts)
         ):
             raise Unusable("no caption_options", str(number))
-        return Draft(str(number), "order", (Picture(name_of(entry, "image")),), tuple(texts))
+        return Draft(str(number), "order", (PictureRef(name_of(entry, "image")),), tuple(texts))
 
     items = Items()
     items.drafts += each(enumerate(read_json(path, list)), draft, items.report)

@@ -16,7 +16,7 @@ import ast
 from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_table, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -76,7 +76,7 @@ def _benchmark(
             left, top, width, height = (whole(row, field) for field in BOX)
             if width < 1 or height < 1:
                 raise Unusable("empty region", f"{category}/{number}")
-            picture = Picture(f"{name_of(row, 'image_id')}.jpg", (left, top, width, height))
+            picture = PictureRef(f"{name_of(row, 'image_id')}.jpg", (left, top, width, height))
             return Draft(
                 f"{category}/{number}",
                 category,

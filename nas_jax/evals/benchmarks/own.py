@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, name_of, read_lines, text
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -47,7 +47,7 @@ def _load(path: Path, options: LoadOptions) -> Benchmark:
             if isinstance(entry, Mapping) and "category" in entry
             else "none"
         )
-        shown = tuple(Picture(name_of(entry, field)) for field in pictures)
+        shown = tuple(PictureRef(name_of(entry, field)) for field in pictures)
         return Draft(key, category, shown, tuple(text(entry, field) for field in texts))
 
     items = Items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
 
@@ -86,5 +86,5 @@ def _draft(piece: str, key: str, entry: Any) -> Draft:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("mturk"), Mapping):
         raise Unusable("no mturk")
     whole(entry["mturk"], "caption")
-    picture = Picture(name_of(entry, "image_file"))
+    picture = PictureRef(name_of(entry, "image_file"))
     return Draft(f"{piece}/{key}", piece, (picture,), (text(entry, "caption"), text(entry, "foil")))

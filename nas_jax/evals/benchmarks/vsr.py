@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_lines, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -84,7 +84,7 @@ def _draft(number: int, entry: object) -> Draft:
     return Draft(
         str(number),
         kind,
-        (Picture(name_of(entry, "image")),),
+        (PictureRef(name_of(entry, "image")),),
         (text(entry, "caption"),),
         label == 1,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, read_json
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -93,7 +93,7 @@ def _controlled(
             raise Unusable("no caption_options", str(number))
         words = Path(path).stem.split("_")
         places.setdefault((words[0], words[-1]), {})[words[1]] = str(number)
-        return Draft(str(number), words[1], (Picture(path),), tuple(texts))
+        return Draft(str(number), words[1], (PictureRef(path),), tuple(texts))
 
     items = Items()
     items.drafts += each(enumerate(entries), draft, items.report)
@@ -134,7 +134,7 @@ def _natural(
         ):
             raise Unusable("no [picture, right, wrong]", str(number))
         try:
-            picture = Picture(pattern.format(int(entry[0])))
+            picture = PictureRef(pattern.format(int(entry[0])))
         except (TypeError, ValueError) as error:
             raise Unusable("no picture number", str(number)) from error
         said = entry[1].lower().rstrip(".").split()
