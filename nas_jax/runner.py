@@ -123,8 +123,8 @@ def train(run: RunConfig, workdir: Path) -> int:
         abstract = jax.eval_shape(parts.init_state)
         console.say(format_placements(placements(abstract, mesh, parts.method.sharding), mesh))
     training = _training(run, workdir, parts, mesh)
-    record = to_dict(run), defaults_of(run)
-    result = loop.run(training, run.train, workdir, *record, console=console)
+    record, defaults = to_dict(run), defaults_of(run)
+    result = loop.run(training, run.train, workdir, record, defaults=defaults, console=console)
     if not result.signal:
         _show(run, workdir, parts, result.state, mesh, console)
     return result.exit_code
