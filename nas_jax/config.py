@@ -84,6 +84,26 @@ def _check_method(run: RunConfig) -> None:
         )
 
 
+def check_vocabulary(model: ModelConfig, entries: int, started: bool = False) -> None:
+    """The word embedding must have a row for each of the `entries` of the run's tokenizer.
+
+    With fewer rows the loss is NaN when a word without one comes up. With more, words may have the
+    rows of other words, as when the table was made for another tokenizer; MLM puts in words that do
+    not exist; and NTA, which knows the tokenizer's words alone, fails inside a step.
+
+    started: the run has a checkpoint; then more rows are left as they are.
+
+    Raises ConfigError.
+    """
+    rows = model.vocab_size
+    if rows and (rows < entries or rows > entries and not started):
+        raise ConfigError(
+            f"model.vocab_size={rows} with a tokenizer of {entries} entries",
+            "the same number",
+            "set model.vocab_size=0, which takes it from the tokenizer",
+        )
+
+
 def to_dict(run: Any) -> dict[str, Any]:
     """Nested plain dict of a config dataclass."""
     return dataclasses.asdict(run)

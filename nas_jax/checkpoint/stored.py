@@ -152,7 +152,9 @@ def read_arrays(checkpoint: Path, part: str, abstract: PyTree | None, saved: Sha
         for key in reversed(part.split("/") if part else []):
             item = {key: item}
         how = ocp.checkpoint_utils.construct_restore_args(item)
-    arguments = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=bool(part))
+    # In part also where all is read: older states had entries that were None. What has an array is
+    # compared by name before.
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
     with _reader() as reader:
         tree = reader.restore(checkpoint / "state", args=arguments)
     for key in part.split("/") if part else []:

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import tiny  # noqa: E402
 from nas_jax.checkpoint.manager import CheckpointManager  # noqa: E402
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from nas_jax.train.state import init_state  # noqa: E402
+from nas_jax.utils.errors import CheckpointError  # noqa: E402
 from nas_jax.utils.trees import named_leaves  # noqa: E402
 
 STEP = 7
@@ -120,6 +122,28 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
         }
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, values[prefix + name], err_msg=name, strict=True)
+
+
+@flax.struct.dataclass
+class OldMethodState:
+    """As it was while it had the same entries for every method."""
+
+    teacher: dict
+    queue: dict
+    dictionary: dict | None
+
+
+def test_an_entry_that_was_none_is_absent_today(tmp_path):
+    teacher, queue = {"w": jax.numpy.arange(4.0)}, {"pointer": jax.numpy.int32(3)}
+    old = {"method_state": OldMethodState(teacher, queue, None)}
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(2, old, {"next_step": 2}, {})
+    today = {"method_state": {"teacher": teacher, "queue": queue}}
+    with CheckpointManager(tmp_path, read_only=True) as manager:
+        restored, _ = manager.restore(jax.eval_shape(lambda: today))
+        jax.tree.map(np.testing.assert_array_equal, restored, today)
+        with pytest.raises(CheckpointError, match="method_state/queue/pointer"):
+            manager.restore(jax.eval_shape(lambda: {"method_state": {"teacher": teacher}}))
 
 
 def test_checkpoints_without_checksums_are_read_and_said_to_be_unverified(tmp_path):

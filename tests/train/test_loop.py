@@ -94,7 +94,7 @@ def train(workdir, config=CONFIG, step=None, hook=None, record=RECORD, **kwargs)
             hook(step + 1)
         return "early" if step < 12 else "late"
 
-    defaults = kwargs.pop("defaults", None)
+    of_run = {name: kwargs.pop(name) for name in ("defaults", "clock", "console") if name in kwargs}
     parts = {
         "batches": batches,
         "total_steps": config.steps,
@@ -103,7 +103,7 @@ def train(workdir, config=CONFIG, step=None, hook=None, record=RECORD, **kwargs)
         "stage": stage,
     }
     training = Training(step or make_step(), init_state, **parts | kwargs)
-    return run(training, config, workdir, record, defaults=defaults)
+    return run(training, config, workdir, record, **of_run)
 
 
 def send_at(step, number):
