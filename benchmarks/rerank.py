@@ -99,7 +99,7 @@ def main() -> None:
                 "texts": args.images * per_image,
                 "k": args.k,
                 "model": args.size,
-                "text_tokens": scores.text_length,
+                "text_tokens": scores.encodings.text_length,
                 "devices": f"{jax.device_count()} {jax.devices()[0].platform}",
                 "images_encoded": scorer.images_encoded,  # the blank picture is one more
                 "texts_encoded": scorer.texts_encoded,

@@ -104,7 +104,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     python: str = sys.executable,
     say: Say = print,
-) -> gate.Report:
+) -> gate.GateReport:
     """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch
     process.
 

@@ -398,7 +398,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
             "use another set",
         )
 
-    class Encoded(tfds.decode.SkipDecoding):
+    class EncodedImage(tfds.decode.SkipDecoding):
         """Also for pictures in sequences, like masks of objects."""
 
         def decode_batch_example_np(self, example: Any) -> Any:
@@ -408,7 +408,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
 
     def skipping(feature: Any) -> Any:
         if isinstance(feature, tfds.features.Image):
-            return Encoded()
+            return EncodedImage()
         parts = {name: skipping(part) for name, part in _children(feature)}
         return {name: part for name, part in parts.items() if part} or None
 

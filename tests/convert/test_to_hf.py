@@ -313,8 +313,8 @@ def test_the_gate_refuses(
 
 
 def test_nan_is_refused():
-    assert not gate.Row("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
-    assert not gate.Row("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
 
 
 def test_codes_that_are_equally_near_are_ties_and_others_are_not():
