@@ -32,6 +32,7 @@ from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
+from nas_jax.kernels.image_tokens import as_image_tokens
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.methods.refill import word_table
 from nas_jax.models.towers import IMAGE_STD, AlbefNetwork, NasNetwork, normalise_image
@@ -303,7 +304,7 @@ def _outputs(
 
 def _match(net: AlbefNetwork, text_RxLxD: Array, mask_RxL: Array, image_RxTxD: Array) -> Array:
     """ITM logits (R, 2); the last layer computes all tokens, as MLM reads the others."""
-    return net.itm_logits(net.fusion_encoder(text_RxLxD, mask_RxL, image_RxTxD))
+    return net.itm_logits(net.fusion_encoder(text_RxLxD, mask_RxL, as_image_tokens(image_RxTxD)))
 
 
 def _distances(features_BxNxD: np.ndarray, codes_KxD: np.ndarray) -> np.ndarray:

@@ -182,8 +182,7 @@ def test_an_export_gives_back_its_bits(
         assert text in card
     assert str(tmp_path) not in card + (out / "config.json").read_text()
 
-    params, config = hf_names.params_from_export(out)
-    dictionary = hf_names.dictionary_from_export(out)
+    params, state = hf_names.read_export(out)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         saved = named_leaves(
             {
@@ -191,12 +190,12 @@ def test_an_export_gives_back_its_bits(
                 "d": manager.restore_part("method_state/dictionary"),
             }
         )
-    exported = named_leaves({"params": params, "d": dictionary})
+    exported = named_leaves({"params": params, "d": state["dictionary"]})
     assert exported.keys() == saved.keys()
     for name, array in saved.items():
         assert (exported[name].dtype, exported[name].shape) == (array.dtype, array.shape)
         assert exported[name].tobytes() == array.tobytes(), name
-    assert hf_names.model_config(config).vit_heads == 4
+    assert hf_names.model_config(hf_names.read_config(out)).vit_heads == 4
 
 
 def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
@@ -209,7 +208,7 @@ def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
         "dictionary_tokens",
         "generator_logits",
     }
-    assert hf_names.dictionary_from_export(tmp_path / "out") is None
+    assert hf_names.read_export(tmp_path / "out")[1] == {}
 
 
 def test_every_name_goes_there_and_back(workdir):
@@ -362,7 +361,7 @@ def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_pat
     to_hf.write_weights(tmp_path, found, lambda line: None)
     file, back = (
         tmp_path / "model.safetensors",
-        functools.partial(hf_names.params_from_export, tmp_path),
+        functools.partial(hf_names.read_export, tmp_path),
     )
     back()
     weights, whole = load_file(file), file.read_bytes()
