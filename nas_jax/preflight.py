@@ -16,14 +16,14 @@ from pathlib import Path
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, check_vocabulary, defaults_of, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, defaults_of, mesh_of, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
 from nas_jax.methods import method_class
-from nas_jax.parallel.mesh import check_divisible, make_mesh, num_row_shards
+from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step
 from nas_jax.train.config import RESUMABLE
@@ -123,8 +123,7 @@ def _bucket(workdir: Path) -> tuple[str, str]:
 
 
 def _mesh(run: RunConfig) -> tuple[str, str]:
-    mesh = make_mesh(run.mesh)
-    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
+    mesh = mesh_of(run)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     rows = num_row_shards(mesh)
     text = f"{sizes}, {run.data.batch_size // rows} pairs a device in {run.train.accumulate} pieces"

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, check_vocabulary, defaults_of, from_config_dict, to_dict
+from nas_jax.config import (
+    RunConfig,
+    check_vocabulary,
+    defaults_of,
+    from_config_dict,
+    mesh_of,
+    to_dict,
+)
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
@@ -32,7 +39,7 @@ from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_resul
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.methods import make_method
 from nas_jax.methods.method import Method, Setting
-from nas_jax.parallel.mesh import check_divisible, everywhere, make_mesh
+from nas_jax.parallel.mesh import everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
@@ -113,8 +120,7 @@ def train(run: RunConfig, workdir: Path) -> int:
     check_trackers(run.train, workdir)
     # Before the tokenizer, which must not come from another config's run.
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=defaults_of(run))
-    mesh = make_mesh(run.mesh)
-    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
+    mesh = mesh_of(run)
     parts = assemble(run, workdir, learn=True, mesh=mesh)
     # warns of captions that are cut
     pipeline.caption_report(parts.source, parts.tokenizer, run.data)

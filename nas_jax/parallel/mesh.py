@@ -34,8 +34,8 @@ class MeshConfig:
         """Raises ConfigError on sizes that make no mesh."""
         if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
             raise ConfigError(
-                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}",
-                "at least 1 device an axis (0 for mesh.data: the rest)",
+                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}",
+                "at least 1 device an axis (0 for data: the rest)",
                 "raise it",
             )
 
@@ -56,13 +56,13 @@ def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> 
             f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}",
             f"sizes whose product {'divides' if not config.data else 'is at most'} the "
             f"{len(devices)} devices",
-            "change mesh.data, mesh.fsdp or mesh.tensor",
+            "change data, fsdp or tensor",
         )
     if used < len(devices) and jax.process_count() > 1:
         raise ConfigError(
             f"a mesh of {used} of {len(devices)} devices",
             "all where several processes run",
-            "leave mesh.data at 0",
+            "leave data at 0",
         )
     # The axis name of the first argument changed between releases, so it is positional. Auto: Linen
     # modules do not run under explicit sharding, which is the default of make_mesh.
@@ -87,10 +87,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_divisible(
-    batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "data.batch_size"
+    batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "batch_size"
 ) -> None:
-    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into
-    `pieces`.
+    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into `pieces`.
+
+    field: where the user wrote the batch size.
     """
     parts = num_row_shards(mesh) * pieces
     if batch_size % parts:

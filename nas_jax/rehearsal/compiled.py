@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from nas_jax.config import RunConfig
+from nas_jax.config import RunConfig, mesh_of
 from nas_jax.data.readers import batch_spec
 from nas_jax.methods import make_method
 from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.hlo import Program, read_program
-from nas_jax.parallel.mesh import batch_sharding, check_divisible, make_mesh
+from nas_jax.parallel.mesh import batch_sharding
 from nas_jax.parallel.rules import placements, state_shardings, with_shardings
 from nas_jax.parallel.topology import Chip, topology_devices
 from nas_jax.train.config import TrainConfig
@@ -72,8 +72,7 @@ prediction."""
 def rehearse(run: RunConfig, topology: str, effort: str = "full") -> Rehearsal:
     """Compiles the step of a run in its largest stage. effort: a row of EFFORTS."""
     devices, chip = topology_devices(topology)
-    mesh = make_mesh(run.mesh, devices)
-    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
+    mesh = mesh_of(run, devices)
     abstract = abstract_step(run, mesh)
     placed = placements(abstract.state, mesh, abstract.method.sharding)
     stages = traced_stages(abstract, run.train, mesh)

@@ -103,7 +103,8 @@ def dotted(path: str, name: str) -> str:
 def validate_tree(config: Any, path: str = "") -> None:
     """Calls `validate()` of a config dataclass and of all its sections.
 
-    A ConfigError names the field as the section does; here the dotted path comes before it.
+    A section names its fields as it knows them; a ConfigError has the dotted path before them,
+    unless it is there already.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -113,4 +114,6 @@ def validate_tree(config: Any, path: str = "") -> None:
         try:
             config.validate()
         except ConfigError as error:
+            if f"{path}." in error.got:
+                raise
             raise ConfigError(dotted(path, error.got), error.expected, error.remedy) from error
