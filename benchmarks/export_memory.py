@@ -41,12 +41,12 @@ def make(size: str, workdir: Path) -> None:
     from nas_jax.checkpoint.stored import nest
     from nas_jax.config import RunConfig, to_dict
     from nas_jax.convert import hf_names, to_hf
-    from nas_jax.convert.trained import Trained
     from nas_jax.data.config import DataConfig
     from nas_jax.data.tokenizer import learn_wordpiece
     from nas_jax.methods.nas import NasConfig
     from nas_jax.methods.variants import with_variant
     from nas_jax.models.sizes import model_config
+    from nas_jax.train.trained import Trained
 
     model = model_config(size, vocab_size=30522)
     run = RunConfig(

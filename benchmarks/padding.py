@@ -16,7 +16,8 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from nas_jax.data.buckets import ByLength, Draw, Grouping
+from nas_jax.data.buckets import ByLength, Grouping
+from nas_jax.data.records import Draw
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import learn_wordpiece
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.convert.albef_names import student_entries, to_ours, to_torch, tower_entries
+from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.losses.itc import QueueState
 from nas_jax.losses.mlm import MaskedText
 from nas_jax.methods.config import ItcConfig
@@ -34,7 +35,6 @@ from nas_jax.models.codebook import (
     nearest_code,
     squared_distances,
 )
-from nas_jax.models.pictures import Pictures
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig, neighbour_codes
@@ -182,7 +182,7 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     }
 
     def mlm_logits(params: Params, text_tokens_BxLxD: Array, image_tokens_BxTxD: Array) -> Array:
-        net, image = method.apply(params), (Pictures((image_tokens_BxTxD,)),)
+        net, image = method.apply(params), (ImageTokens((image_tokens_BxTxD,)),)
         fused_BxLxD = net.fuse(text_tokens_BxLxD, batch["token_mask_BxL"], image)
         return net.mlm_logits(fused_BxLxD)
 

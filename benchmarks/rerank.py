@@ -1,7 +1,7 @@
 """Speed of two-stage retrieval: how long ITC over all pairs and the matching head over the best k
 take.
 
-    python -m benchmarks.rerank          # 1,000 images x 5,000 texts, k = 128, the tiny model
+    python -m benchmarks.rerank    # 1,000 images x 5,000 texts, k = 128, the tiny model
     python -m benchmarks.rerank --images 100 --texts 500 --k 32 --size nano
 
 Weights are random and pictures are noise, as neither changes the work. Prints one JSON line: pairs
@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 
 from nas_jax.data.eval_sets import EvalSet
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer
 from nas_jax.methods import make_method
@@ -60,13 +63,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
 
-    model = model_config(args.size)
+    sizes = model_config(args.size)
     words = np.ones(VOCAB, bool)
     setting = Setting(Vocabulary(VOCAB, 0, 2, 3, 4, words, words, ~words))
-    method = make_method(NasConfig(itc=ItcConfig(queue_size=64)), model, setting)
+    method = make_method(NasConfig(itc=ItcConfig(queue_size=64)), sizes, setting)
     params, state = jax.jit(method.init)(jax.random.key(0))
 
-    rng, size = np.random.default_rng(0), model.image_size
+    rng, size = np.random.default_rng(0), sizes.image_size
     noise = rng.integers(0, 256, (args.images, size, size, 3), np.uint8)
     texts = [
         " ".join(map(str, rng.integers(5, VOCAB, rng.integers(*WORDS)))) for _ in range(args.texts)
@@ -76,16 +79,18 @@ def main() -> None:
         tuple(texts[index * per_image : (index + 1) * per_image]) for index in range(args.images)
     )
     eval_set = EvalSet("noise", noise, captions, (), ())
-    scorer = Scorer(
-        method, params, state, Numbers(), 30, args.batch_size, size,
-        match_rows=args.match_rows, mesh=make_mesh(), console=Console(),
-    )  # fmt: skip
-    scores = scorer.on(eval_set, [text for one in captions for text in one])
+    config = EvalConfig(
+        scorers=("itc",), rerank_k=args.k, batch_size=args.batch_size, match_rows=args.match_rows
+    )
+    functions = ScoringFunctions.of(method)
+    model = ScoredModel(functions, params, state, Numbers(), size)
+    scorer = Scorer(model, config, make_mesh(), Console())
+    scores = scorer.on(eval_set, [text for one in captions for text in one], 30)
 
     began = time.perf_counter()
-    retrieval_metrics(scores, ("itc",), args.k)
+    retrieval_metrics(scores, config)
     encoded, processor = time.perf_counter(), time.process_time()
-    retrieval_metrics(scores, ("itm_logit",), args.k)
+    retrieval_metrics(scores, replace(config, scorers=("itm_logit",)))
     seconds, processor = time.perf_counter() - encoded, time.process_time() - processor
     print(
         json.dumps(
@@ -94,7 +99,7 @@ def main() -> None:
                 "texts": args.images * per_image,
                 "k": args.k,
                 "model": args.size,
-                "text_tokens": scores.text_length,
+                "text_tokens": scores.encodings.text_length,
                 "devices": f"{jax.device_count()} {jax.devices()[0].platform}",
                 "images_encoded": scorer.images_encoded,  # the blank picture is one more
                 "texts_encoded": scorer.texts_encoded,

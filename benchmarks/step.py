@@ -31,8 +31,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from benchmarks.step_batch import (
     vocabulary,
 )
 from benchmarks.timing import Timing, dense_matmul, limit_threads, measure, peak_memory
+from nas_jax.kernels import KERNELS, plain_only
 from nas_jax.methods import make_method
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.config import ItcConfig, MlmConfig, NasMlmConfig
@@ -209,13 +210,13 @@ def make_config(options: argparse.Namespace, batch: Batch) -> AlbefConfig:
     )
 
 
-def compile_step(built: Built, plain: bool = False) -> tuple[Any, Counts, dict[str, float]]:
+def compile_step(built: Built, plain: Collection[str] = ()) -> tuple[Any, Counts, dict[str, float]]:
     """The compiled step, its operations a pair, and the seconds that tracing and compiling took.
 
-    plain: the twins of all kernels in their place.
+    plain: kernels in whose place their plain twins are.
     """
     size, cpu, wall = len(built.batch["image_id_B"]), time.process_time(), time.perf_counter()
-    with jax.set_mesh(built.mesh), twins() if plain else nullcontext():
+    with jax.set_mesh(built.mesh), plain_only(*plain) if plain else nullcontext():
         traced = built.step.trace(
             jax.eval_shape(built.init), put_batch(built.batch, built.mesh), built.stage
         )
@@ -229,11 +230,9 @@ def compile_step(built: Built, plain: bool = False) -> tuple[Any, Counts, dict[s
     return compiled, Counts(*(flops / size / 1e9 for flops in counted)), seconds
 
 
-def twins() -> AbstractContextManager:
-    """While it is open, no kernel is traced, but the plain twin of each."""
-    from nas_jax.kernels import plain_only
-
-    return plain_only()
+def twins(options: argparse.Namespace) -> Collection[str]:
+    """The kernels that run their plain twins."""
+    return KERNELS if options.plain else tuple(filter(None, options.twins.split(",")))
 
 
 def _flops(program: Any) -> float:
@@ -289,6 +288,7 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
         "method": options.method,
         "nta": options.nta,
         "plain": options.plain,
+        "twins": options.twins,
         "batch": len(built.batch["image_id_B"]),
         "batch_file": options.batch_file.name if options.batch_file else None,
         "length": built.batch["token_ids_BxL"].shape[1],
@@ -364,7 +364,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     built = build(options)
     result = describe(options, built)
     say(f"{options.preset}: {result['params_M']:.1f} M parameters on {result['device']}; compiling")
-    compiled, counts, seconds = compile_step(built, options.plain)
+    compiled, counts, seconds = compile_step(built, twins(options))
     result |= {
         "gflop_per_pair": counts.chosen(result["platform"], options.scan_layers),
         "gflop_per_pair_compiled": counts.compiled,
@@ -427,6 +427,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--plain",
         action="store_true",
         help="the plain twins of all kernels; texts padded, and all positions to the vocabulary",
+    )
+    parser.add_argument(
+        "--twins",
+        default="",
+        metavar="NAME,...",
+        help="the plain twins of these kernels (docs/notes/kernels.md), to measure what each gains",
     )
     parser.add_argument(
         "--update-dictionary", action="store_true", help="move the dictionary in each step"

@@ -8,12 +8,14 @@ The expected table is in README.md.
 
 from __future__ import annotations
 
-from nas_jax.config import RunConfig, arguments, to_config_dict, with_variant
+from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
-from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
-from nas_jax.models.sizes import model_config
+from nas_jax.methods.config import ItcConfig, NasMlmConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.methods.variants import with_variant
 from nas_jax.models.codebook import DictionaryConfig
+from nas_jax.models.sizes import model_config
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
@@ -22,11 +24,11 @@ from nas_jax.train.optimizer import OptimizerConfig
 def get_config(argument: str = ""):
     """variant: a row of the ablation."""
     variant = arguments(argument, variant="nas")["variant"]
-    method = MethodConfig(
+    method = NasConfig(
         momentum=0.98,  # a teacher that keeps up with a run of a thousand steps
         alpha=0.2,
         itc=ItcConfig(queue_size=512, temp_min=0.05),
-        mlm=MlmConfig(probability=0.3, max_masked=6),
+        mlm=NasMlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=128, revive_every=20),
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(top_words=5, stop_gradient=False),

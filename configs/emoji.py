@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nas_jax.config import RunConfig, arguments, to_config_dict, with_variant
+from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
-from nas_jax.methods.config import ItcConfig, MethodConfig, MlmConfig
-from nas_jax.models.sizes import model_config
+from nas_jax.methods.config import ItcConfig, NasMlmConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.methods.variants import with_variant
 from nas_jax.models.codebook import DictionaryConfig
+from nas_jax.models.sizes import model_config
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
@@ -35,12 +37,12 @@ def get_config(argument: str = ""):
     """
     given = arguments(argument, folder="data/emoji", variant="nas", weights="")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
-    method = MethodConfig(
+    method = NasConfig(
         momentum=0.99,  # a teacher that keeps up with a run of an hour
         alpha=0.2,
         # two artists draw the same emoji
         itc=ItcConfig(queue_size=1024, temp_min=0.05, positives_by_id=True),
-        mlm=MlmConfig(probability=0.3, max_masked=6),
+        mlm=NasMlmConfig(probability=0.3, max_masked=6),
         dictionary=DictionaryConfig(codes=512, revive_every=50),
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(stop_gradient=False),

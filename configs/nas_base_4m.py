@@ -13,9 +13,11 @@ this project, and nobody has yet run this config to the end.
 
 from __future__ import annotations
 
-from nas_jax.config import RunConfig, arguments, to_config_dict, with_variant
+from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
-from nas_jax.methods.config import MethodConfig, MlmConfig
+from nas_jax.methods.config import NasMlmConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.methods.variants import with_variant
 from nas_jax.models.sizes import model_config
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import NvaConfig
@@ -29,8 +31,8 @@ def get_config(argument: str = ""):
     """folder: where the json lists are; variant: a row of the ablation."""
     given = arguments(argument, folder="data/4m", variant="nas")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
-    method = MethodConfig(
-        mlm=MlmConfig(max_masked=8),  # captions of 25 tokens have more picks in 0.6 % of cases
+    method = NasConfig(
+        mlm=NasMlmConfig(max_masked=8),  # captions of 25 tokens have more picks in 0.6 % of cases
         nva=NvaConfig(start_epoch=30),
         nta=NtaConfig(start_epoch=30),
     )

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nas_jax.data.config import DataConfig
-from nas_jax.evals.config import EvalConfig
-from nas_jax.methods.config import VARIANTS, MethodConfig
+from nas_jax.evals.config import EvalConfig, check_scorers
+from nas_jax.methods import METHODS, method_class
+from nas_jax.methods.method import MethodConfig
+from nas_jax.methods.nas import NasConfig
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
-from nas_jax.utils.fields import build, check_known, dotted
+from nas_jax.utils.fields import build, check_known, dotted, validate_tree
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -32,7 +34,7 @@ class RunConfig:
     seed: int = 0  # of parameters, data order, masks and augmentation
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodConfig = field(default_factory=NasConfig)  # of the class that method.name picks
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -44,10 +46,7 @@ def validate(run: RunConfig) -> None:
 
     Raises ConfigError.
     """
-    for section in dataclasses.fields(run):
-        value = getattr(run, section.name)
-        if dataclasses.is_dataclass(value):
-            value.validate()
+    validate_tree(run)
     if run.seed < 0:
         raise ConfigError(f"seed={run.seed}", "0 or more", "use 0")
     if run.data.image_size != run.model.image_size:
@@ -63,28 +62,56 @@ def validate(run: RunConfig) -> None:
             "captions no longer than the position table",
             "lower the first or raise the second",
         )
-    queue, batch = run.method.itc.queue_size, run.data.batch_size
-    for field_name, parts in (
-        ("method.itm.mining_shards", run.method.itm.mining_shards),
-        ("train.accumulate", run.train.accumulate),
-    ):
-        if batch % parts:
-            raise ConfigError(
-                f"{field_name}={parts}, data.batch_size={batch}",
-                "a divisor of the batch size",
-                "change one of the two",
-            )
-    if queue % batch:
+    _check_method(run)
+
+
+def _check_method(run: RunConfig) -> None:
+    """What the method has to say about the rest of the run."""
+    method, batch, pieces = method_class(run.method.name), run.data.batch_size, run.train.accumulate
+    run.method.check_batch(batch)
+    check_scorers(run.eval.scorers, method)
+    if batch % pieces:
         raise ConfigError(
-            f"method.itc.queue_size={queue}, data.batch_size={batch}",
-            "a queue that holds whole batches",
-            f"use method.itc.queue_size={max(1, round(queue / batch)) * batch}",
+            f"train.accumulate={pieces}, data.batch_size={batch}",
+            "a divisor of the batch size",
+            "change one of the two",
+        )
+    if pieces > 1 and not method.accumulates:
+        raise ConfigError(
+            f"train.accumulate={pieces} with method.name={run.method.name!r}",
+            "1: this method compares what lies inside the pieces",
+            "set train.accumulate=1, and use more devices or model.remat",
+        )
+
+
+def check_vocabulary(model: ModelConfig, entries: int, started: bool = False) -> None:
+    """The word embedding must have a row for each of the `entries` of the run's tokenizer.
+
+    With fewer rows the loss is NaN when a word without one comes up. With more, words may have the
+    rows of other words, as when the table was made for another tokenizer; MLM puts in words that do
+    not exist; and NTA, which knows the tokenizer's words alone, fails inside a step.
+
+    started: the run has a checkpoint; then more rows are left as they are.
+
+    Raises ConfigError.
+    """
+    rows = model.vocab_size
+    if rows and (rows < entries or rows > entries and not started):
+        raise ConfigError(
+            f"model.vocab_size={rows} with a tokenizer of {entries} entries",
+            "the same number",
+            "set model.vocab_size=0, which takes it from the tokenizer",
         )
 
 
 def to_dict(run: Any) -> dict[str, Any]:
     """Nested plain dict of a config dataclass."""
     return dataclasses.asdict(run)
+
+
+def defaults_of(run: RunConfig) -> dict[str, Any]:
+    """All fields of a run of the same method with their defaults, nested."""
+    return to_dict(RunConfig(method=type(run.method)()))
 
 
 def to_config_dict(run: Any) -> ConfigDict:
@@ -100,9 +127,22 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     Raises ConfigError on an unknown field (with the closest known name), a value of the wrong type,
     or whatever `validate` finds.
     """
-    run = build(RunConfig, config)
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    run = build(RunConfig, config, kinds={"method": _method_kind(config.get("method", {}))})
     validate(run)
     return run
+
+
+def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
+    """The dataclass of the method that the section names."""
+    return method_class(section.get("name", NasConfig.name)).Config
+
+
+def _with_field(name: str) -> type[MethodConfig]:
+    """The config of a method that has a field of that name, or some method's config."""
+    kinds = [method.Config for method in METHODS.values()]
+    have = (kind for kind in kinds if name in {field.name for field in dataclasses.fields(kind)})
+    return next(have, NasConfig)
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:
@@ -115,6 +155,7 @@ def check_field(name: str, cls: type = RunConfig) -> None:
             raise ConfigError(
                 f"unknown config field {name}", f"{path} alone, which has no fields", f"use {path}"
             )
+        cls = _with_field(part) if cls is MethodConfig else cls
         cls, path = check_known(cls, part, path), dotted(path, part)
 
 
@@ -134,19 +175,3 @@ def arguments(text: str, **defaults: str) -> dict[str, str]:
             )
         values[name] = value
     return values
-
-
-def with_variant(method: MethodConfig, variant: str) -> MethodConfig:
-    """The method with the parts that a row of the paper's ablation switches on, and no others.
-
-    Raises ConfigError.
-    """
-    if variant not in VARIANTS:
-        raise ConfigError(
-            f"variant={variant!r}", f"one of {', '.join(VARIANTS)}", "name one of them"
-        )
-    sections = {
-        part: dataclasses.replace(getattr(method, part), enabled=on)
-        for part, on in VARIANTS[variant].items()
-    }
-    return dataclasses.replace(method, name="albef" if variant == "albef" else "nas", **sections)

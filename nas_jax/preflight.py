@@ -16,14 +16,16 @@ from pathlib import Path
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, defaults_of, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
+from nas_jax.methods import method_class
 from nas_jax.parallel.mesh import check_divisible, make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
-from nas_jax.rehearsal import abstract_step
+from nas_jax.rehearsal.compiled import abstract_step
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
@@ -123,21 +125,18 @@ def _bucket(workdir: Path) -> tuple[str, str]:
 def _mesh(run: RunConfig) -> tuple[str, str]:
     mesh = make_mesh(run.mesh)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
-    rows, shards = num_row_shards(mesh), run.method.itm.mining_shards
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    rows = num_row_shards(mesh)
     text = f"{sizes}, {run.data.batch_size // rows} pairs a device in {run.train.accumulate} pieces"
-    if rows > 1 and shards % rows:
-        return WARNING, (
-            f"{text}; hard negatives are drawn over device borders, which moves image tokens: "
-            f"--config.method.itm.mining_shards={rows} keeps them at home"
-        )
-    return OK, text
+    advice = run.method.mesh_advice(rows)
+    return (WARNING, f"{text}; {advice}") if advice else (OK, text)
 
 
 def _memory(run: RunConfig) -> tuple[str, str]:
     mesh = make_mesh(run.mesh)
-    abstract, *_ = abstract_step(run, mesh)
-    held = sum(row.bytes_per_device for row in placements(abstract, mesh))
+    abstract = abstract_step(run, mesh)
+    rows = placements(abstract.state, mesh, abstract.method.sharding)
+    held = sum(row.bytes_per_device for row in rows)
     text = f"state {held / 2**30:.2f} GiB a device"
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
@@ -158,7 +157,10 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     steps = pipeline.steps_per_epoch(run.data, source)
     # One record of each part is read and decoded: paths that do not match show here.
     read = [pipeline.first_unreadable(part) for part in source.parts]
-    text = f"{len(source)} records in {len(source.parts)} sources, digest {source.identity()}, {steps} steps an epoch"
+    text = (
+        f"{len(source)} records in {len(source.parts)} sources, digest {source.identity()}, "
+        f"{steps} steps an epoch"
+    )
     broken = [name for name in read if name]
     if broken:
         return WARNING, f"{text}; unreadable: {broken[0]}"
@@ -179,38 +181,48 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]
     tokenizer, origin = _known_tokenizer(run, workdir)
     if tokenizer is None:
         return OK, origin
+    check_vocabulary(run.model, tokenizer.vocab_size, started=has_checkpoint(workdir))
     counts = pipeline.caption_report(source, tokenizer, run.data)
     cut = counts["cut_by_text_length"] / max(counts["captions"], 1)
-    text = f"{origin}, {tokenizer.vocab_size} entries, {cut:.1%} of captions cut at {run.data.text_length} tokens"
+    text = (
+        f"{origin}, {tokenizer.vocab_size} entries, {cut:.1%} of captions cut at "
+        f"{run.data.text_length} tokens"
+    )
     return (WARNING if cut > 0.05 else OK), text
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
-    sets = pipeline.open_eval_sets(run.data, run.seed)
+    sets, public = pipeline.open_eval_sets(run.data, run.seed), []
     found = [
         f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads"
         for one in sets
     ]
     tokenizer, _ = _known_tokenizer(run, workdir)
-    if run.eval.benchmarks and tokenizer is None:
+    unknown = bool(run.eval.benchmarks) and tokenizer is None
+    if unknown:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
-        found += [one.name for one in load_all(run.eval, run.model.image_size, texts)]
-    return (
-        (OK, "; ".join(found))
-        if found
-        else (WARNING, "no evaluation sets: set data.holdout or data.val")
-    )
+        public = load_all(run.eval, run.model.image_size, texts)
+        found += [one.name for one in public]
+    if run.train.best_metric:
+        keys = metric_keys(run.eval, method_class(run.method.name), sets, public)
+        if run.train.best_metric in keys or not unknown:
+            check_key(run.train.best_metric, keys)
+            found.append(f"the best is by {run.train.best_metric}")
+    if not found:
+        return WARNING, "no evaluation sets: set data.holdout or data.val"
+    return OK, "; ".join(found)
 
 
 def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:
     if not has_checkpoint(workdir):
         return OK, "none yet: starts from nothing"
-    check_config(workdir, to_dict(run), RESUMABLE, to_dict(RunConfig()))
-    model = replace(run.model, vocab_size=load_tokenizer(str(workdir / TOKENIZER)).vocab_size)
-    abstract, *_ = abstract_step(replace(run, model=model), make_mesh(run.mesh))
+    check_config(workdir, to_dict(run), RESUMABLE, defaults_of(run))
+    rows = run.model.vocab_size or load_tokenizer(str(workdir / TOKENIZER)).vocab_size
+    model = replace(run.model, vocab_size=rows)
+    abstract = abstract_step(replace(run, model=model), make_mesh(run.mesh))
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
         step = manager.latest_step()
-        manager.check_shapes(abstract, step)
+        manager.check_shapes(abstract.state, step)
     return OK, f"would go on from step {step}"

@@ -6,6 +6,7 @@ Outermost layer: the only place that knows every room. `main.py` calls `main`.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, from_config_dict, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, defaults_of, from_config_dict, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer, token_tables
+from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals import results as evaluation_results
 from nas_jax.evals import run as benchmarks
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.results import Result
-from nas_jax.evals.suite import Evaluator, make_evaluator, write_results
+from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_results
 from nas_jax.inspect.report import draw_nva_examples
-from nas_jax.losses.mlm import SpecialTokens
-from nas_jax.methods import Method, make_method
-from nas_jax.negatives.nta import WordTables
+from nas_jax.methods import make_method
+from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.mesh import check_divisible, everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
@@ -39,7 +41,7 @@ from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
-from nas_jax.train.step import make_train_step, observe
+from nas_jax.train.step import make_train_step
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import (
     CHECKPOINTS,
@@ -51,7 +53,7 @@ from nas_jax.train.workdir import (
     writing,
 )
 from nas_jax.utils.logging import Console, set_up_logging
-from nas_jax.utils.paths import absolute, as_path, check_bucket, is_bucket, reaching, through_disk
+from nas_jax.utils.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.utils.trees import num_params
 
 if TYPE_CHECKING:
@@ -62,8 +64,7 @@ if TYPE_CHECKING:
     from nas_jax.train.schedules import Schedule
 
 COMPILE_CACHE = "compile_cache"
-NVA_PICTURE = "nva.png"
-DEFAULTS = to_dict(RunConfig())
+NEGATIVES_PICTURE = "nva.png"
 
 
 def main(
@@ -111,7 +112,7 @@ def train(run: RunConfig, workdir: Path) -> int:
     console = Console(enabled=jax.process_index() == 0)
     check_trackers(run.train, workdir)
     # Before the tokenizer, which must not come from another config's run.
-    open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=DEFAULTS)
+    open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=defaults_of(run))
     mesh = make_mesh(run.mesh)
     check_divisible(run.data.batch_size, mesh, run.train.accumulate)
     parts = assemble(run, workdir, learn=True, mesh=mesh)
@@ -119,59 +120,52 @@ def train(run: RunConfig, workdir: Path) -> int:
     pipeline.caption_report(parts.source, parts.tokenizer, run.data)
     console.say(parts.summary(run, mesh.size))
     if mesh.size > 1:
-        console.say(format_placements(placements(jax.eval_shape(parts.init_state), mesh), mesh))
-    result = loop.run(
-        make_train_step(parts.method, parts.optimizer, parts.schedule),
-        parts.init_state,
-        lambda start: pipeline.train_batches(
-            run.data,
-            parts.tokenizer,
-            run.seed,
-            start,
-            jax.process_index(),
-            jax.process_count(),
-            parts.source,
-        ),
-        [parts.evaluator],
-        run.train,
-        workdir,
-        to_dict(run),
-        run_defaults=DEFAULTS,
-        total_steps=parts.total_steps,
-        mesh=mesh,
-        stage=parts.method.stage,
-        observe=observe,
-        shardings=state_shardings,
-        data_id=parts.source.identity(),
-        report=lambda step, metrics: _report(run, workdir, step, metrics),
-        console=console,
-    )
+        abstract = jax.eval_shape(parts.init_state)
+        console.say(format_placements(placements(abstract, mesh, parts.method.sharding), mesh))
+    training = _training(run, workdir, parts, mesh)
+    record, defaults = to_dict(run), defaults_of(run)
+    result = loop.run(training, run.train, workdir, record, defaults=defaults, console=console)
     if not result.signal:
         _show(run, workdir, parts, result.state, mesh, console)
     return result.exit_code
 
 
+def _training(run: RunConfig, workdir: Path, parts: Parts, mesh: Mesh) -> loop.Training:
+    """The parts of a run as the loop takes them."""
+    method = parts.method
+
+    def batches(start: int) -> pipeline.Batches:
+        rows = jax.process_index(), jax.process_count()
+        return pipeline.train_batches(
+            run.data, parts.tokenizer, run.seed, start, *rows, parts.source, method.wants
+        )
+
+    return loop.Training(
+        train_step=make_train_step(method, parts.optimizer, parts.schedule),
+        init_state=parts.init_state,
+        batches=batches,
+        total_steps=parts.total_steps,
+        mesh=mesh,
+        evaluators=(parts.evaluator,),
+        stage=method.stage,
+        observe=lambda state: method.observe(state.params, state.method_state),
+        shardings=functools.partial(state_shardings, own=method.sharding),
+        start_from=method.start_from,
+        data_id=parts.source.identity(),
+        report=lambda step, metrics: _report(run, workdir, step, metrics),
+    )
+
+
 def _show(
     run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: Mesh, console: Console
 ) -> None:
-    """What a person wants to see at the end: a picture of the negatives, and where the checkpoint
-    is.
-    """
-    if run.method.nva.enabled and parts.eval_sets:
-        path = workdir / NVA_PICTURE
-        params, method_state = everywhere((state.params, state.method_state), mesh)
-        if jax.process_index() == 0:
-            with writing(path), through_disk(path) as file:
-                draw_nva_examples(
-                    file,
-                    parts.method,
-                    params,
-                    method_state,
-                    parts.eval_sets[0],
-                    parts.tokenizer,
-                    run.data.text_length,
-                )
-        console.say(f"what NVA makes of four pictures: {path}")
+    """What a person wants to see at the end: a picture of the negatives, and the checkpoint."""
+    trained = everywhere((state.params, state.method_state), mesh)
+    if parts.eval_sets and jax.process_index() == 0:
+        path = workdir / NEGATIVES_PICTURE
+        source = parts.eval_sets[0], parts.tokenizer, run.data.text_length
+        if draw_nva_examples(path, parts.method, *trained, *source):
+            console.say(f"what the negatives of four pictures are: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
 
@@ -180,12 +174,13 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
     evals/<step>.json.
     """
     console = Console(enabled=jax.process_index() == 0)
-    check_config(workdir, to_dict(run), EVALUABLE, DEFAULTS)
+    check_config(workdir, to_dict(run), EVALUABLE, defaults_of(run))
     mesh = make_mesh(run.mesh)
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True, say=console.say) as manager:
         parts = assemble(run, workdir, learn=False, mesh=mesh)
         abstract = jax.eval_shape(parts.init_state)
-        state, position = manager.restore(with_shardings(abstract, state_shardings(abstract, mesh)))
+        places = state_shardings(abstract, mesh, parts.method.sharding)
+        state, position = manager.restore(with_shardings(abstract, places))
     step = position["next_step"]
     metrics = parts.evaluator(*everywhere((state.params, state.method_state), mesh), step)
     if jax.process_index() == 0:
@@ -234,34 +229,18 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     """
     source = pipeline.open_source(run.data, "train", run.seed)
     tokenizer = _tokenizer(run, workdir, source, learn)
+    check_vocabulary(run.model, tokenizer.vocab_size, started=has_checkpoint(workdir))
     steps_per_epoch = pipeline.steps_per_epoch(run.data, source)
     total_steps = run.train.total_steps(steps_per_epoch)
-    method = make_method(
-        run.method,
-        run.model,
-        WordTables(*token_tables(tokenizer)),
-        SpecialTokens(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
-        total_steps,
-        steps_per_epoch,
-        run.train.accumulate,
-    )
+    setting = Setting(tokenizer.vocabulary(), total_steps, steps_per_epoch, run.train.accumulate)
+    method = make_method(run.method, run.model, setting)
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
-    eval_sets = pipeline.open_eval_sets(run.data, run.seed)
-    texts = benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
-    evaluator = make_evaluator(
-        run.eval,
-        eval_sets,
-        tokenizer,
-        method,
-        run.data.text_length,
-        run.model.image_size,
-        mesh,
-        benchmarks.load_all(run.eval, run.model.image_size, texts),
-        lambda step, results: _keep(run, workdir, step, results, texts),
-        # an evaluation by itself keeps every score; those of a training run would fill the disk
-        not learn,
-        Console(enabled=not learn and jax.process_index() == 0),
-    )
+    # an evaluation by itself keeps every score; those of a training run would fill the disk
+    measured = _measured(run, tokenizer, detailed=not learn)
+    if learn and run.train.best_metric:
+        keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
+        check_key(run.train.best_metric, keys)
+    evaluator = _evaluator(run, workdir, method, measured, mesh)
     return Parts(
         source,
         tokenizer,
@@ -269,11 +248,47 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
         optimizer,
         schedule,
         evaluator,
-        eval_sets,
+        measured.eval_sets,
         total_steps,
         steps_per_epoch,
         run.seed,
     )
+
+
+def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed: bool) -> Measured:
+    """What an evaluation of the run measures."""
+    texts = _texts(run, tokenizer)
+    return Measured(
+        pipeline.open_eval_sets(run.data, run.seed),
+        tokenizer,
+        run.data.text_length,
+        run.model.image_size,
+        benchmarks.load_all(run.eval, run.model.image_size, texts),
+        detailed,
+    )
+
+
+def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
+    return benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+
+
+def _evaluator(
+    run: RunConfig, workdir: Path, method: Method, measured: Measured, mesh: Mesh | None
+) -> Evaluator:
+    """The evaluator of a run; a detailed one shows its progress."""
+
+    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
+        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
+        if jax.process_index() == 0:
+            about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
+            path = workdir / EVALS / str(step)
+            with writing(path):
+                texts = _texts(run, measured.tokenizer)
+                protocol = benchmarks.protocol(config, texts, measured.image_size, about)
+                evaluation_results.write(path, protocol, results)
+
+    console = Console(enabled=measured.detailed and jax.process_index() == 0)
+    return make_evaluator(run.eval, method, measured, mesh, keep, console)
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:
@@ -293,26 +308,6 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
         with writing(saved):
             tokenizer.save(saved)
     return tokenizer
-
-
-def _keep(
-    run: RunConfig, workdir: Path, step: int, results: Sequence[Result], texts: benchmarks.Texts
-) -> None:
-    """Writes every score to evals/<step>/results.json, with tables and the protocol beside it."""
-    if jax.process_index() != 0:
-        return
-    path = workdir / EVALS / str(step)
-    info = {
-        "name": run.name,
-        "method": run.method.name,
-        "path": f"{workdir.name}/{CHECKPOINTS}/{step}",
-        "step": step,
-    }
-    info["digest"] = evaluation_results.digest(workdir / CHECKPOINTS / str(step))
-    with writing(path):
-        evaluation_results.write(
-            path, benchmarks.protocol(run.eval, texts, run.model.image_size, info), results
-        )
 
 
 def _report(run: RunConfig, workdir: Path, step: int, metrics: Sequence[Metric]) -> str:

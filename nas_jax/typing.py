@@ -2,11 +2,11 @@
 
 Array names end in their shape, one letter (or number) an axis: ``image_tokens_BxTxD``.
 
-    B  pairs in the (global) batch      N  image patches (without CLS)   T  image tokens, N + 1
-    L  text positions                   D  model width                   E  width of the ITC features
-    H  attention heads                  F  features of one head          V  vocabulary
-    K  codes in the dictionary          Q  entries of an ITC queue       M  masked text positions of a row
-    R  rows of a fusion pass            C  candidates                    S  side of the patch grid
+    B  pairs in the (global) batch    N  image patches (without CLS)   T  image tokens, N + 1
+    L  text positions                 D  model width                   E  width of ITC features
+    H  attention heads                F  features of one head          V  vocabulary
+    K  codes in the dictionary        Q  entries of an ITC queue       M  masked words of a row
+    R  rows of a fusion pass          C  candidates                    S  side of the patch grid
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Batch = dict[str, np.ndarray | jax.Array]
 ``token_ids_BxL``  int32, [CLS] first, padded with [PAD]
 ``token_mask_BxL`` bool, True on real tokens ([CLS] included)
 ``image_id_B``     int32, equal for pairs that show the same picture content
+
+and what a method or task wants beside these (``nas_jax/data/readers.py``).
 """
 
 Metrics = dict[str, jax.Array | float]
@@ -47,3 +49,11 @@ class Vocabulary(NamedTuple):
     # may be put in place of a word: as above, a whole word and no lone letter
     fillable_V: np.ndarray
     continuation_V: np.ndarray  # second and later pieces of a word ("##ing")
+
+    @classmethod
+    def blank(cls, size: int) -> Vocabulary:
+        """A vocabulary for shapes alone, without a tokenizer: every entry is a word that may be
+        replaced, and the special ids are 0 to 3.
+        """
+        words_V = np.ones(size, bool)
+        return cls(size, 0, 1, 2, 3, words_V, words_V, np.zeros(size, bool))

@@ -13,14 +13,15 @@ import tiny
 
 from nas_jax import runner
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, to_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, MethodConfig
 from nas_jax.models.codebook import DictionaryConfig
+from nas_jax.preflight import preflight
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
-from nas_jax.utils.errors import CheckpointError, DivergedError
+from nas_jax.utils.errors import CheckpointError, ConfigError, DivergedError
 
 RUN = RunConfig(
     data=DataConfig(
@@ -113,3 +114,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     leaves, position = final_state(tmp_path, wild)
     assert 1 <= position["next_step"] < 20
     assert all(np.isfinite(leaf).all() for name, leaf in leaves.items() if ".params" in name)
+
+
+def test_the_word_table_has_a_row_for_each_word_of_the_tokenizer(tmp_path, capsys):
+    words = runner.assemble(RUN, tmp_path, learn=True).tokenizer.vocab_size
+
+    def sized(rows):
+        data = replace(RUN.data, tokenizer=str(tmp_path / "tokenizer"))
+        return replace(RUN, data=data, model=replace(RUN.model, vocab_size=rows))
+
+    for rows in (words - 1, words + 1):
+        line = f"model.vocab_size={rows} with a tokenizer of {words} entries; expected the same"
+        with pytest.raises(ConfigError, match=f"{line}.*model.vocab_size=0"):
+            runner.assemble(sized(rows), tmp_path / str(rows), learn=True)
+        assert preflight(sized(rows), tmp_path / str(rows)) == ConfigError.exit_code
+        assert line in capsys.readouterr().out
+    runner.assemble(sized(words), tmp_path / "equal", learn=True)
+    # A run of an older version may have rows that no word uses; it goes on.
+    check_vocabulary(sized(words + 1).model, words, started=True)
+    with pytest.raises(ConfigError):
+        check_vocabulary(sized(words - 1).model, words, started=True)

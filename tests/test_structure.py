@@ -11,14 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 _BASE = {"typing", "utils"}
-_LEAVES = {"parallel", "data", "models", "losses", "negatives"}
+_LEAVES = {"parallel", "data", "kernels", "models", "losses", "negatives"}
 # Room (or file) of nas_jax -> the rooms it may import besides itself.
 MAY_IMPORT = {
     "typing": set(),
     "utils": {"typing"},
     "parallel": _BASE,
     "data": _BASE | {"parallel"},
-    "models": _BASE | {"parallel"},
+    "kernels": _BASE | {"parallel"},
+    "models": _BASE | {"parallel", "kernels"},
     "losses": _BASE | {"parallel"},
     "negatives": _BASE | {"parallel", "losses"},
     "methods": _BASE | _LEAVES,

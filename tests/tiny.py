@@ -33,6 +33,9 @@ def model(**overrides) -> ModelConfig:
     return ModelConfig(**(defaults | overrides))
 
 
+_model = model
+
+
 def setting(total_steps: int = 100, steps_per_epoch: int = 10, pieces: int = 1) -> Setting:
     return Setting(VOCABULARY, total_steps, steps_per_epoch, pieces)
 
@@ -52,8 +55,14 @@ def method(variant: str = "nas", *, name: str = "", **sections) -> Method:
     config = NasConfig(**sections)
     if variant == "albef" and name != "nas":
         config = with_variant(config, "albef")
+    return built(config, model=model_config, run=run)
+
+
+def built(config, variant: str = "", model: ModelConfig | None = None, run=None) -> Method:
+    """The method of a config, or of a row of the ablation of it."""
+    config = with_variant(config, variant) if variant else config
     validate_tree(config, "method")
-    return make_method(config, model_config, run)
+    return make_method(config, model or _model(), run or setting())
 
 
 def batch(size: int = 6, length: int = 8, seed: int = 0) -> dict[str, jnp.ndarray]:

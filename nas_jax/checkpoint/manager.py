@@ -32,7 +32,7 @@ from nas_jax.checkpoint.stored import (
     saved_shapes,
     shapes_of,
 )
-from nas_jax.typing import Params, PyTree
+from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
 from nas_jax.utils.paths import (
     absolute,
@@ -46,15 +46,6 @@ from nas_jax.utils.paths import (
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint
-PARTS = {
-    "params": "params",
-    "teacher": "method_state/teacher",
-    "dictionary": "method_state/dictionary",
-    "queue": "method_state/queue",
-    "method_state": "method_state",  # all of it
-}
-"""What `restore_params` can read -> where it stands in the training state."""
-
 _WRITE_ERRORS = (ValueError, OSError, RuntimeError)
 _FINE, _DAMAGED, _REFUSED = range(3)  # how reading went on a process; the greatest one decides
 
@@ -214,25 +205,20 @@ class CheckpointManager:
             raise self._all_damaged([(step, str(error))]) from error
         _check_shapes(checkpoint, saved, shapes_of(abstract_state, ""))
 
-    def restore_params(
+    def restore_part(
         self,
-        abstract_params: Params | Callable[[Shapes], Params] | None = None,
+        part: str,
+        abstract: PyTree | Callable[[Shapes], PyTree] | None = None,
         step: int | None = None,
-        which: str = "params",
-    ) -> Params:
-        """Only the parameters (or another of `PARTS`), verified; nothing else is read.
+    ) -> PyTree:
+        """Only a part of the state, verified; nothing else is read.
 
-        abstract_params: as in `restore`; None gives nested dicts of NumPy arrays with the shapes
-        that were saved. A function is given these shapes by name, as far as `which` has them, and
-        says where each array goes. Steps, damage and errors: as in `restore`.
+        part: its path in the state, as "params" or "method_state/queue". abstract: as in `restore`;
+        None gives nested dicts of NumPy arrays with the shapes that were saved. A function is given
+        these shapes by name, as far as the part has them, and says where each array goes.
+        Steps, damage and errors: as in `restore`; MissingPart where the state has no such part.
         """
-        if which not in PARTS:
-            raise CheckpointError(
-                f"which={which!r}", f"one of {', '.join(PARTS)}", "pass one of them"
-            )
-        return self._first_whole(
-            step, lambda step: self._read(step, PARTS[which], abstract_params)
-        )[0]
+        return self._first_whole(step, lambda step: self._read(step, part, abstract))[0]
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata saved with `step`. Raises CheckpointError if it is damaged."""
@@ -306,7 +292,7 @@ class CheckpointManager:
             saved = {
                 name: kind
                 for name, kind in saved_shapes(checkpoint, record).items()
-                if name.startswith(prefix)
+                if f"{name}/".startswith(prefix)
             }
             if not saved:
                 raise MissingPart(

@@ -124,9 +124,12 @@ def saved_shapes(checkpoint: Path, record: Mapping[str, Any]) -> Shapes:
 
 
 def shapes_of(tree: PyTree, prefix: str = "") -> Shapes:
-    """The arrays in `tree`, with `prefix` before their names."""
+    """The arrays in `tree`, with `prefix` ("", or a part and a slash) before their names.
+
+    A tree that is an array itself has the name of the part.
+    """
     return {
-        prefix + name: (tuple(leaf.shape), str(jax.numpy.dtype(leaf.dtype)))
+        (prefix + name).rstrip("/"): (tuple(leaf.shape), str(jax.numpy.dtype(leaf.dtype)))
         for name, leaf in named_leaves(tree).items()
     }
 
@@ -149,7 +152,9 @@ def read_arrays(checkpoint: Path, part: str, abstract: PyTree | None, saved: Sha
         for key in reversed(part.split("/") if part else []):
             item = {key: item}
         how = ocp.checkpoint_utils.construct_restore_args(item)
-    arguments = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=bool(part))
+    # In part also where all is read: older states had entries that were None. What has an array is
+    # compared by name before.
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
     with _reader() as reader:
         tree = reader.restore(checkpoint / "state", args=arguments)
     for key in part.split("/") if part else []:
@@ -165,7 +170,7 @@ def other_bits(tree: PyTree, record: Mapping[str, Any], prefix: str) -> str:
     wrong = [
         name
         for name, digest in digests(tree).items()
-        if record["arrays"][prefix + name][2] != digest
+        if record["arrays"][(prefix + name).rstrip("/")][2] != digest
     ]
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return f"{prefix}{wrong[0]}{more}: other bits than were saved" if wrong else ""

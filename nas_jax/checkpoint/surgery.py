@@ -7,7 +7,6 @@ after surgery.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from nas_jax.models.codebook import DictionaryState
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
@@ -28,7 +26,7 @@ SPLIT_NOISE = 0.01  # distance between the halves of a split code / root mean sq
 
 
 @dataclass(frozen=True)
-class Row:
+class FittedArray:
     """What became of one tensor."""
 
     name: str
@@ -37,10 +35,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class FitReport:
     """What became of all tensors."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[FittedArray, ...]
 
     def named(self, action: str) -> list[str]:
         """The names of the tensors with that action."""
@@ -62,7 +60,7 @@ class Report:
         return "\n".join([f"{used} of {len(self.rows)} tensors come from the weights", *lines])
 
 
-def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
+def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, FitReport]:
     """The parameters of a model, taken from `saved` weights as far as they go.
 
     Args:
@@ -88,17 +86,19 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
         if name in have:
             fitted[name], row = _fit(name, have[name], target)
         else:
-            fitted[name], row = target, Row(name, "new", "not in the weights")
+            fitted[name], row = target, FittedArray(name, "new", "not in the weights")
         rows.append(row)
-    rows += [Row(name, "unused", "not in the model") for name in have if name not in want]
+    rows += [FittedArray(name, "unused", "not in the model") for name in have if name not in want]
     params = jax.tree.unflatten(jax.tree.structure(wanted), [fitted[name] for name in want])
-    return params, Report(tuple(rows))
+    return params, FitReport(tuple(rows))
 
 
-def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.ndarray, Row]:
+def _fit(
+    name: str, array: Array | np.ndarray, target: Any
+) -> tuple[Array | np.ndarray, FittedArray]:
     before, after, dtype = tuple(array.shape), tuple(target.shape), jax.numpy.dtype(target.dtype)
     if before == after and array.dtype == dtype:
-        return array, Row(name, "used")  # wherever it is: a sharded array stays where it is
+        return array, FittedArray(name, "used")  # wherever it is: a sharded array stays where it is
     array = np.asarray(array)
     action, detail = "used", ""
     if before != after:
@@ -123,7 +123,7 @@ def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.
             )
     if array.dtype != dtype:
         detail = f"{detail} {array.dtype} -> {dtype}".strip()
-    return array.astype(dtype), Row(name, action, detail)
+    return array.astype(dtype), FittedArray(name, action, detail)
 
 
 def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarray:

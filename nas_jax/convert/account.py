@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
-class Row:
+class AccountRow:
     """One tensor of the file."""
 
     name: str
@@ -48,7 +48,7 @@ class Account:
         source: shown in errors.
         """
         self.rows = {
-            name: Row(name, list(array.shape), cast.get(name, str(array.dtype)))
+            name: AccountRow(name, list(array.shape), cast.get(name, str(array.dtype)))
             for name, array in tensors.items()
         }
         self.new: list[str] = []

@@ -81,7 +81,7 @@ TEXT_REASONS = {
 }
 
 
-class Source(NamedTuple):
+class EncoderSource(NamedTuple):
     """A model of another code base."""
 
     tensors: Tensors
@@ -100,7 +100,9 @@ class Tower:
     account: Account
 
 
-def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str] = ()) -> Tower:
+def image_tower(
+    given_by: EncoderSource, sizes: Mapping[str, int], ignore: Sequence[str] = ()
+) -> Tower:
     """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels
     before it.
     """
@@ -184,7 +186,10 @@ def _fold(
 
 
 def text_tower(
-    given_by: Source, sizes: Mapping[str, int], text_layers: int = 0, ignore: Sequence[str] = ()
+    given_by: EncoderSource,
+    sizes: Mapping[str, int],
+    text_layers: int = 0,
+    ignore: Sequence[str] = (),
 ) -> Tower:
     """Text encoder, fusion encoder without cross-attention and, if there, MLM head from a BERT."""
     config, source = given_by.config, given_by.name

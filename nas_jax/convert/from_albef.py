@@ -118,7 +118,7 @@ def convert(
     source: str,
     sizes: Mapping[str, int],
     ignore: Sequence[str] = (),
-) -> tuple[folder.Weights, Account, str]:
+) -> tuple[folder.ConvertedWeights, Account, str]:
     """Weights in our layout, the account of every tensor, and what the file puts before BERT's
     names.
 
@@ -144,7 +144,7 @@ def convert(
         state["teacher"] = take(there, tensors, shapes, account, "teacher/")
     state |= _state(tensors, account, dictionary)
     _explain(tensors, account, bert, ignore)
-    return folder.Weights(params, model, _method(state, gate), state), account, bert
+    return folder.ConvertedWeights(params, model, _method(state, gate), state), account, bert
 
 
 def _method(state: Mapping[str, Any], gate: bool) -> AlbefConfig:

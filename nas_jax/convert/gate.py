@@ -28,7 +28,6 @@ from nas_jax.checkpoint.stored import nest
 from nas_jax.convert import gate_torch
 from nas_jax.convert.gate_torch import HOOKED, WORDS
 from nas_jax.convert.hf_names import hf_name, method_of
-from nas_jax.convert.trained import Trained
 from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
@@ -36,6 +35,7 @@ from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.methods.refill import word_table
 from nas_jax.models.towers import IMAGE_STD, AlbefNetwork, NasNetwork, normalise_image
+from nas_jax.train.trained import Trained
 from nas_jax.typing import Array, Params
 from nas_jax.utils.errors import UserError
 from nas_jax.utils.trees import named_leaves
@@ -59,7 +59,7 @@ class GateRefused(UserError):
 
 
 @dataclass(frozen=True)
-class Row:
+class OutputRow:
     """One array on both sides."""
 
     name: str  # case/what
@@ -73,27 +73,27 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """What was compared."""
 
-    rows: tuple[Row, ...]  # in the order in which they are computed
+    rows: tuple[OutputRow, ...]  # in the order in which they are computed
     transformers: str
     ties: int  # patches equally near to two codes, of which the sides chose different ones
     torch_peak_bytes: int
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[OutputRow]:
         """The rows above their tolerance."""
         return [row for row in self.rows if not row.passed]
 
     @property
-    def worst(self) -> Row:
+    def worst(self) -> OutputRow:
         """The largest difference among what need not be equal to the bit."""
         return max(
             (row for row in self.rows if row.tolerance == TOLERANCE), key=lambda row: row.error
         )
 
-    def table(self, rows: Iterable[Row]) -> str:
+    def table(self, rows: Iterable[OutputRow]) -> str:
         """Lines of name, difference and tolerance."""
         lines = [f"{'array':<64}{'difference':>12}{'allowed':>10}"]
         lines += [f"{row.name:<64}{row.error:>12.1e}{row.tolerance:>10.0e}" for row in rows]
@@ -108,7 +108,7 @@ def check(
     plain: str = "",
     python: str = sys.executable,
     say: Callable[[str], None] = print,
-) -> Report:
+) -> GateReport:
     """Compares an export with its checkpoint, one side after the other. Raises GateRefused where
     they differ.
 
@@ -138,7 +138,7 @@ def check(
             rows = tuple(compare(left, right, bool(plain)))
             facts = json.loads(str(right["facts"]))
             ties = sum(int(right[f"{case}/ties"]) for case in CASES if f"{case}/ties" in right)
-    report = Report(rows, facts["transformers"], ties, facts["peak_bytes"])
+    report = GateReport(rows, facts["transformers"], ties, facts["peak_bytes"])
     if report.failed:
         say(report.table(report.failed[:_ROWS]))
         first, more = report.failed[0], len(report.failed) - 1
@@ -378,24 +378,24 @@ def run_torch(arguments: list[str], python: str = sys.executable) -> None:
 
 def compare(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], plain: bool
-) -> Iterable[Row]:
+) -> Iterable[OutputRow]:
     """A row for each array of ours, in the order in which the model computes them."""
     for name in sorted(ours, key=_place):
         what = name.split("/")[1]
         if what == "plain_cosine" and not plain:
             continue
         if name not in theirs:
-            yield Row(f"{name} (not there)", np.inf, 0)
+            yield OutputRow(f"{name} (not there)", np.inf, 0)
         elif what in _EXACT:
-            yield Row(name, _unequal(ours[name], theirs[name]), 0)
+            yield OutputRow(name, _unequal(ours[name], theirs[name]), 0)
         elif what == "resized":
-            yield Row(
+            yield OutputRow(
                 name, difference(ours[name], theirs[name], 1 / min(IMAGE_STD)), RESIZE_LEVELS / 255
             )
         else:
-            yield Row(name, difference(ours[name], theirs[name]), TOLERANCE)
+            yield OutputRow(name, difference(ours[name], theirs[name]), TOLERANCE)
     if plain:
-        yield Row("plain/missing", float(theirs["plain/missing"]), 0)
+        yield OutputRow("plain/missing", float(theirs["plain/missing"]), 0)
 
 
 def _unequal(ours: np.ndarray, theirs: np.ndarray) -> float:

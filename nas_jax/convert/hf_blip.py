@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nas_jax.convert.hf_names import hf_name, to_torch, torch_shape
-from nas_jax.convert.trained import Trained
+from nas_jax.train.trained import Trained
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from nas_jax import __version__
-from nas_jax.convert.gate import TOLERANCE, Report
+from nas_jax.convert.gate import TOLERANCE, GateReport
 from nas_jax.convert.hf_names import method_of
-from nas_jax.convert.trained import Trained
+from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
 
 _USE = """```python
@@ -49,7 +49,7 @@ _PARTS = ("dictionary", "nva", "nta")  # of NAS
 
 
 def write(
-    trained: Trained, config: Mapping[str, Any], report: Report, mask: str, plain: str = ""
+    trained: Trained, config: Mapping[str, Any], report: GateReport, mask: str, plain: str = ""
 ) -> str:
     """The text of the card.
 
@@ -229,7 +229,7 @@ def _protocol(run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _agreement(report: Report, plain: str) -> str:
+def _agreement(report: GateReport, plain: str) -> str:
     ties = (
         f" {report.ties} patches are equally near to two codes, of which the sides chose "
         "different ones." * bool(report.ties)

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def state_dict(
-    weights: folder.Weights, conversion: dict[str, Any] | None = None, unused: Tensors | None = None
+    weights: folder.ConvertedWeights,
+    conversion: dict[str, Any] | None = None,
+    unused: Tensors | None = None,
 ) -> tuple[Tensors, dict[str, str], list[str]]:
     """Tensors by ALBEF's names, dtypes of those that change back, and names of our arrays that have
     no place there.

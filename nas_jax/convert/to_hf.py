@@ -37,14 +37,13 @@ from nas_jax.convert.hf_names import (
     torch_shape,
 )
 from nas_jax.convert.hf_tokenizer import write_tokenizer
-from nas_jax.convert.trained import Trained, open_trained
 from nas_jax.data.config import DataConfig
-from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import method_config
 from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.models.towers import IMAGE_MEAN, IMAGE_STD
-from nas_jax.train.workdir import TOKENIZER
+from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
 FILES = Path(__file__).parent / "hf_files"  # copied into every export
@@ -105,7 +104,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     python: str = sys.executable,
     say: Say = print,
-) -> gate.Report:
+) -> gate.GateReport:
     """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch
     process.
 
@@ -117,11 +116,11 @@ def export(
         raise ConfigError(
             f"--out={out}, which exists", "a folder to make", "name another, or delete it"
         )
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, tokenizer_folder)
     hf_class(method_config(trained.config["method"]).name)  # refused first, if it is
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
-    tokenizer = load_tokenizer(str(tokenizer_folder or trained.workdir / TOKENIZER))
+    tokenizer = trained.tokenizer
     config = export_config(trained, tokenizer)
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)  # of a killed export
@@ -158,7 +157,7 @@ def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
 
     Raises CheckpointError where it does not describe the arrays of the checkpoint.
     """
-    words = trained.shapes.get("text_encoder/word_embedding/embedding", ((0, 0), ""))[0][0]
+    words = trained.saved.get("params/text_encoder/word_embedding/embedding", ((0, 0), ""))[0][0]
     if tokenizer.vocab_size > words:
         raise CheckpointError(
             f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {words}",

@@ -10,27 +10,15 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from nas_jax.data.records import Draw
+
 KEPT_WINDOWS = 4  # workers read ahead, over the border of a window
-
-
-class Draw(NamedTuple):
-    """What is drawn for one place in the stream, before anything is read."""
-
-    index: int  # of the record
-    share: float  # in [0, 1): which of its captions
-    seed: int  # of the crop and of what follows
-    length: int  # positions that the tokens of its batch are padded to
-
-    def caption(self, captions: Sequence[str]) -> str:
-        """The one drawn."""
-        return captions[int(self.share * len(captions))]
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,6 @@ class Corpus:
         texts = source.captions(local)
         return texts[:1] if source.name_first else texts
 
-    def keys_of(self, name: str) -> set[str]:
-        """The keys that a picture called `name` in an annotation file may have."""
-        return {part.key_of(name) for part in self.parts}
-
     def summary(self) -> str:
         """A line for each part: how many records of what; of a prepared folder, with the id of its
         manifest.

@@ -15,7 +15,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_ops import ImageError, decode, resize
-from nas_jax.data.sources import expand, image_id_of, read_jsonl
+from nas_jax.data.sources import expand, read_jsonl
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.utils.errors import DataError
 
@@ -28,33 +28,38 @@ class ImageList(Sequence):
     def __init__(self, source: Corpus, size: int):
         """Decodes every picture once.
 
-        `kept` has the source indices of the readable ones; the rest is in `dropped`.
+        `kept` has the source indices of the readable ones, and `image_ids` their ids, as training
+        has them; the rest is in `dropped`.
         """
         self._source, self._size = source, size
         self._cache: list[np.ndarray] | None = (
             [] if len(source) * size * size * 3 <= CACHE_BYTES else None
         )
         self.kept: list[int] = []
+        self.image_ids: list[int] = []
         self.dropped: list[str] = []
-        for index, image_HxWx3 in enumerate(self._all(self._try, range(len(source)))):
-            if isinstance(image_HxWx3, Exception):
-                self.dropped.append(f"{source.key(index)} in {source.file(index)}: {image_HxWx3}")
+        for index, found in enumerate(self._all(self._try, range(len(source)))):
+            if isinstance(found, Exception):
+                self.dropped.append(f"{source.key(index)} in {source.file(index)}: {found}")
                 continue
+            image_id, image_HxWx3 = found
             self.kept.append(index)
+            self.image_ids.append(image_id)
             if self._cache is not None:
                 self._cache.append(image_HxWx3)
 
     def _all(self, read: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
         return storage.each(read, indices) if self._source.remote else map(read, indices)
 
-    def _try(self, index: int) -> np.ndarray | Exception:
+    def _try(self, index: int) -> tuple[int, np.ndarray] | Exception:
         try:
             return self._read(index)
         except (OSError, ImageError) as error:
             return error
 
-    def _read(self, index: int) -> np.ndarray:
-        return resize(decode(self._source[index].image), self._size)
+    def _read(self, index: int) -> tuple[int, np.ndarray]:
+        record = self._source[index]
+        return record.image_id, resize(decode(record.image), self._size)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -62,23 +67,26 @@ class ImageList(Sequence):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return list(self._all(self.__getitem__, range(*index.indices(len(self)))))
-        return self._read(self.kept[index]) if self._cache is None else self._cache[index]
+        return self._read(self.kept[index])[1] if self._cache is None else self._cache[index]
 
 
 def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
     """The set "val" of a config that reads files; () where it has neither data.holdout nor
     data.val.
 
-    Pictures: all of the validation split, from every file; those of one key share an image_id, so
-    that either drawing answers a caption of the other. Captions: all of an albef_json entry; of a
-    webdataset sample only the first, its name, as the alternatives may fit other pictures too.
-    Foils and quads: the lines whose pictures are all in the set. A picture is looked up by key in
-    the tars or json lists whose names begin with the same word as the jsonl's ("noto-foils.jsonl"
-    goes with "noto.tar" and "noto-00001.tar"), and in all if there are none.
+    Pictures: all of the validation split, from every file; those that share an image_id in training
+    do so here, so that either drawing answers a caption of the other. Captions: all of an
+    albef_json entry; of a webdataset sample only the first, its name, as the alternatives may fit
+    other pictures too. Foils and quads: the lines whose pictures are all in the set.
+
+    A picture is looked up by key in the files (tars, json lists) whose names begin with the same
+    word as the jsonl's ("noto-foils.jsonl" goes with "noto.tar" and "noto-00001.tar"), or if there
+    are none, in the folders whose names do ("noto/00000.tar", or a prepared folder "noto"), and in
+    all if there are none.
 
     Raises:
-      DataError: those of the sources; a jsonl that is malformed or has no line about these
-      pictures.
+      DataError: those of the sources; a jsonl that is malformed, has no line about these pictures,
+      or names a picture by a key that two of them have.
     """
     if not (config.holdout or config.val):
         return ()
@@ -97,7 +105,7 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
             "check the files",
         )
     captions = [source.retrieval_captions(index) for index in images.kept]
-    finder = _Finder(source, images.kept)
+    finder = _Finder(source, images)
     foils, quads = [], []
     for path in expand(config.foils, "data.foils"):
         foils += _foils(path, finder, config)
@@ -110,7 +118,7 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
             captions=tuple(tuple(_clean(text, config) for text in texts) for texts in captions),
             foils=tuple(foils),
             quads=tuple(quads),
-            image_ids=tuple(image_id_of(source.key(index)) for index in images.kept),
+            image_ids=tuple(images.image_ids),
         ),
     )
 
@@ -118,26 +126,49 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
 class _Finder:
     """Index of a picture in the set, by its name in a jsonl file."""
 
-    def __init__(self, source: Corpus, kept: list[int]):
-        self._keys_of = source.keys_of
-        self._by_word: dict[str, dict[str, int]] = {}
-        self._all: dict[str, int] = {}
-        for position, index in enumerate(kept):
-            key = source.key(index)
-            self._by_word.setdefault(_first_word(source.origin(index)), {}).setdefault(
-                key, position
-            )
-            self._all.setdefault(key, position)
-        self._words = {_first_word(file) for file in source.origins}
+    def __init__(self, source: Corpus, images: ImageList):
+        self._source, self._images = source, images
+        # by number of the part and key
+        self._positions: dict[tuple[int, str], list[int]] = {}
+        for position, index in enumerate(images.kept):
+            place = source.part(index), source.key(index)
+            self._positions.setdefault(place, []).append(position)
+        self._file_words = set(map(_first_word, source.origins))
+        self._folder_words = set(map(_folder_word, (*source.origins, *source.files))) - {""}
 
     def find(self, jsonl: str, image: str) -> int | None:
-        word = _first_word(jsonl)
-        table = self._by_word.get(word, {}) if word in self._words else self._all
-        return next((table[key] for key in self._keys_of(image) if key in table), None)
+        """None where it is not in the set. Raises DataError where two pictures have the name."""
+        word, found = _first_word(jsonl), {}
+        for number, part in enumerate(self._source.parts):
+            for position in self._positions.get((number, part.key_of(image)), ()):
+                if self._goes_with(word, self._images.kept[position]):
+                    found.setdefault(self._images.image_ids[position], position)
+        if len(found) > 1:
+            one, other, *_ = (self._source.origin(self._images.kept[p]) for p in found.values())
+            raise DataError(
+                f"{jsonl}: the picture {image!r} is in {one} and in {other}",
+                "a file named like the tar, list or folder that it is about",
+                "rename it NAME-foils.jsonl or NAME-quads.jsonl, or set data.shared_keys=True if "
+                "the same key is the same picture",
+            )
+        return next(iter(found.values()), None)
+
+    def _goes_with(self, word: str, index: int) -> bool:
+        """Whether a jsonl that begins with `word` is about the file or folder of a picture."""
+        origin = self._source.origin(index)
+        if word in self._file_words:
+            return _first_word(origin) == word
+        if word in self._folder_words:
+            return word in (_folder_word(origin), _folder_word(self._source.file(index)))
+        return True
 
 
 def _first_word(path: str) -> str:
     return re.split(r"[-_.]", os.path.basename(path))[0]
+
+
+def _folder_word(path: str) -> str:
+    return _first_word(os.path.dirname(path))
 
 
 def _clean(text: str, config: DataConfig) -> str:

@@ -8,7 +8,7 @@ data than the step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from nas_jax.data import storage
-from nas_jax.data.buckets import ByLength, Draw, Grouping
+from nas_jax.data.buckets import ByLength, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.data.image_ops import REASONS, ImageError, decode, decode_crop, flip, rand_augment
+from nas_jax.data.image_ops import ImageError, decode
 from nas_jax.data.pair_files import file_eval_sets
+from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader
+from nas_jax.data.records import Draw
 from nas_jax.data.scenes import SceneSource, scene_eval_sets
 from nas_jax.data.sources import Source
 from nas_jax.data.text_ops import clean_words, prepare_caption
@@ -30,8 +31,6 @@ from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenize
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
-SKIP_REASONS = ("missing file", "unreadable file", *REASONS)
-MAX_NEIGHBOURS = 100  # records tried in place of an unreadable one
 MIN_COUNTED = 200  # images before the share of unreadable ones is judged
 SCANNED = 200_000  # records whose captions are read for a vocabulary or a report, evenly spread
 SCANNED_SCENES = 2000  # scenes have few words, and drawing their captions takes longer than reading
@@ -167,6 +166,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     source: Corpus | None = None,
+    wants: Iterable[Field] = (),
 ) -> Batches:
     """Endless training batches, from batch `start_step` on.
 
@@ -180,6 +180,7 @@ def train_batches(
       process_index, process_count: this process yields its rows of the global batch: row block
         `process_index` of `process_count`.
       source: what `open_source(config, "train", seed)` gave, if it is open already.
+      wants: fields of a batch beside the standard ones (`data/readers.py`).
 
     Returns:
       An iterator of `Batch` with two more fields for the host, `skipped_B` (bool: a replaced
@@ -187,7 +188,8 @@ def train_batches(
       also a context manager.
 
     Raises:
-      ConfigError: a batch size that the processes cannot share, or an unusable config.
+      ConfigError: a batch size that the processes cannot share, an unusable config, or two fields
+      that give an array of the same name.
       DataError: no whole batch; while iterating: more unreadable pictures than
       data.max_skipped_share.
     """
@@ -213,14 +215,14 @@ def train_batches(
         dataset = ByLength(
             dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count)
         )
-    example, stack = _Example(source, config), _Stack(tokenizer)
-    if source.remote:
-        stack = _SideBySide(example, stack)
-    else:
-        dataset = dataset.map(example)
+    reader = Reader(source, config, tokenizer, wants)
+    if not source.remote:
+        dataset = dataset.map(reader.read)
+    to_batch = reader.batch if source.remote else reader.stack
     # Batches of one process's rows: process p takes p, p + P, ... of them, so its rows are a block
     # of the global batch.
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True, batch_fn=stack)
+    rows = config.batch_size // process_count
+    dataset = dataset.batch(rows, drop_remainder=True, batch_fn=to_batch)
     dataset = dataset[process_index + start_step * process_count :: process_count]
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
@@ -286,83 +288,6 @@ class _CountTokens:
         )
 
 
-@dataclass(frozen=True)
-class _Example:
-    """Draw -> one pair, before batching."""
-
-    source: Corpus
-    config: DataConfig
-
-    def __call__(self, draw: Draw) -> dict[str, Any]:
-        config, rng = self.config, np.random.default_rng(draw.seed)
-        captions, image_id, image_HxWx3, reason = self._readable(draw.index, rng)
-        if config.flip and rng.random() < 0.5:
-            image_HxWx3 = flip(image_HxWx3)
-        image_HxWx3 = rand_augment(
-            image_HxWx3, rng, config.rand_augment_ops, config.rand_augment_magnitude
-        )
-        return {
-            "image": image_HxWx3,
-            "caption": _prepare(draw.caption(captions), config),
-            "length": draw.length,
-            "image_id": image_id,
-            "skip": (draw.index, SKIP_REASONS.index(reason) if reason else -1),
-        }
-
-    def _readable(self, index: int, rng: np.random.Generator):
-        """Captions, id and crop of the record and "", or of the next readable one and why the first
-        was not.
-        """
-        first = ""
-        for step in range(min(len(self.source), MAX_NEIGHBOURS)):
-            try:
-                record = self.source[(index + step) % len(self.source)]
-                crop = decode_crop(
-                    record.image, rng, self.config.image_size, self.config.crop_scale
-                )
-                return record.captions, record.image_id, crop, first
-            except (OSError, ImageError) as error:
-                first = first or _reason(error)
-        raise ImageError(first, f"and so are the {step} records after it")
-
-
-def _reason(error: OSError | ImageError) -> str:
-    if isinstance(error, ImageError):
-        return error.reason
-    return "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Pairs -> a batch."""
-
-    tokenizer: TextTokenizer
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        texts, length = [example["caption"] for example in examples], examples[0]["length"]
-        token_ids_BxL, token_mask_BxL = self.tokenizer.encode(texts, length)
-        return {
-            "image_BxHxWx3": np.stack([example["image"] for example in examples]),
-            "token_ids_BxL": token_ids_BxL,
-            "token_mask_BxL": token_mask_BxL,
-            "image_id_B": np.asarray([example["image_id"] for example in examples], np.int32),
-            "skip_Bx2": np.asarray([example["skip"] for example in examples], np.int64),
-        }
-
-
-@dataclass(frozen=True)
-class _SideBySide:
-    """Draws -> a batch, the same as one after the other: for pictures in a bucket, each of which is
-    waited for.
-    """
-
-    example: _Example
-    stack: _Stack
-
-    def __call__(self, draws: list[Draw]) -> Batch:
-        return self.stack(list(storage.each(self.example, draws)))
-
-
 class Batches:
     """Iterator of batches that watches over unreadable pictures."""
 
@@ -389,7 +314,7 @@ class Batches:
             raise DataError(
                 f"an {error}", "readable pictures", "check the files of data.train"
             ) from error
-        skip_Bx2 = batch.pop("skip_Bx2")
+        skip_Bx2 = batch.pop(SKIPPED)
         batch["record_B"], batch["skipped_B"] = skip_Bx2[:, 0], skip_Bx2[:, 1] >= 0
         self._watch(skip_Bx2[batch["skipped_B"]], len(skip_Bx2))
         return batch

@@ -1,8 +1,10 @@
-"""What every source yields: one picture with its captions."""
+"""What every source yields, one picture with its captions; and what is drawn before one is read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,3 +21,16 @@ class Record:
     image: bytes | np.ndarray  # an encoded file, or uint8 (H, W, 3) RGB
     captions: tuple[str, ...]  # alternatives, each true of the picture
     image_id: int  # equal for records that show the same picture content
+
+
+class Draw(NamedTuple):
+    """What is drawn for one place in the stream, before anything is read."""
+
+    index: int  # of the record
+    share: float  # in [0, 1): which of its captions
+    seed: int  # of the crop and of what follows
+    length: int  # positions that the tokens of its batch are padded to
+
+    def caption(self, captions: Sequence[str]) -> str:
+        """The one drawn."""
+        return captions[int(self.share * len(captions))]

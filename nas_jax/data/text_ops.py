@@ -12,7 +12,8 @@ def clean_caption(text: str, max_words: int) -> str:
     """Lower-cases, drops punctuation and keeps the first `max_words` words (ALBEF code,
     dataset/utils.py, pre_caption).
 
-    Deleted: , . ' ! ? " ( ) * # : ; ~   A space instead: - /   `<person>` (Conceptual Captions) becomes `person`.
+    Deleted: , . ' ! ? " ( ) * # : ; ~   A space instead: - /
+    `<person>` (Conceptual Captions) becomes `person`.
     """
     return " ".join(clean_words(text)[:max_words])
 

@@ -229,7 +229,8 @@ class TfdsSource:
         if not self._parts.key:
             return f"{self._parts.name}/{self._split_name}/{position}"
         value = example[self._parts.key]
-        return f"{self._parts.name}/{value.decode('utf-8', 'replace') if isinstance(value, bytes) else value}"
+        name = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return f"{self._parts.name}/{name}"
 
     def _texts(self, example: dict) -> tuple[str, ...]:
         values: Any = example
@@ -397,7 +398,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
             "use another set",
         )
 
-    class Encoded(tfds.decode.SkipDecoding):
+    class EncodedImage(tfds.decode.SkipDecoding):
         """Also for pictures in sequences, like masks of objects."""
 
         def decode_batch_example_np(self, example: Any) -> Any:
@@ -407,7 +408,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
 
     def skipping(feature: Any) -> Any:
         if isinstance(feature, tfds.features.Image):
-            return Encoded()
+            return EncodedImage()
         parts = {name: skipping(part) for name, part in _children(feature)}
         return {name: part for name, part in parts.items() if part} or None
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from nas_jax.typing import Vocabulary
 from nas_jax.utils.errors import ConfigError, DataError, UserError
 from nas_jax.utils.paths import as_path, check_bucket, make_folder, write_whole
 
@@ -42,16 +42,6 @@ FUNCTION_WORDS = frozenset(
     also too very just only even still ever again
     """.split()  # noqa: SIM905 - a table of words reads better as text
 )
-
-
-class VocabTables(NamedTuple):
-    """What each token id may be used for; boolean, (V,)."""
-
-    # begins a word that carries meaning: letters or digits, neither special nor a function word
-    content_V: np.ndarray
-    # may be put in place of a word: as above, a whole word and no lone letter
-    fillable_V: np.ndarray
-    continuation_V: np.ndarray  # second and later pieces of a word ("##ing")
 
 
 class TextTokenizer:
@@ -124,6 +114,42 @@ class TextTokenizer:
             i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         }
         return frozenset(added | {self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id})
+
+    def vocabulary(self) -> Vocabulary:
+        """What each entry is.
+
+        A piece continues a word if it begins with "##" (WordPiece) or, in a vocabulary that marks
+        the beginnings of words, has no such mark. Content words have letters or digits and are no
+        FUNCTION_WORDS; those that may be filled in are whole words and no lone ASCII letter.
+        """
+        names, special = self.tokens(), self.special_ids()
+        marked = any(name.startswith(_WORD_START) for name in names)
+        content_V, fillable_V, continuation_V = (np.zeros(len(names), bool) for _ in range(3))
+        for token_id, name in enumerate(names):
+            if token_id in special or not name:
+                continue
+            continuation_V[token_id] = (
+                not name.startswith(_WORD_START) if marked else name.startswith("##")
+            )
+            word = name[1:] if marked else name
+            content_V[token_id] = (
+                not continuation_V[token_id]
+                and word.isalnum()
+                and word.lower() not in FUNCTION_WORDS
+            )
+            whole = self.whole_words is None or word in self.whole_words
+            alone = len(word) > 1 or not word.isascii() or word.isdigit()
+            fillable_V[token_id] = content_V[token_id] and whole and alone
+        return Vocabulary(
+            self.vocab_size,
+            self.pad_id,
+            self.cls_id,
+            self.sep_id,
+            self.mask_id,
+            content_V,
+            fillable_V,
+            continuation_V,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, which any Hugging Face tool reads, and text_tokenizer.json;
@@ -214,7 +240,8 @@ def _from_word_list(folder: Path) -> Tokenizer:
 def _download(name: str) -> Tokenizer:
     try:
         return Tokenizer.from_pretrained(name)  # imports huggingface_hub, which need not be there
-    except Exception as error:  # no such name, no network, no library, a file of another kind: all end the same way
+    except Exception as error:
+        # No such name, no network, no library, a file of another kind: all end the same way.
         raise UserError(
             f"tokenizer {name!r}, which the Hugging Face hub did not give ({_one_line(error)})",
             "the name of a fast tokenizer, and network access",
@@ -297,28 +324,3 @@ def _lines(counts: dict[str, int], words_a_line: int = 256) -> Iterable[str]:
     for word, count in sorted(counts.items()):
         for start in range(0, count, words_a_line):
             yield " ".join([word] * min(words_a_line, count - start))
-
-
-def token_tables(tokenizer: TextTokenizer) -> VocabTables:
-    """What each token may be used for when words are masked and replaced.
-
-    A piece continues a word if it begins with "##" (WordPiece) or, in a vocabulary that marks the
-    beginnings of words, has no such mark.
-    """
-    names, special = tokenizer.tokens(), tokenizer.special_ids()
-    marked = any(name.startswith(_WORD_START) for name in names)
-    content_V, fillable_V, continuation_V = (np.zeros(len(names), bool) for _ in range(3))
-    for token_id, name in enumerate(names):
-        if token_id in special or not name:
-            continue
-        continuation_V[token_id] = (
-            not name.startswith(_WORD_START) if marked else name.startswith("##")
-        )
-        word = name[1:] if marked else name
-        content_V[token_id] = (
-            not continuation_V[token_id] and word.isalnum() and word.lower() not in FUNCTION_WORDS
-        )
-        whole = tokenizer.whole_words is None or word in tokenizer.whole_words
-        alone = len(word) > 1 or not word.isascii() or word.isdigit()
-        fillable_V[token_id] = content_V[token_id] and whole and alone
-    return VocabTables(content_V, fillable_V, continuation_V)

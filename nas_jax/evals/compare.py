@@ -88,12 +88,7 @@ def _compare(a: Result, b: Result, resamples: int) -> list[Difference]:
         for quantity in a.hits[scorer]:
             hits_2xQ = [_numbers(result.hits[scorer][quantity]) for result in (a, b)]
             for part, members in parts.items():
-                rows = (
-                    [np.arange(len(categories_Q))]
-                    if members is None
-                    else _rows(categories_Q, members)
-                )
-                made = _difference(hits_2xQ, rows, units_Q, resamples)
+                made = _difference(hits_2xQ, _rows(categories_Q, members), units_Q, resamples)
                 if made is not None:
                     out.append(Difference(a.name, part, scorer, quantity, *made))
     return out
@@ -103,24 +98,23 @@ def _check_same(a: Result, b: Result) -> None:
     for what in ("form", "protocol"):
         if getattr(a, what) != getattr(b, what):
             left, right = (_short(getattr(result, what)) for result in (a, b))
-            raise DataError(
-                f"{a.name}: {what} {left} in A, {right} in B", "one protocol", "evaluate both alike"
-            )
+            got = f"{a.name}: {what} {left} in A, {right} in B"
+            raise DataError(got, "one protocol", "evaluate both alike")
     if a.keys != b.keys:
         only_a, only_b = set(a.keys) - set(b.keys), set(b.keys) - set(a.keys)
         example = next(iter(sorted(only_a | only_b)), "their order")
-        got = (
-            f"{a.name}: {len(only_a)} items only in A and {len(only_b)} only in B, like {example!r}"
+        counts = f"{len(only_a)} items only in A and {len(only_b)} only in B"
+        raise DataError(
+            f"{a.name}: {counts}, like {example!r}",
+            "the same items",
+            "evaluate both on the same files",
         )
-        raise DataError(got, "the same items", "evaluate both on the same files")
 
 
 def _short(value: Any) -> str:
-    return (
-        "; ".join(f"{name}: {text}" for name, text in value.items())
-        if isinstance(value, Mapping)
-        else str(value)
-    )
+    if not isinstance(value, Mapping):
+        return str(value)
+    return "; ".join(f"{name}: {text}" for name, text in value.items())
 
 
 def _numbers(hits: Sequence[bool | None]) -> np.ndarray:
@@ -128,7 +122,10 @@ def _numbers(hits: Sequence[bool | None]) -> np.ndarray:
     return np.array([np.nan if hit is None else float(hit) for hit in hits])
 
 
-def _rows(categories_Q: np.ndarray, members: Sequence[str]) -> list[np.ndarray]:
+def _rows(categories_Q: np.ndarray, members: Sequence[str] | None) -> list[np.ndarray]:
+    """Rows of each category; None: all as one."""
+    if members is None:
+        return [np.arange(len(categories_Q))]
     return [np.flatnonzero(categories_Q == name) for name in members]
 
 
@@ -179,40 +176,23 @@ def _drawn(weights_RxQ: np.ndarray, gain_Q: np.ndarray, ends: np.ndarray) -> np.
     means = np.divide(100 * sums, total, out=np.full(total.shape, np.nan), where=total > 0)
     known = ~np.isnan(means)
     count = known.sum(axis=1)
-    return np.divide(
-        np.where(known, means, 0).sum(axis=1),
-        count,
-        out=np.full(len(count), np.nan),
-        where=count > 0,
-    )
+    gain = np.where(known, means, 0).sum(axis=1)
+    return np.divide(gain, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 # ------------------------------------------------------------------------------------------- output
 
 COLUMNS = (
-    "benchmark",
-    "part",
-    "scorer",
-    "quantity",
-    "A",
-    "B",
-    "B - A",
-    "95 % interval",
-    "p",
-    "McNemar",
-    "n",
+    *("benchmark", "part", "scorer", "quantity"),
+    *("A", "B", "B - A", "95 % interval", "p", "McNemar", "n"),
 )
 
 
 def _cells(row: Difference) -> list[str]:
     mark = " *" if row.p < LEVEL else ""
     exact = "-" if row.p_mcnemar is None else f"{row.p_mcnemar:.4f}"
-    numbers = [
-        f"{row.first:.1f}",
-        f"{row.second:.1f}",
-        f"{row.difference:+.1f}",
-        f"{row.low:+.1f} to {row.high:+.1f}",
-    ]
+    numbers = [f"{row.first:.1f}", f"{row.second:.1f}", f"{row.difference:+.1f}"]
+    numbers.append(f"{row.low:+.1f} to {row.high:+.1f}")
     names = [row.benchmark, row.part, row.scorer, row.quantity]
     return [*names, *numbers, f"{row.p:.4f}{mark}", exact, str(row.count)]
 
@@ -225,7 +205,10 @@ def heading(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
     others = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
     shown = [name for name in others if not name.startswith("checkpoint.")]
     lines += [f"{name}: {a.get(name)} in A, {b.get(name)} in B" for name in shown]
-    note = f"* p below {LEVEL}: paired bootstrap, {RESAMPLES} resamples, not corrected for the number of comparisons"
+    note = (
+        f"* p below {LEVEL}: paired bootstrap, {RESAMPLES} resamples, not corrected for the number "
+        "of comparisons"
+    )
     return [*lines, note]
 
 
@@ -233,21 +216,20 @@ def to_markdown(protocols: Sequence[Mapping[str, Any]], differences: Sequence[Di
     """One table."""
     rows = [COLUMNS, ("---",) * 4 + ("---:",) * 7, *(_cells(row) for row in differences)]
     lines = ["| " + " | ".join(value.replace("|", "\\|") for value in row) + " |" for row in rows]
-    return "\n".join(
-        ["# A against B", "", *(f"{line}  " for line in heading(protocols)), "", *lines, ""]
-    )
+    about = [f"{line}  " for line in heading(protocols)]
+    return "\n".join(["# A against B", "", *about, "", *lines, ""])
 
 
 def to_html(protocols: Sequence[Mapping[str, Any]], differences: Sequence[Difference]) -> str:
     """A page that needs nothing else, with a picture of each difference and its interval."""
-    most = (
-        max((abs(bound) for row in differences for bound in (row.low, row.high)), default=1.0)
-        or 1.0
-    )
+    bounds = [abs(bound) for row in differences for bound in (row.low, row.high)]
+    most = max(bounds, default=1.0) or 1.0
+
+    def dot(x: float) -> str:
+        return f'<circle class="bar" cx="{x:.1f}" cy="8" r="4"/>'
 
     def drawing(row: Difference) -> str:
-        dot = lambda at: f'<circle class="bar" cx="{at:.1f}" cy="8" r="4"/>'  # noqa: E731
-        return whiskers(row.difference, row.low, row.high, -most, most, 0.0, dot)
+        return whiskers((row.difference, row.low, row.high), (-most, most), 0.0, dot)
 
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in heading(protocols))
     rows = [(_cells(row), drawing(row)) for row in differences]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from nas_jax.utils.errors import ConfigError
 
-SCORERS = ("itc", "itm", "itm_logit", "itm+itc")
-RULES = ("own", "wording")
+if TYPE_CHECKING:
+    from nas_jax.methods.method import Method
+
 IMAGE_TOKENS = ("method", "encoder")
 STORES = ("model", "bfloat16")
 
@@ -16,8 +18,8 @@ STORES = ("model", "bfloat16")
 class EvalConfig:
     """Which metrics the suite computes, with which scores; `train.eval_every` says when."""
 
-    # names of evals/scorers.py: itc, itm, itm_logit, itm+itc
-    scorers: tuple[str, ...] = ("itc", "itm")
+    # scores that the method gives (docs/evaluation.md); empty: the method's default ones
+    scorers: tuple[str, ...] = ()
     retrieval: bool = True  # recall at 1, 5, 10 in both directions
     foils: bool = True  # caption or foil
     quads: bool = True  # two pictures, two captions
@@ -43,51 +45,67 @@ class EvalConfig:
     bootstrap: int = 1000  # resamples of a confidence interval
 
     def validate(self) -> None:
-        """Raises ConfigError on the first field with an unusable value."""
-        for name, least in (
-            ("rerank_k", 1),
-            ("batch_size", 1),
-            ("match_rows", 1),
-            ("max_images", 0),
-            ("max_pairs", 0),
-            ("text_length", 3),
-            ("bootstrap", 100),
-        ):
+        """Raises ConfigError on the first field with an unusable value.
+
+        Whether the method has the scorers is another question: `check_scorers`.
+        """
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"eval.{name}={value!r}", f"an integer >= {least}", f"set eval.{name}"
-                )
+                raise _unusable(name, value, f"an integer >= {least}")
         for name in ("retrieval", "foils", "quads"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(
-                    f"eval.{name}={getattr(self, name)!r}", "True or False", f"set eval.{name}"
-                )
+                raise _unusable(name, getattr(self, name), "True or False")
         for name, known in (("image_tokens", IMAGE_TOKENS), ("store", STORES)):
             if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"eval.{name}={getattr(self, name)!r}", " or ".join(known), f"set eval.{name}"
-                )
+                raise _unusable(name, getattr(self, name), " or ".join(known))
         if not self.device_gib >= 0:
-            raise ConfigError(
-                f"eval.device_gib={self.device_gib}", "0 or more", "use 0 for host memory alone"
-            )
+            raise _unusable("device_gib", self.device_gib, "0 or more; 0 is host memory alone")
         if not 0 <= self.max_dropped <= 1:
-            raise ConfigError(
-                f"eval.max_dropped={self.max_dropped}", "a share in [0, 1]", "0.01 is usual"
-            )
+            raise _unusable("max_dropped", self.max_dropped, "a share in [0, 1]; 0.01 is usual")
         if self.benchmarks and not self.data:
-            raise ConfigError(
-                f"eval.benchmarks={self.benchmarks} without eval.data",
-                "their folder",
-                "set eval.data",
-            )
-        check_scorers(self.scorers, "eval.scorers")
+            got = f"eval.benchmarks={self.benchmarks} without eval.data"
+            raise ConfigError(got, "their folder", "set eval.data")
+        if isinstance(self.scorers, str) or len(set(self.scorers)) < len(self.scorers):
+            raise _unusable("scorers", self.scorers, "a tuple of distinct names")
 
 
-def check_scorers(names: tuple[str, ...], where: str) -> None:
-    """Raises ConfigError unless these are names of scorers, each once."""
-    unknown = [name for name in names if name not in SCORERS]
-    if isinstance(names, str) or unknown or not names or len(set(names)) < len(names):
-        expected = f"a tuple of distinct names out of {SCORERS}"
-        raise ConfigError(f"{where}={names!r}", expected, f"set {where}")
+_LEAST = {
+    "rerank_k": 1,
+    "batch_size": 1,
+    "match_rows": 1,
+    "max_images": 0,
+    "max_pairs": 0,
+    "text_length": 3,
+    "bootstrap": 100,
+}
+
+
+def _unusable(name: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(f"eval.{name}={value!r}", expected, f"set eval.{name}")
+
+
+def check_scorers(
+    names: tuple[str, ...], method: Method | type[Method], field: str = "eval.scorers"
+) -> tuple[str, ...]:
+    """The scorers of an evaluation: the names, or where there are none, the method's default ones.
+
+    Args:
+      names: what the user asks for.
+      method: a method, or its class.
+      field: where the user wrote the names.
+
+    Raises:
+      ConfigError: a name that the method does not give, or a name twice.
+    """
+    known = (*method.feature_scores, *method.pair_scores, *method.summed_scores)
+    unknown = [name for name in names if name not in known]
+    if isinstance(names, str) or unknown or len(set(names)) < len(names):
+        expected = f"distinct names out of {', '.join(known)}, which the method gives"
+        raise ConfigError(f"{field}={names!r}", expected, f"set {field}")
+    return tuple(names) or tuple(method.default_scores)
+
+
+def with_scorers(config: EvalConfig, method: Method) -> EvalConfig:
+    """The config with its scorers by name: see `check_scorers`."""
+    return replace(config, scorers=check_scorers(config.scorers, method))

@@ -19,8 +19,8 @@ import numpy as np
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
-from nas_jax.evals.benchmarks.assemble import Options
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, Picture
+from nas_jax.evals.benchmarks.assemble import LoadOptions
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, PictureRef
 from nas_jax.evals.benchmarks.reading import find, read_json
 from nas_jax.utils.errors import DataError
 
@@ -28,6 +28,7 @@ TEXT_LENGTH = 30  # tokens and words of a text (ALBEF code, configs/Retrieval_co
 FIRST = 5  # captions of an image in the smaller of the two denominators
 RERANK_K = {"coco": 256, "flickr30k": 128}  # k_test of ALBEF's configs
 SCORERS = ("itc", "itm_logit")  # the published ones
+RULES = {"own", "wording"}  # what is right, see `retrieval`
 FILES = {
     "coco": ("coco_karpathy_test.json", "coco_test.json", "dataset_coco.json"),
     "flickr30k": ("flickr30k_test.json", "flickr30k_karpathy_test.json", "dataset_flickr30k.json"),
@@ -57,7 +58,7 @@ class Collection:
         return out if five == every else [out[0], (f"{five}-own", "own", FIRST), out[1]]
 
 
-def load(name: str, data_dir: Path, options: Options) -> Collection:
+def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
     """The test images of `name` (coco, flickr30k) with their captions; `data_dir` may be the json
     file itself.
 
@@ -68,7 +69,7 @@ def load(name: str, data_dir: Path, options: Options) -> Collection:
     report = Report()
     items = _items(path, report)
     gallery = Gallery(
-        Files(path.parent), [Picture(image) for image, _ in items], options.image_size
+        Files(path.parent), [PictureRef(image) for image, _ in items], options.image_size
     )
     for failure in gallery.failures.values():
         report.drop(failure.reason, failure.example)

@@ -7,11 +7,13 @@ never wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
+from nas_jax.evals.statistics import bootstrap_interval
 from nas_jax.utils.errors import DataError
 
 QUAD_CHANCE = {"text": 100 / 4, "image": 100 / 4, "group": 100 / 6}
@@ -20,31 +22,42 @@ right pairs above both wrong ones, which 2! * 2! = 4 of them are (Thrush et al. 
 section 4)."""
 
 PAIR_CHANCE = 50.0
+CUTS = (1, 5, 10)  # recall is at these
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of an evaluation, with what is needed to judge it.
 
-    `value`, `chance` and `blind` are percentages.
+    All in percent but `count` and `ties`.
     """
 
-    key: str  # set/task/scorer/quantity, e.g. "val/foils/itm/colour"
+    benchmark: str  # or evaluation set
+    part: str  # "all", "macro", a group or a category; of a run's own set: foils, quads, retrieval
+    scorer: str
+    quantity: str
+    _: KW_ONLY
     value: float
+    low: float = math.nan  # 95 % bootstrap interval over pictures; NaN: none
+    high: float = math.nan
     chance: float  # the expected value under random scores
-    # the value when the model sees a blank image: what it knows from the text alone
-    blind: float | None
-    count: int  # examples that the value is a mean over
+    # the value when the model sees a blank picture: what it knows from the text alone
+    blind: float | None = None
+    count: int  # answers that the value is a mean over
+    ties: int = 0  # answers that were wrong by a tie alone
+
+    @property
+    def key(self) -> str:
+        """benchmark/part/scorer/quantity, like "valse/existence/itm/accuracy"."""
+        return "/".join((self.benchmark, self.part, self.scorer, self.quantity))
 
 
 def percent(hits: np.ndarray) -> float:
     """Share of True in an array, in percent. Raises DataError on an empty array."""
     if np.size(hits) == 0:
-        raise DataError(
-            "a metric over 0 examples",
-            "at least one example",
-            "check the evaluation set and eval.max_*",
-        )
+        remedy = "check the evaluation set and eval.max_*"
+        raise DataError("a metric over 0 examples", "at least one example", remedy)
     return float(100.0 * np.count_nonzero(hits) / np.size(hits))  # in this order 14 % is 14.0
 
 
@@ -112,64 +125,81 @@ def recall_chance(positives_R: np.ndarray, candidates: int, k: int) -> float:
     """
     counts, rows = np.unique(np.asarray(positives_R), return_counts=True)
     chances = []
+    drawn = np.arange(min(k, candidates))
     for count in counts:
-        draws = np.arange(min(k, candidates))
-        chances.append(
-            1.0 - np.prod(np.maximum(candidates - count - draws, 0) / (candidates - draws))
-        )
+        wrong = np.maximum(candidates - count - drawn, 0)
+        chances.append(1.0 - np.prod(wrong / (candidates - drawn)))
     return float(100.0 * np.average(chances, weights=rows))
 
 
-def pair_wins(caption_scores_P: np.ndarray, foil_scores_P: np.ndarray) -> np.ndarray:
-    """True where the caption scores strictly higher than its foil (Parcalabescu et al.
-
-    2022, "VALSE", acc_r).
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks (0 = first) of the best right candidate of each query of one direction, under one
+    scorer.
     """
-    return np.asarray(caption_scores_P) > np.asarray(foil_scores_P)
+
+    scorer: str
+    direction: str  # one of DIRECTIONS
+    ranks: np.ndarray
+    right: np.ndarray | None  # number of right candidates of each query; None: not known
+    candidates: int
+    blind: np.ndarray | None = None  # the same ranks without pictures
+    task: str = "retrieval"
 
 
-def quad_wins(scores_Px2x2: np.ndarray) -> dict[str, np.ndarray]:
-    """Winoground's three outcomes of each quad (Thrush et al. 2022, equations 1 to 3), all strict.
+def recalls(
+    found: Ranks,
+    benchmark: str,
+    part: str,
+    before: str = "",
+    draws: tuple[np.ndarray, int] | None = None,
+) -> list[Metric]:
+    """Recall at each of `CUTS`.
 
     Args:
-      scores_Px2x2: [p, c, i] is the score of caption c with image i; caption 0 belongs to image 0,
-      1 to 1.
-
-    Returns:
-      "text": each image prefers its caption; "image": each caption prefers its image; "group":
-      both. (P,) bool each.
+      found: the ranks.
+      benchmark, part: of the metrics.
+      before: what their quantity has before "r@k".
+      draws: units of the queries, and resamples of the bootstrap; None: no interval.
     """
-    s = np.asarray(scores_Px2x2)
-    text = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
-    image = (s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])
-    return {"text": text, "image": image, "group": text & image}
+    out = []
+    for k in CUTS:
+        low, high = bootstrap_interval(found.ranks < k, *draws) if draws else (math.nan, math.nan)
+        chance = math.nan
+        if found.right is not None:
+            chance = recall_chance(found.right, found.candidates, k)
+        metric = Metric(
+            benchmark,
+            part,
+            found.scorer,
+            f"{before}r@{k}",
+            value=recall_at_k(found.ranks, k),
+            low=low,
+            high=high,
+            chance=chance,
+            blind=None if found.blind is None else recall_at_k(found.blind, k),
+            count=len(found.ranks),
+        )
+        out.append(metric)
+    return out
 
 
 def format_table(metrics: Sequence[Metric], markdown: bool = False) -> str:
     """Metrics as lines of aligned text, or as a Markdown table. Percentages have one decimal."""
     header = ("metric", "value", "chance", "text-only", "n")
-    rows = [
-        (
-            m.key,
-            f"{m.value:.1f}",
-            f"{m.chance:.1f}",
-            "-" if m.blind is None else f"{m.blind:.1f}",
-            str(m.count),
-        )
-        for m in metrics
-    ]
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    rows = []
+    for m in metrics:
+        blind = "-" if m.blind is None else f"{m.blind:.1f}"
+        rows.append((m.key, f"{m.value:.1f}", f"{m.chance:.1f}", blind, str(m.count)))
+    first, *widths = (max(map(len, column)) for column in zip(header, *rows, strict=True))
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
-        ]
+        cells = [row[0].ljust(first), *map(str.rjust, row[1:], widths)]
         return "| " + " | ".join(cells) + " |" if markdown else "  ".join(cells)
 
-    bars = ["-" * widths[0]] + [
-        "-" * (width - 1) + (":" if markdown else "-") for width in widths[1:]
-    ]
-    return "\n".join([line(header), line(bars), *(line(row) for row in rows)])
+    end = ":" if markdown else "-"
+    bars = ["-" * first, *("-" * (width - 1) + end for width in widths)]
+    return "\n".join([line(header), line(bars), *map(line, rows)])
 
 
 def _check_positives(positives_RxC: np.ndarray) -> None:

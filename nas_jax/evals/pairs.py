@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas_jax.evals import metrics
+from nas_jax.evals.encodings import BLANK
+from nas_jax.evals.functions import TextEncoding
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.outcomes import Outcome, outcomes
-from nas_jax.evals.questions import Benchmark, Question
+from nas_jax.evals.questions import Benchmark, Cells, Question, Scored
 from nas_jax.evals.retrieval import evenly
-from nas_jax.evals.scorers import BLANK, SetScores, TextEncoding
+from nas_jax.evals.scorers import SetScores
 from nas_jax.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,25 +27,18 @@ _LOG = logging.getLogger(__name__)
 
 RESERVED = ("all", "macro", "text", "image", "group")
 
-Cells = list[np.ndarray]
-"""Scores of each question, (pictures, texts)."""
 
-
-def cells(
-    scores: SetScores, form: str, questions: Sequence[Question], scorer: str
-) -> tuple[Cells, Cells | None]:
+def scored(scores: SetScores, form: str, questions: Sequence[Question], scorer: str) -> Scored:
     """The scores of all questions, and the same with a blank picture in place of each.
 
-    Of form "texts" they are cosines of text features, whatever the scorer, and there is nothing to
-    blank.
+    Of form "texts" they compare text features, by a feature score, and there is nothing to blank.
     """
     if form == "texts":
-        return _likeness(scores, questions), None
+        return Scored(scorer, _likeness(scores, questions, scorer))
     shapes = [(len(question.images), len(question.texts)) for question in questions]
     images = [np.repeat(question.images, len(question.texts)) for question in questions]
-    numbers = [scores.text_indices(question.texts) for question in questions]
     texts = [
-        np.tile(one, len(question.images)) for one, question in zip(numbers, questions, strict=True)
+        np.tile(scores.text_indices(question.texts), len(question.images)) for question in questions
     ]
     images_P, texts_P = np.concatenate(images), np.concatenate(texts)
     # One call, so that a scorer that ranks the same pairs otherwise finds all of them matched.
@@ -55,15 +50,12 @@ def cells(
         [part.reshape(shape) for part, shape in zip(np.split(half, ends), shapes, strict=True)]
         for half in np.split(both_2P, 2)
     )
-    return seen, blind
+    return Scored(scorer, seen, blind)
 
 
-def _likeness(scores: SetScores, questions: Sequence[Question]) -> Cells:
-    features = [
-        scores.text_features(scores.text_indices(question.texts)).astype(np.float64)
-        for question in questions
-    ]
-    return [(one @ one.T).astype(np.float32) for one in features]
+def _likeness(scores: SetScores, questions: Sequence[Question], scorer: str) -> Cells:
+    features = [scores.text_features(scores.text_indices(one.texts)) for one in questions]
+    return [scores.method.compare(scorer, one, one).astype(np.float32) for one in features]
 
 
 def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
@@ -77,18 +69,22 @@ def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     if not benchmark.questions:
         return []
     seen, blind = (found["accuracy"] for found in _seen_and_blind(scores, benchmark, scorer))
-    prefix = f"{scores.eval_set.name}/foils/{scorer}"
+    names = benchmark.name, "foils", scorer
     each = [
-        _mean(f"{prefix}/{name}", seen, blind, rows)
-        for name, rows in _categories(scores.eval_set.name, benchmark)
+        _mean((*names, category), seen, blind, rows) for category, rows in _categories(benchmark)
     ]
-    out = [_mean(f"{prefix}/all", seen, blind)]
-    if len(each) > 1:
-        value, blind = (
-            float(np.mean([getattr(m, field) for m in each])) for field in ("value", "blind")
-        )
-        out += [Metric(f"{prefix}/macro", value, metrics.PAIR_CHANCE, blind, out[0].count), *each]
-    return out
+    whole = _mean((*names, "all"), seen, blind)
+    if len(each) < 2:
+        return [whole]
+    macro = Metric(
+        *names,
+        "macro",
+        value=float(np.mean([one.value for one in each])),
+        chance=metrics.PAIR_CHANCE,
+        blind=float(np.mean([one.blind for one in each])),
+        count=whole.count,
+    )
+    return [whole, macro, *each]
 
 
 def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
@@ -102,12 +98,11 @@ def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     if not benchmark.questions:
         return []
     seen, blind = _seen_and_blind(scores, benchmark, scorer)
-    prefix = f"{scores.eval_set.name}/quads/{scorer}"
-    members = _categories(scores.eval_set.name, benchmark)
-    out = [_mean(f"{prefix}/{name}", seen[name], blind[name]) for name in seen]
+    names, members = (benchmark.name, "quads", scorer), _categories(benchmark)
+    out = [_mean((*names, name), seen[name], blind[name]) for name in seen]
     for category, rows in members if len(members) > 1 else ():
         out += [
-            _mean(f"{prefix}/{category}/{name}", seen[name], blind[name], rows) for name in seen
+            _mean((*names, f"{category}/{name}"), seen[name], blind[name], rows) for name in seen
         ]
     return out
 
@@ -141,33 +136,35 @@ def quad_benchmark(eval_set: EvalSet, max_pairs: int = 0) -> Benchmark:
 def _seen_and_blind(
     scores: SetScores, benchmark: Benchmark, scorer: str
 ) -> list[dict[str, Outcome]]:
-    found = cells(scores, benchmark.form, benchmark.questions, scorer)
-    return [outcomes(benchmark, one, scorer) for one in found]
+    found = scored(scores, benchmark.form, benchmark.questions, scorer)
+    return [outcomes(benchmark, cells, scorer) for cells in (found.seen, found.blind)]
 
 
 def _mean(
-    key: str, seen: Outcome, blind: Outcome, rows: np.ndarray | slice = slice(None)
+    names: tuple[str, str, str, str],
+    seen: Outcome,
+    blind: Outcome,
+    rows: np.ndarray | slice = slice(None),
 ) -> Metric:
     hits = seen.hits[rows]
     return Metric(
-        key,
-        metrics.percent(hits),
-        float(seen.chance[0]),
-        metrics.percent(blind.hits[rows]),
-        len(hits),
+        *names,
+        value=metrics.percent(hits),
+        chance=float(seen.chance[0]),
+        blind=metrics.percent(blind.hits[rows]),
+        count=len(hits),
     )
 
 
-def _categories(set_name: str, benchmark: Benchmark) -> list[tuple[str, np.ndarray]]:
+def _categories(benchmark: Benchmark) -> list[tuple[str, np.ndarray]]:
     """Rows of each category, sorted by name."""
     # keys have slashes
     categories = [question.category.replace("/", "-") for question in benchmark.questions]
     for name in RESERVED:
         if name in categories:
-            got = f"a category named {name!r} in evaluation set {set_name!r}"
-            raise DataError(
-                got, f"a name other than {RESERVED}", "rename the category in the annotation file"
-            )
+            got = f"a category named {name!r} in evaluation set {benchmark.name!r}"
+            remedy = "rename the category in the annotation file"
+            raise DataError(got, f"a name other than {RESERVED}", remedy)
     column = np.array(categories)
     return [(name, np.flatnonzero(column == name)) for name in sorted(set(categories))]
 
@@ -184,27 +181,17 @@ def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_len
         for question in benchmark.questions
         for pair in _must_differ(benchmark.form, question.texts)
     ]
-    if not pairs:
-        return
-    collapsed = [
-        pair
-        for pair, same in zip(pairs, _same_tokens(pairs, tokenizer, text_length), strict=True)
-        if same
-    ]
+    collapsed = _same_tokens(pairs, tokenizer, text_length)
     if not collapsed:
         return
     # Pairs that differ at four times the length were cut; the others differ in case or spaces or
     # unknown characters.
-    for (first, _), same in zip(
-        collapsed, _same_tokens(collapsed, tokenizer, 4 * text_length), strict=True
-    ):
-        if not same:
-            got = f"text_length={text_length} cuts {first!r} and its foil in {benchmark.name!r} to the same tokens"
-            raise ConfigError(
-                got,
-                "pairs that differ",
-                "raise the text length of the evaluation (VALSE fits in 64)",
-            )
+    still = set(_same_tokens(collapsed, tokenizer, 4 * text_length))
+    for pair in collapsed:
+        if pair not in still:
+            got = f"text_length={text_length} cuts {pair[0]!r} and its foil in {benchmark.name!r}"
+            remedy = "raise the text length of the evaluation (VALSE fits in 64)"
+            raise ConfigError(f"{got} to the same tokens", "pairs that differ", remedy)
     _LOG.warning(
         "%s: %d of %d pairs have the same tokens on both sides and count as wrong, e.g. %r and %r",
         *(benchmark.name, len(collapsed), len(pairs), *collapsed[0]),
@@ -213,15 +200,18 @@ def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_len
 
 def _must_differ(form: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Pairs of a right and a wrong text; of a quad, its two."""
-    right, wrong = (
-        (texts[:2], texts[2:]) if form in ("two_true", "texts") else (texts[:1], texts[1:])
-    )
-    return [(one, other) for one in right for other in wrong]
+    right = 2 if form in ("two_true", "texts") else 1
+    return [(one, other) for one in texts[:right] for other in texts[right:]]
 
 
-def _same_tokens(pairs: list[tuple[str, str]], tokenizer: TextEncoding, length: int) -> np.ndarray:
-    first_ids, first_mask = tokenizer.encode([first for first, _ in pairs], length)
-    second_ids, second_mask = tokenizer.encode([second for _, second in pairs], length)
-    return ((np.asarray(first_ids) == second_ids) & (np.asarray(first_mask) == second_mask)).all(
-        axis=1
+def _same_tokens(
+    pairs: list[tuple[str, str]], tokenizer: TextEncoding, length: int
+) -> list[tuple[str, str]]:
+    """The pairs whose texts are the same to a model."""
+    if not pairs:
+        return []
+    (first_ids, first_mask), (second_ids, second_mask) = (
+        map(np.asarray, tokenizer.encode(list(side), length)) for side in zip(*pairs, strict=True)
     )
+    same_PxL = (first_ids == second_ids) & (first_mask == second_mask)
+    return [pair for pair, same in zip(pairs, same_PxL.all(axis=1), strict=True) if same]

@@ -5,13 +5,14 @@ score. Its *form* says which cells must be strictly higher than which others. Lo
 (`evals/benchmarks/`), scorers fill cells (`evals/scorers.py`), and `evals/outcomes.py` reads the
 answers off.
 
-| form | pictures | texts | right when | |---|---|---|---| | choice | 1 | 1 right, then the wrong
-ones | the right text beats every wrong one | | picture | 1 right, then the wrong ones | 1 | the
-right picture beats every wrong one | | quad | 2 | 2, text k belongs to picture k | text, image and
-group score (Thrush et al. 2022) | | two_true | 1 | 2 right, 1 wrong | both right texts beat the
-wrong one (SugarCrepe++) | | yes_no | 1 | 1 | the score is above the threshold where the text is
-true, and below it where it is false | | texts | 0 | 2 of one meaning, then 1 of another | the first
-two are nearer to each other than either to the third |
+| form | pictures | texts | right when |
+|---|---|---|---|
+| choice | 1 | 1 right, then the wrong ones | the right text beats every wrong one |
+| picture | 1 right, then the wrong ones | 1 | the right picture beats every wrong one |
+| quad | 2 | 2, text k belongs to picture k | text, image and group score (Thrush et al. 2022) |
+| two_true | 1 | 2 right, 1 wrong | both right texts beat the wrong one (SugarCrepe++) |
+| yes_no | 1 | 1 | the score is above the threshold if the text is true, else below it |
+| texts | 0 | 2 of one meaning, then 1 of another | the first two are nearest to each other |
 
 Of form texts there are no pictures: the cells are (text, text), a symmetric matrix of the likeness
 of text features.
@@ -23,6 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+Cells = Sequence[np.ndarray]
+"""Scores of questions: for each an array (pictures, texts), or (texts, texts) of form texts."""
 
 FORMS = ("choice", "picture", "quad", "two_true", "yes_no", "texts")
 
@@ -65,3 +69,12 @@ class Benchmark:
     """Quantity -> sets of keys; a set is right when all its questions are (What'sUp: "pair",
     "set").
     """
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a benchmark under one scorer."""
+
+    scorer: str
+    seen: Cells
+    blind: Cells | None = None  # the same with a blank picture in place of each

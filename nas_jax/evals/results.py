@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from nas_jax.checkpoint.stored import Damage, read_record
-from nas_jax.evals.outcomes import Row
+from nas_jax.evals.metrics import Metric
+from nas_jax.methods.method import Method
+from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.utils.errors import CheckpointError, DataError
 from nas_jax.utils.paths import as_path, failures, in_words, make_folder, write_whole
 
 RESULTS = "results"  # .json, .md, .html
 FORMAT = 1
-READ = ("params/", "method_state/dictionary/")  # what an evaluation reads of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Result:
     protocol: Mapping[str, str]  # the rules of this benchmark
     dropped: Mapping[str, int]  # reason -> items left out
     counts: Mapping[str, int]  # questions, images, texts
-    rows: tuple[Row, ...]
+    rows: tuple[Metric, ...]
     keys: tuple[str, ...]
     categories: tuple[str, ...]
     units: tuple[int, ...]  # questions of one unit are drawn together, see evals/statistics.py
@@ -70,9 +71,8 @@ def write(
         "protocol": dict(protocol),
         "results": [_entry(result) for result in results],
     }
-    write_whole(
-        target / f"{RESULTS}.json", json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    write_whole(target / f"{RESULTS}.json", text + "\n")
     write_whole(target / f"{RESULTS}.md", to_markdown(protocol, results))
     write_whole(target / f"{RESULTS}.html", to_html(protocol, results))
     return target
@@ -88,9 +88,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
     try:
         content = json.loads(file.read_bytes())
         if content["format"] != FORMAT:
-            raise DataError(
-                f"{file}: format {content['format']}", f"format {FORMAT}", "evaluate again"
-            )
+            got = f"{file}: format {content['format']}"
+            raise DataError(got, f"format {FORMAT}", "evaluate again")
         return content["protocol"], [_result(entry) for entry in content["results"]]
     except failures() as error:
         raise DataError(
@@ -109,28 +108,11 @@ def _result(entry: dict[str, Any]) -> Result:
         name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
     }
     entry["rows"] = tuple(
-        Row(**{name: _number(name, value) for name, value in row.items()}) for row in entry["rows"]
+        Metric(**{name: _number(name, value) for name, value in row.items()})
+        for row in entry["rows"]
     )
     entry["averages"] = {name: tuple(members) for name, members in entry["averages"].items()}
     return Result(**{one.name: entry[one.name] for one in fields(Result)})
-
-
-def digest(checkpoint: Path) -> str:
-    """Of the arrays that an evaluation reads; "" where there is no checkpoint, or one without
-    checksums.
-    """
-    try:
-        arrays = read_record(checkpoint).get("arrays", {}) if checkpoint.is_dir() else {}
-    except Damage as error:
-        raise CheckpointError(
-            f"{checkpoint}: {error}", "the files as they were saved", "copy them again"
-        ) from error
-    read_arrays = {name: kind for name, kind in arrays.items() if name.startswith(READ)}
-    return (
-        hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16]
-        if read_arrays
-        else ""
-    )
 
 
 def _entry(result: Result) -> dict[str, Any]:
@@ -145,18 +127,40 @@ def _number(name: str, value: Any) -> Any:
     return math.nan if name in ("low", "high") and value is None else value
 
 
+def about_checkpoint(workdir: Path, step: int, name: str, method: Method) -> dict[str, Any]:
+    """What a protocol says of the weights. name: of the run."""
+    return {
+        "name": name,
+        "method": method.config.name,
+        "path": f"{workdir.name}/{CHECKPOINTS}/{step}",
+        "step": step,
+        "digest": digest(workdir / CHECKPOINTS / str(step), method.scoring_state),
+    }
+
+
+def digest(checkpoint: Path, scoring_state: Sequence[str]) -> str:
+    """Of the arrays that an evaluation reads: the parameters and some entries of the state.
+
+    "" where there is no checkpoint, or one without checksums.
+    """
+    try:
+        arrays = read_record(checkpoint).get("arrays", {}) if checkpoint.is_dir() else {}
+    except Damage as error:
+        raise CheckpointError(
+            f"{checkpoint}: {error}", "the files as they were saved", "copy them again"
+        ) from error
+    parts = tuple(f"{part}/" for part in ("params", *map("method_state/{}".format, scoring_state)))
+    read_arrays = {name: kind for name, kind in arrays.items() if f"{name}/".startswith(parts)}
+    if not read_arrays:
+        return ""
+    return hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16]
+
+
 # ------------------------------------------------------------------------------------------- tables
 
 COLUMNS = (
-    "part",
-    "scorer",
-    "quantity",
-    "value",
-    "95 % interval",
-    "chance",
-    "text-only",
-    "ties",
-    "n",
+    *("part", "scorer", "quantity", "value", "95 % interval"),
+    *("chance", "text-only", "ties", "n"),
 )
 
 
@@ -164,39 +168,23 @@ def to_markdown(protocol: Mapping[str, Any], results: Sequence[Result]) -> str:
     """One table a benchmark, its rules under it, and the protocol at the end."""
     lines = ["# Results", ""]
     for result in results:
-        lines += [
-            f"## {result.name}",
-            "",
-            _markdown_row(COLUMNS),
-            _markdown_row(["---"] * 3 + ["---:"] * 6),
-        ]
+        lines += [f"## {result.name}", ""]
+        lines += [_markdown_row(COLUMNS), _markdown_row(["---"] * 3 + ["---:"] * 6)]
         lines += [_markdown_row(_cells(row)) for row in result.rows]
         lines += ["", *(f"* {line}" for line in describe(result)), ""]
-    lines += [
-        "## Protocol",
-        "",
-        *(f"* {name}: {value}" for name, value in flat(protocol).items()),
-        "",
-    ]
-    return "\n".join(lines)
+    rules = [f"* {name}: {value}" for name, value in flat(protocol).items()]
+    return "\n".join([*lines, "## Protocol", "", *rules, ""])
 
 
 def _markdown_row(values: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Metric) -> list[str]:
     blind = "-" if row.blind is None else f"{row.blind:.1f}"
     interval = f"{row.low:.1f} to {row.high:.1f}"
-    numbers = [
-        f"{row.value:.1f}",
-        interval,
-        f"{row.chance:.1f}",
-        blind,
-        str(row.ties),
-        str(row.count),
-    ]
-    return [row.part, row.scorer, row.quantity, *numbers]
+    numbers = [f"{row.value:.1f}", interval, f"{row.chance:.1f}", blind]
+    return [row.part, row.scorer, row.quantity, *numbers, str(row.ties), str(row.count)]
 
 
 def describe(result: Result) -> list[str]:
@@ -224,12 +212,15 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- page
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; }
-th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
+  font-variant-numeric: tabular-nums; }
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 ul, dl { color: #555; font-size: 13px; }
-.bar { fill: #4878a8; } .whisker { stroke: #222; } .chance { stroke: #c0392b; stroke-dasharray: 3 2; }
+.bar { fill: #4878a8; } .whisker { stroke: #222; }
+.chance { stroke: #c0392b; stroke-dasharray: 3 2; }
 .low { fill: #c0392b; } .axis { stroke: #999; }
 """
 
@@ -243,28 +234,24 @@ def to_html(protocol: Mapping[str, Any], results: Sequence[Result]) -> str:
         parts.append(f"<h2>{html.escape(result.name)}</h2>")
         parts.append(table(COLUMNS + ("",), [(_cells(row), _bar(row)) for row in result.rows]))
         parts.append(_list(describe(result)))
-    parts += [
-        "<h2>Protocol</h2>",
-        _list(f"{name}: {value}" for name, value in flat(protocol).items()),
-    ]
-    return page("Results", parts)
+    rules = _list(f"{name}: {value}" for name, value in flat(protocol).items())
+    return page("Results", [*parts, "<h2>Protocol</h2>", rules])
 
 
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole HTML document."""
-    body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    heading = f"<h1>{html.escape(title)}</h1>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{heading}\n{body}\n</body></html>\n'
+    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts])
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
 def table(header: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:
     """Rows of text, each with a picture (SVG) at its end."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in values)}<td>{drawing}</td></tr>\n"
-        for values, drawing in rows
-    )
+    body = ""
+    for values, drawing in rows:
+        cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
+        body += f"<tr>{cells}<td>{drawing}</td></tr>\n"
     return f"<table><tr>{head}</tr>\n{body}</table>"
 
 
@@ -272,38 +259,39 @@ def _list(lines: Any) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(str(line))}</li>" for line in lines) + "</ul>"
 
 
-def _bar(row: Row) -> str:
-    return whiskers(
-        row.value,
-        row.low,
-        row.high,
-        0.0,
-        100.0,
-        row.chance,
-        lambda at: f'<rect class="bar" x="0" y="3" width="{at:.1f}" height="10"/>',
-    )  # noqa: E501
+def _bar(row: Metric) -> str:
+    def bar(x: float) -> str:
+        return f'<rect class="bar" x="0" y="3" width="{x:.1f}" height="10"/>'
+
+    return whiskers((row.value, row.low, row.high), (0.0, 100.0), row.chance, bar)
 
 
 def whiskers(
-    value: float,
-    low: float,
-    high: float,
-    least: float,
-    most: float,
+    numbers: tuple[float, float, float],
+    axis: tuple[float, float],
     mark: float,
     shape: Callable[[float], str],
 ) -> str:
-    """An SVG of a value between `least` and `most` with its interval and a dashed mark.
+    """An SVG of a value with its interval and a dashed mark.
 
-    shape: draws the value at x.
+    Args:
+      numbers: the value, and the ends of its interval.
+      axis: the least and the greatest number that can be shown.
+      mark: where the dashed line is.
+      shape: draws the value at x.
     """
-    width, height = 200, 16
+    (value, low, high), (least, most), width, height = numbers, axis, 200, 16
 
     def at(number: float) -> float:
         return width * (min(max(number, least), most) - least) / (most - least)
 
-    interval = f'<line class="whisker" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="8" y2="8"/>'
-    dashes = f'<line class="chance" x1="{at(mark):.1f}" x2="{at(mark):.1f}" y1="0" y2="{height}"/>'
-    axis = f'<line class="axis" x1="0" x2="{width}" y1="{height - 0.5}" y2="{height - 0.5}"/>'
+    bottom = height - 0.5
     label = f"<title>{value:.1f} ({low:.1f} to {high:.1f})</title>"
-    return f'<svg width="{width}" height="{height}" role="img">{label}{axis}{shape(at(value))}{interval}{dashes}</svg>'
+    parts = [
+        f'<line class="axis" x1="0" x2="{width}" y1="{bottom}" y2="{bottom}"/>',
+        shape(at(value)),
+        f'<line class="whisker" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="8" y2="8"/>',
+        f'<line class="chance" x1="{at(mark):.1f}" x2="{at(mark):.1f}" y1="0" y2="{height}"/>',
+    ]
+    size = f'width="{width}" height="{height}"'
+    return f'<svg {size} role="img">{label}{"".join(parts)}</svg>'

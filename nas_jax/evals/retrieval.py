@@ -1,15 +1,17 @@
-"""Image-to-text and text-to-image retrieval: ITC over all pairs, and the matching head over the
-best of ITC.
+"""Image-to-text and text-to-image retrieval: a feature score over all pairs, and pair scores over
+the best of it.
 
 Protocol of ALBEF (Li et al. 2021, section 5; ALBEF code, Retrieval.py): all candidates are ranked
 by ITC, the first k of each query are ranked again by the logit of a match, the rest stay behind
-them. Here the rest keep their ITC order, and ties count as misses (see `metrics`).
+them. Here the rest keep their ITC order, and ties count as misses (see `metrics`). What ranks all
+candidates for the other scorers is the method's first feature score.
 
 Each caption of each image is one text query and one text candidate. Two rules say what is right:
 
 ``own``      the published one: a caption is right for its own image alone.
-``wording``  a picture is right for a caption of its own or of a picture with the same id (`EvalSet.image_ids`); looking
-             for a text, any text with the wording of a right one is right too.
+``wording``  a picture is right for a caption of its own or of a picture with the same id
+             (`EvalSet.image_ids`); looking for a text, any text with the wording of a right one is
+             right too.
 
 The table of all pairs never stands in memory: it is made and ranked in blocks of rows.
 """
@@ -23,14 +25,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas_jax.evals import metrics
-from nas_jax.evals.metrics import Metric
-from nas_jax.evals.scorers import BLANK, SetScores
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.encodings import BLANK
+from nas_jax.evals.metrics import DIRECTIONS, Metric, Ranks
+from nas_jax.evals.scorers import SetScores
+from nas_jax.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet
 
-CUTS = (1, 5, 10)
-DIRECTIONS = ("image_to_text", "text_to_image")
 BLOCK = 256  # rows of the table of all pairs at a time
 
 
@@ -54,7 +57,7 @@ class Task:
 
     def right(self, direction: str) -> list[np.ndarray]:
         """The right candidates of each query."""
-        return self.right_texts if direction == "image_to_text" else self.right_images
+        return self.right_texts if direction == DIRECTIONS[0] else self.right_images
 
 
 def make_task(
@@ -84,9 +87,8 @@ def make_task(
     texts_M = scores.text_indices([caption for texts in captions for caption in texts])
     counts_N = [len(texts) for texts in captions]
     owner_M = np.repeat(np.arange(len(images_N)), counts_N)
-    return Task(
-        name, images_N, texts_M, *right_answers(eval_set, images_N, texts_M, owner_M, rule), owner_M
-    )
+    right = right_answers(eval_set, images_N, texts_M, owner_M, rule)
+    return Task(name, images_N, texts_M, *right, owner_M)
 
 
 def right_answers(
@@ -122,130 +124,119 @@ def _columns_by(values: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Ranks (0 = first) of the best right candidate of each query of one direction, under one
-    scorer.
-    """
-
-    task: str
-    scorer: str
-    direction: str
-    ranks: np.ndarray
-    blind: np.ndarray  # the same without pictures
-    right: np.ndarray  # number of right candidates of each query
-    candidates: int
-
-    def metrics(self, set_name: str) -> list[Metric]:
-        """Recall at 1, 5 and 10."""
-        return [
-            Metric(
-                key=f"{set_name}/{self.task}/{self.scorer}/{self.direction}_r@{k}",
-                value=metrics.recall_at_k(self.ranks, k),
-                chance=metrics.recall_chance(self.right, self.candidates, k),
-                blind=metrics.recall_at_k(self.blind, k),
-                count=len(self.ranks),
-            )
-            for k in CUTS
-        ]
-
-
-def retrieval_metrics(
-    scores: SetScores,
-    scorers: tuple[str, ...] = ("itc", "itm"),
-    rerank_k: int = 128,
-    max_images: int = 0,
-) -> list[Metric]:
+def retrieval_metrics(scores: SetScores, config: EvalConfig) -> list[Metric]:
     """Recall at 1, 5 and 10 in both directions, for each scorer; [] where the set has no captions.
 
     Args:
       scores: the set and the model that scores it.
-      scorers: "itc", or others that rank again what ITC ranks first.
-      rerank_k: candidates a query that is ranked again.
-      max_images: see `EvalConfig`.
+      config: its scorers, by name, and how much is ranked.
     """
-    task = make_task(scores, max_images=max_images)
+    task = make_task(scores, max_images=config.max_images)
     if task is None:
         return []
     return [
         metric
-        for found in rank(scores, [task], scorers, rerank_k)
-        for metric in found.metrics(scores.eval_set.name)
+        for found in rank(scores, [task], config.scorers, config.rerank_k)
+        for metric in metrics.recalls(found, scores.eval_set.name, task.name, f"{found.direction}_")
     ]
 
 
-def rank(
-    scores: SetScores, tasks: Sequence[Task], scorers: Sequence[str], rerank_k: int
-) -> list[Ranks]:
-    """Ranks of all tasks under all scorers; a pair that several of them shortlist is matched once.
-
-    Blind: the blank image's ranking stands for every image's (image to text); all images are blank,
-    hence tie, and nothing is found (text to image).
-    """
-    stages = {}
-    for task in tasks:
-        scores.image_features(task.images_N)  # all at once, the blocks below find them
-        to_text = _first_stage(
-            lambda rows, task=task: scores.itc_matrix(task.images_N[rows], task.texts_M),
-            *(task.right_texts, rerank_k),
-        )
-        to_image = _first_stage(
-            lambda rows, task=task: scores.itc_matrix(task.images_N, task.texts_M[rows]).T,
-            *(task.right_images, rerank_k),
-        )
-        blank_1xM = scores.itc_matrix(np.array([BLANK]), task.texts_M)
-        blind = _first_stage(
-            lambda rows, blank=blank_1xM: np.broadcast_to(blank, (len(rows), blank.shape[1])),
-            *(task.right_texts, rerank_k),
-        )
-        stages[task.name] = to_text, to_image, blind
-    if any(scorer != "itc" for scorer in scorers):
-        asked = [_pairs(task, *stages[task.name]) for task in tasks]
-        images, texts = (np.concatenate([one[side] for one in asked]) for side in (0, 1))
-    out = []
-    for scorer in scorers:
-        second = None if scorer == "itc" else scores.scores(scorer, images, texts)
-        for task in tasks:
-            ranks = []
-            for stage in stages[task.name]:
-                if second is None:
-                    ranks.append(stage.ranks_R)
-                    continue
-                mine, second = np.split(second, [stage.shortlist_Rxk.size])
-                again_Rxk = mine.reshape(stage.shortlist_Rxk.shape)
-                ranks.append(metrics.reranked_ranks(stage.ranks_R, stage.right_Rxk, again_Rxk))
-            to_text, to_image, blind = ranks
-            right_N, right_M = (
-                np.array([len(right) for right in task.right(name)]) for name in DIRECTIONS
-            )
-            all_tie_M = len(task.images_N) - right_M  # all images are blank, and ties count against
-            out += [
-                Ranks(task.name, scorer, DIRECTIONS[0], to_text, blind, right_N, len(task.texts_M)),
-                Ranks(
-                    task.name,
-                    scorer,
-                    DIRECTIONS[1],
-                    to_image,
-                    all_tie_M,
-                    right_M,
-                    len(task.images_N),
-                ),
-            ]
-    return out
-
-
 @dataclass(frozen=True)
-class _Stage:
-    """What the first score says of R queries."""
+class _FirstStage:
+    """What a feature score says of R queries."""
 
     ranks_R: np.ndarray
     shortlist_Rxk: np.ndarray
     right_Rxk: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Ranked:
+    """A task under a feature score: looking for texts, for images, and for texts blindly."""
+
+    to_text: _FirstStage
+    to_image: _FirstStage
+    blind: _FirstStage
+
+    def stages(self) -> tuple[_FirstStage, ...]:
+        return self.to_text, self.to_image, self.blind
+
+
+def rank(
+    scores: SetScores, tasks: Sequence[Task], scorers: Sequence[str], rerank_k: int
+) -> list[Ranks]:
+    """Ranks of all tasks under all scorers; a pair that several of them shortlist is scored once.
+
+    Blind: the blank image's ranking stands for every image's (image to text); all images are blank,
+    hence tie, and nothing is found (text to image). Raises ConfigError where nothing ranks all.
+    """
+    features = scores.method.feature_scores
+    if not features:
+        got, expected = (
+            "retrieval under a method without feature scores",
+            "one to rank all pairs by",
+        )
+        raise ConfigError(got, expected, "set eval.retrieval=False")
+    again = [name for name in scorers if name not in features]
+    needed = {name for name in scorers if name in features} | ({features[0]} if again else set())
+    ranked = {
+        name: [_rank_all(scores, task, name, rerank_k) for task in tasks]
+        for name in features
+        if name in needed
+    }
+    if again:
+        pairs = [_pairs(*both) for both in zip(tasks, ranked[features[0]], strict=True)]
+        images, texts = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    out = []
+    for scorer in scorers:
+        if scorer in ranked:
+            for task, first in zip(tasks, ranked[scorer], strict=True):
+                out += _both_directions(task, scorer, [one.ranks_R for one in first.stages()])
+            continue
+        second = scores.scores(scorer, images, texts)
+        for task, first in zip(tasks, ranked[features[0]], strict=True):
+            ranks = []
+            for stage in first.stages():
+                own, second = np.split(second, [stage.shortlist_Rxk.size])
+                again_Rxk = own.reshape(stage.shortlist_Rxk.shape)
+                ranks.append(metrics.reranked_ranks(stage.ranks_R, stage.right_Rxk, again_Rxk))
+            out += _both_directions(task, scorer, ranks)
+    return out
+
+
+def _both_directions(task: Task, scorer: str, ranks: list[np.ndarray]) -> list[Ranks]:
+    """ranks: those of `_Ranked.stages`."""
+    to_text, to_image, blind = ranks
+    right_N, right_M = (np.array([len(right) for right in task.right(way)]) for way in DIRECTIONS)
+    images, texts = len(task.images_N), len(task.texts_M)
+    all_tie_M = images - right_M  # all images are blank, and ties count against
+    return [
+        Ranks(scorer, DIRECTIONS[0], to_text, right_N, texts, blind, task.name),
+        Ranks(scorer, DIRECTIONS[1], to_image, right_M, images, all_tie_M, task.name),
+    ]
+
+
+def _rank_all(scores: SetScores, task: Task, name: str, k: int) -> _Ranked:
+    """All candidates by a feature score."""
+    images_N, texts_M = task.images_N, task.texts_M
+    scores.image_features(images_N)  # all at once, the blocks below find them
+    blank_1xM = scores.matrix(name, np.array([BLANK]), texts_M)
+    return _Ranked(
+        _first_stage(
+            lambda rows: scores.matrix(name, images_N[rows], texts_M), task.right_texts, k
+        ),
+        _first_stage(
+            lambda rows: scores.matrix(name, images_N, texts_M[rows]).T, task.right_images, k
+        ),
+        _first_stage(
+            lambda rows: np.broadcast_to(blank_1xM, (len(rows), len(texts_M))), task.right_texts, k
+        ),
+    )
+
+
 def _first_stage(
     block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarray], k: int
-) -> _Stage:
+) -> _FirstStage:
     """Ranks and shortlists in blocks of rows.
 
     block: numbers of queries -> their scores (rows, C).
@@ -260,21 +251,20 @@ def _first_stage(
         short_Rxk = metrics.shortlist(scores_RxC, positives_RxC, k)
         right_Rxk = np.take_along_axis(positives_RxC, short_Rxk, axis=1)
         parts.append((metrics.best_ranks(scores_RxC, positives_RxC), short_Rxk, right_Rxk))
-    return _Stage(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return _FirstStage(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _pairs(
-    task: Task, to_text: _Stage, to_image: _Stage, blind: _Stage
-) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(task: Task, ranked: _Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Images and texts of all shortlists, one after the other."""
+    to_text_Nxk, to_image_Mxk, blind_Nxk = (one.shortlist_Rxk for one in ranked.stages())
     images = [
-        np.repeat(task.images_N, to_text.shortlist_Rxk.shape[1]),
-        task.images_N[to_image.shortlist_Rxk].ravel(),
-        np.full(blind.shortlist_Rxk.size, BLANK),
+        np.repeat(task.images_N, to_text_Nxk.shape[1]),
+        task.images_N[to_image_Mxk].ravel(),
+        np.full(blind_Nxk.size, BLANK),
     ]
     texts = [
-        task.texts_M[to_text.shortlist_Rxk].ravel(),
-        np.repeat(task.texts_M, to_image.shortlist_Rxk.shape[1]),
-        task.texts_M[blind.shortlist_Rxk].ravel(),
+        task.texts_M[to_text_Nxk].ravel(),
+        np.repeat(task.texts_M, to_image_Mxk.shape[1]),
+        task.texts_M[blind_Nxk].ravel(),
     ]
     return np.concatenate(images), np.concatenate(texts)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,54 +61,6 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of the percentage of hits; each question is its own unit where `unit_Q` is None."""
     return interval(_means(np.asarray(hits_Q, np.float64), unit_Q, resamples, seed))
-
-
-@dataclass(frozen=True)
-class Paired:
-    """How much better the second of two models answers the same questions, in percentage points."""
-
-    difference: float  # second minus first
-    low: float
-    high: float
-    p_bootstrap: float  # two-sided, of the difference being 0
-    p_mcnemar: float  # exact, two-sided; see the head of this file
-    only_first: int  # questions that only the first answers
-    only_second: int
-    count: int
-
-
-def paired_difference(
-    first_Q: np.ndarray,
-    second_Q: np.ndarray,
-    unit_Q: np.ndarray | None = None,
-    resamples: int = 5000,
-    seed: int = 0,
-) -> Paired:
-    """Compares two models question by question.
-
-    Args:
-      first_Q: whether the first model is right, bool.
-      second_Q: the same of the second, in the same order of questions.
-      unit_Q: see `resampled_weights`; None: each question is a unit.
-      resamples: of the bootstrap; its p-value cannot be below 2 / (resamples + 1).
-      seed: of the bootstrap.
-    """
-    first_Q, second_Q = np.asarray(first_Q, bool), np.asarray(second_Q, bool)
-    gain_Q = second_Q.astype(np.float64) - first_Q
-    samples_R = _means(gain_Q, unit_Q, resamples, seed)
-    low, high = interval(samples_R)
-    tail = min(np.count_nonzero(samples_R <= 0), np.count_nonzero(samples_R >= 0))
-    only_first, only_second = int((first_Q & ~second_Q).sum()), int((second_Q & ~first_Q).sum())
-    return Paired(
-        difference=float(100.0 * gain_Q.mean()),
-        low=low,
-        high=high,
-        p_bootstrap=min(1.0, 2 * (tail + 1) / (resamples + 1)),
-        p_mcnemar=mcnemar(only_first, only_second),
-        only_first=only_first,
-        only_second=only_second,
-        count=len(gain_Q),
-    )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -7,13 +7,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
 from nas_jax.evals import run
-from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.config import EvalConfig, with_scorers
+from nas_jax.evals.detail import own_results
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions, TextEncoding
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.pairs import (
     check_answers_differ,
@@ -24,7 +26,8 @@ from nas_jax.evals.pairs import (
 )
 from nas_jax.evals.results import Result
 from nas_jax.evals.retrieval import retrieval_metrics
-from nas_jax.evals.scorers import Scorer, ScoringFunctions, TextEncoding
+from nas_jax.evals.scorers import Scorer, SetScores
+from nas_jax.methods.method import Method
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
@@ -38,87 +41,88 @@ _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[Params, PyTree, int], list[Metric]]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: the run's own sets and benchmarks, all with pictures of one size."""
+
+    eval_sets: Sequence[EvalSet]  # their names differ
+    tokenizer: TextEncoding
+    text_length: int  # tokens of a text of the evaluation sets
+    image_size: int  # height and width of all pictures, pixels
+    benchmarks: Sequence[run.Loaded] = ()  # what `run.load_all` gives; at `config.text_length`
+    detailed: bool = False  # foils and quads of the evaluation sets give `Result`s too
+
+    def check(self) -> None:
+        """Raises DataError on two sets of one name, ConfigError on a `text_length` that cuts off
+        the words in which a caption and its foil differ.
+        """
+        names = [eval_set.name for eval_set in self.eval_sets]
+        if len(set(names)) < len(names):
+            got = f"evaluation sets named {names}"
+            raise DataError(got, "different names", "rename one of the sets")
+        for eval_set in self.eval_sets:
+            for benchmark in (foil_benchmark(eval_set), quad_benchmark(eval_set)):
+                check_answers_differ(benchmark, self.tokenizer, self.text_length)
+
+
 def make_evaluator(
     config: EvalConfig,
-    eval_sets: Sequence[EvalSet],
-    tokenizer: TextEncoding,
-    method: Any,
-    text_length: int,
-    image_size: int,
+    method: Method,
+    measured: Measured,
     mesh: Mesh | None = None,
-    benchmarks: Sequence[run.Loaded] = (),
-    keep: Callable[[int, list[Result]], None] | None = None,
-    detailed: bool = False,
+    keep: Callable[[int, list[Result], EvalConfig], None] | None = None,
     console: Console | None = None,
 ) -> Evaluator:
-    """Returns `evaluate(params, method_state, step) -> metrics`. The model functions compile at its
-    first call only.
+    """Returns `evaluate(params, method_state, step) -> metrics`; its first call compiles.
 
     Args:
-      config: what to measure.
-      eval_sets: on what; their names must differ.
-      tokenizer: see `TextEncoding`.
-      method: a `nas_jax.methods.Method`.
-      text_length: tokens of a text of the evaluation sets.
-      image_size: height and width of all pictures, pixels.
+      config: which numbers, with which scores of the method.
+      method: whose scores.
+      measured: on what.
       mesh: see `Scorer`.
-      benchmarks: what `run.load_all` gives; measured too, at `config.text_length`.
-      keep: gets the step and the results with every score, if there are any; called on every
-      process.
-      detailed: the foils and quads of the evaluation sets give such results too.
+      keep: gets the step, the results with every score if there are any, and the config with the
+        scorers by name; called on every process.
       console: shows progress.
 
     Raises:
-      ConfigError: a bad config, or a `text_length` that cuts off the words in which a caption and
-      its foil differ.
-      DataError: two sets of one name.
+      ConfigError: a bad config, a scorer that the method does not give.
+      DataError, ConfigError: see `Measured.check`.
     """
     config.validate()
-    names = [eval_set.name for eval_set in eval_sets]
-    if len(set(names)) < len(names):
-        raise DataError(
-            f"evaluation sets named {names}", "different names", "rename one of the sets"
-        )
-    for eval_set in eval_sets:
-        for benchmark in (foil_benchmark(eval_set), quad_benchmark(eval_set)):
-            check_answers_differ(benchmark, tokenizer, text_length)
+    config = with_scorers(config, method)
+    measured.check()
     functions = ScoringFunctions.of(method, config.image_tokens)
 
     def evaluate(params: Params, method_state: PyTree, step: int) -> list[Metric]:
         start = time.perf_counter()
-        sizes = (text_length, config.batch_size, image_size)
-        scorer = Scorer(
-            functions,
-            params,
-            method_state,
-            tokenizer,
-            *sizes,
-            match_rows=config.match_rows,
-            mesh=mesh,
-            store=config.store,
-            device_gib=config.device_gib,
-            console=console,
-        )
+        reading = measured.tokenizer, measured.image_size
+        model = ScoredModel(functions, params, method_state, *reading)
+        scorer = Scorer(model, config, mesh, console)
         out: list[Metric] = []
         results: list[Result] = []
-        for eval_set in eval_sets:
-            scores = scorer.on(eval_set)
-            if config.retrieval:
-                out += retrieval_metrics(scores, config.scorers, config.rerank_k, config.max_images)
-            for name in config.scorers:
-                out += foil_metrics(scores, name, config.max_pairs) if config.foils else []
-                out += quad_metrics(scores, name, config.max_pairs) if config.quads else []
-            results += run.own_results(scores, config) if detailed else []
-        for benchmark in benchmarks:
+        for eval_set in measured.eval_sets:
+            scores = scorer.on(eval_set, text_length=measured.text_length)
+            out += _own_metrics(scores, config)
+            results += own_results(scores, config) if measured.detailed else []
+        for benchmark in measured.benchmarks:
             found = run.score(scorer, benchmark, config)
-            out += run.as_metrics(found)
+            out += [row for result in found for row in result.rows]
             results += found
         if keep is not None and results:
-            keep(step, results)
+            keep(step, results, config)
         _LOG.info("step %d: %d metrics in %.1f s", step, len(out), time.perf_counter() - start)
         return out
 
     return evaluate
+
+
+def _own_metrics(scores: SetScores, config: EvalConfig) -> list[Metric]:
+    """Retrieval, foils and quads of one of the run's own sets."""
+    out = retrieval_metrics(scores, config) if config.retrieval else []
+    for name in config.scorers:
+        out += foil_metrics(scores, name, config.max_pairs) if config.foils else []
+        out += quad_metrics(scores, name, config.max_pairs) if config.quads else []
+    return out
 
 
 def write_results(
@@ -129,7 +133,7 @@ def write_results(
     """
     target = as_path(path)
     make_folder(target.parent)
-    text = json.dumps(
-        {"info": dict(info), "metrics": [asdict(m) for m in metrics]}, indent=1, allow_nan=False
-    )
+    numbers = ("key", "value", "chance", "blind", "count")
+    listed = [{name: getattr(metric, name) for name in numbers} for metric in metrics]
+    text = json.dumps({"info": dict(info), "metrics": listed}, indent=1, allow_nan=False)
     write_whole(target, text + "\n")

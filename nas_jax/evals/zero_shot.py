@@ -1,9 +1,9 @@
 """Zero-shot classification: the class whose name, in a sentence, fits the picture best (Radford et
 al. 2021, CLIP).
 
-A class has the mean of its sentences: with "itc" of their features, with other scorers of their
-scores. Each picture is a question of form choice, the right class first, so ties count as wrong
-here as everywhere.
+A class has the mean of its sentences: with "itc" and the like of their features, with other scorers
+of their scores. Each picture is a question of form choice, the right class first, so ties count as
+wrong here as everywhere.
 
 Files: a folder with one folder of pictures a class, or `labels.jsonl` with lines {image, label};
 and optionally `classes.txt`, one name a line, which fixes the classes and their order. The name of
@@ -13,18 +13,19 @@ a folder or label is that of the class, with blanks for underscores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, read_lines, text
-from nas_jax.evals.questions import Benchmark
-from nas_jax.evals.scorers import BLANK, SetScores
+from nas_jax.evals.encodings import BLANK
+from nas_jax.evals.questions import Benchmark, Scored
+from nas_jax.evals.scorers import SetScores
 from nas_jax.utils.errors import ConfigError, DataError
 
 # name@version -> sentences. A set is never changed: numbers are compared by its name. Add a new
@@ -54,7 +55,7 @@ class Classes:
     sentences: tuple[tuple[str, ...], ...]  # of each class, in the order of the names
 
 
-def load(data_dir: Path, options: Options, prompts: str = "photo@1") -> Classes:
+def load(data_dir: Path, options: LoadOptions, prompts: str = "photo@1") -> Classes:
     """Reads the pictures and their labels.
 
     Raises:
@@ -66,42 +67,31 @@ def load(data_dir: Path, options: Options, prompts: str = "photo@1") -> Classes:
             f"prompts {prompts!r}", f"one of {', '.join(PROMPTS)}", "name one of them"
         )
     report = Report()
-    labelled = (
-        _from_lines(data_dir, report)
-        if (data_dir / "labels.jsonl").is_file()
-        else _from_folders(data_dir)
-    )
+    listed = (data_dir / "labels.jsonl").is_file()
+    labelled = _from_lines(data_dir, report) if listed else _from_folders(data_dir)
     names = _class_names(data_dir, labelled)
     # One tuple of names a class, which all of its pictures share.
     texts = {name: (name, *(other for other in names if other != name)) for name in names}
-    drafts = [Draft(key, label, (Picture(key),), texts[label]) for key, label in labelled]
-    protocol = {
-        "prompts": prompts,
-        "sentences": " | ".join(PROMPTS[prompts]),
-        "classes": str(len(names)),
-    }
-    cuts = tuple(k for k in TOP if 1 < k < len(names))
-    # The names are cleaned in their sentences.
-    unclean = Options(
-        options.image_size, options.max_dropped, clean=False, max_words=options.max_words
-    )
+    drafts = [Draft(key, label, (PictureRef(key),), texts[label]) for key, label in labelled]
     benchmark = assemble(
         f"classes:{prompts}",
         "choice",
         Items(drafts, report),
         Files(data_dir),
-        unclean,
-        protocol,
-        cuts=cuts,
+        replace(options, clean=False),  # the names are cleaned in their sentences
+        protocol={
+            "prompts": prompts,
+            "sentences": " | ".join(PROMPTS[prompts]),
+            "classes": str(len(names)),
+        },
+        cuts=tuple(k for k in TOP if 1 < k < len(names)),
     )
-    sentences = tuple(
-        tuple(
-            prepare_caption(prompt.format(name), options.clean, options.max_words)
-            for prompt in PROMPTS[prompts]
-        )
-        for name in names
-    )
-    return Classes(benchmark, names, sentences)
+
+    def cleaned(name: str) -> tuple[str, ...]:
+        sentences = (prompt.format(name) for prompt in PROMPTS[prompts])
+        return tuple(prepare_caption(one, options.clean, options.max_words) for one in sentences)
+
+    return Classes(benchmark, names, tuple(map(cleaned, names)))
 
 
 def _from_lines(data_dir: Path, report: Report) -> list[tuple[str, str]]:
@@ -138,11 +128,9 @@ def _named(label: str) -> str:
 
 def _class_names(data_dir: Path, labelled: list[tuple[str, str]]) -> tuple[str, ...]:
     path, labels = data_dir / "classes.txt", sorted({label for _, label in labelled})
-    names = (
-        [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if path.is_file()
-        else labels
-    )
+    names = labels
+    if path.is_file():
+        names = [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = tuple(dict.fromkeys(name for name in names if name))
     unknown = sorted(set(labels) - set(names))
     if unknown:
@@ -156,30 +144,20 @@ def _class_names(data_dir: Path, labelled: list[tuple[str, str]]) -> tuple[str, 
     return names
 
 
-def class_cells(
-    scores: SetScores, classes: Classes, scorer: str
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def class_scores(scores: SetScores, classes: Classes, scorer: str) -> Scored:
     """Scores of each picture with all classes, (1, classes), the right one first; and the same with
     a blank picture.
     """
-    questions, column = (
-        classes.benchmark.questions,
-        {name: number for number, name in enumerate(classes.names)},
-    )
+    questions = classes.benchmark.questions
+    column = {name: number for number, name in enumerate(classes.names)}
+    texts_of = {question.texts[0]: question.texts for question in questions}
+    order_of = {name: [column[text] for text in texts] for name, texts in texts_of.items()}
+    orders = [order_of[question.texts[0]] for question in questions]
     images_N = np.array([question.images[0] for question in questions])
     seen_NxC = _class_scores(scores, classes, scorer, images_N)
     blind_C = _class_scores(scores, classes, scorer, np.array([BLANK]))[0]
-    order = {
-        name: [column[text] for text in (name, *_others(classes.names, name))]
-        for name in classes.names
-    }
-    orders = [order[question.texts[0]] for question in questions]
-    seen = [row_C[one][None] for row_C, one in zip(seen_NxC, orders, strict=True)]
-    return seen, [blind_C[one][None] for one in orders]
-
-
-def _others(names: tuple[str, ...], name: str) -> list[str]:
-    return [other for other in names if other != name]
+    seen = [row_C[order][None] for row_C, order in zip(seen_NxC, orders, strict=True)]
+    return Scored(scorer, seen, [blind_C[order][None] for order in orders])
 
 
 def _class_scores(
@@ -187,15 +165,14 @@ def _class_scores(
 ) -> np.ndarray:
     """(N, C)."""
     texts_CxP = np.stack([scores.text_indices(sentences) for sentences in classes.sentences])
-    if scorer == "itc":
-        features_CxE = (
-            scores.text_features(texts_CxP.ravel())
-            .reshape(*texts_CxP.shape, -1)
-            .mean(axis=1, dtype=float)
-        )
-        features_CxE /= np.maximum(np.linalg.norm(features_CxE, axis=1, keepdims=True), 1e-12)
-        return (scores.image_features(images_N).astype(float) @ features_CxE.T).astype(np.float32)
-    flat = scores.scores(
-        scorer, np.repeat(images_N, texts_CxP.size), np.tile(texts_CxP.ravel(), len(images_N))
-    )
-    return flat.reshape(len(images_N), *texts_CxP.shape).mean(axis=2)
+    if scorer in scores.method.feature_scores:
+        features = scores.text_features(texts_CxP.ravel())
+        if features.ndim == 2:  # one vector a text
+            features_CxE = features.reshape(*texts_CxP.shape, -1).mean(axis=1, dtype=float)
+            features_CxE /= np.maximum(np.linalg.norm(features_CxE, axis=1, keepdims=True), 1e-12)
+            images_NxE = scores.image_features(images_N)
+            return scores.method.compare(scorer, images_NxE, features_CxE).astype(np.float32)
+    images_P = np.repeat(images_N, texts_CxP.size)
+    texts_P = np.tile(texts_CxP.ravel(), len(images_N))
+    found_P = scores.scores(scorer, images_P, texts_P)
+    return found_P.reshape(len(images_N), *texts_CxP.shape).mean(axis=2)

@@ -16,7 +16,9 @@ from nas_jax.inspect.nva import NvaPictures, draw_nva
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.models.vit import patchify
+from nas_jax.train.workdir import writing
 from nas_jax.typing import Batch, Params
+from nas_jax.utils.paths import through_disk
 
 SHOWN = 4  # images drawn
 READ = 128  # images whose patches show what a code looks like
@@ -83,5 +85,6 @@ def draw_nva_examples(
         code_patches=mean_patches(images_BxHxWx3, negative.code_ids_BxN, patch_size),
         new_code_B=negative.code_B[shown],
     )
-    draw_nva(path, pictures)
+    with writing(path), through_disk(path) as file:
+        draw_nva(file, pictures)
     return True

@@ -16,7 +16,7 @@ from nas_jax.evals.results import flat
 from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value_bar
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
-from nas_jax.inspect.run_warnings import Finding, find_warnings
+from nas_jax.inspect.run_warnings import RunWarning, find_warnings
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import format_seconds
 from nas_jax.utils.paths import as_path, failures, in_words, make_folder, reaching, write_whole
@@ -176,7 +176,7 @@ def _starts(run: RunFiles) -> str:
     return f"{len(run.starts)} start{'s' if len(run.starts) > 1 else ''}" if run.starts else ""
 
 
-def _warnings(findings: Sequence[Finding]) -> str:
+def _warnings(findings: Sequence[RunWarning]) -> str:
     if not findings:
         return '<p class="note">None: no damage, no hang, input fast enough, no metric fell.</p>'
     lines = [

@@ -31,7 +31,7 @@ from nas_jax.methods.terms import (
     collect_rows,
     further_texts,
 )
-from nas_jax.models.rows import Rows, Split, first_tokens, fuse
+from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows
@@ -64,6 +64,15 @@ class AlbefConfig(MethodConfig):
                 "0.995 and 0.4 are ALBEF's",
             )
         check_terms(self.terms)
+
+    def mesh_advice(self, row_devices: int) -> str:
+        """Hard negatives that stay on the device of their row move no image tokens."""
+        if row_devices == 1 or self.itm.mining_shards % row_devices == 0:
+            return ""
+        return (
+            "hard negatives are drawn over device borders, which moves image tokens: "
+            f"--config.method.itm.mining_shards={row_devices} keeps them at home"
+        )
 
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError unless queue and blocks of the batch hold whole batches."""
@@ -225,7 +234,7 @@ class Albef(Method):
         kinds = {kind: row for of_term in rows.values() for kind, row in of_term.items()}
         size = len(image_tokens_BxTxD)
         seeds = {kind: draw.seeds(f"fusion/{kind}", size) for kind in kinds}
-        split = Split(self.config.itm.mining_shards, self.setting.pieces)
+        split = BatchSplit(self.config.itm.mining_shards, self.setting.pieces)
         return fuse(self.network, params, image_tokens_BxTxD, kinds, seeds, split)
 
     def after_gradient(self, state: MethodState, grads: Params) -> MethodState:

@@ -36,6 +36,10 @@ class MethodConfig:
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError where the method cannot be trained with batches of that size."""
 
+    def mesh_advice(self, row_devices: int) -> str:
+        """What would be faster where rows are split over that many devices; "" = nothing."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Setting:

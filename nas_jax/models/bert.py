@@ -8,15 +8,17 @@ no pooler.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nas_jax.kernels.dropout import dropout, layer_seeds, token_seeds
+from nas_jax.kernels.gelu import gelu
+from nas_jax.kernels.image_tokens import ImageTokens, cls_apart
+from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
+from nas_jax.kernels.mlp import mlp
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
-from nas_jax.models.dropout import dropout, layer_seeds, token_seeds
-from nas_jax.models.layers import DenseWeights, gelu, mlp, rematerialised, run_layers
-from nas_jax.models.pictures import Pictures, cls_apart, looks_of
+from nas_jax.models.layers import DenseWeights, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import pin, pin_rows
 from nas_jax.typing import Array
@@ -30,8 +32,8 @@ def kernel_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 class BertLayer(nn.Module):
-    """Self-attention, cross-attention when pictures are given, feed-forward; each with a post-norm
-    residual.
+    """Self-attention, cross-attention when image tokens are given, feed-forward; each with a
+    post-norm residual.
     """
 
     config: ModelConfig
@@ -41,21 +43,19 @@ class BertLayer(nn.Module):
         self,
         x_RxLxD: Array,
         layer: Array | int,
-        mask_RxL: Array,
-        pictures: tuple[Pictures, ...] | None = None,
-        seeds_RxL: Array | None = None,
-        picked_RxM: Array | None = None,
-    ) -> Array:
-        """Text tokens (R, L, D), or (R, M, D) where only those at the positions `picked` are
-        wanted.
+        rows: TextRows,
+        image: tuple[ImageTokens, ...] | None = None,
+        offset_RxHxLxT: Array | None = None,
+    ) -> Array | tuple[Array, Array]:
+        """Text tokens (R, L, D), or (R, M, D) where the rows tell positions.
 
-        layer: its number in BERT, for the dropout. seeds: of the dropout, one a token; None for
-        evaluation.
+        layer: its number in BERT, for the dropout. offset: is added to the probabilities of the
+        cross-attention, which are then returned too (`models/attention_maps.py`).
         """
         config, dtype, init = self.config, jnp.dtype(self.config.dtype), kernel_init(self.config)
-        seeds_RxL = layer_seeds(seeds_RxL, layer)
-        if seeds_RxL is not None and picked_RxM is not None:
-            seeds_RxL = jnp.take_along_axis(seeds_RxL, picked_RxM, axis=1)
+        positions_RxM, seeds_RxL = rows.positions_RxM, layer_seeds(rows.seeds_RxL, layer)
+        if seeds_RxL is not None and positions_RxM is not None:
+            seeds_RxL = jnp.take_along_axis(seeds_RxL, positions_RxM, axis=1)
         heads = (config.heads, config.dropout, dtype, init, config.attention)
 
         def add_and_norm(name: str, residual: Array, update: Array) -> Array:
@@ -64,18 +64,21 @@ class BertLayer(nn.Module):
             return pin_rows(nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)(residual + update))
 
         (update,) = SelfAttention(*heads, name="attention")(
-            [x_RxLxD], mask_RxL, seeds_RxL, picked_RxM
+            [x_RxLxD], rows.mask_RxL, seeds_RxL, positions_RxM
         )
-        residual = x_RxLxD if picked_RxM is None else gather_tokens(x_RxLxD, picked_RxM)
+        residual = x_RxLxD if positions_RxM is None else gather_tokens(x_RxLxD, positions_RxM)
         x_RxLxD = add_and_norm("attention_norm", residual, update)
-        if pictures is not None:
+        probabilities_RxHxLxT = None
+        if image is not None:
             cross = CrossAttention(*heads, name="cross_attention")
-            x_RxLxD = add_and_norm(
-                "cross_attention_norm", x_RxLxD, cross(x_RxLxD, pictures, seeds_RxL)
-            )
+            update = cross(x_RxLxD, image, seeds_RxL, offset_RxHxLxT)
+            if offset_RxHxLxT is not None:
+                update, probabilities_RxHxLxT = update
+            x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, update)
         mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
         mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
-        return add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out, dtype))
+        x_RxLxD = add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out, dtype))
+        return x_RxLxD if offset_RxHxLxT is None else (x_RxLxD, probabilities_RxHxLxT)
 
 
 class TextEncoder(nn.Module):
@@ -117,22 +120,12 @@ class TextEncoder(nn.Module):
         x_RxLxD = pin_rows(
             dropout(self.embedding_norm(x_RxLxD), config.dropout, seeds, "embedding", (2,))
         )
-        return run_layers(
-            self.layer, config.scan_layers, 0, x_RxLxD, token_mask_RxL, None, seeds_RxL
-        )
+        rows = TextRows(token_mask_RxL, seeds_RxL)
+        return run_layers(self.layer, config.scan_layers, 0, x_RxLxD, rows)
 
     def word_table(self) -> Array:
         """Word embeddings (V, D), to which the MLM heads are tied."""
         return self.word_embedding.embedding
-
-
-class Wanted(NamedTuple):
-    """Some of the texts beside each picture, by their numbers, and the positions of theirs that are
-    read.
-    """
-
-    texts: tuple[int, ...]
-    positions_BxPxM: Array
 
 
 class FusionEncoder(nn.Module):
@@ -148,55 +141,52 @@ class FusionEncoder(nn.Module):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        pictures: tuple[Pictures, ...],
+        image: tuple[ImageTokens, ...],
         seeds_R: Array | None = None,
-        wanted: Sequence[Wanted] | None = None,
+        readouts: Sequence[Readout] | None = None,
     ) -> Array | list[Array]:
-        """Fused tokens (R, L, D) of R rows, those beside a picture together (`models/pictures.py`).
+        """Fused tokens (R, L, D) of R texts, those beside an image together.
 
-        wanted: (B, P, M, D) for each of several groups of texts instead; the last layer computes
-        those tokens only.
+        readouts: (B, P, M, D) of each of them instead; the last layer computes those tokens only.
         """
-        config, number = self.config, self.config.text_layers
-        seeds_RxL = token_seeds(seeds_R, text_tokens_RxLxD.shape[1])
+        config, first = self.config, self.config.text_layers
+        rows = TextRows(token_mask_RxL, token_seeds(seeds_R, text_tokens_RxLxD.shape[1]))
         if config.cls_apart:
-            pictures = cls_apart(pictures)
-        layers = self.layer if wanted is None else self.layer[:-1]
-        x_RxLxD = run_layers(
-            layers,
-            config.scan_layers,
-            number,
-            text_tokens_RxLxD,
-            token_mask_RxL,
-            pictures,
-            seeds_RxL,
-        )
-        if wanted is None:
+            image = cls_apart(image)
+        layers = self.layer if readouts is None else self.layer[:-1]
+        x_RxLxD = run_layers(layers, config.scan_layers, first, text_tokens_RxLxD, rows, image)
+        if readouts is None:
             return x_RxLxD
-        batch, last = pictures[0].tokens[0].shape[0], number + len(layers)
 
-        def last_layer(group: Wanted) -> Array:
-            def rows_of(x: Array | None) -> Array | None:
-                if x is None:
-                    return None
-                by_picture = x.reshape(batch, -1, *x.shape[1:])
-                if len(group.texts) < by_picture.shape[1]:
-                    by_picture = jnp.stack([by_picture[:, text] for text in group.texts], 1)
-                return pin_rows(by_picture.reshape(-1, *x.shape[1:]))
+        def last_layer(x_RxLxD: Array, rows: TextRows, image: tuple[ImageTokens, ...]) -> Array:
+            return self.layer[-1](x_RxLxD, first + len(layers), rows, image)
 
-            positions_RxM = group.positions_BxPxM.reshape(-1, group.positions_BxPxM.shape[-1])
-            seen = looks_of(pictures, group.texts)
-            x_RxMxD = self.layer[-1](
-                rows_of(x_RxLxD),
-                last,
-                rows_of(token_mask_RxL),
-                seen,
-                rows_of(seeds_RxL),
-                positions_RxM,
-            )
-            return pin_rows(x_RxMxD.reshape(batch, len(group.texts), *x_RxMxD.shape[1:]))
+        return read_last_layer(last_layer, x_RxLxD, rows, image, readouts)
 
-        return [last_layer(group) for group in wanted]
+    def with_map(
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        image_tokens_RxTxD: Array,
+        layer: int,
+        offset_RxHxLxT: Array,
+    ) -> tuple[Array, Array]:
+        """Fused tokens (R, L, D) of texts, each with image tokens of its own, and the probabilities
+        (R, H, L, T) with which one layer attends to these; without dropout.
+
+        layer: its number among these layers. offset: zeros, added to the probabilities; the
+        gradient of any score with respect to it is that of the probabilities.
+        """
+        rows, image = TextRows(token_mask_RxL), (ImageTokens((image_tokens_RxTxD,)),)
+        layers, probabilities = list(range(len(self.layer))), None
+        chosen, x_RxLxD = layers[layer], text_tokens_RxLxD
+        for number in layers:
+            inputs = x_RxLxD, self.config.text_layers + number, rows, image
+            if number == chosen:
+                x_RxLxD, probabilities = self.layer[number](*inputs, offset_RxHxLxT)
+            else:
+                x_RxLxD = self.layer[number](*inputs)
+        return x_RxLxD, probabilities
 
 
 class MlmHead(nn.Module):

@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from nas_jax.models.bert import Wanted
-from nas_jax.models.pictures import Look, Pictures, Replacement
+from nas_jax.kernels.image_tokens import ImageTokens, QueryGroup, Replacement
+from nas_jax.kernels.last_layer import Readout
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows, row_devices, take_rows
@@ -44,7 +44,7 @@ class Rows:
     detached: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-class Split(NamedTuple):
+class BatchSplit(NamedTuple):
     """How a batch is cut; static."""
 
     shards: int = 1  # blocks of the batch that `other_B` stays in
@@ -57,7 +57,7 @@ def fuse(
     image_tokens_BxTxD: Array,
     rows: Mapping[str, Rows],
     seeds: Mapping[str, Array],
-    split: Split = Split(),  # noqa: B008 (immutable)
+    split: BatchSplit = BatchSplit(),  # noqa: B008 (immutable)
 ) -> dict[str, Array]:
     """Fused tokens (B, M, D) of each kind of rows at the positions that are read.
 
@@ -88,7 +88,7 @@ def fuse(
         text_RxLxD, mask_RxL, seeds_R = (pin_rows(x.reshape(-1, *x.shape[2:])) for x in texts)
         positions = [jnp.stack([inputs["read"][kind] for kind in group], 1) for group in groups]
         texts_of = [tuple(map(kinds.index, group)) for group in groups]
-        readouts = list(map(Wanted, texts_of, positions))
+        readouts = list(map(Readout, texts_of, positions))
         net = network.bind({"params": params})
         fused = net.fuse(text_RxLxD, mask_RxL, inputs["image"], seeds_R, readouts)
         return {
@@ -112,9 +112,9 @@ def first_tokens(
     texts = text_tokens_GxCxLxD.shape[1]
     flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in (text_tokens_GxCxLxD, token_mask_GxCxL)]
     first = jnp.zeros((len(image_tokens_GxTxD), texts, 1), jnp.int32)
-    image = (Pictures((image_tokens_GxTxD,), (Look(texts),)),)
+    image = (ImageTokens((image_tokens_GxTxD,), (QueryGroup(texts),)),)
     net = network.bind({"params": params})
-    (fused_GxCx1xD,) = net.fuse(*flat, image, None, [Wanted(tuple(range(texts)), first)])
+    (fused_GxCx1xD,) = net.fuse(*flat, image, None, [Readout(tuple(range(texts)), first)])
     return fused_GxCx1xD[:, :, 0]
 
 
@@ -126,23 +126,25 @@ def tokens_seen(row: Rows, image_tokens_BxTxD: Array, shards: int = 1) -> Array:
     return jax.lax.stop_gradient(tokens_BxTxD) if row.detached else tokens_BxTxD
 
 
-def _image(image_tokens_BxTxD: Array, rows: list[Rows], split: Split) -> tuple[Pictures, ...]:
+def _image(
+    image_tokens_BxTxD: Array, rows: list[Rows], split: BatchSplit
+) -> tuple[ImageTokens, ...]:
     """What the rows see, in their order, from as few image tokens as possible."""
     shared, others = [], []
     for row in rows:
         if _by_itself(row, split):
-            others.append(Pictures((tokens_seen(row, image_tokens_BxTxD, split.shards),)))
+            others.append(ImageTokens((tokens_seen(row, image_tokens_BxTxD, split.shards),)))
         elif row.other_B is not None or row.replacement is not None:
-            shared.append(Look(1, row.detached, row.other_B, split.shards, row.replacement))
-        elif shared and shared[-1] == Look(shared[-1].rows, row.detached):
-            shared[-1] = Look(shared[-1].rows + 1, row.detached)
+            shared.append(QueryGroup(1, row.detached, row.other_B, split.shards, row.replacement))
+        elif shared and shared[-1] == QueryGroup(shared[-1].rows, row.detached):
+            shared[-1] = QueryGroup(shared[-1].rows + 1, row.detached)
         else:
-            shared.append(Look(1, row.detached))
-    own = (Pictures((image_tokens_BxTxD,), tuple(shared)),) if shared else ()
+            shared.append(QueryGroup(1, row.detached))
+    own = (ImageTokens((image_tokens_BxTxD,), tuple(shared)),) if shared else ()
     return (*own, *others)
 
 
-def _by_itself(row: Rows, split: Split) -> bool:
+def _by_itself(row: Rows, split: BatchSplit) -> bool:
     """Whether the tokens that a row sees are projected for it alone."""
     # The other picture may be in another piece, or on another device: its tokens are fewer bytes
     # than its keys.
@@ -150,7 +152,7 @@ def _by_itself(row: Rows, split: Split) -> bool:
     return elsewhere or (row.tokens_BxTxD is not None and row.replacement is None)
 
 
-def _order(row: Rows, split: Split) -> tuple[bool, ...]:
+def _order(row: Rows, split: BatchSplit) -> tuple[bool, ...]:
     """Rows that see the same come together; those with tokens of their own come last."""
     others = row.replacement is not None, row.other_B is not None
     return _by_itself(row, split), *others, row.detached

@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, Wanted, kernel_init
+from nas_jax.kernels.image_tokens import ImageTokens, Replacement
+from nas_jax.kernels.last_layer import Readout
+from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
 from nas_jax.models.codebook import DictionaryConfig, DictionaryState, quantize
-from nas_jax.models.pictures import Pictures, Replacement
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -93,9 +94,9 @@ class AlbefNetwork(TwoTowers):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        image: tuple[Pictures, ...],
+        image: tuple[ImageTokens, ...],
         seeds_R: Array | None = None,
-        readouts: Sequence[Wanted] | None = None,
+        readouts: Sequence[Readout] | None = None,
     ) -> Array | list[Array]:
         """Fused tokens (R, L, D), or (B, P, M, D) for each of the readouts."""
         return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, image, seeds_R, readouts)
@@ -111,7 +112,7 @@ class AlbefNetwork(TwoTowers):
     def __call__(self, image_BxHxWx3: Array, token_ids_BxL: Array, token_mask_BxL: Array):
         """Uses every parameter once, so that `init` makes them all."""
         image_BxTxD, text_BxLxD = super().__call__(image_BxHxWx3, token_ids_BxL, token_mask_BxL)
-        fused_BxLxD = self.fuse(text_BxLxD, token_mask_BxL, (Pictures((image_BxTxD,)),))
+        fused_BxLxD = self.fuse(text_BxLxD, token_mask_BxL, (ImageTokens((image_BxTxD,)),))
         self.itm_logits(fused_BxLxD)
         self.mlm_logits(fused_BxLxD)
         return image_BxTxD, text_BxLxD
@@ -148,14 +149,14 @@ class NasNetwork(AlbefNetwork):
         self,
         text_tokens_RxLxD: Array,
         token_mask_RxL: Array,
-        image: tuple[Pictures, ...],
+        image: tuple[ImageTokens, ...],
         seeds_R: Array | None = None,
-        readouts: Sequence[Wanted] | None = None,
+        readouts: Sequence[Readout] | None = None,
     ) -> Array | list[Array]:
         """As ALBEF's; image tokens with some patches replaced get what these have in common."""
-        if any(look.replacement is not None for seen in image for look in seen.looks):
-            places = jax.lax.stop_gradient(self.neck.places())
-            image = tuple(seen.replace(places=places) for seen in image)
+        if any(group.replacement is not None for one in image for group in one.groups):
+            positions = jax.lax.stop_gradient(self.neck.position_terms())
+            image = tuple(one.replace(positions=positions) for one in image)
         return super().fuse(text_tokens_RxLxD, token_mask_RxL, image, seeds_R, readouts)
 
     def generator_logits(self, tokens_BxMxD: Array, word_table_VxD: Array) -> Array:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.kernels.image_tokens import PositionTerms, Replacement
 from nas_jax.models.layers import Dense
-from nas_jax.models.pictures import Places, Replacement
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array
 
@@ -85,26 +85,26 @@ class DictionaryNeck(nn.Module):
         return self.norm(mixed_BxNxD + self._position(mixed_BxNxD.shape[1])[None])
 
     def replacement(self, where_BxN: Array, new_BxD: Array) -> Replacement:
-        """`finish` of the token new_BxD at the patches `where`, in parts (`models/pictures.py`)."""
+        """`finish` of the token new_BxD at the patches `where`, in the terms of a replacement."""
         new_BxD, dim = new_BxD.astype(jnp.float32), new_BxD.shape[-1]
-        base_BxD, place_NxD = _centred(new_BxD), _centred(self._position(where_BxN.shape[1]))
-        variance_BxN = jnp.mean(base_BxD**2, -1)[:, None] + jnp.mean(place_NxD**2, -1)[None]
+        base_BxD, position_NxD = _centred(new_BxD), _centred(self._position(where_BxN.shape[1]))
+        variance_BxN = jnp.mean(base_BxD**2, -1)[:, None] + jnp.mean(position_NxD**2, -1)[None]
         variance_BxN += (
             2
             / dim
-            * jnp.einsum("bd,nd->bn", base_BxD, place_NxD, precision=jax.lax.Precision.HIGHEST)
+            * jnp.einsum("bd,nd->bn", base_BxD, position_NxD, precision=jax.lax.Precision.HIGHEST)
         )
         scale_BxN = jax.lax.rsqrt(jnp.maximum(variance_BxN, 0.0) + LAYER_NORM_EPS)
         return Replacement(where_BxN, base_BxD * self.norm.variables["params"]["scale"], scale_BxN)
 
-    def places(self) -> Places:
+    def position_terms(self) -> PositionTerms:
         """What replaced tokens have in common."""
         norm = self.norm.variables["params"]
         codes = sine_row_and_column_codes(math.isqrt(self.config.num_patches), self.config.dim)
         row_SxD, column_SxD = (
             _centred(jnp.asarray(code_SxD)) * norm["scale"] for code_SxD in codes
         )
-        return Places(row_SxD, column_SxD, norm["bias"])
+        return PositionTerms(row_SxD, column_SxD, norm["bias"])
 
     def _position(self, patches: int) -> Array:
         return jnp.asarray(sine_position_code(math.isqrt(patches), self.config.dim))

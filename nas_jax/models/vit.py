@@ -1,6 +1,5 @@
-"""Image encoder: Vision Transformer (Dosovitskiy et al.
-
-2021) as ALBEF uses it (ALBEF code, models/vit.py).
+"""Image encoder: Vision Transformer (Dosovitskiy et al. 2021) as ALBEF uses it (ALBEF code,
+models/vit.py).
 """
 
 from __future__ import annotations
@@ -8,8 +7,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nas_jax.kernels.mlp import mlp
 from nas_jax.models.attention import SelfAttention
-from nas_jax.models.layers import Dense, DenseWeights, mlp, rematerialised, run_layers
+from nas_jax.models.layers import Dense, DenseWeights, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array

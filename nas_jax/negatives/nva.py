@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.models.pictures import Replacement
+from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.typing import Array
 from nas_jax.utils.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.struct
 
-from nas_jax.models.pictures import Replacement
+from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.typing import Array
 
 

@@ -34,9 +34,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/kernel$", (FSDP,)),
     # small or read whole: norms, biases, class token, temperature, gates
     (r"(scale|bias|cls_token|position_embedding|temp)$", ()),
-    # read whole by every device in every step
-    (r"method_state/(queue|dictionary)/", ()),
     (r"(^step|^rng|/count)$", ()),
+    # what else a method keeps is read whole by every device
+    (r"^method_state/", ()),
 )
 
 
@@ -51,21 +51,27 @@ class Placement(NamedTuple):
     whole: tuple[int, ...]
 
 
-def placements(abstract_state: PyTree, mesh: Mesh) -> list[Placement]:
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""(pattern of names, axis for each dimension)."""
+
+
+def placements(abstract_state: PyTree, mesh: Mesh, own: Rules = ()) -> list[Placement]:
     """A row for each array, in the order of the tree's leaves.
 
+    own: rules of the method, which come before the table.
     Raises ConfigError for a name that no rule matches.
     """
-    return [_place(name, leaf, mesh) for name, leaf in named_leaves(abstract_state).items()]
+    arrays, rules = named_leaves(abstract_state), own + RULES
+    return [_place(name, leaf, mesh, rules) for name, leaf in arrays.items()]
 
 
-def _place(name: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> Placement:
-    axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
+def _place(name: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh, rules: Rules) -> Placement:
+    axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
     if axes is None:
         raise ConfigError(
             f"the array {name} of the state",
             "a name that a rule matches",
-            "add it to parallel/rules.py",
+            "add one to Method.sharding of the method",
         )
     whole = tuple(d for d, axis in enumerate(axes) if axis and leaf.shape[d] % mesh.shape[axis])
     spec = PartitionSpec(*(None if d in whole else axis for d, axis in enumerate(axes)))
@@ -74,9 +80,9 @@ def _place(name: str, leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> Placement:
     return Placement(name, tuple(leaf.shape), spec, size, whole)
 
 
-def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
-    """The tree of NamedSharding of a state."""
-    specs = [placement.spec for placement in placements(abstract_state, mesh)]
+def state_shardings(abstract_state: PyTree, mesh: Mesh, own: Rules = ()) -> PyTree:
+    """The tree of NamedSharding of a state. own: rules of the method."""
+    specs = [placement.spec for placement in placements(abstract_state, mesh, own)]
     structure = jax.tree.structure(abstract_state)
     return jax.tree.unflatten(structure, [NamedSharding(mesh, spec) for spec in specs])
 

@@ -28,7 +28,7 @@ from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.machine import describe, matmul_flops, memory, peak_flops
 from nas_jax.train.profiling import StepProfile
-from nas_jax.train.start import begin
+from nas_jax.train.start import StartFrom, begin
 from nas_jax.train.step import sharded_step
 from nas_jax.train.watch import open_trackers
 from nas_jax.train.watchdog import Watchdog
@@ -52,14 +52,14 @@ SPLIT = {
 """What timings.jsonl calls the sections of the timer."""
 
 
-class Metric(Protocol):
+class Measurement(Protocol):
     """What an evaluator returns a list of."""
 
     key: str
     value: float
 
 
-Evaluator = Callable[[PyTree, PyTree, int], Sequence[Metric]]
+Evaluator = Callable[[PyTree, PyTree, int], Sequence[Measurement]]
 """(params, method_state, step) -> metrics."""
 
 
@@ -77,101 +77,82 @@ class RunResult:
         return 128 + self.signal if self.signal else 0
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and what is measured: all that the loop does not know itself."""
+
+    # Pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and include `loss`.
+    train_step: Callable[[PyTree, Batch, Hashable], tuple[PyTree, Metrics]]
+    # The state before step 1; must be traceable by `jax.jit`.
+    init_state: Callable[[], PyTree]
+    # `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first one).
+    # Each is a dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if there,
+    # stay on the host, and the former is counted. Read in a thread, a few batches ahead.
+    batches: Callable[[int], Iterator[Batch]]
+    total_steps: int
+    mesh: Mesh
+    evaluators: Sequence[Evaluator] = ()  # called at intervals and at the end
+    # Which parts of the method are on after that many steps; each value is compiled once.
+    stage: Callable[[int], Hashable] = lambda step: None
+    # More metrics of the state after a step that is recorded; traceable by `jax.jit`.
+    observe: Callable[[PyTree], Metrics] = lambda state: {}
+    # Where the arrays of the state live, `(abstract state, mesh) -> tree of NamedSharding`; None:
+    # all of it on every device.
+    shardings: Callable[[PyTree, Mesh], PyTree] | None = None
+    start_from: StartFrom | None = None  # see train/start.py
+    # A digest of the records that are read; a checkpoint of a run on others is refused.
+    data_id: str = ""
+    # Called on the first process with the step and the metrics of an evaluation; gives what is
+    # printed.
+    report: Callable[[int, Sequence[Measurement]], str] | None = None
+
+
 def run(
-    train_step: Callable[[PyTree, Batch, Hashable], tuple[PyTree, Metrics]],
-    init_state: Callable[[], PyTree],
-    batches: Callable[[int], Iterator[Batch]],
-    evaluators: Sequence[Evaluator],
+    training: Training,
     config: TrainConfig,
     workdir: str | Path,
-    run_record: Mapping[str, Any],
+    record: Mapping[str, Any],
     *,
-    run_defaults: Mapping[str, Any] | None = None,
-    total_steps: int,
-    mesh: Mesh,
-    stage: Callable[[int], Hashable] = lambda step: None,
-    observe: Callable[[PyTree], Metrics] = lambda state: {},
-    shardings: Callable[[PyTree, Mesh], PyTree] | None = None,
-    data_id: str = "",
-    report: Callable[[int, Sequence[Metric]], str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> RunResult:
-    """Trains up to `total_steps`, from the newest checkpoint in `workdir` if there is one.
+    """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      train_step: pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and
-      include `loss`.
-      init_state: the state before step 1; must be traceable by `jax.jit`.
-      batches: `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first
-        one). Each is a dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if
-        there, stay on the host, and the former is counted. It is read in a thread, a few batches
-        ahead of the step.
-      evaluators: called at intervals and at the end.
-      run_record: the nested config, written to config.json.
-      run_defaults: of all its fields, for a run in `workdir` that is older than one of them.
-      stage: which parts of the method are on after that many steps; `train_step` is compiled once
-      for each value.
-      observe: more metrics of the state after a step that is recorded; must be traceable by
-      `jax.jit`.
-      shardings: where the arrays of the state live, `(abstract state, mesh) -> tree of
-        NamedSharding`; None: all of it on every device.
-      data_id: a digest of the records that are read; a checkpoint of a run on others is refused.
-      report: called on the first process with the step and the metrics of an evaluation; returns
-      what is printed.
+      training: what is trained.
+      config: how long, and what is left behind.
+      workdir: the directory of the run.
+      record: the nested config, written to config.json.
+      defaults: of all its fields, for a run in `workdir` that is older than one of them.
+      console: takes what is told to the user; None: the terminal, on the first process.
+      clock: seconds.
 
     Raises:
       CheckpointError: the work directory belongs to another config, or a checkpoint cannot be read
-      or written.
+        or written.
       DivergedError: a loss, gradient or parameter is not finite; that state is not saved.
       DataError: the batches ended early.
     """
-    return _Run(
-        train_step=train_step,
-        init_state=init_state,
-        batches=batches,
-        evaluators=evaluators,
-        config=config,
-        workdir=as_path(workdir),
-        run_record=run_record,
-        run_defaults=run_defaults,
-        total_steps=total_steps,
-        mesh=mesh,
-        stage=stage,
-        observe=observe,
-        shardings=shardings,
-        data_id=data_id,
-        report=report,
-        console=console or Console(enabled=jax.process_index() == 0, clock=clock),
-        clock=clock,
-    ).start()
+    console = console or Console(enabled=jax.process_index() == 0, clock=clock)
+    return _Run(training, config, as_path(workdir), record, defaults, console, clock).start()
 
 
 @dataclass
 class _Run:
     """One start of the loop: its arguments, and the host-side variables its parts share."""
 
-    train_step: Callable
-    init_state: Callable
-    batches: Callable
-    evaluators: Sequence[Evaluator]
+    training: Training
     config: TrainConfig
     workdir: Path
-    run_record: Mapping[str, Any]
-    run_defaults: Mapping[str, Any] | None
-    total_steps: int
-    mesh: Mesh
-    stage: Callable
-    observe: Callable
-    shardings: Callable | None
-    data_id: str
-    report: Callable | None
+    record: Mapping[str, Any]
+    defaults: Mapping[str, Any] | None
     console: Console
     clock: Callable[[], float]
 
     def start(self) -> RunResult:
         primary = jax.process_index() == 0
-        open_workdir(self.workdir, self.run_record, primary, self.run_defaults)
+        open_workdir(self.workdir, self.record, primary, self.defaults)
         self.began = self.clock()
         with (
             CheckpointManager(
@@ -186,7 +167,7 @@ class _Run:
             # With several processes SIGTERM is jax's: its service tells all of them of a preemption
             # of one.
             StopSignals((signal.SIGINT,) if jax.process_count() > 1 else SIGNALS) as self.signals,
-            open_trackers(self.config, self.workdir, self.run_record, primary) as trackers,
+            open_trackers(self.config, self.workdir, self.record, primary) as trackers,
             Watchdog(self.config.hang_seconds, self.workdir, jax.process_index()) as self.watchdog,
             StepProfile(self.config.profile_steps, self.workdir / PROFILE) as self.profile,
         ):
@@ -194,9 +175,13 @@ class _Run:
             start = int(state.step)
             self.watchdog.beat(start)
             self.records = Records(self.workdir, start, primary, trackers)
-            self.records.add_start(describe(state.params, self.total_steps))
-            iterator = iter(self.batches(start)) if start < self.total_steps else iter(())
-            iterator = DevicePrefetch(iterator, self.mesh, HOST_FIELDS)
+            self.records.add_start(describe(state.params, self.training.total_steps))
+            iterator = (
+                iter(self.training.batches(start))
+                if start < self.training.total_steps
+                else iter(())
+            )
+            iterator = DevicePrefetch(iterator, self.training.mesh, HOST_FIELDS)
             try:
                 return self._steps(state, start, iterator)
             finally:
@@ -206,117 +191,133 @@ class _Run:
 
     def _first_state(self) -> tuple[PyTree, int]:
         """The state to go on from, on the devices, and how many pairs were skipped until then."""
-        abstract = jax.eval_shape(self.init_state)
-        whole = jax.tree.map(lambda leaf: replicated(self.mesh), abstract)
-        shardings = self.shardings(abstract, self.mesh) if self.shardings else whole
+        training = self.training
+        abstract = jax.eval_shape(training.init_state)
+        whole = jax.tree.map(lambda leaf: replicated(training.mesh), abstract)
+        shardings = (
+            self.training.shardings(abstract, self.training.mesh)
+            if self.training.shardings
+            else whole
+        )
         if self.manager.latest_step() is not None:  # case 1 of train/start.py
             state, position = self.manager.restore(with_shardings(abstract, shardings))
             self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
         else:
-            state, position = begin(self.config, self.init_state, shardings, self.console.say)
-        trained_on = position.get("data", self.data_id)
-        if trained_on != self.data_id:
+            state, position = begin(
+                self.config, training.init_state, shardings, self.console.say, training.start_from
+            )
+        trained_on = position.get("data", self.training.data_id)
+        if trained_on != self.training.data_id:
             raise CheckpointError(
                 f"{self.workdir} was trained on other records (digest {trained_on}, here "
-                f"{self.data_id})",
+                f"{self.training.data_id})",
                 "the same files in the same order, so that no sample is repeated or left out",
                 "restore them, or start in another --workdir",
             )
         return state, position["skipped"]
 
     def _steps(self, state: PyTree, start: int, iterator: DevicePrefetch) -> RunResult:
-        step_fn = sharded_step(
-            self.train_step, self.mesh, jax.tree.map(lambda leaf: leaf.sharding, state)
-        )
-        params_finite = jax.jit(all_finite)
-        self.timer, self.window, self.timed_steps, self.train_seconds = Timer(self.clock), 0, 0, 0.0
-        # the step whose timings are to be written; operations since the last ones
-        self.due, self.flops = None, 0.0
-        observe = jax.jit(self.observe)
-        flops = {}  # of a step, by program
-        compiled = set()  # stages, and lengths of texts
-        stop, step = 0, start
+        self._get_ready(state)
         if self._evaluation_due(start) and start and not _agreed(self.records.evaluated):
             with self._in("evaluation", "evaluation"):
                 self._evaluate(state, start)  # killed between this checkpoint and its evaluation
-        pending = None  # the step whose metrics are still being computed
-        while step < self.total_steps and not stop:
+        total, stop, step = self.training.total_steps, 0, start
+        while step < total and not stop:
             step += 1
-            stage = self.stage(step - 1)
-            # what is begun by now ends here
             if self.profile.wanted(step - 1) != self.profile.wanted(step):
-                with self._in("step", "compute"):
-                    jax.block_until_ready(pending)
-                self._settle(pending)
-                pending = None
+                self._finish_pending()  # what is begun by now ends here
                 self._end_profile()
-            with self._in("next", "input"):
-                batch = self._next_batch(iterator, step)
-            program = (stage, *(value.shape for value in batch.values()))
-            self.batch_size = len(next(iter(batch.values())))
-            # A step that compiles tells nothing about the speed.
-            self.timer.rename("next", "input" if program in compiled else "start")
-            if program not in compiled:
-                self._settle(pending)
-                self._close_window()
-                pending = None
-                state, metrics = self._compile_and_step(step_fn, state, batch, stage, step)
-                compiled.add(program)
-                work, flops[program] = 0.0, self._flops(step_fn, state, batch, stage)
-            else:
-                work = flops[program]
-                with self._in("step", "compute"), self.profile.step(step):
-                    state, metrics = step_fn(state, batch, stage)
-                    # Waiting for the step before, while this one runs, keeps the device busy.
-                    jax.block_until_ready(pending)
-                self._settle(pending)
-            if self._recorded(step):
-                with self._in("step", "compute"), jax.set_mesh(self.mesh):
-                    metrics = metrics | observe(state)
-            pending = (step, metrics, self.skipped, work)
+            state = self._step(state, step, iterator)
             with self.watchdog.waiting("barrier"):
                 stop = self._stop_asked(step)
-            save = step % self.config.checkpoint_every == 0 or step == self.total_steps or stop
-            evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
-            if save or evaluate:
+            self._save_and_evaluate(state, step, stop)
+            if step < total and not stop:
                 self._close_window()
-                with self._in("step", "compute"):
-                    jax.block_until_ready(pending)
-                self._settle(pending)
-                pending = None
-            if save:
-                with self._in("checkpoint", "checkpoint"):
-                    if not params_finite(state.params):
-                        raise self._diverged(step, {"params": math.nan})
-                    self._save(state, step)
-            if evaluate:
-                with self._in("evaluation", "evaluation"):
-                    self._evaluate(state, step)
-            if step < self.total_steps and not stop:
-                self._close_window()
-        if step == self.total_steps:
+        if step == total:
             stop = 0  # asked to stop, but done
         self._finish(step, start, stop)
         return RunResult(state, step, max(stop, 0))
 
-    def _compile_and_step(
-        self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable, step: int
-    ):
+    def _get_ready(self, state: PyTree) -> None:
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self.step_fn = sharded_step(self.training.train_step, self.training.mesh, places)
+        self.observe_fn, self.params_finite = jax.jit(self.training.observe), jax.jit(all_finite)
+        self.timer, self.window, self.timed_steps = Timer(self.clock), 0, 0
+        self.train_seconds = 0.0
+        # the step whose timings are to be written; operations since the last ones
+        self.due, self.flops = None, 0.0
+        self.flops_of = {}  # operations of a step, by compiled program
+        self.pending = None  # the step whose metrics are still being computed
+
+    def _step(self, state: PyTree, step: int, iterator: DevicePrefetch) -> PyTree:
+        """The state after the step; its metrics wait in `pending`."""
+        stage = self.training.stage(step - 1)
+        with self._in("next", "input"):
+            batch = self._next_batch(iterator, step)
+        program = (stage, *(value.shape for value in batch.values()))
+        known = program in self.flops_of
+        self.batch_size = len(next(iter(batch.values())))
+        # A step that compiles tells nothing about the speed.
+        self.timer.rename("next", "input" if known else "start")
+        if known:
+            work = self.flops_of[program]
+            with self._in("step", "compute"), self.profile.step(step):
+                state, metrics = self.step_fn(state, batch, stage)
+                # Waiting for the step before, while this one runs, keeps the device busy.
+                jax.block_until_ready(self.pending)
+            self._check_and_record()
+        else:
+            self._check_and_record()
+            self._close_window()
+            state, metrics = self._compile_and_step(state, batch, stage, step)
+            work, self.flops_of[program] = 0.0, self._flops(state, batch, stage)
+        if self._recorded(step):
+            with self._in("step", "compute"), jax.set_mesh(self.training.mesh):
+                metrics = metrics | self.observe_fn(state)
+        self.pending = (step, metrics, self.skipped, work)
+        return state
+
+    def _save_and_evaluate(self, state: PyTree, step: int, stop: int) -> None:
+        """What is due after a step."""
+        last = step == self.training.total_steps
+        save = step % self.config.checkpoint_every == 0 or last or bool(stop)
+        evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
+        if save or evaluate:
+            self._close_window()
+            self._finish_pending()
+        if save:
+            with self._in("checkpoint", "checkpoint"):
+                if not self.params_finite(state.params):
+                    raise self._diverged(step, {"params": math.nan})
+                self._save(state, step)
+        if evaluate:
+            with self._in("evaluation", "evaluation"):
+                self._evaluate(state, step)
+
+    def _finish_pending(self) -> None:
+        """Waits for the last step, and records it."""
+        with self._in("step", "compute"):
+            jax.block_until_ready(self.pending)
+        self._check_and_record()
+
+    def _compile_and_step(self, state: PyTree, batch: Batch, stage: Hashable, step: int):
         self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
         began = self.clock()
         with self._in("start", "compile"), self.profile.step(step):
-            state, metrics = jax.block_until_ready(step_fn(state, batch, stage))
+            state, metrics = jax.block_until_ready(self.step_fn(state, batch, stage))
         self.console.say(
             f"step {step}: compiled and done in {format_seconds(self.clock() - began)}"
         )
         self.window -= 1
         return state, metrics
 
-    def _flops(self, step_fn: Callable, state: PyTree, batch: Batch, stage: Hashable) -> float:
+    def _flops(self, state: PyTree, batch: Batch, stage: Hashable) -> float:
         """Operations of a step on one device."""
-        with jax.set_mesh(self.mesh):  # as it was traced before, so that it is not traced again
-            traced = step_fn.jitted.trace(state, batch, stage)
-        return matmul_flops(traced.jaxpr.jaxpr) / self.mesh.size
+        with jax.set_mesh(
+            self.training.mesh
+        ):  # as it was traced before, so that it is not traced again
+            traced = self.step_fn.jitted.trace(state, batch, stage)
+        return matmul_flops(traced.jaxpr.jaxpr) / self.training.mesh.size
 
     def _end_profile(self) -> None:
         if self.profile.stop():
@@ -333,18 +334,18 @@ class _Run:
         if item is None:
             raise DataError(
                 f"the data ended before step {step}",
-                f"{self.total_steps} batches",
+                f"{self.training.total_steps} batches",
                 "lower train.steps",
             )
         batch, host = item
         self.skipped += int(np.sum(host.get("skipped_B", 0)))
         return batch
 
-    def _settle(self, pending: tuple[int, Metrics, int, float] | None) -> None:
-        """Checks, shows and records the metrics of a step that is done."""
-        if pending is None:
+    def _check_and_record(self) -> None:
+        """Checks, shows and records the metrics of the step that is done, if there is one."""
+        if self.pending is None:
             return
-        step, metrics, skipped, work = pending
+        (step, metrics, skipped, work), self.pending = self.pending, None
         self.watchdog.beat(step)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.window, self.flops = self.window + 1, self.flops + work
@@ -360,17 +361,17 @@ class _Run:
             self.due = step
 
     def _recorded(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or step == self.total_steps
+        return step % self.config.log_every == 0 or step == self.training.total_steps
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         seconds = self.timer.total("input", "step")
-        line = f"step {step}/{self.total_steps}  {format_losses(values)}"
+        line = f"step {step}/{self.training.total_steps}  {format_losses(values)}"
         steps, spent = self.timed_steps + max(self.window, 0), self.train_seconds + seconds
         if self.window > 0 and seconds > 0:
             share = self.timer.total("input") / seconds
             line += f"  {self.window * self.batch_size / seconds:.0f} pairs/s  input {share:.0%}"
         if steps > 0 and spent > 0:
-            left = (self.total_steps - step) * spent / steps
+            left = (self.training.total_steps - step) * spent / steps
             if self.config.stop_after_seconds:
                 left = min(left, self.began + self.config.stop_after_seconds - self.clock())
             line += f"  left {format_seconds(left)}"
@@ -429,28 +430,28 @@ class _Run:
 
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.eval_every
-        return step == self.total_steps or bool(every and step % every == 0)
+        return step == self.training.total_steps or bool(every and step % every == 0)
 
     def _save(self, state: PyTree, step: int) -> None:
-        position = {"next_step": step, "skipped": self.skipped, "data": self.data_id}
+        position = {"next_step": step, "skipped": self.skipped, "data": self.training.data_id}
         self.records.sync()
-        self.manager.save(step, state, position, {"config": dict(self.run_record)})
+        self.manager.save(step, state, position, {"config": dict(self.record)})
 
     def _evaluate(self, state: PyTree, step: int) -> None:
-        if not self.evaluators:
+        if not self.training.evaluators:
             return
-        params, method_state = everywhere((state.params, state.method_state), self.mesh)
+        params, method_state = everywhere((state.params, state.method_state), self.training.mesh)
         metrics = [
             metric
-            for evaluator in self.evaluators
+            for evaluator in self.training.evaluators
             for metric in evaluator(params, method_state, step)
         ]
         if not metrics:
             return
         values = {metric.key: metric.value for metric in metrics}
-        if self.report and jax.process_index() == 0:
+        if self.training.report and jax.process_index() == 0:
             with writing(self.workdir):
-                text = self.report(step, metrics)
+                text = self.training.report(step, metrics)
             self.console.say(text)
         self.manager.record_metrics(step, values)
         # last: a start that finds this entry does not evaluate again
@@ -461,7 +462,7 @@ class _Run:
             self.manager.wait()
         self._close_window()
         self._end_profile()
-        at = f"step {step}/{self.total_steps}, saved in {self.workdir / CHECKPOINTS}"
+        at = f"step {step}/{self.training.total_steps}, saved in {self.workdir / CHECKPOINTS}"
         if step == start:
             self.console.say(f"nothing left to train: {at}")
         elif stop > 0:

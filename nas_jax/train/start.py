@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.checkpoint.stored import Shapes, nest
-from nas_jax.checkpoint.surgery import adapt, adapt_dictionary
-from nas_jax.losses.itc import QueueState
+from nas_jax.checkpoint.surgery import adapt
+from nas_jax.methods.method import Saved
 from nas_jax.parallel.rules import with_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
@@ -33,6 +34,8 @@ from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 Position = dict[str, Any]
+StartFrom = Callable[[Params, PyTree, Saved], PyTree]
+"""`Method.start_from`: (params, fresh method state, saved) -> method state."""
 NOTHING_READ: Position = {"next_step": 0, "skipped": 0}
 
 
@@ -41,6 +44,7 @@ def begin(
     init_state: Callable[[], TrainState],
     shardings: PyTree,
     say: Callable[[str], None],
+    start_from: StartFrom | None = None,
 ) -> tuple[TrainState, Position]:
     """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the
     data goes on.
@@ -56,105 +60,74 @@ def begin(
     state = jax.jit(init_state, out_shardings=shardings)()
     if config.weights:
         with _open(config.weights, say) as manager:
-            state = with_weights(state, shardings, manager, say, config.weights_state)
+            saved = SavedState(manager, shardings, config.weights_state, say)
+            state = with_weights(state, shardings, saved, start_from)
         say(f"case 3: weights of {config.weights}, all else new")
     return state, NOTHING_READ
 
 
 def with_weights(
-    state: TrainState,
-    shardings: TrainState,
-    manager: CheckpointManager,
-    say: Callable[[str], None],
-    teacher_too: bool = False,
+    state: TrainState, shardings: TrainState, saved: SavedState, start_from: StartFrom | None = None
 ) -> TrainState:
-    """A fresh state with the parameters of a checkpoint, a teacher equal to them, and its
-    dictionary if it has one.
-
-    teacher_too: the checkpoint's own teacher instead, and its queues where they have the size of
-    this run's.
+    """A fresh state with the parameters of a checkpoint, and what `start_from` takes of its
+    method state.
     """
-    params, report = adapt(
-        _restore(manager, "params", state.params, shardings.params), state.params
-    )
-    say(str(report))
+    params, report = adapt(saved.restore("params", state.params, shardings.params), state.params)
+    saved.say(str(report))
     params = _place(params, shardings.params)
-    groups, places = state.method_state.teacher, shardings.method_state.teacher
-    teacher, queue = {name: params[name] for name in groups}, state.method_state.queue
-    if teacher_too:
-        teacher = _teacher(manager, teacher, places, say)
-        queue = _queue(manager, queue, shardings.method_state.queue, say)
-    teacher = jax.tree.map(jax.numpy.copy, _place(teacher, places))
-    method_state = state.method_state.replace(teacher=teacher, queue=queue)
-    if state.method_state.dictionary is not None:
+    method_state = state.method_state
+    if start_from is not None:
+        method_state = start_from(params, method_state, saved)
+    return state.replace(params=params, method_state=_place(method_state, shardings.method_state))
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The state of a checkpoint that another run starts from; see `methods.method.Saved`."""
+
+    manager: CheckpointManager
+    shardings: TrainState
+    whole: bool
+    say: Callable[[str], None]
+
+    def entry(self, name: str) -> Any | None:
+        """An entry of the method state as it was saved, or None."""
         try:
-            saved = manager.restore_params(which="dictionary")
+            return self.manager.restore_part(f"method_state/{name}")
         except MissingPart:
-            say("these weights have no dictionary: it starts anew")
-        else:
-            codes = len(state.method_state.dictionary.counts_K)
-            # past its start from data
-            dictionary = adapt_dictionary(saved, codes).replace(step=np.int32(1))
-            method_state = method_state.replace(
-                dictionary=_place(dictionary, shardings.method_state.dictionary),
+            return None
+
+    def fitted(self, name: str, like: Params) -> Params:
+        """An entry whose arrays are named as parameters, fitted to the sizes of `like`."""
+        places = self.shardings.method_state[name]
+        try:
+            saved = self.restore(f"method_state/{name}", like, places)
+        except MissingPart:
+            self.say(f"these weights have no {name}: it starts as the student")
+            return like
+        tree, report = adapt(saved, like)
+        self.say(f"{name}: {report}")
+        return tree
+
+    def restore(self, part: str, wanted: PyTree, shardings: PyTree) -> Params:
+        """A part of the state, each array where that of its name lives; others whole everywhere."""
+        places = {
+            name: (tuple(leaf.shape), sharding)
+            for (name, leaf), sharding in zip(
+                named_leaves(wanted).items(), jax.tree.leaves(shardings), strict=True
             )
-    return state.replace(params=params, method_state=method_state)
+        }
+        whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
+        def place(saved: Shapes) -> Params:
+            leaves = {}
+            for name, (shape, dtype) in saved.items():
+                wanted_shape, sharding = places.get(name, (None, whole))
+                where = sharding if shape == wanted_shape else whole
+                leaves[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+            return nest(leaves)
 
-def _teacher(
-    manager: CheckpointManager, student: Params, shardings: PyTree, say: Callable[[str], None]
-) -> Params:
-    """The teacher of a checkpoint; what it lacks is the student's."""
-    try:
-        saved = _restore(manager, "teacher", student, shardings)
-    except MissingPart:
-        say("these weights have no teacher: it starts as the student")
-        return student
-    teacher, report = adapt(saved, student)
-    say(f"teacher: {report}")
-    return teacher
-
-
-def _queue(
-    manager: CheckpointManager, fresh: QueueState, shardings: PyTree, say: Callable[[str], None]
-) -> QueueState:
-    """The queues of a checkpoint if they have the shape of the fresh ones."""
-    try:
-        saved = QueueState(**manager.restore_params(which="queue"))
-    except MissingPart:
-        say("these weights have no queues: they start anew")
-        return fresh
-    if saved.image_QxE.shape != fresh.image_QxE.shape:
-        say(
-            f"these weights have queues of {list(saved.image_QxE.shape)}: those of this run start "
-            "anew"
-        )
-        return fresh
-    return _place(saved, shardings)
-
-
-def _restore(manager: CheckpointManager, which: str, wanted: PyTree, shardings: PyTree) -> Params:
-    """A part of a checkpoint, each array where the array of that name lives; what does not fit it,
-    whole everywhere.
-    """
-    places = {
-        name: (tuple(leaf.shape), sharding)
-        for (name, leaf), sharding in zip(
-            named_leaves(wanted).items(), jax.tree.leaves(shardings), strict=True
-        )
-    }
-    whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
-
-    def place(saved: Shapes) -> Params:
-        leaves = {}
-        for name, (shape, dtype) in saved.items():
-            wanted_shape, sharding = places.get(name, (None, whole))
-            leaves[name] = jax.ShapeDtypeStruct(
-                shape, dtype, sharding=sharding if shape == wanted_shape else whole
-            )
-        return nest(leaves)
-
-    return manager.restore_params(place, which=which)
+        return self.manager.restore_part(part, place)
 
 
 def _open(workdir: str, say: Callable[[str], None]) -> CheckpointManager:

@@ -55,19 +55,6 @@ def make_train_step(
     return step
 
 
-def observe(state: TrainState) -> Metrics:
-    """What is asked of the steps that are recorded only, as it reads all parameters twice.
-
-    teacher/distance: |teacher - student| / |student|, over the parameters that the teacher has.
-    """
-    teacher = state.method_state["teacher"]
-    student = {name: state.params[name] for name in teacher}
-    return {
-        "teacher/distance": optax.tree.norm(optax.tree.sub(teacher, student))
-        / optax.tree.norm(student)
-    }
-
-
 def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:
     """The jitted step on a mesh: the state keeps its places and is overwritten, the batch comes
     split by rows.

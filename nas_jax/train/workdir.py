@@ -2,7 +2,7 @@
 there.
 
 config.json      the config of the run
-metrics.jsonl    one object a line, each with `step`; the same bytes whether or not the run was interrupted
+metrics.jsonl    one object a line, each with `step`; the same bytes if the run was interrupted
 timings.jsonl    the same steps, with what depends on the machine and the hour
 starts.jsonl     one object each time the run was started: where it goes on, and on which machine
 evals/           one file an evaluation, with chance and blind values (written by the runner)
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.checkpoint.stored import complete_steps
+from nas_jax.methods import upgraded
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import Trackers
 from nas_jax.utils.errors import CheckpointError
@@ -115,7 +116,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The nested config of the run in `workdir`. Raises CheckpointError if there is none."""
     path = workdir / CONFIG
     try:
-        return json.loads(read_text(path))
+        config = json.loads(read_text(path))
+        return config | ({"method": upgraded(config["method"])} if "method" in config else {})
     except FileNotFoundError:
         check_bucket(workdir)
         raise CheckpointError(

@@ -12,9 +12,11 @@ from typing import Any
 from nas_jax.utils.errors import ConfigError
 
 
-def build(cls: type, values: Any, path: str = "") -> Any:
+def build(cls: type, values: Any, path: str = "", kinds: Mapping[str, type] | None = None) -> Any:
     """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so
     far.
+
+    kinds: dotted name -> the dataclass of that section, where it is narrower than the field says.
     """
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, Mapping):
@@ -35,9 +37,11 @@ def build(cls: type, values: Any, path: str = "") -> Any:
         raise ConfigError(
             f"no {dotted(path, missing[0])}", "a value, it has no default", "set it in the config"
         )
-    return cls(
-        **{name: _convert(known[name], value, dotted(path, name)) for name, value in values.items()}
-    )
+    converted = {}
+    for name, value in values.items():
+        place = dotted(path, name)
+        converted[name] = _convert((kinds or {}).get(place, known[name]), value, place)
+    return cls(**converted)
 
 
 def narrowed(value: Any, cls: type) -> Any:

@@ -365,24 +365,20 @@ def test_parameters_only(tmp_path):
         save(manager, 1, state)
     said = []
     with CheckpointManager(tmp_path, say=said.append) as manager:
-        assert_same(manager.restore_params(abstract(state.params)), state.params)
+        assert_same(manager.restore_part("params", abstract(state.params)), state.params)
         assert_same(
-            manager.restore_params(abstract(state.method_state["teacher"]), which="teacher"),
+            manager.restore_part("method_state/teacher", abstract(state.method_state["teacher"])),
             {"table": state.params["table"] + 1},
         )
-        as_saved = manager.restore_params()
+        as_saved = manager.restore_part("params")
         assert_same(as_saved, jax.tree.map(np.asarray, state.params))
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(as_saved))
         with pytest.raises(
             CheckpointError, match=r"params/layer/kernel is float32\[2, 3\] there and absent here"
         ):
-            manager.restore_params({"table": abstract(state.params["table"])})
+            manager.restore_part("params", {"table": abstract(state.params["table"])})
         with pytest.raises(CheckpointError, match="has no method_state/dictionary"):
-            manager.restore_params(which="dictionary")
-        with pytest.raises(
-            CheckpointError, match="which='moments'; expected one of params, teacher, dictionary"
-        ):
-            manager.restore_params(which="moments")
+            manager.restore_part("method_state/dictionary")
     assert said == []
 
 
@@ -391,8 +387,8 @@ def test_parameters_are_verified(saved):
     said = []
     with CheckpointManager(saved, say=said.append) as manager:
         with pytest.raises(CheckpointError, match="params/table: other bits than were saved"):
-            manager.restore_params(step=2)
-        assert_same(manager.restore_params(), jax.tree.map(np.asarray, make_state(1).params))
+            manager.restore_part("params", step=2)
+        assert_same(manager.restore_part("params"), jax.tree.map(np.asarray, make_state(1).params))
     assert len(said) == 1 and names(saved) == ["1", "damaged-2"]
 
 

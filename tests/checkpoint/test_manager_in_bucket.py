@@ -86,7 +86,7 @@ def test_what_is_saved_is_read_back_and_an_unfinished_save_is_none(bucket):
         state, position = manager.restore(ABSTRACT)
         assert_is(state, 2)
         assert position == {"next_step": 2} and manager.metadata(1) == {"config": {"seed": 1}}
-        assert_is({"params": manager.restore_params(step=1), "step": np.int32(1)}, 1)
+        assert_is({"params": manager.restore_part("params", step=1), "step": np.int32(1)}, 1)
         save(manager, 3)  # the best stays over a restart
     assert folders(bucket) == ["1", "3", "metrics.json"]
 

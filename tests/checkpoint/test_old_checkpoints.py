@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -23,12 +24,14 @@ sys.path += [str(FIXTURES.parents[1]), str(FIXTURES.parent)] if __name__ == "__m
 
 import tiny  # noqa: E402
 
-from nas_jax.checkpoint.manager import PARTS, CheckpointManager  # noqa: E402
+from nas_jax.checkpoint.manager import CheckpointManager  # noqa: E402
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from nas_jax.train.state import init_state  # noqa: E402
+from nas_jax.utils.errors import CheckpointError  # noqa: E402
 from nas_jax.utils.trees import named_leaves  # noqa: E402
 
 STEP = 7
+PARTS = ("params", "method_state/teacher", "method_state/queue", "method_state/dictionary")
 POSITION = {"next_step": STEP, "skipped": 3, "data": "0123456789abcdef"}
 METADATA = {"config": {"name": "tiny", "train": {"steps": 100}, "sizes": [1, 2.5, None, True]}}
 
@@ -102,7 +105,7 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
     said = []
     with CheckpointManager(tmp_path, read_only=True, say=said.append) as manager:
         state, position = manager.restore(abstract_state())
-        parts = {which: manager.restore_params(which=which) for which in PARTS}
+        parts = {part: manager.restore_part(part) for part in PARTS}
         assert manager.latest_step() == expected["step"]
         assert manager.metadata(expected["step"]) == expected["metadata"]
     assert position == expected["position"]
@@ -111,14 +114,36 @@ def test_today_reads_what_was_written_then(fixture, tmp_path):
     assert restored.keys() == values.keys()
     for name, value in values.items():
         np.testing.assert_array_equal(np.asarray(restored[name]), value, err_msg=name, strict=True)
-    for which, tree in parts.items():
+    for part, tree in parts.items():
         leaves = named_leaves(tree)
-        prefix = f"{PARTS[which]}/"
+        prefix = f"{part}/"
         assert {prefix + name for name in leaves} == {
             name for name in values if name.startswith(prefix)
         }
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, values[prefix + name], err_msg=name, strict=True)
+
+
+@flax.struct.dataclass
+class OldMethodState:
+    """As it was while it had the same entries for every method."""
+
+    teacher: dict
+    queue: dict
+    dictionary: dict | None
+
+
+def test_an_entry_that_was_none_is_absent_today(tmp_path):
+    teacher, queue = {"w": jax.numpy.arange(4.0)}, {"pointer": jax.numpy.int32(3)}
+    old = {"method_state": OldMethodState(teacher, queue, None)}
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(2, old, {"next_step": 2}, {})
+    today = {"method_state": {"teacher": teacher, "queue": queue}}
+    with CheckpointManager(tmp_path, read_only=True) as manager:
+        restored, _ = manager.restore(jax.eval_shape(lambda: today))
+        jax.tree.map(np.testing.assert_array_equal, restored, today)
+        with pytest.raises(CheckpointError, match="method_state/queue/pointer"):
+            manager.restore(jax.eval_shape(lambda: {"method_state": {"teacher": teacher}}))
 
 
 def test_checkpoints_without_checksums_are_read_and_said_to_be_unverified(tmp_path):
@@ -136,7 +161,7 @@ def test_checkpoints_without_checksums_are_read_and_said_to_be_unverified(tmp_pa
         restored, position = manager.restore(jax.eval_shape(lambda: state))
         assert manager.metadata(4) == {"config": {"seed": 1}}
         np.testing.assert_array_equal(
-            manager.restore_params()["w"], np.arange(6.0, dtype=np.float32)
+            manager.restore_part("params")["w"], np.arange(6.0, dtype=np.float32)
         )
     np.testing.assert_array_equal(restored["params"]["w"], np.arange(6.0))
     assert int(restored["step"]) == 4 and position == {"next_step": 4}

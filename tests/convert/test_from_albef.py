@@ -27,7 +27,7 @@ from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from nas_jax.train.start import _restore, with_weights
+from nas_jax.train.start import SavedState, with_weights
 from nas_jax.train.state import init_state
 from nas_jax.utils.errors import ConfigError
 
@@ -65,7 +65,7 @@ def test_the_recorded_outputs_are_reproduced(converted):
     batch = recorded.batch
 
     @jax.jit
-    def outputs(params):
+    def outputs(params, state):
         image_tokens, _ = method.encode_image(params, state, batch["image_BxHxWx3"])
         texts = batch["token_ids_BxL"], batch["token_mask_BxL"]
         text_tokens, _ = method.encode_text(params, *texts)
@@ -74,7 +74,7 @@ def test_the_recorded_outputs_are_reproduced(converted):
         return image_tokens, text_tokens, jax.numpy.stack([match - margin, match], axis=1)
 
     with jax.default_matmul_precision("highest"):
-        image_tokens, text_tokens, logits = outputs(weights.params)
+        image_tokens, text_tokens, logits = outputs(weights.params, state)
     out = recorded.arrays
     pairs = len(logits)
     for ours, theirs in (
@@ -228,17 +228,24 @@ def test_a_run_starts_from_the_folder_with_every_array_in_its_place(converted):
         shardings,
     )
     with CheckpointManager(converted[0] / "checkpoints", read_only=True) as manager:
-        read = _restore(manager, "params", fresh.params, shardings.params)
+        said = []
+        saved = SavedState(manager, shardings, whole=False, say=said.append)
+        read = saved.restore("params", fresh.params, shardings.params)
         assert jax.tree.all(
             jax.tree.map(lambda leaf, there: leaf.sharding == there, read, dict(shardings.params))
         )
-        said = []
-        for state_too, teacher in ((False, weights.params), (True, weights.teacher)):
-            state = with_weights(fresh, shardings, manager, said.append, state_too)
+        for state_too, teacher in ((False, weights.params), (True, weights.state["teacher"])):
+            saved = SavedState(manager, shardings, state_too, said.append)
+            state = with_weights(fresh, shardings, saved, method.start_from)
             equal(jax.device_get(state.params), weights.params)
-            equal(jax.device_get(state.method_state.teacher["text_proj"]), teacher["text_proj"])
-            queue = weights.queue["image_QxE"] if state_too else np.zeros((36, 32), np.float32)
-            np.testing.assert_array_equal(state.method_state.queue.image_QxE, queue)
+            found = jax.device_get(state.method_state)
+            equal(found["teacher"]["text_proj"], teacher["text_proj"])
+            saved_QxE = weights.state["queue"]["image_QxE"]
+            queue_QxE = saved_QxE if state_too else np.zeros((36, 32), np.float32)
+            np.testing.assert_array_equal(found["queue"].image_QxE, queue_QxE)
+            np.testing.assert_array_equal(
+                found["dictionary"].codes_KxD, weights.state["dictionary"]["codes_KxD"]
+            )
         assert "new" not in " ".join(said)
     with pytest.raises(ConfigError, match="without train.weights"):
         TrainConfig(weights_state=True).validate()

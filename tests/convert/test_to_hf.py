@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.checkpoint.stored import nest
 from nas_jax.config import RunConfig, to_dict
-from nas_jax.convert import gate, gate_torch, hf_names, to_hf, trained
+from nas_jax.convert import gate, gate_torch, hf_names, to_hf
 from nas_jax.convert.__main__ import main
 from nas_jax.data.config import DataConfig
 from nas_jax.data.text_ops import prepare_caption
@@ -27,6 +27,7 @@ from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenize
 from nas_jax.methods import METHODS
 from nas_jax.methods.method import Method
 from nas_jax.models.codebook import DictionaryState
+from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.trees import named_leaves
 
@@ -60,7 +61,7 @@ def save_run(
     )
     record = json.loads(json.dumps(to_dict(run)))
     tokenizer.save(workdir / "tokenizer")
-    found = trained.Trained(workdir, step, record, {}, {})
+    found = Trained(workdir, step, record, {}, {})
     shapes = to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
     rng = np.random.default_rng(0)
 
@@ -186,7 +187,10 @@ def test_an_export_gives_back_its_bits(
     params, state = hf_names.read_export(out)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         saved = named_leaves(
-            {"params": manager.restore_params(), "d": manager.restore_params(which="dictionary")}
+            {
+                "params": manager.restore_part("params"),
+                "d": manager.restore_part("method_state/dictionary"),
+            }
         )
     exported = named_leaves({"params": params, "d": state["dictionary"]})
     assert exported.keys() == saved.keys()
@@ -216,7 +220,7 @@ def test_the_config_of_an_older_run_gives_the_same_export(tokenizer, variant):
 
     def exported(method: dict) -> dict:
         config = {"model": dataclasses.asdict(model), "method": method, "data": {}}
-        found = trained.Trained(Path("run"), 3, json.loads(json.dumps(config)), {}, {})
+        found = Trained(Path("run"), 3, json.loads(json.dumps(config)), {}, {})
         return to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
 
     method = tiny.method(variant).config
@@ -239,17 +243,17 @@ def test_a_method_without_a_class_is_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_every_name_goes_there_and_back(workdir):
-    for name in trained.open_trained(workdir).shapes:
+    for name in open_trained(workdir).shapes:
         assert hf_names.our_name(hf_names.hf_name(name)) == name
 
 
 def test_a_run_in_a_bucket_is_read_there(workdir):
-    here = trained.open_trained(workdir)
+    here = open_trained(workdir)
     with fake_gcs.bucket() as bucket:
         for file in workdir.rglob("*"):
             if file.is_file():
                 bucket.put(f"run/{file.relative_to(workdir)}", file.read_bytes())
-        there = trained.open_trained(f"{bucket.url}/run")
+        there = open_trained(f"{bucket.url}/run")
         assert (there.step, there.shapes, there.verified) == (here.step, here.shapes, True)
         names = here.groups()[0]
         for (name, array), (_, wanted) in zip(there.read(names), here.read(names), strict=True):
@@ -259,7 +263,7 @@ def test_a_run_in_a_bucket_is_read_there(workdir):
             == load_tokenizer(f"{workdir}/tokenizer").tokens()
         )
         with pytest.raises(CheckpointError, match="no checkpoint in gs://"):
-            trained.open_trained(f"{bucket.url}/other")
+            open_trained(f"{bucket.url}/other")
 
 
 @pytest.mark.parametrize(
@@ -339,8 +343,8 @@ def test_the_gate_refuses(
 
 
 def test_nan_is_refused():
-    assert not gate.Row("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
-    assert not gate.Row("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
 
 
 def test_codes_that_are_equally_near_are_ties_and_others_are_not():
@@ -361,7 +365,7 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     (tmp_path / "full/file").touch()
     with pytest.raises(ConfigError, match="which exists"):
         export(workdir, tmp_path / "full")
-    with pytest.raises(CheckpointError, match="no checkpoint in"):
+    with pytest.raises(CheckpointError, match="no checkpoint 9 in"):
         export(workdir / "checkpoints/9", tmp_path / "out")
     with pytest.raises(CheckpointError, match="a tokenizer of .* tokens for a model of"):
         learn_wordpiece([*CAPTIONS, "many other words that are not there"], 200).save(
@@ -373,18 +377,16 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="checkpoints/3 is damaged"):
         export(damaged, tmp_path / "out")
-    other = json.loads(json.dumps(trained.open_trained(workdir).config))
+    other = json.loads(json.dumps(open_trained(workdir).config))
     other["model"]["dim"] = 32
     with pytest.raises(CheckpointError, match="mend the config.json"):
-        found = trained.open_trained(workdir)
-        to_hf.export_config(
-            trained.Trained(workdir, 3, other, found.shapes, found.record), tokenizer
-        )
+        found = open_trained(workdir)
+        to_hf.export_config(dataclasses.replace(found, config=other), tokenizer)
     assert {path.name for path in tmp_path.iterdir()} == {"full", "words", "damaged"}
 
 
 def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_path):
-    found = trained.open_trained(workdir)
+    found = open_trained(workdir)
     config = to_hf.export_config(found, tokenizer)
     (tmp_path / "config.json").write_text(json.dumps(config))
     to_hf.write_weights(tmp_path, found, lambda line: None)

@@ -188,20 +188,18 @@ def test_no_sample_of_an_epoch_is_repeated_or_lost_over_restarts(files, tmp_path
         return Seen(state.step + 1, state.params + new), {"loss": jnp.float32(0)}
 
     for total, workers in ((4, 0), (9, 1), (18, 2)):
-        result = loop.run(
+        training = loop.Training(
             step,
             lambda: Seen(jnp.int32(0), jnp.zeros(36, jnp.int32)),
             lambda start, workers=workers: train_batches(
                 replace(config, workers=workers), tokenizer, 0, start, source=source
             ),
-            [],
-            TrainConfig(steps=total, log_every=1),
-            tmp_path / "run",
-            {},
-            total_steps=total,
-            mesh=make_mesh(),
+            total,
+            make_mesh(),
             data_id=source.identity(),
         )
+        config_of_run = TrainConfig(steps=total, log_every=1)
+        result = loop.run(training, config_of_run, tmp_path / "run", {})
         # The ids of b.tar are also in a.tar, so those count both: nine steps are an epoch of 36.
         twice_R = np.asarray([np.sum(ids_R == image_id) for image_id in ids_R])
         if total == 9:

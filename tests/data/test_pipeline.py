@@ -10,7 +10,6 @@ import pytest
 from absl import logging as absl_logging
 from PIL import Image
 
-from nas_jax.data import pipeline
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pair_files import ImageList, file_eval_sets
 from nas_jax.data.pipeline import (
@@ -21,6 +20,7 @@ from nas_jax.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
+from nas_jax.data.readers import SKIP_REASONS
 from nas_jax.utils.errors import ConfigError, DataError
 
 COLOURS = ("red", "green", "blue", "black", "white", "pink")
@@ -385,4 +385,4 @@ def test_bad_settings_are_named(config, tokenizer):
         open_source(config, "test", 0)
     with pytest.raises(ConfigError, match="without data.holdout or data.val"):
         open_source(config, "val", 0)
-    assert set(pipeline.SKIP_REASONS) >= {"missing file", "damaged image"}
+    assert set(SKIP_REASONS) >= {"missing file", "damaged image"}

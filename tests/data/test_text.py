@@ -17,8 +17,8 @@ from nas_jax.data.tokenizer import (
     SPECIAL_TOKENS,
     learn_wordpiece,
     load_tokenizer,
-    token_tables,
 )
+from nas_jax.typing import Vocabulary
 from nas_jax.utils.errors import ConfigError, DataError, UserError
 
 CAPTIONS = [
@@ -130,7 +130,8 @@ def test_learning_is_deterministic():
     """
     program = """
 from nas_jax.data.tokenizer import learn_wordpiece
-words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]  # ties everywhere
+# ties everywhere
+words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]
 print(" ".join(learn_wordpiece([" ".join(words[i::7]) for i in range(7)], 150).tokens()))
 """
     root = Path(__file__).parents[2]
@@ -148,9 +149,15 @@ print(" ".join(learn_wordpiece([" ".join(words[i::7]) for i in range(7)], 150).t
     assert len(runs[0].split()) == 150 and runs[0] == runs[1] == runs[2]
 
 
-def test_token_tables():
+def test_vocabulary():
     tokenizer = learn_wordpiece(CAPTIONS, 300)
-    names, tables = tokenizer.tokens(), token_tables(tokenizer)
+    names, words = tokenizer.tokens(), tokenizer.vocabulary()
+    tables = words.content_V, words.fillable_V, words.continuation_V
+    assert words.size == tokenizer.vocab_size
+    special = [names[i] for i in (words.pad, words.cls, words.sep, words.mask)]
+    assert special == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    blank = Vocabulary.blank(12)
+    assert blank[:5] == (12, 0, 1, 2, 3) and blank.content_V.sum() == blank.fillable_V.sum() == 12
     assert all(table.shape == (tokenizer.vocab_size,) and table.dtype == bool for table in tables)
     content, fillable, continued = (
         {n for n, on in zip(names, table, strict=True) if on} for table in tables

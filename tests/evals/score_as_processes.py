@@ -13,38 +13,39 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    sys.path[:0] = [str(Path(__file__).parents[2])]
+    sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from standin import Standin  # noqa: E402
 
 from nas_jax.data.eval_sets import EvalSet  # noqa: E402
+from nas_jax.evals.config import EvalConfig  # noqa: E402
+from nas_jax.evals.encodings import BLANK  # noqa: E402
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions  # noqa: E402
 from nas_jax.evals.retrieval import make_task, rank  # noqa: E402
-from nas_jax.evals.scorers import BLANK, Scorer  # noqa: E402
+from nas_jax.evals.scorers import Scorer  # noqa: E402
 from nas_jax.parallel.mesh import make_mesh  # noqa: E402
 from nas_jax.parallel.processes import Processes, start  # noqa: E402
 
 IMAGES = 7
 
 
-class Toy:
+class Toy(Standin):
     """Numbers that depend on the picture and on the text."""
 
-    def encode_image(self, params, method_state, image_BxHxWx3):
+    def encode_image(self, params, state, image_BxHxWx3, tokens="method"):
         number_B = image_BxHxWx3[:, 0, 0, 0].astype(jnp.float32)
         return number_B[:, None, None], jnp.stack([jnp.sin(number_B), jnp.cos(number_B)], axis=1)
 
     def encode_text(self, params, token_ids_BxL, token_mask_BxL):
         number_B = token_ids_BxL[:, 0].astype(jnp.float32)
-        return number_B[:, None, None], jnp.stack(
-            [jnp.sin(1.1 * number_B), jnp.cos(1.1 * number_B)], axis=1
-        )
+        angle_B = 1.1 * number_B
+        return number_B[:, None, None], jnp.stack([jnp.sin(angle_B), jnp.cos(angle_B)], axis=1)
 
-    def match(self, params, image_tokens_BxTxD, text_tokens_BxLxD, token_mask_BxL):
-        value_B = jnp.sin(
-            image_tokens_BxTxD[:, 0, 0] * text_tokens_BxLxD[:, 0, 0] * params["scale"]
-        )
-        return jnp.stack([-value_B, value_B], axis=1)
+    def logits(self, params, image, text):
+        value_GxC = jnp.sin(image[:, None, 0, 0] * text[:, :, 0, 0] * params["scale"])
+        return jnp.stack([-value_GxC, value_GxC], axis=2)
 
 
 class Digits:
@@ -61,9 +62,9 @@ def report() -> dict:
     pictures = [np.full((2, 2, 3), 3 * number + 1, np.uint8) for number in range(IMAGES)]
     captions = tuple((str(2 * number), str(2 * number + 1)) for number in range(IMAGES))
     eval_set = EvalSet("toy", pictures, captions, (), ())
-    scorer = Scorer(
-        Toy(), {"scale": jnp.float32(0.37)}, {}, Digits(), 2, 4, 2, match_rows=8, mesh=make_mesh()
-    )
+    functions, params = ScoringFunctions.of(Toy()), {"scale": jnp.float32(0.37)}
+    config = EvalConfig(batch_size=4, match_rows=8, text_length=2)
+    scorer = Scorer(ScoredModel(functions, params, {}, Digits(), 2), config, make_mesh())
     scores = scorer.on(eval_set)
     found = rank(scores, [make_task(scores)], ("itc", "itm", "itm+itc"), 3)
     pairs = (

@@ -7,15 +7,19 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from standin import Standin
 
 from nas_jax.evals import karpathy, metrics, run, zero_shot
-from nas_jax.evals.benchmarks import Options
+from nas_jax.evals.benchmarks import LoadOptions
 from nas_jax.evals.config import EvalConfig
-from nas_jax.evals.scorers import Scorer, ScoringFunctions
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions
+from nas_jax.evals.keys import metric_keys
+from nas_jax.evals.scorers import Scorer
 from nas_jax.utils.errors import ConfigError, DataError
 
 SIZE, LENGTH = 4, 8
-OPTIONS = Options(SIZE)
+OPTIONS = LoadOptions(SIZE)
+CONFIG = EvalConfig(scorers=("itc", "itm"))
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
 
@@ -30,33 +34,33 @@ class Words:
         return ids, np.arange(length)[None] < [[max(1, len(text.split()))] for text in texts]
 
 
-class Oracle:
+class Oracle(Standin):
     """The picture of number n is grey 20 n; a text is of the last number in it. All in NumPy."""
 
-    def encode_image(self, params, method_state, image_BxHxWx3):
+    def encode_image(self, params, state, image_BxHxWx3, tokens="method"):
         number_B = np.minimum(np.round(np.asarray(image_BxHxWx3)[:, 0, 0, 0] / 20).astype(int), 8)
         return number_B[:, None, None].astype(np.float32), np.eye(9, dtype=np.float32)[number_B]
 
     def encode_text(self, params, token_ids_BxL, token_mask_BxL):
         rows = zip(np.asarray(token_ids_BxL), np.asarray(token_mask_BxL), strict=True)
         number_B = np.array([ids[mask & (ids < 9)][-1] for ids, mask in rows])
-        return np.broadcast_to(number_B[:, None, None], (*token_ids_BxL.shape, 1)), np.eye(
-            9, dtype=np.float32
-        )[number_B]
+        tokens_BxLx1 = np.broadcast_to(number_B[:, None, None], (*token_ids_BxL.shape, 1))
+        return tokens_BxLx1, np.eye(9, dtype=np.float32)[number_B]
 
-
-def match(params, image_tokens, image_index, text_tokens, mask):
-    seen = np.repeat(
-        np.asarray(image_tokens)[image_index, 0, 0], len(text_tokens) // len(image_index)
-    )
-    logit = -np.abs(seen - np.asarray(text_tokens)[:, 0, 0])
-    return np.stack([-logit, logit], axis=1).astype(np.float32)
+    def logits(self, params, image, text):
+        logit = -np.abs(image[:, None, 0, 0] - np.asarray(text)[:, :, 0, 0])
+        return np.stack([-logit, logit], axis=2).astype(np.float32)
 
 
 def scorer():
     method = Oracle()
-    functions = ScoringFunctions(method.encode_image, method.encode_text, match)
-    return Scorer(functions, {}, {}, Words(), LENGTH, 4, SIZE, device_gib=0.0)
+
+    def score(params, image_tokens_BxTxD, image_index_G, *texts):
+        return method.score(params, np.asarray(image_tokens_BxTxD)[image_index_G], *texts)
+
+    functions = ScoringFunctions(method, method.encode_image, method.encode_text, score)
+    config = EvalConfig(batch_size=4, text_length=LENGTH, device_gib=0.0)
+    return Scorer(ScoredModel(functions, {}, {}, Words(), SIZE), config)
 
 
 def picture(path, number):
@@ -91,7 +95,7 @@ def test_both_denominators_and_both_rules(folder):
     ]
     assert found.eval_set.captions[0][:2] == ("a zero", "the zero")
     assert found.protocol["repeated"].startswith("1 captions")
-    results = run.score_retrieval(scorer(), found, EvalConfig(scorers=("itm",)))
+    results = run.score(scorer(), found, EvalConfig(scorers=("itm",)))
     by_name = {result.name: result for result in results}
     assert list(by_name) == [
         f"coco/{name}/{way}"
@@ -116,6 +120,8 @@ def test_both_denominators_and_both_rules(folder):
     assert (row.key, row.value) == ("coco/21-own/image_to_text/itm_logit/r@1", 75.0)
     assert row.chance == pytest.approx(metrics.recall_chance(np.array([5, 6, 5, 5]), 21, 1))
     assert row.low <= row.value <= row.high and row.blind <= 25.0
+    keys = metric_keys(EvalConfig(scorers=("itm",)), Oracle, [], [found])
+    assert sorted(keys) == sorted(row.key for result in results for row in result.rows)
 
 
 def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):
@@ -145,7 +151,7 @@ def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):
         DataError, match="2 of 6 images cannot be used: 1 no image.*1 missing picture"
     ):
         karpathy.load("coco", folder, OPTIONS)
-    found = karpathy.load("coco", folder, Options(SIZE, max_dropped=0.5))
+    found = karpathy.load("coco", folder, LoadOptions(SIZE, max_dropped=0.5))
     assert found.dropped == {"no image": 1, "missing picture": 1} and len(found.names) == 4
     path.write_text("[]")
     with pytest.raises(DataError, match="no test images"):
@@ -158,7 +164,10 @@ def test_classes_by_folder_and_by_list(tmp_path):
             shown = 7 if (name, copy) == ("zero", 1) else number  # one picture in the wrong folder
             picture(tmp_path / name / f"{copy}.png", shown)
     for prompts in ("photo@1", "views@1"):
-        (result,) = run.score(scorer(), zero_shot.load(tmp_path, OPTIONS, prompts), EvalConfig())
+        classes = zero_shot.load(tmp_path, OPTIONS, prompts)
+        (result,) = run.score(scorer(), classes, CONFIG)
+        keys = metric_keys(CONFIG, Oracle, [], [classes])
+        assert sorted(keys) == sorted(row.key for row in result.rows)
         numbers = {row.key.removeprefix(f"classes:{prompts}/"): row for row in result.rows}
         assert (
             numbers["all/itm/accuracy"].value == numbers["all/itc/accuracy"].value == 100 * 15 / 16

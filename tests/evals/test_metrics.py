@@ -9,6 +9,8 @@ import pytest
 
 from nas_jax.evals import metrics
 from nas_jax.evals.metrics import Metric
+from nas_jax.evals.outcomes import hits
+from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -22,6 +24,11 @@ def random_positives(rows: int, columns: int) -> np.ndarray:
     return positives
 
 
+def made_up(form: str) -> Benchmark:
+    """A benchmark of that form; what is asked does not matter here."""
+    return Benchmark("made up", form, (), (), {})
+
+
 def brute_force_ranks(order_keys, positives_RxC):
     """Sorts each row's candidates by (key descending, wrong first); the place of the first right
     one.
@@ -29,8 +36,10 @@ def brute_force_ranks(order_keys, positives_RxC):
     out = []
     for row, positives_C in enumerate(positives_RxC):
         keys = [order_keys(row, column) for column in range(len(positives_C))]
-        order = sorted(range(len(keys)), key=lambda c: (tuple(-x for x in keys[c]), positives_C[c]))  # noqa: B023
-        out.append(next(place for place, column in enumerate(order) if positives_C[column]))
+        order = sorted(
+            (tuple(-x for x in key), right) for key, right in zip(keys, positives_C, strict=True)
+        )
+        out.append(next(place for place, (_, right) in enumerate(order) if right))
     return np.array(out)
 
 
@@ -76,10 +85,10 @@ def test_random_scores_meet_the_computed_chance():
         assert metrics.recall_at_k(ranks, k) == pytest.approx(
             metrics.recall_chance(positives.sum(1), columns, k), abs=1.2
         )
-    wins = metrics.quad_wins(RNG.random((rows, 2, 2)))
+    wins = hits(made_up("quad"), RNG.random((rows, 2, 2)))
     for name, chance in metrics.QUAD_CHANCE.items():
         assert metrics.percent(wins[name]) == pytest.approx(chance, abs=1.2)
-    wins = metrics.pair_wins(RNG.random(rows), RNG.random(rows))
+    wins = hits(made_up("choice"), RNG.random((rows, 1, 2)))["accuracy"]
     assert metrics.percent(wins) == pytest.approx(metrics.PAIR_CHANCE, abs=1.2)
 
 
@@ -92,7 +101,7 @@ def test_recall_chance_is_the_hypergeometric_by_enumeration():
 
 def test_quad_chance_is_exact_over_all_orders():
     orders = np.array(list(itertools.permutations(range(4)))).reshape(-1, 2, 2)
-    for name, wins in metrics.quad_wins(orders).items():
+    for name, wins in hits(made_up("quad"), orders).items():
         assert metrics.percent(wins) == pytest.approx(metrics.QUAD_CHANCE[name])
 
 
@@ -105,8 +114,9 @@ def test_ties_and_nan_never_win(constant):
     first, right = metrics.best_ranks(scores, positives), np.take_along_axis(positives, short, 1)
     ranks = metrics.reranked_ranks(first, right, np.take_along_axis(scores, short, 1))
     assert metrics.recall_at_k(ranks, 10) == 0
-    assert not metrics.pair_wins(scores[0], scores[1]).any()
-    assert not any(wins.any() for wins in metrics.quad_wins(np.full((3, 2, 2), constant)).values())
+    for form, shape in (("choice", (3, 1, 2)), ("quad", (3, 2, 2))):
+        found = hits(made_up(form), np.full(shape, constant))
+        assert found and not any(wins.any() for wins in found.values())
 
 
 def test_empty_and_unanswerable_are_refused():
@@ -117,11 +127,15 @@ def test_empty_and_unanswerable_are_refused():
 
 
 def test_table():
-    rows = [Metric("val/foils/itm/colour", 71.26, 50.0, 48.0, 1234), Metric("x", 5.0, 1.0, None, 3)]
+    numbers = {"value": 71.26, "chance": 50.0, "blind": 48.0, "count": 1234}
+    rows = [
+        Metric("val", "foils", "itm", "colour", **numbers),
+        Metric("val", "foils", "itm", "x", value=5.0, chance=1.0, count=3),
+    ]
     plain = metrics.format_table(rows).splitlines()
     assert plain[0].split() == ["metric", "value", "chance", "text-only", "n"]
     assert plain[2].split() == ["val/foils/itm/colour", "71.3", "50.0", "48.0", "1234"]
-    assert plain[3].split() == ["x", "5.0", "1.0", "-", "3"]
+    assert plain[3].split() == ["val/foils/itm/x", "5.0", "1.0", "-", "3"]
     assert len({len(line) for line in plain}) == 1
     marked = metrics.format_table(rows, markdown=True).splitlines()
     assert all(line.count("|") == 6 for line in marked) and set(marked[1]) <= set("|-: ")

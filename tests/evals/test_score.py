@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nas_jax.evals import score as command
 from nas_jax.evals.benchmarks import load_benchmark, valse
-from nas_jax.evals.outcomes import rows
-from nas_jax.evals.questions import Benchmark, Question
+from nas_jax.evals.numbers import numbers
+from nas_jax.evals.questions import Benchmark, Question, Scored
 from nas_jax.evals.score import check, main, score
-from nas_jax.evals.statistics import (
-    bootstrap_interval,
-    mcnemar,
-    paired_difference,
-    resampled_weights,
-)
+from nas_jax.evals.score_files import read_scores
+from nas_jax.evals.statistics import bootstrap_interval, mcnemar, resampled_weights
 from nas_jax.utils.errors import ConfigError, DataError
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "published"
@@ -95,21 +90,16 @@ def read_lines(path: Path) -> list:
 
 
 def test_scores_join_with_the_annotations_by_number(annotated, capsys):
-    argv = [
-        "valse",
-        "--scores",
-        str(annotated / "scores.jsonl"),
-        "--data",
-        str(annotated),
-        "--json",
+    argv = ["valse", "--scores", str(annotated / "scores.jsonl"), "--data", str(annotated)]
+    assert main([*argv, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = {(row["part"], row["quantity"]): row for row in rows}
+    assert list(rows[0]) == [
+        *("benchmark", "part", "scorer", "quantity", "value", "low", "high"),
+        *("chance", "blind", "count", "ties"),
     ]
-    assert main(argv) == 0
-    found = {
-        (row["part"], row["quantity"]): row for row in json.loads(capsys.readouterr().out)["rows"]
-    }
-    assert found["all", "accuracy"]["value"] == 50.0 and found["all", "accuracy"]["ties"] == len(
-        valse.SIZES
-    )
+    assert found["all", "accuracy"]["value"] == 50.0
+    assert found["all", "accuracy"]["ties"] == len(valse.SIZES)
     assert found["all", "p_c"]["value"] == 100.0 and found["all", "p_f"]["value"] == 0.0
 
     lines = read_lines(annotated / "scores.jsonl")
@@ -147,25 +137,15 @@ def test_our_own_results_give_the_same_rows_again(tmp_path):
     )
     (benchmark,) = load_benchmark("own", tmp_path)
     cells = [RNG.normal(size=(1, 2)).astype(np.float32) for _ in benchmark.questions]
-    found = rows(benchmark, cells, "itm")
+    found = numbers(benchmark, Scored("itm", cells))
     keys = tuple(question.key for question in benchmark.questions)
     written = {"itm": [results.plain(cell) for cell in cells]}
-    one = results.Result(
-        "own:mine",
-        "choice",
-        {},
-        {},
-        {},
-        tuple(found),
-        keys,
-        ("none",) * 6,
-        (0,) * 6,
-        scores=written,
-    )
+    columns = {"keys": keys, "categories": ("none",) * 6, "units": (0,) * 6, "scores": written}
+    one = results.Result("own:mine", "choice", {}, {}, {}, tuple(found), **columns)
     results.write(tmp_path / "run", {}, [one])
     assert score("own", tmp_path / "run" / "results.json", tmp_path) == found
     with pytest.raises(DataError, match="without 'svo'"):
-        command.read_scores(tmp_path / "run" / "results.json", "svo")
+        read_scores(tmp_path / "run" / "results.json", "svo")
 
 
 # ---------------------------------------------------------------------------------------- retrieval
@@ -174,11 +154,8 @@ def test_our_own_results_give_the_same_rows_again(tmp_path):
 def test_retrieval_denominators_and_chance(tmp_path, capsys):
     captions = [5] * 19 + [6]
     data = tmp_path / "test.json"
-    data.write_text(
-        json.dumps(
-            [{"image": str(k), "caption": ["a"] * count} for k, count in enumerate(captions)]
-        )
-    )
+    entries = [{"image": str(k), "caption": ["a"] * count} for k, count in enumerate(captions)]
+    data.write_text(json.dumps(entries))
     np.save(tmp_path / "test_i2t.npy", np.arange(20))
     np.save(tmp_path / "test_t2i.npy", np.array([0.0] * 100 + [19]))
     found = {
@@ -187,29 +164,18 @@ def test_retrieval_denominators_and_chance(tmp_path, capsys):
     assert found["text_to_image", "r@1"].value == pytest.approx(10000 / 101)
     # the last caption of the last picture is its sixth
     assert found["text_to_image_first5", "r@1"].value == 100.0
-    assert (found["text_to_image", "r@1"].count, found["text_to_image_first5", "r@1"].count) == (
-        101,
-        100,
-    )
-    assert found["image_to_text", "r@5"].value == 25.0 and found[
-        "text_to_image", "r@5"
-    ].chance == pytest.approx(25)
+    assert found["text_to_image", "r@1"].count == 101
+    assert found["text_to_image_first5", "r@1"].count == 100
+    assert found["image_to_text", "r@5"].value == 25.0
+    assert found["text_to_image", "r@5"].chance == pytest.approx(25)
     assert found["image_to_text", "r@1"].chance == pytest.approx(100 * np.mean(captions) / 101)
     assert found["both", "r_mean"].value == pytest.approx(
         (found["image_to_text", "r_mean"].value + found["text_to_image", "r_mean"].value) / 2
     )
     assert main(["retrieval", "--scores", str(tmp_path / "test_i2t.npy")]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[1].split() == [
-        "retrieval/image_to_text/ranks/r@1",
-        "5.00",
-        "0.00",
-        "to",
-        "15.00",
-        "-",
-        "0",
-        "20",
-    ]
+    wanted = "retrieval/image_to_text/ranks/r@1 5.00 0.00 to 15.00 - 0 20"
+    assert " ".join(out[1].split()) == wanted
 
     np.save(tmp_path / "test_t2i.npy", np.array([0.0] * 100 + [20]))
     with pytest.raises(DataError, match="101 ranks up to 20; expected 101 ranks below 20"):
@@ -279,28 +245,6 @@ def test_mcnemar_is_the_exact_binomial_test():
         assert mcnemar(first, second) == pytest.approx(want, rel=1e-9, abs=1e-300)
 
 
-def test_paired_difference_finds_what_is_there_and_nothing_else():
-    first = RNG.random(2000) < 0.6
-    second = first | (RNG.random(2000) < 0.1)  # right wherever the first is, and sometimes more
-    found = paired_difference(first, second)
-    assert found.difference == pytest.approx(100 * (second.mean() - first.mean()))
-    assert found.low < found.difference < found.high and found.low > 0
-    assert found.p_bootstrap < 0.01 and found.p_mcnemar < 1e-6 and found.only_first == 0
-    same = paired_difference(first, first)
-    assert (same.difference, same.low, same.high, same.p_bootstrap, same.p_mcnemar) == (
-        0.0,
-        0.0,
-        0.0,
-        1.0,
-        1.0,
-    )
-    # Ten questions a picture that all go together: as a test of single questions, McNemar's is far
-    # too sure.
-    pictures = np.repeat(np.arange(12), 10)
-    gain = paired_difference(np.isin(pictures, [0, 1]), np.isin(pictures, [2, 3, 4, 5]), pictures)
-    assert gain.p_bootstrap > 0.2 and gain.p_mcnemar < 0.05
-
-
 def test_auroc_is_the_share_of_ordered_pairs():
     true = RNG.random(60) < 0.4
     values = RNG.integers(0, 6, 60).astype(float)  # few levels: many ties
@@ -308,7 +252,7 @@ def test_auroc_is_the_share_of_ordered_pairs():
         Question(str(k), "a", (k,), ("t",), bool(label)) for k, label in enumerate(true)
     )
     cells = [np.array([[value]]) for value in values]
-    found = rows(Benchmark("made", "yes_no", questions, [], {}), cells, "itc", resamples=2)
+    found = numbers(Benchmark("made", "yes_no", questions, [], {}), Scored("itc", cells), 2)
     order = np.sign(values[true][:, None] - values[~true][None])
     assert [row.quantity for row in found] == ["auroc"] and found[0].count == 60
     assert found[0].value == pytest.approx(100 * np.mean(order / 2 + 0.5))

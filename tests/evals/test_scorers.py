@@ -18,12 +18,14 @@ from test_processes import free_port
 
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.evals import retrieval
-from nas_jax.evals.config import SCORERS, EvalConfig
-from nas_jax.evals.scorers import BLANK, BLANK_RGB, Scorer, ScoringFunctions
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.encodings import BLANK, BLANK_RGB
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions
+from nas_jax.evals.scorers import Scorer
 from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.utils.errors import ConfigError
 
-IMAGES, LENGTH = 11, 10
+IMAGES, LENGTH, CLS = 11, 10, 2
 RNG = np.random.default_rng(0)
 TEXTS = [" ".join(map(str, RNG.integers(5, 20, RNG.integers(2, 7)))) for _ in range(2 * IMAGES)]
 PROGRAM = Path(__file__).with_name("score_as_processes.py")
@@ -35,14 +37,14 @@ class Numbers:
     def encode(self, texts, length):
         ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
-            numbers = [tiny.SPECIAL.cls, *map(int, text.split())][:length]
+            numbers = [CLS, *map(int, text.split())][:length]
             ids[row, : len(numbers)], mask[row, : len(numbers)] = numbers, True
         return ids, mask
 
 
 @pytest.fixture(scope="module")
 def model():
-    """The smallest NAS, its jitted functions, and plain logits and features of all pairs."""
+    """The functions of the smallest NAS, and the scores of all pairs without any of this."""
     method = tiny.method("nas", model=tiny.model(init_std=0.3))
     params, state = jax.jit(method.init)(jax.random.key(0))
     pictures = RNG.integers(0, 256, (IMAGES, 16, 16, 3)).astype(np.uint8)
@@ -53,10 +55,14 @@ def model():
     image_tokens, image_features = jax.jit(method.encode_image)(params, state, shown)
     text_tokens, text_features = jax.jit(method.encode_text)(params, ids, mask)
     i, t = np.repeat(np.arange(IMAGES + 1), len(TEXTS)), np.tile(np.arange(len(TEXTS)), IMAGES + 1)
-    logits = np.asarray(jax.jit(method.match)(params, image_tokens[i], text_tokens[t], mask[t]))
-    logits = logits.reshape(IMAGES + 1, len(TEXTS), 2)
-    cosines = np.asarray(image_features) @ np.asarray(text_features).T
-    return method, ScoringFunctions.of(method), params, state, eval_set, logits, cosines
+    # each pair by itself
+    plain = jax.jit(method.score)(
+        params, image_tokens[i], text_tokens[t][:, None], mask[t][:, None]
+    )
+    expected = {name: np.asarray(scores).ravel() for name, scores in plain.items()}
+    expected["itc"] = (np.asarray(image_features) @ np.asarray(text_features).T).ravel()
+    expected["itm+itc"] = expected["itm_logit"] + expected["itc"]
+    return ScoringFunctions.of(method), params, state, eval_set, expected
 
 
 def all_pairs():
@@ -65,13 +71,11 @@ def all_pairs():
     )
 
 
-def scores_of(model, **options):
-    _, functions, params, state, eval_set, *_ = model
-    sizes = options.pop("batch_size", 4), 16
-    scorer = Scorer(
-        functions, params, state, Numbers(), LENGTH, *sizes, **{"match_rows": 32} | options
-    )
-    scores = scorer.on(eval_set, TEXTS if options.get("mesh") else ())
+def scores_of(model, mesh=None, **options):
+    functions, params, state, eval_set, _ = model
+    config = EvalConfig(**{"batch_size": 4, "match_rows": 32, "text_length": LENGTH} | options)
+    scorer = Scorer(ScoredModel(functions, params, state, Numbers(), 16), config, mesh)
+    scores = scorer.on(eval_set, TEXTS if mesh else ())
     scores.text_indices(TEXTS)
     return scores
 
@@ -82,56 +86,53 @@ MESHES = {"alone": None, "2x2": MeshConfig(2, 2)}
 @pytest.mark.parametrize("mesh", MESHES)
 def test_scores_are_those_of_the_plain_model(model, mesh):
     """On meshes the texts are also padded less."""
-    *_, logits, cosines = model
-    scores = scores_of(model, mesh=make_mesh(MESHES[mesh]) if MESHES[mesh] else None)
-    expected = {
-        "itc": cosines,
-        "itm": logits[..., 1] - logits[..., 0],
-        "itm_logit": logits[..., 1],
-        "itm+itc": logits[..., 1] + cosines,
-    }
+    functions, *_, expected = model
+    scores = scores_of(model, make_mesh(MESHES[mesh]) if MESHES[mesh] else None)
     assert np.ptp(expected["itm"]) > 0.01  # the scores do differ
-    for name in SCORERS:
-        found = scores.scores(name, *all_pairs())
-        np.testing.assert_allclose(found, expected[name].ravel(), atol=2e-5)
+    assert set(functions.method.scores) == set(expected)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(scores.scores(name, *all_pairs()), wanted, atol=2e-5)
     scorer = scores.scorer
     assert (scorer.images_encoded, scorer.texts_encoded) == (IMAGES + 1, len(TEXTS))
     assert scorer.pairs_matched == (IMAGES + 1) * len(TEXTS)  # once for three scorers
-    assert scores.text_length == (8 if MESHES[mesh] else LENGTH)
+    assert scores.encodings.text_length == (8 if MESHES[mesh] else LENGTH)
     if MESHES[mesh]:
-        assert len(scores._batches[0].tokens_BxTxD.sharding.device_set) == 4
+        tokens_BxTxD = scores.encodings.batches[0].tokens_BxTxD
+        assert len(tokens_BxTxD.sharding.device_set) == 4
     some = np.array([3, BLANK, 3]), np.array([5, 7, 5])
     np.testing.assert_allclose(
-        scores.scores("itm", *some), expected["itm"][some[0] + 1, some[1]], atol=2e-5
+        scores.scores("itm", *some),
+        expected["itm"].reshape(IMAGES + 1, -1)[some[0] + 1, some[1]],
+        atol=2e-5,
     )
 
 
 def test_tokens_in_host_memory_and_in_half_the_bits(model):
-    *_, logits, _ = model
+    logits = model[-1]["itm_logit"]
     host = scores_of(model, device_gib=0.0)
-    np.testing.assert_allclose(
-        host.scores("itm_logit", *all_pairs()), logits[..., 1].ravel(), atol=2e-5
-    )
-    assert all(isinstance(batch.tokens_BxTxD, np.ndarray) for batch in host._batches)
+    np.testing.assert_allclose(host.scores("itm_logit", *all_pairs()), logits, atol=2e-5)
+    assert all(isinstance(batch.tokens_BxTxD, np.ndarray) for batch in host.encodings.batches)
     half = scores_of(model, store="bfloat16")
-    error = np.abs(half.scores("itm_logit", *all_pairs()) - logits[..., 1].ravel())
-    assert 1e-4 < error.max() < 0.1 * np.ptp(logits[..., 1])
-    assert half._batches[0].tokens_BxTxD.dtype == "bfloat16"
+    error = np.abs(half.scores("itm_logit", *all_pairs()) - logits)
+    assert 1e-4 < error.max() < 0.1 * np.ptp(logits)
+    assert half.encodings.batches[0].tokens_BxTxD.dtype == "bfloat16"
 
 
 def test_recall_is_the_same_on_a_mesh_and_in_small_blocks(model, monkeypatch):
-    found = retrieval.retrieval_metrics(scores_of(model), ("itc", "itm_logit"), rerank_k=4)
+    config = EvalConfig(scorers=("itc", "itm_logit"), rerank_k=4)
+    found = retrieval.retrieval_metrics(scores_of(model), config)
     monkeypatch.setattr(retrieval, "BLOCK", 3)
-    scores = scores_of(model, mesh=make_mesh(MeshConfig(2, 2)))
-    assert retrieval.retrieval_metrics(scores, ("itc", "itm_logit"), rerank_k=4) == found
+    scores = scores_of(model, make_mesh(MeshConfig(2, 2)))
+    assert retrieval.retrieval_metrics(scores, config) == found
     assert len({metric.value for metric in found}) > 2
 
 
 def test_the_matching_head_reads_the_dictionary_or_the_encoder(model):
-    method, functions, params, state, eval_set, *_ = model
+    functions, params, state, eval_set, _ = model
     pictures = eval_set.images[:4]
     tokens, feature = functions.encode_image(params, state, pictures)
-    other, same = ScoringFunctions.of(method, "encoder").encode_image(params, state, pictures)
+    encoder = ScoringFunctions.of(functions.method, "encoder")
+    other, same = encoder.encode_image(params, state, pictures)
     np.testing.assert_allclose(feature, same, atol=1e-6)
     assert np.abs(np.asarray(tokens - other))[:, 1:].max() > 0.1  # patches
     # [CLS] is the encoder's in both
@@ -141,7 +142,7 @@ def test_the_matching_head_reads_the_dictionary_or_the_encoder(model):
 
 
 def test_an_unannounced_text_is_an_error(model):
-    scores = scores_of(model, mesh=make_mesh(MeshConfig(2, 2)))
+    scores = scores_of(model, make_mesh(MeshConfig(2, 2)))
     late = scores.text_indices(["5 6 7 8 9 10 11 12 13"])
     with pytest.raises(ValueError, match="not among those"):
         scores.scores("itm", np.array([0]), late)

@@ -46,6 +46,10 @@ MACHINE = {
 }
 
 
+def metric(key, value, chance, blind) -> Metric:
+    return Metric(*key.split("/", 3), value=value, chance=chance, blind=blind, count=300)
+
+
 def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
     """A run as the loop leaves it: curves, two evaluations, a checkpoint, a picture."""
     rng = np.random.default_rng(seed)
@@ -94,9 +98,9 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
         write_results(
             workdir / f"evals/{step}.json",
             [
-                Metric("val/retrieval/itm/text_to_image_r@1", accuracy, 1.0, 0.0, 300),
-                Metric("val/foils/itm/colour", accuracy + 5, 50.0, 50.0, 300),
-                Metric("val/foils/itm/<b>", accuracy + 4, 50.0, 50.0, 300),
+                metric("val/retrieval/itm/text_to_image_r@1", accuracy, 1.0, 0.0),
+                metric("val/foils/itm/colour", accuracy + 5, 50.0, 50.0),
+                metric("val/foils/itm/<b>", accuracy + 4, 50.0, 50.0),
             ],
             {"step": step},
         )
@@ -240,7 +244,7 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
         "hang: process 1: nothing done for 9s after step 7, waits for input; threads: a"
     )
     metrics = [
-        Metric(f"val/foils/itm/{name}", value, 50.0, blind, 300)
+        metric(f"val/foils/itm/{name}", value, 50.0, blind)
         for name, value, blind in (
             ("colour", 60.0, 50.0),
             ("size", 90.0, 89.0),

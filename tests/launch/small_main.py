@@ -74,18 +74,8 @@ def main() -> int:
         )
     )
     config = TrainConfig(steps=STEPS, log_every=1, checkpoint_every=SAVE_EVERY)
-    return loop.run(
-        step,
-        init_state,
-        batches,
-        [],
-        config,
-        options.workdir,
-        {},
-        total_steps=STEPS,
-        mesh=make_mesh(),
-        stage=slowly,
-    ).exit_code
+    training = loop.Training(step, init_state, batches, STEPS, make_mesh(), stage=slowly)
+    return loop.run(training, config, options.workdir, {}).exit_code
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nas_jax.models.layers import Dense, DenseWeights, gelu, mlp
+from nas_jax.kernels.gelu import gelu
+from nas_jax.kernels.mlp import mlp
+from nas_jax.models.layers import Dense, DenseWeights
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -83,22 +83,22 @@ def main() -> int:
         time.sleep(0.15)  # so that a signal finds it at work
         return None
 
-    return loop.run(
+    def batches(first):
+        rows = jax.process_index(), jax.process_count()
+        return train_batches(DATA, tokenizer, 0, first, *rows, source)
+
+    training = loop.Training(
         step,
         init_state,
-        lambda first: train_batches(
-            DATA, tokenizer, 0, first, jax.process_index(), jax.process_count(), source
-        ),
-        [],
-        TrainConfig(steps=STEPS, log_every=1, checkpoint_every=100),
-        Path(WORKDIR),
-        {},
-        total_steps=STEPS,
-        mesh=make_mesh(MeshConfig(fsdp=2)),
+        batches,
+        STEPS,
+        make_mesh(MeshConfig(fsdp=2)),
         stage=slowly,
         shardings=shardings,
         data_id=source.identity(),
-    ).exit_code
+    )
+    config = TrainConfig(steps=STEPS, log_every=1, checkpoint_every=100)
+    return loop.run(training, config, Path(WORKDIR), {}).exit_code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pytest
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.train.config import TrainConfig
-from nas_jax.train.loop import run
+from nas_jax.train.loop import Training, run
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError, DivergedError
 
 TOTAL = 20
@@ -94,19 +94,16 @@ def train(workdir, config=CONFIG, step=None, hook=None, record=RECORD, **kwargs)
             hook(step + 1)
         return "early" if step < 12 else "late"
 
-    return run(
-        step or make_step(),
-        init_state,
-        kwargs.pop("batches", batches),
-        [evaluator],
-        config,
-        workdir,
-        record,
-        total_steps=kwargs.pop("total_steps", config.steps),
-        mesh=make_mesh(),
-        stage=stage,
-        **kwargs,
-    )
+    of_run = {name: kwargs.pop(name) for name in ("defaults", "clock", "console") if name in kwargs}
+    parts = {
+        "batches": batches,
+        "total_steps": config.steps,
+        "mesh": make_mesh(),
+        "evaluators": [evaluator],
+        "stage": stage,
+    }
+    training = Training(step or make_step(), init_state, **parts | kwargs)
+    return run(training, config, workdir, record, **of_run)
 
 
 def send_at(step, number):

@@ -16,12 +16,13 @@ from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from nas_jax.train.start import begin, with_weights
+from nas_jax.train.start import SavedState, begin, with_weights
 from nas_jax.train.state import init_state
 from nas_jax.utils.errors import CheckpointError
 
 OPTIMIZER, _ = make_optimizer(OptimizerConfig(schedule="smooth"), 100, 10)
 CONFIG = TrainConfig(steps=5)
+NAS = tiny.method("nas")
 
 
 def starter(method, seed):
@@ -36,10 +37,10 @@ def shardings(init):
 def other(tmp_path_factory):
     """The work directory of another run, saved after step 7."""
     workdir = tmp_path_factory.mktemp("other")
-    state = jax.jit(starter(tiny.method("nas"), 1))()
-    dictionary = state.method_state.dictionary.replace(step=np.int32(7))
+    state = jax.jit(starter(NAS, 1))()
+    dictionary = state.method_state["dictionary"].replace(step=np.int32(7))
     state = state.replace(
-        step=np.int32(7), method_state=state.method_state.replace(dictionary=dictionary)
+        step=np.int32(7), method_state=state.method_state | {"dictionary": dictionary}
     )
     with CheckpointManager(workdir / "checkpoints") as manager:
         manager.save(7, state, {"next_step": 7, "skipped": 2, "data": "ab"}, {})
@@ -55,7 +56,7 @@ def equal(one, two):
 
 def test_another_run_is_taken_over_whole(other):
     workdir, saved = other
-    init, said = starter(tiny.method("nas"), 2), []
+    init, said = starter(NAS, 2), []
     state, position = begin(
         replace(CONFIG, continue_from=str(workdir)), init, shardings(init), said.append
     )
@@ -76,7 +77,7 @@ def test_weights_alone_also_into_another_shape(other):
     )
     init, said = starter(method, 2), []
     state, position = begin(
-        replace(CONFIG, weights=str(workdir)), init, shardings(init), said.append
+        replace(CONFIG, weights=str(workdir)), init, shardings(init), said.append, method.start_from
     )
     assert position["next_step"] == 0 and int(state.step) == 0
     assert equal(state.params["text_encoder"], saved.params["text_encoder"])
@@ -85,13 +86,13 @@ def test_weights_alone_also_into_another_shape(other):
         resized[:, 0], saved.params["image_encoder"].pop("position_embedding")[:, 0]
     )
     assert equal(state.params["image_encoder"], saved.params["image_encoder"])
-    teacher = state.method_state.teacher["image_encoder"]
+    teacher = state.method_state["teacher"]["image_encoder"]
     assert np.array_equal(teacher["position_embedding"], resized)
-    dictionary = state.method_state.dictionary
+    dictionary = state.method_state["dictionary"]
     # never starts from data
     assert dictionary.codes_KxD.shape == (20, 16) and int(dictionary.step) > 0
     np.testing.assert_array_equal(
-        dictionary.codes_KxD[:12], saved.method_state.dictionary.codes_KxD
+        dictionary.codes_KxD[:12], saved.method_state["dictionary"].codes_KxD
     )
     assert any("position_embedding" in line for line in said) and "case 3" in said[-1]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
@@ -102,26 +103,28 @@ def test_weights_without_a_dictionary_say_so(tmp_path):
     saved = jax.jit(starter(tiny.method("albef"), 1))()
     with CheckpointManager(tmp_path / "checkpoints") as manager:
         manager.save(7, saved, {"next_step": 7}, {})
-    init, said = starter(tiny.method("nas"), 2), []
-    state, _ = begin(replace(CONFIG, weights=str(tmp_path)), init, shardings(init), said.append)
-    assert "no dictionary" in " ".join(said) and int(state.method_state.dictionary.step) == 0
+    init, said = starter(NAS, 2), []
+    config = replace(CONFIG, weights=str(tmp_path))
+    state, _ = begin(config, init, shardings(init), said.append, NAS.start_from)
+    assert "no dictionary" in " ".join(said) and int(state.method_state["dictionary"].step) == 0
     assert any("neck" in line for line in said)  # listed as new
 
     class Broken(CheckpointManager):
-        def restore_params(self, *args, which="params", **options):
-            if which == "dictionary":
+        def restore_part(self, part, *args, **options):
+            if part == "method_state/dictionary":
                 raise CheckpointError("damaged", "bits as saved", "none")
-            return super().restore_params(*args, which=which, **options)
+            return super().restore_part(part, *args, **options)
 
     with (
         Broken(tmp_path / "checkpoints", read_only=True) as manager,
         pytest.raises(CheckpointError, match="damaged"),
     ):
-        with_weights(jax.jit(init)(), shardings(init), manager, said.append)
+        saved = SavedState(manager, shardings(init), False, said.append)
+        with_weights(jax.jit(init)(), shardings(init), saved, NAS.start_from)
 
 
 def test_nothing_and_a_place_without_a_run(other, tmp_path):
-    init, said = starter(tiny.method("nas"), 2), []
+    init, said = starter(NAS, 2), []
     state, position = begin(CONFIG, init, shardings(init), said.append)
     assert equal(state, jax.jit(init)()) and position["next_step"] == 0 and not said
     with pytest.raises(CheckpointError, match="no checkpoints in .*pass its --workdir"):

@@ -8,7 +8,7 @@ what was lost.
 
 The story of a picture: `inputs` cuts what it is given into units (a tar, or some thousand entries
 of a list) and reads them with `tars` and `lists`, which mend captions and give each picture as a
-Pair or a Loss (`items`). `units` decodes and hashes it and writes unit k as shard k; `workers` does
+InputPair or a Loss (`items`). `units` decodes and hashes it and writes unit k as shard k; `workers` does
 many units at once. `build` decides which units are left to do, as an interrupted run goes on at the
 first that is not finished and none is done twice. `manifest` adds all up and writes, last of all,
 the file that makes the folder a data set; `folder` keeps what stands in it whole. `against` takes

@@ -4,9 +4,11 @@ A unit is a tar, or some thousand neighbouring entries of a list; which ones fol
 alone. Lists of entries are streamed: a unit holds the bytes where it begins and ends.
 
     *.tar            WebDataset shards as img2dataset writes them
-    *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations}; Karpathy's splits of COCO
-                     and Flickr30k {images: [{filename, split, sentences}]}
-    *.jsonl, *.tsv   one picture a line, a path and one caption or several; a folder that holds one such file
+    *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations};
+                     Karpathy's splits of COCO and Flickr30k
+                     {images: [{filename, split, sentences}]}
+    *.jsonl, *.tsv   one picture a line, a path and one caption or several; a folder that holds one
+                     such file
     tfds:NAME        a TensorFlow Datasets data set
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nas_jax.data.prepare.items import Loss, Pair, Unit, mended_captions, printable
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
 from nas_jax.data.prepare.lists import (
     CAPTION_FIELDS,
     IMAGE_FIELDS,
@@ -256,7 +258,7 @@ def _check_some_exist(path: str, root: str, images: Sequence[str]) -> None:
         )
 
 
-def read_unit(unit: Unit) -> Iterator[Pair | Loss]:
+def read_unit(unit: Unit) -> Iterator[InputPair | Loss]:
     """The pictures of a unit in their order, each once. Pictures are not decoded here."""
     if unit.kind == "webdataset":
         return read_tar(unit.path)
@@ -272,7 +274,7 @@ def open_tfds(entry: str, captions: str):
     return TfdsSource(entry, clean=False, captions_field=captions)
 
 
-def _read_tfds(unit: Unit) -> Iterator[Pair | Loss]:
+def _read_tfds(unit: Unit) -> Iterator[InputPair | Loss]:
     from nas_jax.data.tfds_source import NoCaption
 
     source = open_tfds(unit.path, *unit.columns or ("",))
@@ -288,7 +290,7 @@ def _read_tfds(unit: Unit) -> Iterator[Pair | Loss]:
         captions, mended = mended_captions(record.captions)
         if captions:
             image = record.image if isinstance(record.image, bytes) else _as_png(record.image)
-            yield Pair(
+            yield InputPair(
                 printable(record.key), image, captions, len(record.captions), mended, unit.path
             )
         else:

@@ -36,7 +36,7 @@ def overlap_reason(name: str) -> str:
     return f"overlap with {name}"
 
 
-class Pair(NamedTuple):
+class InputPair(NamedTuple):
     """A picture as the input holds it, with its usable captions."""
 
     key: str

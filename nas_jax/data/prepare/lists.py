@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_jax.data.prepare.items import Loss, Pair, Unit, mended_captions, printable
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
 from nas_jax.utils.errors import ConfigError, DataError
 
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
@@ -206,7 +206,7 @@ def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[E
 # ----------------------------------------------------------------------------------------- one unit
 
 
-def read_list(unit: Unit) -> Iterator[Pair | Loss]:
+def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
     listed = unit.kind in ("coco", "karpathy")
     for item in unit.entries if listed else _merge_neighbours(_entries(unit)):
         if isinstance(item, Loss):
@@ -227,7 +227,7 @@ def read_list(unit: Unit) -> Iterator[Pair | Loss]:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             yield Loss("unreadable file", printable(image), unit.path, str(error), len(texts))
         else:
-            yield Pair(printable(image), data, captions, len(texts), mended, unit.path)
+            yield InputPair(printable(image), data, captions, len(texts), mended, unit.path)
 
 
 def _entries(unit: Unit) -> Iterator[Entry | Loss]:

@@ -22,7 +22,7 @@ from nas_jax.data.image_ops import ImageError, decode
 from nas_jax.data.overlap import exact_hash, perceptual_hash
 from nas_jax.data.prepare.folder import sha256_of, sync_folder, unit_path, write_whole
 from nas_jax.data.prepare.inputs import read_unit
-from nas_jax.data.prepare.items import Loss, Pair, Unit
+from nas_jax.data.prepare.items import InputPair, Loss, Unit
 from nas_jax.data.prepared import About, ShardWriter, about_name, count_records, pairs_name
 from nas_jax.data.sources import image_id_of
 from nas_jax.data.text_ops import clean_words
@@ -96,7 +96,7 @@ def prepare_unit(
     with NewShard(out, number, store) as shard:
         for item in read_unit(unit):
             images_in += 1
-            if isinstance(item, Pair):
+            if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
                 item = _row(item, options)
             else:
@@ -122,7 +122,7 @@ def unit_fingerprint(unit: Unit, options: Options) -> dict[str, Any]:
     return unit.fingerprint() | {"options": options.fingerprint()}
 
 
-def _row(pair: Pair, options: Options) -> tuple[About, bytes] | Loss:
+def _row(pair: InputPair, options: Options) -> tuple[About, bytes] | Loss:
     """The record of a picture, or why there is none."""
     try:
         if not pair.image:

@@ -1,9 +1,9 @@
 """Benchmarks: one small file each turns published annotation files into `questions.Benchmark`.
 
-A loader takes a folder and `Options` and returns one or more benchmarks. `reading` opens annotation
-files, `pictures` finds and decodes pictures, `assemble` puts both together and counts what is lost.
-docs/benchmarks.md says where the files come from. `python -m nas_jax.evals.benchmarks NAME --data
-DIR` says what a folder holds.
+A loader takes a folder and `LoadOptions` and returns one or more benchmarks. `reading` opens
+annotation files, `pictures` finds and decodes pictures, `assemble` puts both together and counts
+what is lost. docs/benchmarks.md says where the files come from.
+`python -m nas_jax.evals.benchmarks NAME --data DIR` says what a folder holds.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from nas_jax.evals.benchmarks import (
     whatsup,
     winoground,
 )
-from nas_jax.evals.benchmarks.assemble import Options
+from nas_jax.evals.benchmarks.assemble import LoadOptions
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import ConfigError, DataError
 
-__all__ = ["BENCHMARKS", "Entry", "Options", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Loader", "LoadOptions", "load_benchmark"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Loader:
     """A line of the table of benchmarks."""
 
-    load: Callable[[Path, Options], tuple[Benchmark, ...]]
+    load: Callable[[Path, LoadOptions], tuple[Benchmark, ...]]
     about: str  # for --help
 
 
 BENCHMARKS = {
-    "valse": Entry(valse.load, "VALSE: caption or foil, 11 pieces of language"),
-    "sugarcrepe": Entry(sugarcrepe.load, "SugarCrepe: caption or negative, 7 splits"),
-    "sugarcrepe_pp": Entry(
+    "valse": Loader(valse.load, "VALSE: caption or foil, 11 pieces of language"),
+    "sugarcrepe": Loader(sugarcrepe.load, "SugarCrepe: caption or negative, 7 splits"),
+    "sugarcrepe_pp": Loader(
         sugarcrepe_pp.load,
         "SugarCrepe++: two captions against a negative, with and without picture",
     ),
-    "aro": Entry(aro.load_all, "ARO: those of its four tests whose files are there"),
-    "aro_relation": Entry(aro.load_relation, "ARO VG-Relation"),
-    "aro_attribution": Entry(aro.load_attribution, "ARO VG-Attribution"),
-    "aro_coco_order": Entry(aro.load_coco_order, "ARO COCO-Order"),
-    "aro_flickr_order": Entry(aro.load_flickr_order, "ARO Flickr30k-Order"),
-    "winoground": Entry(
+    "aro": Loader(aro.load_all, "ARO: those of its four tests whose files are there"),
+    "aro_relation": Loader(aro.load_relation, "ARO VG-Relation"),
+    "aro_attribution": Loader(aro.load_attribution, "ARO VG-Attribution"),
+    "aro_coco_order": Loader(aro.load_coco_order, "ARO COCO-Order"),
+    "aro_flickr_order": Loader(aro.load_flickr_order, "ARO Flickr30k-Order"),
+    "winoground": Loader(
         winoground.load, "Winoground: two pictures, two captions of the same words"
     ),
-    "svo": Entry(svo.load, "SVO-Probes: subject, verb or object"),
-    "mmvp": Entry(mmvp.load, "MMVP-VLM: pairs of pictures that CLIP takes for alike"),
-    "whatsup": Entry(whatsup.load, "What'sUp: where things are, 6 sets"),
-    "crepe": Entry(crepe.load, "CREPE: the caption of a region among hard negatives"),
-    "vsr": Entry(vsr.load, "VSR: is this sentence about places true?"),
-    "own": Entry(own.load, "your own pairs and quads, from jsonl files"),
+    "svo": Loader(svo.load, "SVO-Probes: subject, verb or object"),
+    "mmvp": Loader(mmvp.load, "MMVP-VLM: pairs of pictures that CLIP takes for alike"),
+    "whatsup": Loader(whatsup.load, "What'sUp: where things are, 6 sets"),
+    "crepe": Loader(crepe.load, "CREPE: the caption of a region among hard negatives"),
+    "vsr": Loader(vsr.load, "VSR: is this sentence about places true?"),
+    "own": Loader(own.load, "your own pairs and quads, from jsonl files"),
 }
 
 
@@ -94,6 +94,6 @@ def load_benchmark(
         raise DataError(
             f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md"
         )
-    options = Options(image_size, max_dropped, clean)
+    options = LoadOptions(image_size, max_dropped, clean)
     options.validate()
     return BENCHMARKS[name].load(folder, options)

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -72,7 +72,7 @@ LEAST_CASES = 25
 BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
-def load_relation(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load_relation(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """VG-Relation; the category is the relation."""
     entries = read_json(find(data_dir, "visual_genome_relation.json"), list)
     items = Items()
@@ -91,7 +91,7 @@ def load_relation(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     )
 
 
-def load_attribution(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load_attribution(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """VG-Attribution; the category is the pair of attributes."""
     entries = read_json(find(data_dir, "visual_genome_attribution.json"), list)
     items = Items()
@@ -115,21 +115,21 @@ def load_attribution(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     )
 
 
-def load_coco_order(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load_coco_order(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """COCO-Order."""
     return (
         _order("aro_coco_order", find(data_dir, "coco_order.json"), data_dir, options, "25010"),
     )
 
 
-def load_flickr_order(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load_flickr_order(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Flickr30k-Order."""
     return (
         _order("aro_flickr_order", find(data_dir, "flickr_order.json"), data_dir, options, "5000"),
     )
 
 
-def load_all(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load_all(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Those of the four tests whose file is in the folder."""
     loaders = {
         "visual_genome_relation.json": load_relation,
@@ -149,7 +149,7 @@ def _regions(
     name: str,
     items: Items,
     data_dir: Path,
-    options: Options,
+    options: LoadOptions,
     protocol: dict[str, str],
     macro: tuple[str, ...],
 ) -> Benchmark:
@@ -164,7 +164,7 @@ def _region(number: int, entry: Any, category: Callable[[Any], str]) -> Draft:
     left, top, width, height = (whole(entry, field) for field in BOX)
     if width < 1 or height < 1:
         raise Unusable("empty box", str(number))
-    picture = Picture(name_of(entry, "image_path"), (left, top, width, height))
+    picture = PictureRef(name_of(entry, "image_path"), (left, top, width, height))
     texts = (text(entry, "true_caption"), text(entry, "false_caption"))
     return Draft(str(number), category(entry), (picture,), texts)
 
@@ -184,7 +184,7 @@ def _attributes(entry: Any) -> str:
     return f"{pair[0]}_{pair[1]}"
 
 
-def _order(name: str, path: Path, data_dir: Path, options: Options, size: str) -> Benchmark:
+def _order(name: str, path: Path, data_dir: Path, options: LoadOptions, size: str) -> Benchmark:
     def draft(number: int, entry: Any) -> Draft:
         texts = entry.get("caption_options") if isinstance(entry, dict) else None
         if (
@@ -193,7 +193,7 @@ def _order(name: str, path: Path, data_dir: Path, options: Options, size: str) -
             or not all(isinstance(text, str) for text in texts)
         ):
             raise Unusable("no caption_options", str(number))
-        return Draft(str(number), "order", (Picture(name_of(entry, "image")),), tuple(texts))
+        return Draft(str(number), "order", (PictureRef(name_of(entry, "image")),), tuple(texts))
 
     items = Items()
     items.drafts += each(enumerate(read_json(path, list)), draft, items.report)

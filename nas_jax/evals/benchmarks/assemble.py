@@ -10,7 +10,7 @@ from typing import Any
 
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, Picture
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef
 from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -18,7 +18,7 @@ RESERVED = ("all", "macro")  # names of parts that are no categories
 
 
 @dataclass(frozen=True)
-class Options:
+class LoadOptions:
     """How benchmarks are loaded."""
 
     # height and width of the pictures, pixels; None: annotations only
@@ -37,19 +37,12 @@ class Options:
                 f"image_size={size!r}", "an integer >= 1 or None", "give the model's image size"
             )
         if not 0 <= self.max_dropped <= 1:
-            raise ConfigError(
-                f"max_dropped={self.max_dropped!r}",
-                "a share from 0 to 1",
-                "0.01 is one in a hundred",
-            )
-        if (
-            isinstance(self.max_words, bool)
-            or not isinstance(self.max_words, int)
-            or self.max_words < 1
-        ):
-            raise ConfigError(
-                f"max_words={self.max_words!r}", "an integer >= 1", "64 cuts no published text"
-            )
+            got, remedy = f"max_dropped={self.max_dropped!r}", "0.01 is one in a hundred"
+            raise ConfigError(got, "a share from 0 to 1", remedy)
+        words = self.max_words
+        if isinstance(words, bool) or not isinstance(words, int) or words < 1:
+            remedy = "64 cuts no published text"
+            raise ConfigError(f"max_words={words!r}", "an integer >= 1", remedy)
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Draft:
 
     key: str
     category: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PictureRef, ...]
     texts: tuple[str, ...]
     true: bool = True
 
@@ -76,19 +69,18 @@ def assemble(
     form: str,
     items: Items,
     files: Files,
-    options: Options,
+    options: LoadOptions,
     protocol: Mapping[str, str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,
-    macro: tuple[str, ...] | None = None,
     **fields: Any,
 ) -> Benchmark:
     """Builds a benchmark.
 
     Args:
-      name, form, protocol, groups, macro, fields: see `Benchmark`.
+      name, form, protocol, groups, fields: see `Benchmark`.
       items: with texts as the files have them.
       files: where pictures are looked for.
-      options: see `Options`.
+      options: see `LoadOptions`.
 
     Raises:
       DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or
@@ -97,53 +89,60 @@ def assemble(
     options.validate()
     report = Report()
     report.merge(items.report)
-    drafts = [
-        draft
-        for draft in (_cleaned(draft, options, report) for draft in items.drafts)
-        if draft is not None
-    ]
-    numbers = {picture: number for number, picture in enumerate(_distinct(drafts))}
-    images = (
-        NoPictures(len(numbers))
-        if options.image_size is None
-        else _gallery(files, numbers, options.image_size)
-    )
-
-    questions = []
-    for draft in drafts:
-        shown = tuple(numbers[picture] for picture in draft.pictures)
-        failed = next(
-            (images.failures[number] for number in shown if number in images.failures), None
-        )
-        if failed is None:
-            questions.append(Question(draft.key, draft.category, shown, draft.texts, draft.true))
-        else:
-            report.drop(failed.reason, failed.example)
+    cleaned = (_cleaned(draft, options, report) for draft in items.drafts)
+    drafts = [draft for draft in cleaned if draft is not None]
+    shown = dict.fromkeys(picture for draft in drafts for picture in draft.pictures)
+    numbers = {picture: number for number, picture in enumerate(shown)}
+    images: Gallery | NoPictures = NoPictures(len(numbers))
+    if options.image_size is not None:
+        images = Gallery(files, list(numbers), options.image_size)
+    questions = _questions(drafts, numbers, images, report)
     _check(name, questions, report, options.max_dropped)
 
-    rules = dict(protocol or {})
-    rules["text"] = (
-        f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most "
-        f"{options.max_words} words"
-    )
-    if same := sum(_unanswerable(form, question) for question in questions):
-        rules["unanswerable"] = f"{same} with equal right and wrong answers, which count as wrong"
+    if fields.get("macro") is not None:
+        fields["macro"] = tuple(map(_plain, fields["macro"]))
     return Benchmark(
         name=name,
         form=form,
         questions=tuple(questions),
         images=images,
-        protocol=rules,
+        protocol={**(protocol or {}), **_rules(form, questions, options)},
         dropped=dict(report),
         groups={
             _plain(group): tuple(map(_plain, parts)) for group, parts in (groups or {}).items()
         },
-        macro=None if macro is None else tuple(map(_plain, macro)),
         **fields,
     )
 
 
-def _cleaned(draft: Draft, options: Options, report: Report) -> Draft | None:
+def _rules(form: str, questions: Sequence[Question], options: LoadOptions) -> dict[str, str]:
+    """What the protocol of every benchmark says."""
+    how = "cleaned as ALBEF does" if options.clean else "as written"
+    rules = {"text": f"{how}, at most {options.max_words} words"}
+    if same := sum(_unanswerable(form, question) for question in questions):
+        rules["unanswerable"] = f"{same} with equal right and wrong answers, which count as wrong"
+    return rules
+
+
+def _questions(
+    drafts: Sequence[Draft],
+    numbers: Mapping[PictureRef, int],
+    images: Gallery | NoPictures,
+    report: Report,
+) -> list[Question]:
+    """The items whose pictures can be used; the report gets the others."""
+    questions = []
+    for draft in drafts:
+        shown = tuple(numbers[picture] for picture in draft.pictures)
+        failed = [images.failures[number] for number in shown if number in images.failures]
+        if failed:
+            report.drop(failed[0].reason, failed[0].example)
+        else:
+            questions.append(Question(draft.key, draft.category, shown, draft.texts, draft.true))
+    return questions
+
+
+def _cleaned(draft: Draft, options: LoadOptions, report: Report) -> Draft | None:
     texts = tuple(prepare_caption(text, options.clean, options.max_words) for text in draft.texts)
     if not all(texts):
         report.drop("empty text", draft.key)
@@ -154,14 +153,6 @@ def _cleaned(draft: Draft, options: Options, report: Report) -> Draft | None:
 def _plain(category: str) -> str:
     """Keys of numbers have slashes of their own."""
     return category.replace("/", "-")
-
-
-def _distinct(drafts: Sequence[Draft]) -> list[Picture]:
-    return list(dict.fromkeys(picture for draft in drafts for picture in draft.pictures))
-
-
-def _gallery(files: Files, numbers: dict[Picture, int], size: int) -> Gallery:
-    return Gallery(files, list(numbers), size)
 
 
 def _check(name: str, questions: list[Question], report: Report, max_dropped: float) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_table, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -28,7 +28,7 @@ BOX = ("x", "y", "width", "height")
 COLUMNS = ("image_id", "caption", *BOX)
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """One benchmark a kind of negative: "crepe_prod_atom", ..., "crepe_syst_cc12m_combined"."""
     files, out = Files(data_dir), []
     for kind in ("atom", "swap", "negate"):
@@ -65,7 +65,7 @@ def _present(data_dir: Path, test: str, names: dict[str, str]) -> dict[str, Path
 
 
 def _benchmark(
-    name: str, paths: dict[str, Path], negatives: str, files: Files, options: Options
+    name: str, paths: dict[str, Path], negatives: str, files: Files, options: LoadOptions
 ) -> tuple[Benchmark, ...]:
     """One benchmark, or none where no file is there."""
     items = Items()
@@ -76,7 +76,7 @@ def _benchmark(
             left, top, width, height = (whole(row, field) for field in BOX)
             if width < 1 or height < 1:
                 raise Unusable("empty region", f"{category}/{number}")
-            picture = Picture(f"{name_of(row, 'image_id')}.jpg", (left, top, width, height))
+            picture = PictureRef(f"{name_of(row, 'image_id')}.jpg", (left, top, width, height))
             return Draft(
                 f"{category}/{number}",
                 category,

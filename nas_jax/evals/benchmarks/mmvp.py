@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, read_table, text, whole
 from nas_jax.evals.questions import Benchmark
 
@@ -20,7 +20,7 @@ PREFIX = "a photo of "
 COLUMNS = ("Question ID", "Type", "Statement")
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All pairs; the category is the pattern."""
     table = read_table(find(data_dir, "Questions.csv"), COLUMNS)
     items = Items()
@@ -43,7 +43,7 @@ def _draft(number: int, pair: list[dict[str, str]]) -> Draft:
     if ids[0] % 2 == ids[1] % 2:
         raise Unusable("pair without an odd and an even id", f"{ids[0]}, {ids[1]}")
     pattern = text(pair[0], "Type").strip()
-    pictures = tuple(Picture(f"MLLM_VLM Images/{pattern}/{number}.jpg") for number in ids)
+    pictures = tuple(PictureRef(f"MLLM_VLM Images/{pattern}/{number}.jpg") for number in ids)
     statements = sorted(zip(ids, pair, strict=True), key=lambda row: row[0] % 2 == 0)  # odd first
     texts = tuple(PREFIX + text(row, "Statement") for _, row in statements)
     return Draft(f"{pattern}/{ids[0]}", pattern, pictures, texts)

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, name_of, read_lines, text
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -24,7 +24,7 @@ PAIR = (("image",), ("caption", "foil"))  # fields of pictures, fields of texts
 QUAD = (("image_0", "image_1"), ("caption_0", "caption_1"))
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """One benchmark for each jsonl file; `data_dir` may also be one such file."""
     paths = [data_dir] if data_dir.is_file() else sorted(data_dir.glob("*.jsonl"))
     if not paths:
@@ -35,7 +35,7 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     return tuple(_load(path, options) for path in paths)
 
 
-def _load(path: Path, options: Options) -> Benchmark:
+def _load(path: Path, options: LoadOptions) -> Benchmark:
     lines = read_lines(path)
     is_quad = any(isinstance(entry, Mapping) and "image_0" in entry for _, entry in lines)
     pictures, texts = QUAD if is_quad else PAIR
@@ -47,7 +47,7 @@ def _load(path: Path, options: Options) -> Benchmark:
             if isinstance(entry, Mapping) and "category" in entry
             else "none"
         )
-        shown = tuple(Picture(name_of(entry, field)) for field in pictures)
+        shown = tuple(PictureRef(name_of(entry, field)) for field in pictures)
         return Draft(key, category, shown, tuple(text(entry, field) for field in texts))
 
     items = Items()

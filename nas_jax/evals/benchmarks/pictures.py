@@ -27,7 +27,7 @@ _BLOCK = 256  # pictures that are decoded side by side
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureRef:
     """A picture as annotations name it."""
 
     name: str  # file name, with or without folders and suffix
@@ -147,7 +147,7 @@ def _enter(table: dict[str, list[_Place]], name: str, place: _Place) -> None:
 class Gallery(Sequence):
     """Pictures by index: decoded, cropped and resized when asked for, uint8 (size, size, 3)."""
 
-    def __init__(self, files: Files, pictures: Sequence[Picture], size: int):
+    def __init__(self, files: Files, pictures: Sequence[PictureRef], size: int):
         """Tries every picture once, several at a time.
 
         `failures`: index -> why it cannot be shown.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_json, text
 from nas_jax.evals.questions import Benchmark
 
@@ -29,7 +29,7 @@ GROUPS = {
 }
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All seven splits."""
     items = Items()
     for split in SIZES:
@@ -47,4 +47,4 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
 
 def _draft(split: str, key: str, entry: object) -> Draft:
     texts = tuple(text(entry, field).lower() for field in ("caption", "negative_caption"))
-    return Draft(f"{split}/{key}", split, (Picture(name_of(entry, "filename")),), texts)
+    return Draft(f"{split}/{key}", split, (PictureRef(name_of(entry, "filename")),), texts)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_json, text
 from nas_jax.evals.questions import Benchmark
 
@@ -28,7 +28,7 @@ GROUPS = {
 }
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Two benchmarks of the same items: "sugarcrepe_pp", and "sugarcrepe_pp_text" without
     pictures.
     """
@@ -60,5 +60,5 @@ def _draft(split: str, entry: object, seen: bool) -> Draft:
     texts = tuple(
         text(entry, field).lower() for field in ("caption", "caption2", "negative_caption")
     )
-    pictures = (Picture(name_of(entry, "filename")),) if seen else ()
+    pictures = (PictureRef(name_of(entry, "filename")),) if seen else ()
     return Draft(f"{split}/{name_of(entry, 'id')}", split, pictures, texts)

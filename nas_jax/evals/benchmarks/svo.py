@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import (
     Unusable,
     each,
@@ -31,7 +31,7 @@ CSV_FIELDS = ("sentence", "pos_image_id", "neg_image_id")
 JSONL_FIELDS = ("caption", "pos_image", "neg_image")
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """The rows with one kind of negative."""
     path = find(data_dir, "svo_probes.csv", "svo_probes.jsonl")
     fields = CSV_FIELDS if path.suffix == ".csv" else JSONL_FIELDS
@@ -80,5 +80,5 @@ def _draft(number: int, entry: Any, fields: tuple[str, str, str]) -> Draft:
     sentence, positive, negative = fields
     if not isinstance(entry, Mapping) or not all(flag in entry for flag in FLAGS):
         raise Unusable("no subj_neg, verb_neg, obj_neg", str(number))
-    pictures = tuple(Picture(name_of(entry, field)) for field in (positive, negative))
+    pictures = tuple(PictureRef(name_of(entry, field)) for field in (positive, negative))
     return Draft(str(number), _kinds(entry)[0], pictures, (text(entry, sentence),))

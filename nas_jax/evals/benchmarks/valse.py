@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, find, name_of, read_json, text, whole
 from nas_jax.evals.questions import Benchmark
 
@@ -39,7 +39,7 @@ GROUPS = {
 VOTES = 2
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """The valid examples of all pieces."""
     items, filtered = Items(), 0
     for piece, entries in _pieces(data_dir).items():
@@ -86,5 +86,5 @@ def _draft(piece: str, key: str, entry: Any) -> Draft:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("mturk"), Mapping):
         raise Unusable("no mturk")
     whole(entry["mturk"], "caption")
-    picture = Picture(name_of(entry, "image_file"))
+    picture = PictureRef(name_of(entry, "image_file"))
     return Draft(f"{piece}/{key}", piece, (picture,), (text(entry, "caption"), text(entry, "foil")))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_lines, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -49,7 +49,7 @@ KIND_OF = {
 SIZES = {"zeroshot": 1222, "random": 2195}
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """ "vsr_zeroshot" and "vsr_random", or "vsr" of a single test file."""
     folders = {"": data_dir} | {
         split: folder / split
@@ -69,7 +69,7 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
     return tuple(_load(split, path, Files(data_dir), options) for split, path in paths.items())
 
 
-def _load(split: str, path: Path, files: Files, options: Options) -> Benchmark:
+def _load(split: str, path: Path, files: Files, options: LoadOptions) -> Benchmark:
     items = Items()
     items.drafts += each(read_lines(path), _draft, items.report)
     protocol = {"published items": str(SIZES[split])} if split else {}
@@ -84,7 +84,7 @@ def _draft(number: int, entry: object) -> Draft:
     return Draft(
         str(number),
         kind,
-        (Picture(name_of(entry, "image")),),
+        (PictureRef(name_of(entry, "image")),),
         (text(entry, "caption"),),
         label == 1,
     )

@@ -13,8 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import Unusable, each, read_json
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
@@ -48,7 +48,7 @@ NATURAL = {
 }
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Those of the six benchmarks whose file is in the folder."""
     # COCO_QA_... in some copies
     found = {path.name.lower(): path.name for path in data_dir.glob("*.json")}
@@ -76,7 +76,7 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
 
 
 def _controlled(
-    name: str, entries: list, pairs: tuple, files: Files, options: Options
+    name: str, entries: list, pairs: tuple, files: Files, options: LoadOptions
 ) -> Benchmark:
     places: dict[tuple[str, str], dict[str, str]] = {}  # the two things -> place -> key
 
@@ -93,7 +93,7 @@ def _controlled(
             raise Unusable("no caption_options", str(number))
         words = Path(path).stem.split("_")
         places.setdefault((words[0], words[-1]), {})[words[1]] = str(number)
-        return Draft(str(number), words[1], (Picture(path),), tuple(texts))
+        return Draft(str(number), words[1], (PictureRef(path),), tuple(texts))
 
     items = Items()
     items.drafts += each(enumerate(entries), draft, items.report)
@@ -119,7 +119,12 @@ def _controlled(
 
 
 def _natural(
-    name: str, entries: list, pattern: str, words: tuple[str, ...], files: Files, options: Options
+    name: str,
+    entries: list,
+    pattern: str,
+    words: tuple[str, ...],
+    files: Files,
+    options: LoadOptions,
 ) -> Benchmark:
     def draft(number: int, entry: Any) -> Draft:
         if (
@@ -129,7 +134,7 @@ def _natural(
         ):
             raise Unusable("no [picture, right, wrong]", str(number))
         try:
-            picture = Picture(pattern.format(int(entry[0])))
+            picture = PictureRef(pattern.format(int(entry[0])))
         except (TypeError, ValueError) as error:
             raise Unusable("no picture number", str(number)) from error
         said = entry[1].lower().rstrip(".").split()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_jax.evals.benchmarks.assemble import Draft, Items, Options, assemble
-from nas_jax.evals.benchmarks.pictures import Files, Picture
+from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
+from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, find, name_of, read_lines, text
 from nas_jax.evals.questions import Benchmark
 
 
-def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
+def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All examples; the category is `collapsed_tag` (Object, Relation or Both)."""
     items = Items()
     items.drafts += each(
@@ -29,6 +29,6 @@ def load(data_dir: Path, options: Options) -> tuple[Benchmark, ...]:
 
 
 def _draft(_: int, entry: object) -> Draft:
-    pictures = tuple(Picture(name_of(entry, field)) for field in ("image_0", "image_1"))
+    pictures = tuple(PictureRef(name_of(entry, field)) for field in ("image_0", "image_1"))
     texts = tuple(text(entry, field) for field in ("caption_0", "caption_1"))
     return Draft(name_of(entry, "id"), text(entry, "collapsed_tag"), pictures, texts)

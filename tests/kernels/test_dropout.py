@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from nas_jax.models.dropout import dropout, layer_seeds, noise, token_seeds
+from nas_jax.kernels.dropout import dropout, layer_seeds, noise, token_seeds
 
 
 def test_noise_is_uniform_and_without_pattern():

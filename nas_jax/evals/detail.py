@@ -1,0 +1,190 @@
+"""The `Result` of a benchmark: every question's scores, and the numbers that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas_jax.evals import karpathy
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.metrics import CUTS, DIRECTIONS, Ranks, recalls
+from nas_jax.evals.numbers import numbers, units
+from nas_jax.evals.outcomes import outcomes
+from nas_jax.evals.pairs import foil_benchmark, quad_benchmark, scored
+from nas_jax.evals.questions import Benchmark, Cells, Scored
+from nas_jax.evals.results import Result, plain
+from nas_jax.evals.retrieval import Task, make_task, rank
+from nas_jax.evals.scorers import Scorer, SetScores
+
+if TYPE_CHECKING:
+    from nas_jax.data.eval_sets import EvalSet
+
+
+def score_questions(scores: SetScores, benchmark: Benchmark, config: EvalConfig) -> Result:
+    """Questions under all scorers; of form texts, under the method's first feature score."""
+    names = config.scorers
+    if benchmark.form == "texts":
+        names = scores.method.feature_scores[:1]
+    found = [scored(scores, benchmark.form, benchmark.questions, name) for name in names]
+    return question_result(benchmark, found, config.bootstrap)
+
+
+def own_results(scores: SetScores, config: EvalConfig) -> list[Result]:
+    """The foils and quads of one of the run's own evaluation sets, in full detail."""
+    eval_set: EvalSet = scores.eval_set
+    out = []
+    for wanted, name, make in (
+        (config.foils, "foils", foil_benchmark),
+        (config.quads, "quads", quad_benchmark),
+    ):
+        benchmark = make(eval_set, config.max_pairs)
+        if not wanted or not benchmark.questions:
+            continue
+        questions = tuple(
+            replace(one, category=one.category.replace("/", "-")) for one in benchmark.questions
+        )
+        protocol = {"pictures": "held out from the run's training data"}
+        named = replace(
+            benchmark, name=f"{eval_set.name}:{name}", questions=questions, protocol=protocol
+        )
+        out.append(score_questions(scores, named, config))
+    return out
+
+
+def question_result(
+    benchmark: Benchmark, found: Sequence[Scored], resamples: int, ranks_only: bool = False
+) -> Result:
+    """What the scores of a benchmark give.
+
+    Args:
+      benchmark: the questions.
+      found: their scores under each scorer.
+      resamples: of the bootstrap.
+      ranks_only: keep the rank of the right answer instead of all scores.
+    """
+    questions, keep = benchmark.questions, _ranks if ranks_only else _plain
+    return Result(
+        name=benchmark.name,
+        form=benchmark.form,
+        protocol=dict(benchmark.protocol),
+        dropped=dict(benchmark.dropped),
+        counts={
+            "questions": len(questions),
+            "images": len({image for question in questions for image in question.images}),
+            "texts": len({text for question in questions for text in question.texts}),
+        },
+        rows=tuple(row for one in found for row in numbers(benchmark, one, resamples)),
+        keys=tuple(question.key for question in questions),
+        categories=tuple(question.category for question in questions),
+        units=tuple(units(benchmark).tolist()),
+        averages=_averages(benchmark),
+        hits={one.scorer: _hits(benchmark, one) for one in found},
+        scores={one.scorer: keep(one.seen) for one in found},
+        blind={one.scorer: keep(one.blind) for one in found if one.blind is not None},
+    )
+
+
+def _averages(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
+    """Average -> the categories it is a mean of."""
+    present = sorted({question.category for question in benchmark.questions})
+    if len(present) == 1:
+        return {}
+    macro = tuple(present) if benchmark.macro is None else benchmark.macro
+    groups = {"macro": macro, **benchmark.groups}
+    members = {
+        group: tuple(name for name in names if name in present) for group, names in groups.items()
+    }
+    return {group: names for group, names in members.items() if names}
+
+
+def _hits(benchmark: Benchmark, one: Scored) -> dict[str, list[bool | None]]:
+    """Quantity -> whether each question is right; None: not counted."""
+    return {
+        quantity: [
+            bool(hit) if counted else None
+            for hit, counted in zip(found.hits, found.counted, strict=True)
+        ]
+        for quantity, found in outcomes(benchmark, one.seen, one.scorer).items()
+    }
+
+
+def _plain(cells: Cells) -> list:
+    return [plain(cell) for cell in cells]
+
+
+def _ranks(cells: Cells) -> list[int]:
+    """Ranks of the right answers, which stand first."""
+    return [int((~(cell[0, 1:] < cell[0, 0])).sum()) for cell in cells]
+
+
+# ---------------------------------------------------------------------------------------- retrieval
+
+
+def score_retrieval(
+    scorer: Scorer, collection: karpathy.Collection, config: EvalConfig, rerank_k: int = 0
+) -> list[Result]:
+    """Every reading of a retrieval set in both directions, under the published scorers, as far as
+    the method has them, and those of the config.
+
+    rerank_k: candidates a query that are ranked again; 0: the published number.
+    """
+    texts = [text for captions in collection.eval_set.captions for text in captions]
+    length = min(karpathy.TEXT_LENGTH, config.text_length)
+    scores = scorer.on(collection.eval_set, texts, length)
+    tasks = [
+        make_task(scores, name, rule, max_captions=first)
+        for name, rule, first in collection.readings()
+    ]
+    published = [name for name in karpathy.SCORERS if name in scorer.method.scores]
+    scorers = tuple(dict.fromkeys([*published, *config.scorers]))
+    k = rerank_k or collection.rerank_k
+    found = rank(scores, tasks, scorers, k)
+    out = []
+    for task in tasks:
+        for direction in DIRECTIONS:
+            ranks = [one for one in found if (one.task, one.direction) == (task.name, direction)]
+            result = _direction(collection, task, ranks, config.bootstrap)
+            ranked_again = {"ranked again": f"the first {k} of ITC"}
+            out.append(replace(result, protocol={**result.protocol, **ranked_again}))
+    return out
+
+
+def _direction(
+    collection: karpathy.Collection, task: Task, found: Sequence[Ranks], resamples: int
+) -> Result:
+    """One direction of one reading. A unit is an image with its captions."""
+    first = found[0]
+    queries, part = len(first.ranks), f"{task.name}/{first.direction}"
+    units_Q, keys = np.arange(queries), list(collection.names[:queries])
+    if first.direction == DIRECTIONS[1]:
+        units_Q = task.owner_M
+        numbers_Q = np.arange(queries) - np.searchsorted(units_Q, units_Q)
+        keys = [
+            f"{collection.names[unit]}#{number}"
+            for unit, number in zip(units_Q, numbers_Q, strict=True)
+        ]
+    draws = units_Q, resamples
+    return Result(
+        name=f"{collection.name}/{part}",
+        form="retrieval",
+        protocol=_rules(collection.protocol, task.name.split("-")[-1]),
+        dropped=dict(collection.dropped),
+        counts={"queries": queries, "candidates": first.candidates},
+        rows=tuple(
+            row for one in found for row in recalls(one, collection.name, part, draws=draws)
+        ),
+        keys=tuple(keys),
+        categories=("none",) * queries,
+        units=tuple(units_Q.tolist()),
+        hits={one.scorer: {f"r@{k}": (one.ranks < k).tolist() for k in CUTS} for one in found},
+        scores={one.scorer: one.ranks.tolist() for one in found},
+        blind={one.scorer: one.blind.tolist() for one in found},
+    )
+
+
+def _rules(protocol: Mapping[str, str], rule: str) -> dict[str, str]:
+    """The protocol of a reading: of the two rules, its own."""
+    return {name: value for name, value in protocol.items() if name not in karpathy.RULES - {rule}}

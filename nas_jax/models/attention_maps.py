@@ -1,0 +1,50 @@
+"""Where texts look in an image: attention probabilities and Grad-CAM (Selvaraju et al. 2017) on the
+cross-attention of one fusion layer, as in ALBEF's visualisations (Li et al. 2021, section 6.6 and
+appendix; ALBEF code, visualization.ipynb).
+
+    def fuse(offset):
+        inputs = text_tokens, token_mask, image_tokens, layer, offset
+        return fusion_encoder.apply(params, *inputs, method="with_map")
+
+    probabilities, gradient = attention_map(score, fuse, (R, H, L, T))
+    map_RxLxT = grad_cam(probabilities, gradient)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.typing import Array
+
+# offset (R, H, L, T) -> fused tokens (R, L, D), attention probabilities (R, H, L, T)
+Fuse = Callable[[Array], tuple[Array, Array]]
+
+
+def attention_map(
+    score: Callable[[Array], Array], fuse: Fuse, shape: tuple[int, int, int, int]
+) -> tuple[Array, Array]:
+    """The probabilities (R, H, L, T) with which each head of a layer attends to image tokens, and
+    the gradient of a score with respect to them.
+
+    score: fused tokens (R, L, D) -> one number for each row (R,), of that row alone. fuse: the
+    fusion encoder with an offset to the probabilities (`FusionEncoder.with_map`). shape: R, H, L
+    and T.
+    """
+
+    def total(offset_RxHxLxT: Array) -> tuple[Array, Array]:
+        fused_RxLxD, probabilities_RxHxLxT = fuse(offset_RxHxLxT)
+        return score(fused_RxLxD).sum(), probabilities_RxHxLxT
+
+    gradient_RxHxLxT, probabilities_RxHxLxT = jax.grad(total, has_aux=True)(jnp.zeros(shape))
+    return probabilities_RxHxLxT, gradient_RxHxLxT
+
+
+def grad_cam(probabilities_RxHxLxT: Array, gradient_RxHxLxT: Array) -> Array:
+    """The map (R, L, T) of each text token: the mean over heads of relu(gradient) * probability.
+
+    Image token 0 is [CLS]; the patches follow row by row.
+    """
+    return jnp.mean(jax.nn.relu(gradient_RxHxLxT) * probabilities_RxHxLxT, axis=1)

@@ -1,0 +1,112 @@
+"""Collections that number their pictures alike: ids, foils and quads of the evaluation set."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from data import hostile
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.corpus import open_corpus
+from nas_jax.data.pair_files import file_eval_sets
+from nas_jax.data.prepare import prepare
+from nas_jax.utils.errors import DataError
+from nas_jax.utils.logging import Console
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """first/00000.tar and second/00000.tar with the same keys and other pictures, as two runs of a
+    downloader make them; prepared folders of each; foils of the second, quads of the first.
+    """
+    folder = tmp_path_factory.mktemp("downloads")
+    for seed, name in ((0, "first"), (100, "second")):
+        members = []
+        for i in range(COUNT):
+            members += hostile.sample(f"{i:09d}", hostile.jpeg(seed + i), f"{name} {i}")
+        (folder / name).mkdir()
+        tar = hostile.write_tar(folder / name / "00000.tar", members)
+        prepare((tar,), folder / f"P_{name}", workers=0, console=Console(enabled=False))
+    foils = [
+        {"image": f"{i:09d}", "caption": f"second {i}", "foil": f"no {i}", "category": "swap"}
+        for i in range(COUNT)
+    ]
+    quads = [
+        {"image_0": f"{i:09d}.jpg", "image_1": f"{i + 1:09d}.jpg"}
+        | {"caption_0": f"first {i}", "caption_1": f"first {i + 1}"}
+        for i in range(0, COUNT, 2)
+    ]
+    for name, lines in (("second-foils", foils), ("first-quads", quads), ("any-foils", foils)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def config_of(folder: Path, *entries: str, foils: str = "second-foils", **changes) -> DataConfig:
+    """With a holdout the entries are data.train, without one data.val."""
+    paths = tuple(str(folder / entry) for entry in entries)
+    return DataConfig(
+        **({"train": paths} if "holdout" in changes else {"val": paths}),
+        foils=(str(folder / f"{foils}.jsonl"),),
+        quads=(str(folder / "first-quads.jsonl"),),
+        image_size=16,
+        **changes,
+    )
+
+
+def asked(eval_set):
+    """Of each foil and quad, the captions of its pictures and the captions that it calls true."""
+    shown = [eval_set.captions[foil.image][0] for foil in eval_set.foils]
+    shown += [eval_set.captions[quad.image_0][0] for quad in eval_set.quads]
+    shown += [eval_set.captions[quad.image_1][0] for quad in eval_set.quads]
+    true = [foil.caption for foil in eval_set.foils]
+    true += [quad.caption_0 for quad in eval_set.quads]
+    return shown, true + [quad.caption_1 for quad in eval_set.quads]
+
+
+FOLDERS = "P_first", "P_second"
+TARS = "first/00000.tar", "second/00000.tar"
+
+
+@pytest.mark.parametrize(
+    ("entries", "changes"),
+    [
+        (FOLDERS, {}),
+        (FOLDERS[::-1], {"holdout": 0.6}),
+        ((TARS[0], FOLDERS[1]), {}),
+        (TARS, {"holdout": 0.6, "weights": (2.0, 1.0)}),
+    ],
+)
+def test_two_collections_numbered_alike(folder, entries, changes):
+    """Different pictures have different ids, as in training, and each file asks about its own."""
+    config = config_of(folder, *entries, **changes)
+    (eval_set,) = file_eval_sets(config)
+    source = open_corpus(config, "val", 0)
+    assert list(eval_set.image_ids) == [source[i].image_id for i in range(len(source))]
+    count = len({source.key(i) for i in range(len(source))})
+    assert len(set(eval_set.image_ids)) == len(eval_set.images) == 2 * count > 8
+    assert len(eval_set.foils) == count and eval_set.quads
+    shown, true = asked(eval_set)
+    assert shown == true
+
+
+def test_a_key_of_two_pictures_is_refused(folder):
+    config = config_of(folder, *FOLDERS, foils="any-foils")
+    with pytest.raises(
+        DataError, match="any-foils.jsonl: the picture '000000000' is in .*first/00000.tar and in"
+    ) as caught:
+        file_eval_sets(config)
+    assert "\n" not in str(caught.value)
+    # Where a key is one picture, either of them will do: in one collection, or if the user says so.
+    shared = replace(config, shared_keys=True)
+    joined = replace(config, val=tuple(str(folder / tar) for tar in TARS))
+    for same in (shared, joined):
+        (eval_set,) = file_eval_sets(same)
+        assert len(eval_set.image_ids) == 2 * len(set(eval_set.image_ids)) == 2 * COUNT
+        assert [foil.image for foil in eval_set.foils] == list(range(COUNT))
+    # A file that is named like one of several tars of a name is still about both of them.
+    (folder / "00000-foils.jsonl").write_text((folder / "any-foils.jsonl").read_text())
+    with pytest.raises(DataError, match="00000-foils.jsonl: the picture"):
+        file_eval_sets(replace(config, foils=(str(folder / "00000-foils.jsonl"),)))
