@@ -45,13 +45,23 @@ from nas_jax.train.optimizer import OptimizerConfig
 def get_config(argument=""):
     return to_config_dict(RunConfig(
         name="faults",
-        data=DataConfig(num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=40, vocab_size=200,
-                        batch_size=4, threads=1),
-        model=ModelConfig(dim=16, heads=2, image_layers=1, text_layers=1, fusion_layers=1, image_size=16, patch_size=4,
-                          max_text_length=40, embed_dim=8),
-        method=MethodConfig(itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)),
+        data=DataConfig(
+            num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=40,
+            vocab_size=200, batch_size=4, threads=1,
+        ),
+        model=ModelConfig(
+            dim=16, heads=2, image_layers=1, text_layers=1, fusion_layers=1, image_size=16,
+            patch_size=4, max_text_length=40, embed_dim=8,
+        ),
+        method=MethodConfig(
+            itc=ItcConfig(queue_size=16),
+            dictionary=DictionaryConfig(codes=8, revive_every=3),
+        ),
         optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
-        train=TrainConfig(steps=int(argument), log_every=1, checkpoint_every={SAVE_EVERY}, eval_every={EVAL_EVERY}),
+        train=TrainConfig(
+            steps=int(argument), log_every=1, checkpoint_every={SAVE_EVERY},
+            eval_every={EVAL_EVERY},
+        ),
         eval=EvalConfig(rerank_k=4, batch_size=64, max_images=8, max_pairs=12),
     ))
 """

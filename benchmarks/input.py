@@ -1,5 +1,4 @@
-"""How many training pairs a core prepares in a second, beside a pipeline that does what ALBEF's
-code does.
+"""Training pairs that a core prepares in a second, beside a pipeline that does what ALBEF's does.
 
     python -m benchmarks.input [--images 256] [--seconds 6] [--json]
 
@@ -7,12 +6,13 @@ Makes JPEGs of 480x640 pixels and measures, in the same run and in turns, so tha
 slows all alike:
 
     decode        bytes to uint8 pixels
-    pipeline      read from a tar, crop, flip, RandAugment, tokenise, stack: nas_jax without grain, in one process
+    pipeline      nas_jax without grain, in one process: read from a tar, crop, flip, RandAugment,
+                  tokenise, stack
     processes     the same in as many processes as there are cores, at the same time
     grain         the same through nas_jax.data.pipeline.train_batches with a worker on each core
-    Pillow        decode, crop, flip, RandAugment with numpy tables, float32 CHW, normalise, stack: ALBEF code,
-                  dataset/__init__.py and randaugment.py, without tokens, which ALBEF makes in the
-                  training loop
+    Pillow        ALBEF code, dataset/__init__.py and randaugment.py: decode, crop, flip,
+                  RandAugment with numpy tables, float32 CHW, normalise, stack; no tokens, which
+                  ALBEF makes in the training loop
 
 Speeds are in images a second and core, by the clock and, for machines that others use too, by the
 processor time that the process and its workers took (Linux). Each is the median of the rounds, each
@@ -440,10 +440,11 @@ def table(result: dict) -> str:
     def row(label: str, own: str, pillow: str = "Pillow pipeline") -> str:
         parts = [f"{label:<27}"]
         for clock in (cpu, wall):
-            speeds = clock["images_per_second_and_core"]
-            parts.append(
-                f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{clock['ratios'][f'{own} / {pillow}']:>7.2f}"
+            speeds, ratio = (
+                clock["images_per_second_and_core"],
+                clock["ratios"][f"{own} / {pillow}"],
             )
+            parts.append(f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{ratio:>7.2f}")
         return "   ".join(parts)
 
     heading = f"{'nas_jax':>8}{'Pillow':>8}{'ratio':>7}"

@@ -1,14 +1,15 @@
 """What the compiler predicts of single layers on TPUs, in several forms. Needs libtpu, no TPU.
 
-    python -m benchmarks.levers                       v5e:2x2, ViT-B/16 and BERT base, 32 pairs a chip, minutes
+    python -m benchmarks.levers                       v5e:2x2, takes minutes
     python -m benchmarks.levers --topology v5p:2x2x1
     python -m benchmarks.levers --only fusion --length 16
 
-Prints for each form the predicted time of forward and backward, its share of the chip's peak, the
-temporary memory and the seconds that compiling took. Predicted: the sum of the compiler's cycle
-estimates, without custom calls. The fusion layer is one of NAS: beside each picture five texts, of
-which two read it, one reads another picture, one reads it with replaced patches and one without a
-gradient to it; or one text, as MLM has it.
+The layers are those of ViT-B/16 and BERT base, with 32 pairs a chip. Prints for each form the
+predicted time of forward and backward, its share of the chip's peak, the temporary memory and the
+seconds that compiling took. Predicted: the sum of the compiler's cycle estimates, without custom
+calls. The fusion layer is one of NAS: beside each picture five texts, of which two read it, one
+reads another picture, one reads it with replaced patches and one without a gradient to it; or one
+text, as MLM has it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """How fast one training step is, what it computes and what memory it needs.
 
-    python -m benchmarks.step --preset tiny --threads 1          one CPU thread, to compare with others
+    python -m benchmarks.step --preset tiny --threads 1          one CPU thread
     python -m benchmarks.step --preset base --dtype bfloat16 --batch 256 --steps 20
     python -m benchmarks.step --preset base --count-only         compiles and counts, runs nothing
-    python -m benchmarks.step --preset tiny --batch-file F.npz   a real batch: image (B, 3, H, W), normalised float32;
-                                                                 input_ids and attention_mask (B, L)
+    python -m benchmarks.step --preset tiny --batch-file F.npz   a real batch
 
-Prints one line of JSON; progress goes to stderr. The step is that of a training run with every
-stage on: forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS
-runs with its dictionary and NVA; the dictionary stands still unless --update-dictionary, as in the
-authors' stage with NVA. Every step gets the same batch.
+F.npz holds image (B, 3, H, W), normalised float32, and input_ids and attention_mask (B, L). Prints
+one line of JSON; progress goes to stderr. The step is that of a training run with every stage on:
+forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS runs with
+its dictionary and NVA; the dictionary stands still unless --update-dictionary, as in the authors'
+stage with NVA. Every step gets the same batch.
 
 Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count
 leaves out the libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced

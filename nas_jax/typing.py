@@ -2,11 +2,11 @@
 
 Array names end in their shape, one letter (or number) an axis: ``image_tokens_BxTxD``.
 
-    B  pairs in the (global) batch      N  image patches (without CLS)   T  image tokens, N + 1
-    L  text positions                   D  model width                   E  width of the ITC features
-    H  attention heads                  F  features of one head          V  vocabulary
-    K  codes in the dictionary          Q  entries of an ITC queue       M  masked text positions of a row
-    R  rows of a fusion pass            C  candidates                    S  side of the patch grid
+    B  pairs in the (global) batch   N  image patches (no CLS)    T  image tokens, N + 1
+    L  text positions                D  model width               E  width of the ITC features
+    H  attention heads               F  features of one head      V  vocabulary
+    K  codes in the dictionary       Q  entries of an ITC queue   M  masked text positions of a row
+    R  rows of a fusion pass         C  candidates                S  side of the patch grid
 """
 
 from __future__ import annotations

@@ -36,14 +36,18 @@ import jax
 from benchmarks import step
 from nas_jax.models.sizes import SIZES, ModelConfig
 
-SIZES["least"] = ModelConfig(16, 2, 1, 1, 1, image_size=16, patch_size=8, embed_dim=8, max_text_length=32)
+SIZES["least"] = ModelConfig(
+    16, 2, 1, 1, 1, image_size=16, patch_size=8, embed_dim=8, max_text_length=32
+)
 step.PRESETS["least"] = step.Preset("least", 4, 128, 16, 1.0, 0.5)
 step.CODES = 8
 step.limit_threads(1)
 built = step.build(step.parse(["--preset", "least", "--nta"]))
 with jax.set_mesh(built.mesh):
-    traced = built.step.trace(jax.eval_shape(built.init), step.put_batch(built.batch, built.mesh), built.stage)
-print(step.describe(step.parse(["--preset", "least"]), built)["threads"], step.matmul_flops(traced.jaxpr.jaxpr))
+    batch = step.put_batch(built.batch, built.mesh)
+    traced = built.step.trace(jax.eval_shape(built.init), batch, built.stage)
+threads = step.describe(step.parse(["--preset", "least"]), built)["threads"]
+print(threads, step.matmul_flops(traced.jaxpr.jaxpr))
 """
 REFUSED = (
     "ml_collections",

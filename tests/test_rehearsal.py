@@ -83,7 +83,10 @@ def test_whether_image_tokens_cross_devices_is_read_from_the_compiled_step(run):
 
 
 def test_what_does_not_fit_says_what_would_help(run):
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm. Exceeded by 8.75G."
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm. "
+        "Exceeded by 8.75G."
+    )
     assert rehearsal.out_of_memory(message) == (24.5 * GIB, 15.75 * GIB)
     assert rehearsal.out_of_memory("INTERNAL: something else") is None
     text = rehearsal.report(

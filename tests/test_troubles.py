@@ -136,8 +136,7 @@ def saved(made_once, quick, tmp_path, capfd):
     return Path(shutil.copytree(made_once, tmp_path / "run"))
 
 
-# Damaged checkpoints
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ damaged checkpoints
 
 
 def array_file(checkpoint):
@@ -211,8 +210,7 @@ def test_damage(saved, kind, capfd):
         )
 
 
-# No writing
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------- no writing
 
 
 @contextmanager
@@ -334,8 +332,7 @@ def test_a_read_only_work_directory(saved, capfd):
         assert contents(workdir) == before
 
 
-# Another config
-# -----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------- another config
 
 
 def test_another_config(saved, capfd):

@@ -1,6 +1,7 @@
 """A folder of converted weights, which `train.weights` takes like the work directory of a run.
 
-checkpoints/0/    parameters, and teacher, queues and dictionary where the file had them, verified when read
+checkpoints/0/    parameters, and teacher, queues and dictionary where the file had them;
+                  verified when read
 config.json       the sections model, method and data that go with them
 conversion.json   what became of every tensor
 unused.npz        what of a state dict had no use, so that the way back gives the whole of it

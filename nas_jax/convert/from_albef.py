@@ -216,10 +216,9 @@ def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -
     """NLVR2's network has each fusion layer twice, one for each picture: another network under the
     same names.
     """
+    layers = f"text_encoder.{bert}encoder.layer"
     keys = [
-        tensors.get(
-            f"text_encoder.{bert}encoder.layer.{model.text_layers + n}.crossattention.self.key.weight"
-        )
+        tensors.get(f"{layers}.{model.text_layers + n}.crossattention.self.key.weight")
         for n in range(2)
     ]
     if keys[0] is not None and keys[1] is not None and np.array_equal(*keys):

@@ -36,7 +36,8 @@ output.logits_per_image  # ITC: cosines of all pictures with all texts, divided 
 output.itm_logits.softmax(-1)[:, 1]  # ITM: probability that text b matches picture b
 output.mlm_logits  # MLM: words for every position; put {mask} into the text{dictionary}
 ```"""
-_DICTIONARY_USE = "\noutput.code_ids, output.dictionary_tokens  # the picture in the words of the visual dictionary"
+_DICTIONARY_USE = """
+output.code_ids, output.dictionary_tokens  # the picture in the words of the visual dictionary"""
 
 
 def write(
@@ -70,10 +71,16 @@ def write(
 
 
 def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = "".join(
-        f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching")
+    tags = ("vision-language", "image-text-retrieval", "image-text-matching", config["method"])
+    lines = (
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: feature-extraction",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
     )
-    return f"---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags:\n{tags}- {config['method']}\n---"
+    return "\n".join(lines)
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:

@@ -205,7 +205,7 @@ _TURNS = {
 def _orientation(opened: Image.Image) -> int:
     try:
         number = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of a damaged EXIF block, which says nothing about the pixels; the parser raises about anything
+    except Exception:  # the EXIF block is damaged: the parser raises all kinds, the pixels are fine
         return 1
     return number if number in _TURNS else 1
 

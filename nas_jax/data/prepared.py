@@ -1,9 +1,11 @@
 """The prepared data set: a folder of ArrayRecord shards and its manifest.
 
-    manifest.json                 what is in it, what was lost and why; only there when all is complete
-    pairs-00000.arrayrecord       one msgpack map a picture: key, id, captions, image (the bytes of an encoded file)
-    about-00000.arrayrecord       beside each: key, id, captions, width, height, sha, phash; read without any picture
-    losses.jsonl                  one line a loss: reason, name, file, detail
+    manifest.json             what is in it, what was lost and why; written last, when all is there
+    pairs-00000.arrayrecord   one msgpack map a picture: key, id, captions, image (the bytes of an
+                              encoded file)
+    about-00000.arrayrecord   beside each: key, id, captions, width, height, sha, phash, to be read
+                              without the pictures
+    losses.jsonl              one line a loss: reason, name, file, detail
 
 `python -m nas_jax.data.prepare` writes it. Reading is random access, and memory does not grow with
 the data set.

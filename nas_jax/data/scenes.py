@@ -2,9 +2,9 @@
 
 Three kinds of scenes, each a test of something a bag of words cannot tell:
 
-    relation   two shapes side by side     "a big red circle to the left of a small blue square"
-    count      two groups of shapes        "three green stars and one red cross"
-    existence  three shapes, two named     "a big red circle and a small blue square and no green star"
+    relation   two shapes side by side  "a big red circle to the left of a small blue square"
+    count      two groups of shapes     "three green stars and one red cross"
+    existence  three shapes, two named  "a big red circle and a small blue square and no green star"
 
 Every caption names two colour-shape pairs, so a caption drawn for one picture is rarely true of
 another in the batch, as the contrastive losses presume. Pictures must not be mirrored: left and

@@ -229,7 +229,8 @@ class TfdsSource:
         if not self._parts.key:
             return f"{self._parts.name}/{self._split_name}/{position}"
         value = example[self._parts.key]
-        return f"{self._parts.name}/{value.decode('utf-8', 'replace') if isinstance(value, bytes) else value}"
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return f"{self._parts.name}/{text}"
 
     def _texts(self, example: dict) -> tuple[str, ...]:
         values: Any = example

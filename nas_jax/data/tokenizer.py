@@ -214,7 +214,7 @@ def _from_word_list(folder: Path) -> Tokenizer:
 def _download(name: str) -> Tokenizer:
     try:
         return Tokenizer.from_pretrained(name)  # imports huggingface_hub, which need not be there
-    except Exception as error:  # no such name, no network, no library, a file of another kind: all end the same way
+    except Exception as error:  # no such name, no network, no library, a file of another kind
         raise UserError(
             f"tokenizer {name!r}, which the Hugging Face hub did not give ({_one_line(error)})",
             "the name of a fast tokenizer, and network access",

@@ -183,7 +183,10 @@ def _check(images, captions, object_patch_B, replaced_BxN, similarity_BxN) -> in
     side = int(round(patches**0.5))
     shapes = (len(captions), object_patch_B.shape, replaced_BxN.shape, similarity_BxN.shape)
     if side * side != patches or shapes != (batch, (batch,), (batch, patches), (batch, patches)):
-        got = f"{shapes[0]} captions, object_patch {shapes[1]}, replaced {shapes[2]}, similarity {shapes[3]}"
+        got = (
+            f"{shapes[0]} captions, object_patch {shapes[1]}, replaced {shapes[2]}, "
+            f"similarity {shapes[3]}"
+        )
         raise DataError(
             got, f"{batch} rows, and N patches of a square grid", "leave out the CLS token"
         )

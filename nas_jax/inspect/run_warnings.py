@@ -72,7 +72,10 @@ def _losses(run: RunFiles) -> Iterator[Finding]:
             for start in range(0, len(losses) - tenth + 1, tenth)
         ]
         if means[-1] > 1.1 * min(means):
-            text = f"the loss rose again: {means[-1]:.3g} over the last tenth, {min(means):.3g} at best"
+            text = (
+                f"the loss rose again: {means[-1]:.3g} over the last tenth, "
+                f"{min(means):.3g} at best"
+            )
             yield Finding(LOOK, text, "lower optimizer.lr")
 
 
@@ -83,7 +86,10 @@ def _dictionary(run: RunFiles) -> Iterator[Finding]:
         text = f"{dead:.0f} of {codes} codes of the dictionary are dead ({dead / codes:.0%})"
         yield Finding(LOOK, text, "fewer method.dictionary.codes, or revive_every above 0")
     if perplexity is not None and perplexity < 4:
-        text = f"the dictionary has a perplexity of {perplexity:.1f}: nearly all patches share a few codes"
+        text = (
+            f"the dictionary has a perplexity of {perplexity:.1f}: nearly all patches share a few "
+            "codes"
+        )
         yield Finding(BAD, text, "lower optimizer.lr, or method.dictionary.decay_min nearer to 1")
 
 
@@ -156,7 +162,10 @@ def _accuracies(run: RunFiles) -> Iterator[Finding]:
             "take an earlier checkpoint (train.best_metric keeps the best)",
         )
     if chance:
-        text = f"not above chance at step {last.step}, {len(chance)} of {len(last.metrics)} metrics: {_some(chance)}"
+        text = (
+            f"not above chance at step {last.step}, {len(chance)} of {len(last.metrics)} metrics: "
+            f"{_some(chance)}"
+        )
         yield Finding(LOOK, text, "train longer, or on more data")
     if blind:
         text = f"no better than the text alone at step {last.step}: {_some(blind)}"

@@ -125,12 +125,11 @@ def test_same_tokenizer_after_pickle_and_save(tmp_path):
 
 
 def test_learning_is_deterministic():
-    """The library's trainer is not: it numbers letters in the order of a hash table with a new seed
-    in each process.
-    """
+    """The library's trainer is not: it numbers letters in the order of a randomly seeded hash."""
     program = """
 from nas_jax.data.tokenizer import learn_wordpiece
-words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]  # ties everywhere
+# ties everywhere
+words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]
 print(" ".join(learn_wordpiece([" ".join(words[i::7]) for i in range(7)], 150).tokens()))
 """
     root = Path(__file__).parents[2]

@@ -22,7 +22,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    forms = "*.tar, *.json, *.jsonl, *.tsv, a folder with one of the last two, tfds:NAME[:SPLIT]; globs are expanded"
+    forms = (
+        "*.tar, *.json, *.jsonl, *.tsv, a folder with one of the last two, tfds:NAME[:SPLIT]; "
+        "globs are expanded"
+    )
     add("inputs", nargs="*", metavar="INPUT", help=forms)
     add("--out", required=True, help="the prepared folder")
     add("--name", default="", help="name of the data set (default: that of the folder)")
@@ -64,8 +67,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     against = "look for the pictures of these evaluation sets: prepared folders, or files as INPUT"
     add("--against", nargs="+", default=[], metavar="OTHER", help=against)
-    distance = "bits of 256 in which copies may differ (default {}; fewer for drawings; -1: equal files only)"
-    add("--max-distance", type=int, default=None, metavar="N", help=distance.format(MAX_DISTANCE))
+    distance = (
+        f"bits of 256 in which copies may differ (default {MAX_DISTANCE}; fewer for drawings; "
+        "-1: equal files only)"
+    )
+    add("--max-distance", type=int, default=None, metavar="N", help=distance)
     add("--leave-out", action="store_true", help="with --against: leave these pictures out")
     add("--verify", action="store_true", help="compare the shards with the hashes of the manifest")
     args = parser.parse_args(argv)

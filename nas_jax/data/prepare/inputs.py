@@ -4,9 +4,11 @@ A unit is a tar, or some thousand neighbouring entries of a list; which ones fol
 alone. Lists of entries are streamed: a unit holds the bytes where it begins and ends.
 
     *.tar            WebDataset shards as img2dataset writes them
-    *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations}; Karpathy's splits of COCO
-                     and Flickr30k {images: [{filename, split, sentences}]}
-    *.jsonl, *.tsv   one picture a line, a path and one caption or several; a folder that holds one such file
+    *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations};
+                     Karpathy's splits of COCO and Flickr30k
+                     {images: [{filename, split, sentences}]}
+    *.jsonl, *.tsv   one picture a line, a path and one caption or several; a folder that holds one
+                     such file
     tfds:NAME        a TensorFlow Datasets data set
 """
 
