@@ -90,9 +90,7 @@ WORDS = (
 
 
 def make_tar(path: Path, count: int) -> float:
-    """Writes COPIES times `count` pairs as WebDataset does; returns the mean size of a JPEG in
-    bytes.
-    """
+    """Writes COPIES times `count` pairs as WebDataset does. Returns the mean bytes of a JPEG."""
     rng, sizes = np.random.default_rng(0), []
     pictures = textures(rng)
     with tarfile.open(path, "w") as tar:
@@ -111,9 +109,7 @@ def make_tar(path: Path, count: int) -> float:
 
 
 def textures(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless uint8 (HEIGHT, WIDTH, 3): spectra that fall as those of photographs do, and hard
-    edges.
-    """
+    """Endless uint8 (HEIGHT, WIDTH, 3): hard edges, and spectra like those of photographs."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1
     white = (np.fft.rfft2(rng.standard_normal((HEIGHT, WIDTH))) for _ in range(12))
@@ -292,9 +288,7 @@ class Count(NamedTuple):
 
 
 def measure(images: int, seconds: float, workers: int) -> dict:
-    """Speeds in images a second and ratios; `workers` is the number of cores that the grain workers
-    use.
-    """
+    """Speeds in images a second, and ratios. workers: cores that the grain workers use."""
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder, "pairs.tar")

@@ -164,9 +164,7 @@ WIDTH = max(map(len, FORMS))
 def predict(
     topology: str, build: Callable[[Shapes], Given], effort: str, pairs: int, length: int
 ) -> dict[str, float]:
-    """Compiles one layer, forward and backward, for `pairs` a chip with texts of `length`
-    tokens.
-    """
+    """Compiles one layer, forward and backward: `pairs` a chip, texts of `length` tokens."""
     devices, chip = topology_devices(topology)
     shapes = Shapes(make_mesh(devices=devices), pairs, length)
     apply, params, given = build(shapes)

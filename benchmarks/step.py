@@ -129,9 +129,7 @@ def say(text: str) -> None:
 
 
 def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Batch:
-    """Noise pictures, and captions of random words whose real lengths are spread as COCO's: 13 +-
-    2.5, padded.
-    """
+    """Noise pictures, and captions of random words, as long as COCO's (13 +- 2.5) and padded."""
     rng = np.random.default_rng(0)
     counts_B = np.clip(np.round(rng.normal(13.0, 2.5, size)), min(8, length), length).astype(int)
     mask_BxL = np.arange(length) < counts_B[:, None]
@@ -352,9 +350,7 @@ def _flops(program: Any) -> float:
 
 
 def measure(run: Callable[[], Any], times: int) -> Timing:
-    """CPU time of the process and wall time of each call; `run` returns arrays, for which this
-    waits.
-    """
+    """CPU time of the process and wall time of each call; waits for what `run` returns."""
     timing = Timing([], [], [])
     for _ in range(times):
         faults, cpu, wall = page_faults(), time.process_time(), time.perf_counter()
@@ -371,8 +367,9 @@ def page_faults() -> int:
 
 
 def dense_matmul(dtype: str, platform: str) -> Callable[[float], float]:
-    """A function that multiplies for so many seconds at least: GFLOP a second; on CPUs a second of
-    CPU time.
+    """A function that multiplies for at least so many seconds and returns GFLOP a second.
+
+    On CPUs it is a second of CPU time.
     """
     side, together = (2048, 1) if platform == "cpu" else (8192, 10)
     left, right = (
@@ -470,9 +467,7 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
 
 
 def speeds(known: dict[str, Any], timing: Timing, rates: list[float]) -> dict[str, Any]:
-    """Speed of the step from what was counted and timed; `rates` of a matmul, GFLOP a second,
-    around each step.
-    """
+    """Speed of the step. rates: GFLOP a second of a matmul, before and after each step."""
     on_cpu, batch = known["platform"] == "cpu", known["batch"]
     times = [seconds / batch for seconds in (timing.cpu if on_cpu else timing.wall)]
     peak, preset = peak_flops(known["device"]), PRESETS[known["preset"]]

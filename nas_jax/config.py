@@ -106,9 +106,7 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:
-    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or
-    section of `cls`.
-    """
+    """Raises ConfigError, with the closest known name, unless `name` (dotted) is in `cls`."""
     path = ""
     for part in name.split("."):
         if not dataclasses.is_dataclass(cls):

@@ -86,11 +86,10 @@ class Unit:
 
 
 def units(workdir: str, arguments: Sequence[str], sweep: Sequence[str]) -> list[Unit]:
-    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each with a folder below
-    `workdir`.
+    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each in its own folder.
 
-    Raises ConfigError on an entry of another form, a field that comes twice, or one that the config
-    does not have.
+    The folders are below `workdir`. Raises ConfigError on an entry of another form, a field that
+    comes twice, or one that the config does not have.
     """
     axes = {}
     for entry in sweep:

@@ -136,8 +136,7 @@ def _run_record(weights: Weights, conversion: Mapping[str, Any]) -> dict[str, An
 def read(
     workdir: Path, step: int | None = None
 ) -> tuple[Weights, dict[str, Any] | None, dict[str, np.ndarray]]:
-    """Weights, conversion.json and unused tensors of a folder; of a run's work directory, its
-    weights alone.
+    """Weights, conversion.json and unused tensors of a folder; weights alone of a work directory.
 
     step: of a checkpoint; default: the newest. Raises CheckpointError where there is none.
     """

@@ -1,6 +1,4 @@
-"""Brings a state dict of ALBEF or NAS_ALBEF in: pretraining or fine-tuned, with what it has of
-teacher and queues.
-"""
+"""Brings in a state dict of ALBEF or NAS_ALBEF, with its teacher and queues if it has them."""
 
 from __future__ import annotations
 
@@ -117,8 +115,7 @@ def convert(
     sizes: Mapping[str, int],
     ignore: Sequence[str] = (),
 ) -> tuple[folder.Weights, Account, str]:
-    """Weights in our layout, the account of every tensor, and what the file puts before BERT's
-    names.
+    """Weights in our layout, the account of every tensor, and the prefix of BERT's names.
 
     sizes: those that were given; where shapes tell a size too, both must agree. ignore: beginnings
     of names. Raises CheckpointError on a missing, additional or wrongly shaped tensor, ConfigError
@@ -213,8 +210,9 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
 
 
 def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -> None:
-    """NLVR2's network has each fusion layer twice, one for each picture: another network under the
-    same names.
+    """Refuses NLVR2's network: another one, under the same names.
+
+    It has each fusion layer twice, once for each of two pictures.
     """
     layers = f"text_encoder.{bert}encoder.layer"
     keys = [

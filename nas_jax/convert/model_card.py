@@ -1,5 +1,4 @@
-"""README.md of an export: what the model is, how to use it, what it was trained on, and how well it
-does.
+"""README.md of an export: what the model is, its use, its training data, and its results.
 
 Written as text from the files of the work directory; what they do not say is not said.
 """

@@ -77,8 +77,7 @@ class Trained:
 
 
 def open_trained(path: str | Path) -> Trained:
-    """The newest checkpoint of a work directory, or the one that `path` names
-    (WORKDIR/checkpoints/STEP).
+    """The newest checkpoint of a work directory, or that of WORKDIR/checkpoints/STEP.
 
     A damaged one is refused: another step would be another model. Raises CheckpointError.
     """
@@ -113,9 +112,7 @@ def open_trained(path: str | Path) -> Trained:
 
 
 def _part(name: str) -> tuple[str, int]:
-    """Which of the manager's parts has the array, and how many letters of its name are ours
-    alone.
-    """
+    """The manager's part that has the array, and the length of the prefix that is ours alone."""
     return ("dictionary", len(DICTIONARY)) if name.startswith(DICTIONARY) else ("params", 0)
 
 

@@ -57,8 +57,7 @@ def digest(files: Mapping[str, storage.Stat]) -> str:
 
 
 def copy_folder(folder: str, sizes: Mapping[str, int], cache: str, version: str) -> str:
-    """Copies the files of a folder in a bucket (name -> bytes) unless they are there. Returns the
-    local folder.
+    """Copies files of a folder in a bucket (name -> bytes) that are missing. Returns the copy.
 
     Raises:
       DataError: no room, no permission to write, a file that is missing in the bucket or of another

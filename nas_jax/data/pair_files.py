@@ -66,8 +66,7 @@ class ImageList(Sequence):
 
 
 def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
-    """The set "val" of a config that reads files; () where it has neither data.holdout nor
-    data.val.
+    """The set "val" of a config that reads files; () without data.holdout and data.val.
 
     Pictures: all of the validation split, from every file; those of one key share an image_id, so
     that either drawing answers a caption of the other. Captions: all of an albef_json entry; of a

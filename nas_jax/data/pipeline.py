@@ -88,9 +88,7 @@ def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
 
 
 def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
-    """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any
-    are cut.
-    """
+    """Counts `captions`, `cut_by_max_words`, `cut_by_text_length`; logs a line if any are cut."""
     counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
     longest = 0
     for texts in _scan(source):
@@ -259,8 +257,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _CountTokens:
-    """Draws -> the number of tokens of their captions; 1 where there is none, or none that can be
-    read.
+    """Draws -> the number of tokens of their captions; 1 where no caption can be read.
 
     Those go with the shortest. Whether another record takes their place shows when the picture is
     read.
@@ -310,8 +307,9 @@ class _Example:
         }
 
     def _readable(self, index: int, rng: np.random.Generator):
-        """Captions, id and crop of the record and "", or of the next readable one and why the first
-        was not.
+        """Captions, id and crop of the record and "".
+
+        Or those of the next readable record, and why the first could not be read.
         """
         first = ""
         for step in range(min(len(self.source), MAX_NEIGHBOURS)):
@@ -352,9 +350,7 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _SideBySide:
-    """Draws -> a batch, the same as one after the other: for pictures in a bucket, each of which is
-    waited for.
-    """
+    """Draws -> a batch, many pictures at a time, as each in a bucket is waited for."""
 
     example: _Example
     stack: _Stack

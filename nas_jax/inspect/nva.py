@@ -42,8 +42,9 @@ def draw_nva(
     code_patches: Mapping[int, np.ndarray] | None = None,
     new_code_B: np.ndarray | None = None,
 ) -> None:
-    """Writes a PNG with a row for each image: picture, similarity with the object patch framed,
-    replaced patches.
+    """Writes a PNG, a row an image: picture, similarity with the object patch, replaced patches.
+
+    The object patch is framed.
 
     Args:
       path: the PNG; its folder is made.

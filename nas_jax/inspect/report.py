@@ -47,9 +47,7 @@ def draw_nva_examples(
     text_length: int,
     seed: int = 0,
 ) -> None:
-    """Draws what NVA makes of a few images with captions: which patches it replaces, and what
-    by.
-    """
+    """Draws what NVA makes of a few images: the patches it replaces, and what replaces them."""
     captioned = [index for index, captions in enumerate(eval_set.captions) if captions][:READ]
     captions = [eval_set.captions[index][0] for index in captioned]
     images_BxHxWx3 = np.stack([eval_set.images[index] for index in captioned])

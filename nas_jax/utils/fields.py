@@ -13,9 +13,7 @@ from nas_jax.utils.errors import ConfigError
 
 
 def build(cls: type, values: Any, path: str = "") -> Any:
-    """A dataclass of type `cls` from a nested mapping, recursively; `path` is the dotted name so
-    far.
-    """
+    """A dataclass of type `cls` from a nested mapping; `path` is the dotted name so far."""
     values = values.to_dict() if hasattr(values, "to_dict") else values
     if not isinstance(values, Mapping):
         raise ConfigError(
@@ -55,9 +53,7 @@ def check_known(cls: type, name: str, path: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`: a plain type, a tuple of plain types, a union with None, or a config
-    dataclass.
-    """
+    """`value` as `kind`: a plain type, tuple of these, union with None, or config dataclass."""
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

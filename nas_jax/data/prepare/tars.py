@@ -39,9 +39,7 @@ class _Sample:
 
 
 def read_tar(path: str) -> Iterator[Pair | Loss]:
-    """Counts as a picture: each key, each unsafe name, each repetition of a key, and one where a
-    tar is cut.
-    """
+    """Counts pictures: each key, unsafe name and repeated key, and one where a tar is cut."""
     samples, unsafe, cut = _index(path)
     for name in unsafe:
         yield Loss("unsafe name", printable(name), path)
@@ -117,9 +115,7 @@ def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Pair 
 
 
 def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
-    """All captions of a key, `caption` first, and whether its json cannot be read; as
-    WebDatasetSource has them.
-    """
+    """All captions of a key as WebDatasetSource has them, and whether its json is unreadable."""
     captions: list = []
     damaged = False
     if "json" in parts:
