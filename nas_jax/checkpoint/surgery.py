@@ -1,5 +1,4 @@
-"""Fits saved weights into a model that differs in image size, text length, extra heads or the
-number of codes.
+"""Fits saved weights into a model of another image size, text length, number of codes or heads.
 
 For a start from weights, not for going on with a run: moments of the optimizer have no meaning
 after surgery.
@@ -45,9 +44,7 @@ class FitReport:
         return [row.name for row in self.rows if row.action == action]
 
     def __str__(self) -> str:
-        """A table: what was changed, left over or missing by name, what was simply used as a
-        count.
-        """
+        """A table: names of what was changed, left over or missing, and a count of the rest."""
         listed = [row for row in self.rows if row.action != "used" or row.detail]
         widths = [
             max((len(getattr(row, key)) for row in listed), default=0) for key in ("action", "name")
@@ -127,9 +124,7 @@ def _fit(
 
 
 def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarray:
-    """Position embeddings of a square grid, CLS first, on the grid of `tokens` - 1 patches; CLS is
-    copied.
-    """
+    """Resizes position embeddings to a square grid of `tokens` - 1 patches; copies CLS."""
     old, new = math.isqrt(position_1xTxD.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old + 1 != position_1xTxD.shape[1] or new * new + 1 != tokens:
         raise CheckpointError(
@@ -145,11 +140,10 @@ def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarra
 
 
 def bicubic_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) matrix that resizes one axis: pixel centres aligned, border repeated, no
-    antialiasing.
+    """(new, old) matrix that resizes one axis: pixel centres aligned, edges repeated.
 
-    That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False); the kernel is that
-    of Keys (1981).
+    No antialiasing. That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False);
+    the kernel is that of Keys (1981).
     """
     centre_N = (np.arange(new) + 0.5) * old / new - 0.5
     first_N = np.floor(centre_N).astype(int) - 1

@@ -1,5 +1,4 @@
-"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours
-whole.
+"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours.
 
 The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et
 al. 2021, section 3.1); their cross-attention, the projections and the matching head are new and

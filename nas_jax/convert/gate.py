@@ -1,5 +1,4 @@
-"""The gate of an export: what PyTorch computes from it must be what JAX computes from the
-checkpoint.
+"""The gate of an export: PyTorch must compute from it what JAX computes from the checkpoint.
 
 Both sides run in float32 on the same inputs, random ones and pictures with captions. Compared are
 all outputs and what stands between the layers; a difference above `TOLERANCE` of the scale of an
@@ -213,9 +212,7 @@ def _channels_first(pixels_BxHxWx3: np.ndarray) -> np.ndarray:
 def run_jax(
     trained: Trained, config: Mapping[str, Any], given: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Outputs by `case/name`, and what stands between the layers under the names of the export's
-    modules.
-    """
+    """Outputs by `case/name`, and those of layers by the names of the export's modules."""
     method, results = method_of(config), {}
     with (
         jax.default_device(jax.local_devices(backend="cpu")[0]),
@@ -404,9 +401,7 @@ def _unequal(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, scale: float | None = None) -> float:
-    """Largest absolute difference as a share of our largest value, or of `scale`; another shape is
-    infinity.
-    """
+    """Largest difference over our largest value, or over `scale`; infinity if shapes differ."""
     if ours.shape != theirs.shape:
         return np.inf
     scale = max(float(np.abs(ours).max()), 1e-30) if scale is None else scale

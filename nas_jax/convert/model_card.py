@@ -1,5 +1,4 @@
-"""README.md of an export: what the model is, how to use it, what it was trained on, and how well it
-does.
+"""README.md of an export: what the model is, its use, its training data, and its results.
 
 Written as text from the files of the work directory; what they do not say is not said.
 """
@@ -80,8 +79,14 @@ def write(
 
 
 def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = "".join(
-        f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching")
+    tags = ("vision-language", "image-text-retrieval", "image-text-matching", config["method"])
+    lines = (
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: feature-extraction",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
     )
     return (
         "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\n"

@@ -180,7 +180,8 @@ def _warnings(findings: Sequence[RunWarning]) -> str:
     if not findings:
         return '<p class="note">None: no damage, no hang, input fast enough, no metric fell.</p>'
     lines = [
-        f'<li class="{finding.level}">{html.escape(finding.text)}<small>{html.escape(finding.remedy)}</small></li>'
+        f'<li class="{finding.level}">{html.escape(finding.text)}'
+        f"<small>{html.escape(finding.remedy)}</small></li>"
         for finding in findings
     ]
     return f'<ul class="warnings">{"".join(lines)}</ul>'
@@ -293,7 +294,10 @@ def _step_time(run: RunFiles) -> str:
             parts["input"] += seconds * entry.get("input_share", 0.0)
             parts["compute"] += seconds * (1 - entry.get("input_share", 0.0))
             before = entry["step"]
-        note = "of the steps; this run is older than the record of checkpoints, evaluations and compiling"
+        note = (
+            "of the steps; this run is older than the record of checkpoints, evaluations and "
+            "compiling"
+        )
     rows = [(name, format_seconds(seconds)) for name, seconds in parts.items()]
     return (
         f'<p class="note">Shares {note}.</p>{split_bar(parts)}{table((), rows, 1, "narrow")}'

@@ -166,9 +166,7 @@ def _accuracies(run: RunFiles) -> Iterator[RunWarning]:
 
 
 def _error(percent: float, count: int) -> float:
-    """Standard error of a share, in percent points; never 0, as a share of 100 % is an estimate
-    too.
-    """
+    """Standard error of a share, in percent points; never 0, not even where it is 100 %."""
     share = min(max(percent / 100, 0.5 / max(count, 1)), 1 - 0.5 / max(count, 1))
     return 100 * math.sqrt(share * (1 - share) / max(count, 1))
 

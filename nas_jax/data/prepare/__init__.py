@@ -1,5 +1,6 @@
-"""Turns pictures with captions into a prepared folder (nas_jax/data/prepared.py), once, and says
-what was lost.
+"""Turns pictures with captions into a prepared folder, and says what was lost.
+
+The folder is described in nas_jax/data/prepared.py.
 
     python -m nas_jax.data.prepare 'cc3m/*.tar' --out data/cc3m --licence "see the data set's page"
     python -m nas_jax.data.prepare dataset_coco.json --image-root coco --split train,restval --out

@@ -204,9 +204,7 @@ def plan(
 
 
 def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int) -> Iterator[Unit]:
-    """Units of a list: cut where `size` is reached and the picture changes, so that its captions
-    stay together.
-    """
+    """Units of a list: cut after `size` entries or more, never between captions of one picture."""
     columns = columns_of(path) if kind == "tsv" else ()
     items = stream_array(path) if kind == "albef" else stream_lines(path, columns)
     start = end = count = total = 0

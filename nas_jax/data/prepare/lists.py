@@ -34,9 +34,7 @@ Entry = tuple[str, Sequence[str]]
 
 
 def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
-    """(first byte, byte after the last, value) of each entry of a json list, a chunk of the file at
-    a time.
-    """
+    """(first byte, byte after the last, value) of each entry of a json list, as a stream."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     with open(path, "rb") as file:
         # of `text[position]` in the file
@@ -136,9 +134,7 @@ def captions_of(entry: Any) -> list[str] | None:
 
 
 def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]:
-    """Kind and (picture path, captions) of COCO's captions or Karpathy's splits, in the order of
-    the pictures.
-    """
+    """Kind and (picture path, captions) of COCO's or Karpathy's json, in the pictures' order."""
     try:
         content = json.loads(
             Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"), strict=False

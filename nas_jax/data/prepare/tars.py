@@ -119,9 +119,7 @@ def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Input
 
 
 def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
-    """All captions of a key, `caption` first, and whether its json cannot be read; as
-    WebDatasetSource has them.
-    """
+    """All captions of a key as WebDatasetSource has them, and whether its json is unreadable."""
     captions: list = []
     damaged = False
     if "json" in parts:

@@ -1,6 +1,4 @@
-"""One unit becomes one shard: pictures are decoded, hashed and perhaps shrunk; what fails is a loss
-with a reason.
-"""
+"""Makes a unit into a shard: pictures are decoded, hashed, perhaps shrunk; failures are losses."""
 
 from __future__ import annotations
 
@@ -81,8 +79,7 @@ def prepare_unit(
     store: bool = True,
     tick: Callable[[int, int], None] = lambda seen, lost: None,
 ) -> tuple[int, int]:
-    """Reads a unit and writes shard `number` of the folder `out`, under its name only when it is
-    whole.
+    """Reads a unit and writes shard `number` of `out`, which gets its name when it is whole.
 
     Args:
       store: False writes the about file without the pictures.
@@ -144,9 +141,7 @@ def _row(pair: InputPair, options: Options) -> tuple[About, bytes] | Loss:
 
 
 class NewShard:
-    """A shard under temporary names; `finish` gives it its own, and without it nothing is left at
-    the end.
-    """
+    """A shard under temporary names until `finish`; without that, nothing is left at the end."""
 
     def __init__(self, out: Path, number: int, store: bool = True):
         self._out, self._number = out, number
@@ -248,8 +243,7 @@ def format_of(data: bytes) -> str:
 def shrink(
     image_HxWx3: np.ndarray, data: bytes, short_side: int, quality: int
 ) -> tuple[np.ndarray, bytes]:
-    """The picture with a short side of at most short_side pixels, and its file; unchanged where it
-    is small enough.
+    """The picture and its file, shrunk to a short side of short_side pixels if it is larger.
 
     Larger ones are shrunk with antialiasing (bicubic) and stored upright: as PNG where the file was
     lossless (PNG, GIF, BMP, TIFF) and shows at most PNG_COLOURS colours, so that drawings keep
