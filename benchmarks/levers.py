@@ -40,7 +40,7 @@ from nas_jax.models.vit import Block
 from nas_jax.parallel.hlo import read_program
 from nas_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from nas_jax.parallel.topology import topology_devices
-from nas_jax.rehearsal import EFFORTS
+from nas_jax.rehearsal.compiled import EFFORTS
 from nas_jax.typing import PyTree
 
 PATCHES, ROWS = 256, 5

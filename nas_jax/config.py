@@ -16,13 +16,14 @@ from nas_jax.methods import METHODS, method_class
 from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.parallel.mesh import MeshConfig
+from nas_jax.parallel.mesh import MeshConfig, check_divisible, make_mesh
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build, check_known, dotted, validate_tree
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from ml_collections import ConfigDict
 
 
@@ -104,6 +105,16 @@ def check_vocabulary(model: ModelConfig, entries: int, started: bool = False) ->
         )
 
 
+def mesh_of(run: RunConfig, devices: list | None = None) -> Mesh:
+    """The mesh of a run over the devices of this machine, or those given.
+
+    Raises ConfigError where they do not suffice, or the batch does not split evenly over them.
+    """
+    mesh = make_mesh(run.mesh, devices)
+    check_divisible(run.data.batch_size, mesh, run.train.accumulate, "data.batch_size")
+    return mesh
+
+
 def to_dict(run: Any) -> dict[str, Any]:
     """Nested plain dict of a config dataclass."""
     return dataclasses.asdict(run)
@@ -146,9 +157,7 @@ def _with_field(name: str) -> type[MethodConfig]:
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:
-    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or
-    section of `cls`.
-    """
+    """Raises ConfigError, with the closest known name, unless `name` (dotted) is in `cls`."""
     path = ""
     for part in name.split("."):
         if not dataclasses.is_dataclass(cls):

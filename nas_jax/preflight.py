@@ -16,14 +16,16 @@ from pathlib import Path
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, check_vocabulary, defaults_of, to_dict
+from nas_jax.config import RunConfig, check_vocabulary, defaults_of, mesh_of, to_dict
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
-from nas_jax.parallel.mesh import check_divisible, make_mesh, num_row_shards
+from nas_jax.methods import method_class
+from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
-from nas_jax.rehearsal import abstract_step
+from nas_jax.rehearsal.compiled import abstract_step
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
@@ -121,8 +123,7 @@ def _bucket(workdir: Path) -> tuple[str, str]:
 
 
 def _mesh(run: RunConfig) -> tuple[str, str]:
-    mesh = make_mesh(run.mesh)
-    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
+    mesh = mesh_of(run)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     rows = num_row_shards(mesh)
     text = f"{sizes}, {run.data.batch_size // rows} pairs a device in {run.train.accumulate} pieces"
@@ -190,22 +191,27 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
-    sets = pipeline.open_eval_sets(run.data, run.seed)
+    sets, public = pipeline.open_eval_sets(run.data, run.seed), []
     found = [
         f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads"
         for one in sets
     ]
     tokenizer, _ = _known_tokenizer(run, workdir)
-    if run.eval.benchmarks and tokenizer is None:
+    unknown = bool(run.eval.benchmarks) and tokenizer is None
+    if unknown:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
-        found += [one.name for one in load_all(run.eval, run.model.image_size, texts)]
-    return (
-        (OK, "; ".join(found))
-        if found
-        else (WARNING, "no evaluation sets: set data.holdout or data.val")
-    )
+        public = load_all(run.eval, run.model.image_size, texts)
+        found += [one.name for one in public]
+    if run.train.best_metric:
+        keys = metric_keys(run.eval, method_class(run.method.name), sets, public)
+        if run.train.best_metric in keys or not unknown:
+            check_key(run.train.best_metric, keys)
+            found.append(f"the best is by {run.train.best_metric}")
+    if not found:
+        return WARNING, "no evaluation sets: set data.holdout or data.val"
+    return OK, "; ".join(found)
 
 
 def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:

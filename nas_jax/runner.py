@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.config import RunConfig, check_vocabulary, defaults_of, from_config_dict, to_dict
+from nas_jax.config import (
+    RunConfig,
+    check_vocabulary,
+    defaults_of,
+    from_config_dict,
+    mesh_of,
+    to_dict,
+)
 from nas_jax.data import pipeline
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
@@ -25,13 +32,14 @@ from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals import results as evaluation_results
 from nas_jax.evals import run as benchmarks
 from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.results import Result
 from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_results
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.methods import make_method
 from nas_jax.methods.method import Method, Setting
-from nas_jax.parallel.mesh import check_divisible, everywhere, make_mesh
+from nas_jax.parallel.mesh import everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
@@ -112,19 +120,17 @@ def train(run: RunConfig, workdir: Path) -> int:
     check_trackers(run.train, workdir)
     # Before the tokenizer, which must not come from another config's run.
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=defaults_of(run))
-    mesh = make_mesh(run.mesh)
-    check_divisible(run.data.batch_size, mesh, run.train.accumulate)
+    mesh = mesh_of(run)
     parts = assemble(run, workdir, learn=True, mesh=mesh)
     # warns of captions that are cut
     pipeline.caption_report(parts.source, parts.tokenizer, run.data)
     console.say(parts.summary(run, mesh.size))
     if mesh.size > 1:
-        console.say(format_placements(placements(jax.eval_shape(parts.init_state), mesh), mesh))
+        abstract = jax.eval_shape(parts.init_state)
+        console.say(format_placements(placements(abstract, mesh, parts.method.sharding), mesh))
     training = _training(run, workdir, parts, mesh)
-    record = to_dict(run)
-    result = loop.run(
-        training, run.train, workdir, record, defaults=defaults_of(run), console=console
-    )
+    record, defaults = to_dict(run), defaults_of(run)
+    result = loop.run(training, run.train, workdir, record, defaults=defaults, console=console)
     if not result.signal:
         _show(run, workdir, parts, result.state, mesh, console)
     return result.exit_code
@@ -235,29 +241,12 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     setting = Setting(tokenizer.vocabulary(), total_steps, steps_per_epoch, run.train.accumulate)
     method = make_method(run.method, run.model, setting)
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
-    eval_sets = pipeline.open_eval_sets(run.data, run.seed)
-    texts = benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
-    image_size = run.model.image_size
-    public = benchmarks.load_all(run.eval, image_size, texts)
-
-    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
-        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
-        if jax.process_index() == 0:
-            about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
-            path = workdir / EVALS / str(step)
-            with writing(path):
-                protocol = benchmarks.protocol(config, texts, image_size, about)
-                evaluation_results.write(path, protocol, results)
-
-    evaluator = make_evaluator(
-        run.eval,
-        method,
-        # an evaluation by itself keeps every score; those of a training run would fill the disk
-        Measured(eval_sets, tokenizer, run.data.text_length, image_size, public, not learn),
-        mesh,
-        keep,
-        Console(enabled=not learn and jax.process_index() == 0),
-    )
+    # an evaluation by itself keeps every score; those of a training run would fill the disk
+    measured = _measured(run, tokenizer, detailed=not learn)
+    if learn and run.train.best_metric:
+        keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
+        check_key(run.train.best_metric, keys)
+    evaluator = _evaluator(run, workdir, method, measured, mesh)
     return Parts(
         source,
         tokenizer,
@@ -265,11 +254,47 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
         optimizer,
         schedule,
         evaluator,
-        eval_sets,
+        measured.eval_sets,
         total_steps,
         steps_per_epoch,
         run.seed,
     )
+
+
+def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed: bool) -> Measured:
+    """What an evaluation of the run measures."""
+    texts = _texts(run, tokenizer)
+    return Measured(
+        pipeline.open_eval_sets(run.data, run.seed),
+        tokenizer,
+        run.data.text_length,
+        run.model.image_size,
+        benchmarks.load_all(run.eval, run.model.image_size, texts),
+        detailed,
+    )
+
+
+def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
+    return benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+
+
+def _evaluator(
+    run: RunConfig, workdir: Path, method: Method, measured: Measured, mesh: Mesh | None
+) -> Evaluator:
+    """The evaluator of a run; a detailed one shows its progress."""
+
+    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
+        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
+        if jax.process_index() == 0:
+            about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
+            path = workdir / EVALS / str(step)
+            with writing(path):
+                texts = _texts(run, measured.tokenizer)
+                protocol = benchmarks.protocol(config, texts, measured.image_size, about)
+                evaluation_results.write(path, protocol, results)
+
+    console = Console(enabled=measured.detailed and jax.process_index() == 0)
+    return make_evaluator(run.eval, method, measured, mesh, keep, console)
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from nas_jax.config import RunConfig, check_field, from_config_dict, to_config_dict
+from nas_jax.config import (
+    RunConfig,
+    check_field,
+    defaults_of,
+    from_config_dict,
+    to_config_dict,
+    to_dict,
+)
 from nas_jax.data.config import DataConfig
-from nas_jax.utils.errors import ConfigError
+from nas_jax.methods.albef import Albef, AlbefConfig
+from nas_jax.methods.nas import NasConfig
+from nas_jax.train.workdir import check_config
+from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.fields import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,10 +105,21 @@ def test_check_field():
         ),
         ({"data.image_size": 128}, "data.image_size=128, model.image_size=256; expected one size"),
         ({"data.text_length": 600}, "data.text_length=600, model.max_text_length=512"),
-        ({"train.log_every": 0}, "train.log_every=0"),
+        ({"train.log_every": 0}, "^train.log_every=0"),
         ({"model.attention": "flash"}, "model.attention='flash'; expected one of xla, cudnn"),
         ({"model.attention": "cudnn", "model.cls_apart": True}, "expected one of the two"),
         ({"seed": -1}, "seed=-1"),
+        # Sections below sections, and those that know only their own names.
+        ({"method.itc.queue_size": -1}, r"^method\.itc\.queue_size=-1, temp_init"),
+        ({"method.dictionary.codes": 1}, r"^method\.dictionary\.codes=1; "),
+        ({"method.momentum": 2.0}, r"^method\.momentum=2.0, alpha"),
+        ({"model.heads": 5}, r"^model\.dim=768, heads=5; "),
+        ({"mesh.fsdp": 0}, r"^mesh\.data=0, fsdp=0"),
+        ({"optimizer.schedule": "flat"}, r"^optimizer\.schedule='flat'"),
+        ({"optimizer.lr": -1.0}, r"^optimizer\.lr=-1.0, lr_min"),
+        ({"train.best_mode": "most"}, r"^train\.best_mode='most'"),
+        ({"data.batch_size": 0}, r"^data\.batch_size=0"),
+        ({"eval.rerank_k": 0}, r"^eval\.rerank_k=0"),
     ],
 )
 def test_sections_are_checked_each_and_together(fields, message):
@@ -106,6 +128,54 @@ def test_sections_are_checked_each_and_together(fields, message):
     config.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError, match=message):
         from_config_dict(config)
+
+
+def test_the_name_of_the_method_picks_its_config():
+    assert type(VALID.method) is NasConfig
+    run = dataclasses.replace(VALID, method=AlbefConfig(momentum=0.9))
+    config = to_config_dict(run)
+    assert "dictionary" not in config.method and from_config_dict(config) == run
+    config.method.name = "albeff"
+    with pytest.raises(ConfigError, match="method.name='albeff'; expected one of albef, nas"):
+        from_config_dict(config)
+    with pytest.raises(ConfigError, match="field of AlbefConfig.*did you mean method.momentum"):
+        from_config_dict({"method": {"name": "albef", "momentun": 0.9}})
+    with pytest.raises(ConfigError, match="unknown config field method.dictionary"):
+        from_config_dict({"method": {"name": "albef", "dictionary": {"codes": 8}}})
+    for name in ("method.itc.queue_size", "method.nva.start_epoch", "method.terms"):
+        check_field(name)
+    for name, close in (("nva.start_epoc", "nva.start_epoch"), ("dictionry", "dictionary")):
+        with pytest.raises(ConfigError, match=f"did you mean method.{close}"):
+            check_field(f"method.{name}")
+
+
+def test_a_method_may_refuse_pieces(monkeypatch):
+    monkeypatch.setattr(Albef, "accumulates", False)
+    config = to_config_dict(dataclasses.replace(VALID, method=AlbefConfig()))
+    from_config_dict(config)
+    config.train.accumulate = 2
+    with pytest.raises(ConfigError, match="train.accumulate=2 with method.name='albef'"):
+        from_config_dict(config)
+
+
+def old_section(name):
+    """The method section of a run from the time when all methods had the same fields."""
+    section = to_dict(NasConfig()) | {"name": name, "plain": False}
+    if name == "albef":
+        for part in ("dictionary", "nva", "nta"):
+            section[part]["enabled"] = False
+    return {field: section[field] for field in section if field != "terms"}
+
+
+@pytest.mark.parametrize("method", [AlbefConfig(), NasConfig()])
+def test_the_config_of_an_older_run_is_that_of_today(tmp_path, method):
+    run = dataclasses.replace(VALID, method=method)
+    old = to_dict(run) | {"method": old_section(method.name)}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    check_config(tmp_path, to_dict(run), (), defaults_of(run))
+    other = dataclasses.replace(run, method=dataclasses.replace(method, alpha=0.3))
+    with pytest.raises(CheckpointError, match=r"there, here.: method.alpha .0.4, 0.3.;"):
+        check_config(tmp_path, to_dict(other), (), defaults_of(other))
 
 
 RECIPE = """

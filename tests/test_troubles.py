@@ -26,21 +26,24 @@ import pytest
 import main
 from benchmarks.faults import RECIPE
 from nas_jax import runner
+from nas_jax.methods.albef import Albef
 from nas_jax.train.state import TrainState
 
 # The smallest run, without what its end would draw; and another config if asked for.
 CHANGES = """
+from dataclasses import asdict
+
+from nas_jax.methods.albef import AlbefConfig
 
 smallest = get_config
 
 
 def get_config(argument=""):
-    steps, _, rate = argument.partition("@")
+    steps, rate, metric = (argument + "@@").split("@", 2)
     config = smallest(steps)
-    config.method.name = "albef"
-    for part in ("dictionary", "nva", "nta"):
-        config.method[part].enabled = False
+    config.method = asdict(AlbefConfig(itc=ItcConfig(queue_size=16)))
     config.optimizer.lr = float(rate or 1e-3)
+    config.train.best_metric = metric.rstrip("@")
     return config
 """
 
@@ -70,12 +73,16 @@ def make_small_step(*args):
     return step
 
 
+def evaluate(params, method_state, step):
+    return [Metric()]
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(runner.Parts, "init_state", small_state)
     monkeypatch.setattr(runner, "make_train_step", make_small_step)
-    monkeypatch.setattr(runner, "observe", lambda state: {})
-    monkeypatch.setattr(runner, "make_evaluator", lambda *args: lambda *args: [Metric()])
+    monkeypatch.setattr(Albef, "observe", lambda self, params, state: {})
+    monkeypatch.setattr(runner, "make_evaluator", lambda *args: evaluate)
     monkeypatch.setattr(runner, "format_table", lambda metrics: "")
     cache = (
         jax.config.jax_compilation_cache_dir,
@@ -88,14 +95,8 @@ def quick(monkeypatch):
 
 def call(workdir, argument=6, mode="train"):
     """main.py in this process; the exit code."""
-    return main.main(
-        [
-            "main.py",
-            f"--config={recipe_beside(workdir)}:{argument}",
-            f"--workdir={workdir}",
-            f"--mode={mode}",
-        ]
-    )
+    recipe = f"--config={recipe_beside(workdir)}:{argument}"
+    return main.main(["main.py", recipe, f"--workdir={workdir}", f"--mode={mode}"])
 
 
 def recipe_beside(workdir):
@@ -136,8 +137,7 @@ def saved(made_once, quick, tmp_path, capfd):
     return Path(shutil.copytree(made_once, tmp_path / "run"))
 
 
-# Damaged checkpoints
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ damaged checkpoints
 
 
 def array_file(checkpoint):
@@ -212,7 +212,7 @@ def test_damage(saved, kind, capfd):
 
 
 # No writing
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -335,7 +335,18 @@ def test_a_read_only_work_directory(saved, capfd):
 
 
 # Another config
-# -----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_metric_is_refused_before_the_first_step(saved, capfd):
+    before = contents(saved / "checkpoints")
+    metric = "val/retreival/itm/image_to_text_r@1"
+    for mode in ("train", "check"):
+        assert call(saved, f"12@@{metric}", mode) == 2
+    out, err = capfd.readouterr()
+    expected = "did you mean 'val/retrieval/itm/image_to_text_r@1'"
+    assert expected in err and re.search(f"evaluation +ERROR .*{expected}", out)
+    assert "step 7" not in out and contents(saved / "checkpoints") == before
 
 
 def test_another_config(saved, capfd):

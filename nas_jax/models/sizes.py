@@ -55,48 +55,46 @@ class ModelConfig:
         """Raises ConfigError on shapes that cannot be built."""
         if self.dim % self.heads:
             raise ConfigError(
-                f"model.dim={self.dim}, model.heads={self.heads}",
+                f"dim={self.dim}, heads={self.heads}",
                 "heads that divide dim",
                 "change one of the two",
             )
         if self.image_heads < 0 or self.dim % self.vit_heads:
             raise ConfigError(
-                f"model.dim={self.dim}, model.image_heads={self.image_heads}",
+                f"dim={self.dim}, image_heads={self.image_heads}",
                 "0, or heads that divide dim",
-                "0 takes model.heads",
+                "0 takes heads",
             )
         if self.image_size % self.patch_size:
             raise ConfigError(
-                f"model.image_size={self.image_size}, model.patch_size={self.patch_size}",
+                f"image_size={self.image_size}, patch_size={self.patch_size}",
                 "an image size that is a multiple of the patch size",
                 f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}",
             )
         if self.dim % 4:
-            raise ConfigError(
-                f"model.dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it"
-            )
+            raise ConfigError(f"dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
         if self.dtype not in DTYPES:
             raise ConfigError(
-                f"model.dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them"
+                f"dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them"
             )
         if self.remat not in POLICIES:
             raise ConfigError(
-                f"model.remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them"
+                f"remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them"
             )
         if self.attention not in IMPLEMENTATIONS:
             raise ConfigError(
-                f"model.attention={self.attention!r}",
+                f"attention={self.attention!r}",
                 f"one of {', '.join(IMPLEMENTATIONS)}",
                 "set one of them",
             )
         if self.attention == "cudnn" and self.cls_apart:
             raise ConfigError(
-                "model.attention='cudnn' with model.cls_apart=True",
+                "attention='cudnn' with cls_apart=True",
                 "one of the two: NVIDIA's kernel takes all tokens in one array",
-                "set model.cls_apart=False",
+                "set cls_apart=False",
             )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
+            raise ConfigError(f"dropout={self.dropout}", "0 <= dropout < 1", "0.1 is BERT's")
 
 
 SIZES: dict[str, ModelConfig] = {

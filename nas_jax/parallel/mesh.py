@@ -34,8 +34,8 @@ class MeshConfig:
         """Raises ConfigError on sizes that make no mesh."""
         if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
             raise ConfigError(
-                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}",
-                "at least 1 device an axis (0 for mesh.data: the rest)",
+                f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}",
+                "at least 1 device an axis (0 for data: the rest)",
                 "raise it",
             )
 
@@ -56,13 +56,13 @@ def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> 
             f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}",
             f"sizes whose product {'divides' if not config.data else 'is at most'} the "
             f"{len(devices)} devices",
-            "change mesh.data, mesh.fsdp or mesh.tensor",
+            "change data, fsdp or tensor",
         )
     if used < len(devices) and jax.process_count() > 1:
         raise ConfigError(
             f"a mesh of {used} of {len(devices)} devices",
             "all where several processes run",
-            "leave mesh.data at 0",
+            "leave data at 0",
         )
     # The axis name of the first argument changed between releases, so it is positional. Auto: Linen
     # modules do not run under explicit sharding, which is the default of make_mesh.
@@ -87,10 +87,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_divisible(
-    batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "data.batch_size"
+    batch_size: int, mesh: Mesh, pieces: int = 1, field: str = "batch_size"
 ) -> None:
-    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into
-    `pieces`.
+    """Raises ConfigError unless the batch splits evenly over the mesh, and each part into `pieces`.
+
+    field: where the user wrote the batch size.
     """
     parts = num_row_shards(mesh) * pieces
     if batch_size % parts:
@@ -113,8 +114,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
 
 
 def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The arrays of a tree whole, and of this process alone, for what is not computed together. All
-    must call it.
+    """The arrays of a tree whole, for this process alone. All processes must call it.
 
     With one process the arrays stay as they are.
     """
@@ -125,8 +125,7 @@ def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading
-    dimensions.
+    """Fixes where an activation lives: a mesh axis (or axes, or None) for each leading dimension.
 
     Does nothing unless a mesh is set (`jax.set_mesh`), so that models also run alone. Without it
     the partitioner may choose to gather a whole batch in the middle of a layer.
@@ -154,8 +153,9 @@ def pin_rows(x: Array) -> Array:
 
 
 def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
-    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row
-    leaves its device.
+    """x[index_B]; no row leaves its device.
+
+    Each index must be in the row's own block of B / shards rows.
     """
     if shards == 1 and row_devices() > 1:
         return pin_rows(x[index_B])

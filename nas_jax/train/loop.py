@@ -52,14 +52,14 @@ SPLIT = {
 """What timings.jsonl calls the sections of the timer."""
 
 
-class Metric(Protocol):
+class Measurement(Protocol):
     """What an evaluator returns a list of."""
 
     key: str
     value: float
 
 
-Evaluator = Callable[[PyTree, PyTree, int], Sequence[Metric]]
+Evaluator = Callable[[PyTree, PyTree, int], Sequence[Measurement]]
 """(params, method_state, step) -> metrics."""
 
 
@@ -104,7 +104,7 @@ class Training:
     data_id: str = ""
     # Called on the first process with the step and the metrics of an evaluation; gives what is
     # printed.
-    report: Callable[[int, Sequence[Metric]], str] | None = None
+    report: Callable[[int, Sequence[Measurement]], str] | None = None
 
 
 def run(

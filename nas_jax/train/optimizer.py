@@ -34,11 +34,11 @@ class OptimizerConfig:
         """Raises ConfigError on unusable values."""
         if self.schedule not in ("staircase", "smooth"):
             raise ConfigError(
-                f"optimizer.schedule={self.schedule!r}", "staircase or smooth", "set one of them"
+                f"schedule={self.schedule!r}", "staircase or smooth", "set one of them"
             )
         if min(self.lr, self.lr_min, self.warmup_lr, self.weight_decay, self.clip_norm) < 0:
             raise ConfigError(
-                f"optimizer with lr={self.lr}, lr_min={self.lr_min}, warmup_lr={self.warmup_lr}, "
+                f"lr={self.lr}, lr_min={self.lr_min}, warmup_lr={self.warmup_lr}, "
                 f"weight_decay={self.weight_decay}, clip_norm={self.clip_norm}",
                 "no negative value",
                 "mend the sign",

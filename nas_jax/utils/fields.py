@@ -69,9 +69,7 @@ def check_known(cls: type, name: str, path: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`: a plain type, a tuple of plain types, a union with None, or a config
-    dataclass.
-    """
+    """`value` as `kind`: a plain type, tuple of these, union with None, or config dataclass."""
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -103,7 +101,8 @@ def dotted(path: str, name: str) -> str:
 def validate_tree(config: Any, path: str = "") -> None:
     """Calls `validate()` of a config dataclass and of all its sections.
 
-    A ConfigError names the field as the section does; here the dotted path comes before it.
+    A section names its fields as it knows them; a ConfigError has the dotted path before them,
+    unless it is there already.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -113,4 +112,6 @@ def validate_tree(config: Any, path: str = "") -> None:
         try:
             config.validate()
         except ConfigError as error:
+            if f"{path}." in error.got:
+                raise
             raise ConfigError(dotted(path, error.got), error.expected, error.remedy) from error

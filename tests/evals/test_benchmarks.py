@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from standin import Standin
 
 from nas_jax.evals import numbers as parts
 from nas_jax.evals.benchmarks import (
@@ -30,6 +31,8 @@ from nas_jax.evals.benchmarks import (
     valse,
 )
 from nas_jax.evals.benchmarks.pictures import Files, Gallery, PictureRef
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.keys import metric_keys
 from nas_jax.evals.numbers import units
 from nas_jax.evals.outcomes import cells_of, hits, outcomes
 from nas_jax.evals.questions import Benchmark, Question, Scored
@@ -482,6 +485,14 @@ def test_constant_gets_nothing_and_all_is_ties(loaded):
         assert all(lenient[name].all() for name in lenient if name in ranking(benchmark))
         nothing = outcomes(benchmark, constant(benchmark, np.nan), "itm")
         assert not any(outcome.hits.any() or outcome.ties.any() for outcome in nothing.values())
+
+
+def test_its_keys_are_known_before(loaded):
+    for benchmark in loaded:
+        scorers = ("itc",) if benchmark.form == "texts" else ("itc", "itm")
+        cells = ask(benchmark, order_blind)
+        found = [row.key for name in scorers for row in rows(benchmark, cells, name, resamples=2)]
+        assert sorted(metric_keys(EvalConfig(), Standin, [], [benchmark])) == sorted(found)
 
 
 def test_order_blind_scorer_gets_chance_or_nothing(loaded):

@@ -13,6 +13,7 @@ from nas_jax.evals import karpathy, metrics, run, zero_shot
 from nas_jax.evals.benchmarks import LoadOptions
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
+from nas_jax.evals.keys import metric_keys
 from nas_jax.evals.scorers import Scorer
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -119,6 +120,8 @@ def test_both_denominators_and_both_rules(folder):
     assert (row.key, row.value) == ("coco/21-own/image_to_text/itm_logit/r@1", 75.0)
     assert row.chance == pytest.approx(metrics.recall_chance(np.array([5, 6, 5, 5]), 21, 1))
     assert row.low <= row.value <= row.high and row.blind <= 25.0
+    keys = metric_keys(EvalConfig(scorers=("itm",)), Oracle, [], [found])
+    assert sorted(keys) == sorted(row.key for result in results for row in result.rows)
 
 
 def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):
@@ -161,7 +164,10 @@ def test_classes_by_folder_and_by_list(tmp_path):
             shown = 7 if (name, copy) == ("zero", 1) else number  # one picture in the wrong folder
             picture(tmp_path / name / f"{copy}.png", shown)
     for prompts in ("photo@1", "views@1"):
-        (result,) = run.score(scorer(), zero_shot.load(tmp_path, OPTIONS, prompts), CONFIG)
+        classes = zero_shot.load(tmp_path, OPTIONS, prompts)
+        (result,) = run.score(scorer(), classes, CONFIG)
+        keys = metric_keys(CONFIG, Oracle, [], [classes])
+        assert sorted(keys) == sorted(row.key for row in result.rows)
         numbers = {row.key.removeprefix(f"classes:{prompts}/"): row for row in result.rows}
         assert (
             numbers["all/itm/accuracy"].value == numbers["all/itc/accuracy"].value == 100 * 15 / 16

@@ -15,6 +15,7 @@ from nas_jax.evals import metrics
 from nas_jax.evals.config import EvalConfig, check_scorers
 from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions, score_beside
+from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
 from nas_jax.evals.retrieval import evenly, make_task, retrieval_metrics
 from nas_jax.evals.scorers import Scorer
@@ -323,6 +324,23 @@ def test_scorers_are_checked_against_the_method_or_its_class():
     for names in (("itm", "late"), ("itc", "itc"), "itm"):
         with pytest.raises(ConfigError, match="--scorer=.*itc, itm, itm_logit, itm.itc"):
             check_scorers(names, Oracle, "--scorer")
+
+
+def test_keys_are_known_before_an_evaluation():
+    bare = replace(make_set("bare"), captions=((),) * COUNT, quads=())
+    whole = replace(make_set(), foils=(*make_set().foils, Foil(0, "1 a", "2 a", "a/b")))
+    for method, config in (
+        (Oracle, EvalConfig(batch_size=8)),
+        (Late, EvalConfig(batch_size=8, retrieval=False, scorers=("first",))),
+    ):
+        found = evaluator(method(), config, [bare, whole])(PARAMS, {}, 5)
+        keys = metric_keys(config, method, [bare, whole])
+        assert len(keys) == len(set(keys)) and sorted(keys) == sorted(one.key for one in found)
+    check_key("val/quads/first/group", keys)
+    with pytest.raises(ConfigError, match="best_metric='val/quad/first/group'.*quads/first/group'"):
+        check_key("val/quad/first/group", keys)
+    with pytest.raises(ConfigError, match="an evaluation, of which the run has none"):
+        check_key("val/quads/first/group", metric_keys(config, Late, []))
 
 
 def test_limits_take_an_even_part():

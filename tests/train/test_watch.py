@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import pytest
 
+from nas_jax.methods.method import Method, norm_distance
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.train import watch
 from nas_jax.train.config import RESUMABLE, TrainConfig
@@ -142,54 +143,42 @@ def test_peaks_memory_and_operations():
     )
 
 
-def test_the_step_reports_modules_and_teacher_and_learns_the_same():
+class Quartic(Method):
+    """A loss of two modules; the state counts the steps, in the gradients that it was shown."""
+
+    def __init__(self):
+        super().__init__(config=None, network=None, setting=None)
+
+    def loss(self, params, state, batch, draw, step, stage):
+        loss = jnp.square(jnp.tanh(batch["x_BxD"] @ params["a"]["w"])).sum()
+        loss += (params["b"] ** 4).sum()
+        return loss, (state, {"loss": loss})
+
+    def after_gradient(self, state, grads):
+        return {"seen": state["seen"] + jnp.ones_like(grads["b"])}
+
+
+def test_the_step_reports_modules_and_learns_the_same():
     """Gradient norms add up to the whole, and the new parameters have the same bits without the
     norms of parts.
     """
-
-    class Method:
-        def constrain(self, params):
-            return params
-
-        def loss(self, params, state, batch, rng, step, stage):
-            loss = jnp.sum(jnp.tanh(batch["x_BxD"] @ params["a"]["w"]) ** 2) + jnp.sum(
-                params["b"] ** 4
-            )
-            return loss, (state, {"loss": loss})
-
-        def settle(self, state, grads):
-            return state
-
     params = {"a": {"w": jnp.linspace(-1, 1, 64).reshape(8, 8)}, "b": jnp.linspace(0.5, 1, 8)}
-    teacher = jax.tree.map(lambda leaf: 0.9 * leaf, {"a": params["a"]})
     optimizer, schedule = make_optimizer(OptimizerConfig(), 100, 10)
-    state = TrainState(
-        jnp.int32(0),
-        params,
-        optimizer.init(params),
-        types.SimpleNamespace(teacher=teacher),
-        jnp.zeros(2, jnp.uint32),
-    )
-    jax.tree_util.register_pytree_node(
-        types.SimpleNamespace,
-        lambda node: ((node.teacher,), None),
-        lambda _, children: types.SimpleNamespace(teacher=children[0]),
-    )
-    batch = next(batches(0))
-    new, metrics = jax.jit(make_train_step(Method(), optimizer, schedule), static_argnums=2)(
-        state, batch, None
-    )
+    rng, method_state = jnp.zeros(2, jnp.uint32), {"seen": jnp.zeros(8)}
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), method_state, rng)
+    batch, method = next(batches(0)), Quartic()
+    step = jax.jit(make_train_step(method, optimizer, schedule), static_argnums=2)
+    new, metrics = step(state, batch, None)
+    assert float(new.method_state["seen"].sum()) == 8 and int(new.step) == 1
     parts = [float(metrics[f"grad_norm/{name}"]) for name in params]
-    assert (
-        np.hypot(*parts) == pytest.approx(float(metrics["optim/grad_norm"]), rel=1e-5)
-        and min(parts) > 0
-    )
+    assert min(parts) > 0
+    assert np.hypot(*parts) == pytest.approx(float(metrics["optim/grad_norm"]), rel=1e-5)
+    teacher = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+    assert float(norm_distance(teacher, params)) == pytest.approx(0.1, rel=1e-5)
 
     @jax.jit
     def bare(params, opt_state):
-        grads = jax.grad(lambda params: Method().loss(params, None, batch, None, None, None)[0])(
-            params
-        )
+        grads = jax.grad(lambda params: method.loss(params, {}, batch, None, 0, None)[0])(params)
         updates, _ = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), optax.tree.norm(grads)
 
