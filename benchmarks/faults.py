@@ -1,5 +1,4 @@
-"""Kills a training run again and again, and compares its end with that of a run that was never
-killed.
+"""Kills a training run again and again, and compares its end with that of an undisturbed one.
 
     python -m benchmarks.faults --count=50                 SIGKILL at 50 moments
     python -m benchmarks.faults --count=10 --signal=TERM
@@ -175,8 +174,7 @@ class Trainer:
         return f"{doing}, a save in progress" if self.saving else doing
 
     def freeze_at(self, aim: str, rng: random.Random, start_seconds: float) -> bool:
-        """Stops the process at a moment of that kind, if it comes to one; False: it came to its end
-        first.
+        """Stops the process at a moment of that kind; False: it ended before there was one.
 
         start_seconds: how long a start takes, about.
         """
@@ -234,8 +232,7 @@ def torment(
     rng: random.Random,
     seconds: float,
 ) -> Outcome:
-    """Kills the run in `killed` once for each of `aims`, lets it end, and compares it with the one
-    in `whole`.
+    """Kills the run in `killed` at each of `aims`, lets it end and compares it with `whole`.
 
     Prints a line for each kill. seconds: how long a start takes, about. Fewer kills if the run ends
     before.
@@ -270,9 +267,7 @@ def _failed(moments: Counter[str], steps: list[int], trainer: Trainer, code: int
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """One line for each array of the newest checkpoints, and each line of metrics.jsonl, that is
-    not the same.
-    """
+    """A line for each array of the newest checkpoints and each metric that is not the same."""
     expected, found = final_arrays(whole), final_arrays(killed)
     wrong = [f"{name} is in one of them only" for name in sorted(expected.keys() ^ found.keys())]
     for name in sorted(expected.keys() & found.keys()):

@@ -1,5 +1,4 @@
-"""How many training pairs a core prepares in a second, beside a pipeline that does what ALBEF's
-code does.
+"""Training pairs that a core prepares in a second, beside a pipeline that does what ALBEF's does.
 
     python -m benchmarks.input [--images 256] [--seconds 6] [--json]
 
@@ -7,12 +6,13 @@ Makes JPEGs of 480x640 pixels and measures, in the same run and in turns, so tha
 slows all alike:
 
     decode        bytes to uint8 pixels
-    pipeline      read from a tar, crop, flip, RandAugment, tokenise, stack: nas_jax without grain, in one process
+    pipeline      nas_jax without grain, in one process: read from a tar, crop, flip, RandAugment,
+                  tokenise, stack
     processes     the same in as many processes as there are cores, at the same time
     grain         the same through nas_jax.data.pipeline.train_batches with a worker on each core
-    Pillow        decode, crop, flip, RandAugment with numpy tables, float32 CHW, normalise, stack: ALBEF code,
-                  dataset/__init__.py and randaugment.py, without tokens, which ALBEF makes in the
-                  training loop
+    Pillow        ALBEF code, dataset/__init__.py and randaugment.py: decode, crop, flip,
+                  RandAugment with numpy tables, float32 CHW, normalise, stack; no tokens, which
+                  ALBEF makes in the training loop
 
 Speeds are in images a second and core, by the clock and, for machines that others use too, by the
 processor time that the process and its workers took (Linux). Each is the median of the rounds, each
@@ -90,9 +90,7 @@ WORDS = (
 
 
 def make_tar(path: Path, count: int) -> float:
-    """Writes COPIES times `count` pairs as WebDataset does; returns the mean size of a JPEG in
-    bytes.
-    """
+    """Writes COPIES times `count` pairs as WebDataset does. Returns the mean bytes of a JPEG."""
     rng, sizes = np.random.default_rng(0), []
     pictures = textures(rng)
     with tarfile.open(path, "w") as tar:
@@ -111,9 +109,7 @@ def make_tar(path: Path, count: int) -> float:
 
 
 def textures(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless uint8 (HEIGHT, WIDTH, 3): spectra that fall as those of photographs do, and hard
-    edges.
-    """
+    """Endless uint8 (HEIGHT, WIDTH, 3): hard edges, and spectra like those of photographs."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1
     white = (np.fft.rfft2(rng.standard_normal((HEIGHT, WIDTH))) for _ in range(12))
@@ -292,9 +288,7 @@ class Count(NamedTuple):
 
 
 def measure(images: int, seconds: float, workers: int) -> dict:
-    """Speeds in images a second and ratios; `workers` is the number of cores that the grain workers
-    use.
-    """
+    """Speeds in images a second, and ratios. workers: cores that the grain workers use."""
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder, "pairs.tar")
@@ -440,10 +434,11 @@ def table(result: dict) -> str:
     def row(label: str, own: str, pillow: str = "Pillow pipeline") -> str:
         parts = [f"{label:<27}"]
         for clock in (cpu, wall):
-            speeds = clock["images_per_second_and_core"]
-            parts.append(
-                f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{clock['ratios'][f'{own} / {pillow}']:>7.2f}"
+            speeds, ratio = (
+                clock["images_per_second_and_core"],
+                clock["ratios"][f"{own} / {pillow}"],
             )
+            parts.append(f"{speeds[own]:>8.0f}{speeds[pillow]:>8.0f}{ratio:>7.2f}")
         return "   ".join(parts)
 
     heading = f"{'nas_jax':>8}{'Pillow':>8}{'ratio':>7}"

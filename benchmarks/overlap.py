@@ -1,5 +1,4 @@
-"""How many copies of a picture the perceptual hash misses, and how many other pictures it takes for
-copies.
+"""How many copies the perceptual hash misses, and how many other pictures it takes for copies.
 
     python -m benchmarks.overlap                 textures with the spectrum of photographs
     python -m benchmarks.overlap emoji/*.tar     the pictures of WebDataset tars
@@ -34,9 +33,7 @@ PICTURES = 1000  # textures, or about as many of the tars of which copies are ma
 
 
 def measure(images: Iterable[np.ndarray], step: int) -> None:
-    """Prints how far each step-th picture is from changed copies, and how many pairs of all
-    pictures are near.
-    """
+    """Prints how far each step-th picture is from changed copies, and how many pairs are near."""
     hashes, copies = [], defaultdict(list)
     for number, image_HxWx3 in enumerate(images):
         hashes.append(perceptual_hash(image_HxWx3))
@@ -65,9 +62,7 @@ def measure(images: Iterable[np.ndarray], step: int) -> None:
 
 
 def changed_copies(image_HxWx3: np.ndarray) -> dict[str, np.ndarray]:
-    """Copies as they occur in the wild: encoded at JPEG quality 50, shrunk and encoded again,
-    enlarged, blurred.
-    """
+    """Copies as they occur in the wild: JPEG quality 50, shrunk, enlarged, blurred."""
     height, width = image_HxWx3.shape[:2]
 
     def jpeg(picture_HxWx3: np.ndarray, quality: int) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""The smallest NAS as one process of four simulated devices and as two of two, each going on as the
-other.
+"""The smallest NAS as one process of four devices and as two of two, each continuing the other.
+
+The devices are simulated.
 
     python -m benchmarks.processes
 

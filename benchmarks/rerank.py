@@ -1,12 +1,12 @@
-"""Speed of two-stage retrieval: how long ITC over all pairs and the matching head over the best k
-take.
+"""Speed of two-stage retrieval: ITC over all pairs, then the matching head over the best k.
 
     python -m benchmarks.rerank    # 1,000 images x 5,000 texts, k = 128, the tiny model
     python -m benchmarks.rerank --images 100 --texts 500 --k 32 --size nano
 
-Weights are random and pictures are noise, as neither changes the work. Prints one JSON line: pairs
-that were matched a second, how many pictures and texts were encoded, and the seconds of each part,
-compilation included.
+Without flags: 1,000 images, 5,000 texts, k = 128 and the tiny model. Weights are random and
+pictures are noise, as neither changes the work. Prints one JSON line: pairs that were matched a
+second, how many pictures and texts were encoded, and the seconds of each part, compilation
+included.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
                 "texts": args.images * per_image,
                 "k": args.k,
                 "model": args.size,
-                "text_tokens": scores.text_length,
+                "text_tokens": scores.encodings.text_length,
                 "devices": f"{jax.device_count()} {jax.devices()[0].platform}",
                 "images_encoded": scorer.images_encoded,  # the blank picture is one more
                 "texts_encoded": scorer.texts_encoded,

@@ -6,10 +6,11 @@
     python -m benchmarks.step --preset tiny --batch-file F.npz      a real batch: image
             (B, 3, H, W), normalised float32; input_ids and attention_mask (B, L)
 
-Prints one line of JSON; progress goes to stderr. The step is that of a training run with every
-stage on: forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS
-runs with its dictionary and NVA; the dictionary stands still unless --update-dictionary, as in the
-authors' stage with NVA. Every step gets the same batch.
+F.npz holds image (B, 3, H, W), normalised float32, and input_ids and attention_mask (B, L). Prints
+one line of JSON; progress goes to stderr. The step is that of a training run with every stage on:
+forward, backward, AdamW, teacher, queue, on the first device and from random weights. NAS runs with
+its dictionary and NVA; the dictionary stands still unless --update-dictionary, as in the authors'
+stage with NVA. Every step gets the same batch.
 
 Words of the result: `gflop_per_pair` is counted in the compiled program. On GPUs, where that count
 leaves out the libraries' matmuls, and with --scan-layers, it is that of the matmuls in the traced
@@ -316,9 +317,7 @@ def describe(options: argparse.Namespace, built: Built) -> dict[str, Any]:
 
 
 def speeds(known: dict[str, Any], timing: Timing, rates: list[float]) -> dict[str, Any]:
-    """Speed of the step from what was counted and timed; `rates` of a matmul, GFLOP a second,
-    around each step.
-    """
+    """Speed of the step. rates: GFLOP a second of a matmul, before and after each step."""
     on_cpu, batch = known["platform"] == "cpu", known["batch"]
     times = [seconds / batch for seconds in (timing.cpu if on_cpu else timing.wall)]
     peak, preset = peak_flops(known["device"]), PRESETS[known["preset"]]

@@ -1,9 +1,9 @@
 """NAS on rendered scenes: the whole method in minutes, on two CPU cores and without a file.
 
     python main.py --config=configs/demo.py --workdir=runs/demo                    # or: make demo
-    python main.py --config=configs/demo.py:variant=albef --workdir=runs/albef     # albef, vd, vd_nva, vd_nta, nas
+    python main.py --config=configs/demo.py:variant=albef --workdir=runs/albef
 
-The expected table is in README.md.
+The variants are albef, vd, vd_nva, vd_nta and nas. The expected table is in README.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""NAS on real pictures: two artists' drawings of the same emoji, with their Unicode names as
-captions.
+"""NAS on real pictures: drawings of emoji by two artists, with Unicode's names as captions.
 
     python main.py --config=configs/emoji.py:folder=DIR --workdir=runs/emoji-nas
     python main.py --config=configs/emoji.py:folder=DIR,variant=albef --workdir=runs/emoji-albef
@@ -32,9 +31,7 @@ ARTISTS = ("noto", "openmoji")
 
 
 def get_config(argument: str = ""):
-    """folder: where the tars are; variant: a row of the ablation; weights: converted ones to start
-    from.
-    """
+    """folder: of the tars; variant: a row of the ablation; weights: converted, to start from."""
     given = arguments(argument, folder="data/emoji", variant="nas", weights="")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = NasConfig(
@@ -82,9 +79,7 @@ def get_config(argument: str = ""):
 
 
 def from_weights(run: RunConfig, weights: str) -> RunConfig:
-    """The run with real encoders: ViT-S/14 on 5 x 5 patches, and MiniLM's 6 layers in two
-    halves.
-    """
+    """The run with real encoders: ViT-S/14 on 5 x 5 patches, and the two halves of MiniLM."""
     model = model_config(
         "small",
         heads=12,

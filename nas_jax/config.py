@@ -157,9 +157,7 @@ def _with_field(name: str) -> type[MethodConfig]:
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:
-    """Raises ConfigError, with the closest known name, unless the dotted `name` is a field or
-    section of `cls`.
-    """
+    """Raises ConfigError, with the closest known name, unless `name` (dotted) is in `cls`."""
     path = ""
     for part in name.split("."):
         if not dataclasses.is_dataclass(cls):

@@ -41,13 +41,12 @@ def load(name: str, argument: str = ""):
 
 
 def caption(index: int) -> str:
-    return f"a {WORDS[index % 2]} {WORDS[2 + index // 2 % 2]} {WORDS[4 + index // 4 % 2]} {WORDS[6 + index % 2]} {index}"
+    colour, animal, verb, side = index % 2, 2 + index // 2 % 2, 4 + index // 4 % 2, 6 + index % 2
+    return f"a {WORDS[colour]} {WORDS[animal]} {WORDS[verb]} {WORDS[side]} {index}"
 
 
 def png(index: int) -> bytes:
-    """Drawn here, and nobody's emoji: a red or blue face or box on white, 64 x 64, as the emoji
-    shards have them.
-    """
+    """A red or blue face or box on white, of the emoji shards' size, but nobody's emoji."""
     picture = Image.new("RGB", (64, 64), "white")
     pen, x, y = ImageDraw.Draw(picture), 4 + index % 5 * 4, 4 + index // 5 % 5 * 4
     (pen.ellipse if index // 2 % 2 else pen.rectangle)(

@@ -356,7 +356,10 @@ WRONG = {
 
 
 def test_marks():
-    fenced = "# needs a GPU\npython -m a\npython -m b\n\nmake c  # minutes\nX=1 taskset -c 0 make d\nmade e\n"
+    fenced = (
+        "# needs a GPU\npython -m a\npython -m b\n\n"
+        "make c  # minutes\nX=1 taskset -c 0 make d\nmade e\n"
+    )
     text = f"```\n{fenced}```\n\n    pip f\n"
     found = commands("a.md", text)
     assert [(command.text, said(command)) for command in found] == [

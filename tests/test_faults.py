@@ -37,7 +37,9 @@ def evaluator(*args, fast=test_loop.evaluator):
 test_loop.evaluator = evaluator
 result = test_loop.train(
     Path(sys.argv[2]),
-    replace(test_loop.CONFIG, steps={STEPS}, checkpoint_every={SAVE_EVERY}, eval_every={EVAL_EVERY}),
+    replace(
+        test_loop.CONFIG, steps={STEPS}, checkpoint_every={SAVE_EVERY}, eval_every={EVAL_EVERY}
+    ),
     hook=lambda step: time.sleep(0.02),
     batches=lambda start: test_loop.batches(start if sys.argv[1] == "goes on" else 0),
     report=lambda step, metrics: f"evaluation at step {{step}}",

@@ -137,8 +137,7 @@ def saved(made_once, quick, tmp_path, capfd):
     return Path(shutil.copytree(made_once, tmp_path / "run"))
 
 
-# Damaged checkpoints
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ damaged checkpoints
 
 
 def array_file(checkpoint):

@@ -64,9 +64,7 @@ def mounted(argument: str) -> str:
 
 
 def jobset(run: Run) -> dict[str, Any]:
-    """The JobSet: one pod a node, all started again from the newest checkpoint when one of them
-    fails.
-    """
+    """The JobSet: one pod a node; if one fails, all start again from the newest checkpoint."""
     run.validate()
     metadata: dict[str, Any] = {"name": run.name, "namespace": run.namespace}
     if run.queue:
@@ -180,9 +178,7 @@ def _volume(bucket: str) -> str:
 def queues(
     machines: Nodes, name: str = "nas-jax", namespace: str = "default", slices: int = 1
 ) -> list[dict[str, Any]]:
-    """The objects of Kueue for so many runs of that size at a time; further ones wait in the order
-    they came.
-    """
+    """Kueue's objects for so many runs of that size at a time; the others wait in their order."""
     version = "kueue.x-k8s.io/v1beta1"  # old and new releases serve it; newer ones warn
     quota = {"name": machines.resource, "nominalQuota": machines.chips * machines.count * slices}
     group = {

@@ -11,9 +11,10 @@ continues them.
 
 --to=local       processes of this machine, without Docker
 --to=vertex      one Vertex AI machine a work unit; gs://BUCKET/... is /gcs/BUCKET/... there
---to=kubernetes  one pod with GPUs a work unit. XManager gives it no volume, so what it writes goes with the node
---to=gke         a JobSet of launch/gke for each: TPU slices, several nodes, buckets. XManager's own executor for
-                 Kubernetes ignores requests for TPUs
+--to=kubernetes  one pod with GPUs a work unit. XManager gives it no volume, so what it writes goes
+                 with the node
+--to=gke         a JobSet of launch/gke for each: TPU slices, several nodes, buckets. XManager's own
+                 executor for Kubernetes ignores requests for TPUs
 """
 
 from __future__ import annotations
@@ -85,11 +86,10 @@ class Unit:
 
 
 def units(workdir: str, arguments: Sequence[str], sweep: Sequence[str]) -> list[Unit]:
-    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each with a folder below
-    `workdir`.
+    """Every combination of the values in `sweep` ("FIELD=VALUE,VALUE"), each in its own folder.
 
-    Raises ConfigError on an entry of another form, a field that comes twice, or one that the config
-    does not have.
+    The folders are below `workdir`. Raises ConfigError on an entry of another form, a field that
+    comes twice, or one that the config does not have.
     """
     axes = {}
     for entry in sweep:

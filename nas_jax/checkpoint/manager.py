@@ -1,6 +1,4 @@
-"""Checkpoints of a run: state, data position and metadata, saved together or not at all, and
-verified when read.
-"""
+"""Checkpoints of a run: state, data position and metadata, saved together, verified when read."""
 
 from __future__ import annotations
 
@@ -126,8 +124,7 @@ class CheckpointManager:
     def save(
         self, step: int, state: PyTree, position: dict[str, Any], metadata: dict[str, Any]
     ) -> None:
-        """Starts saving; returns when `state` may be overwritten. Does nothing if `step` is already
-        there.
+        """Starts saving, unless `step` is there; returns when `state` may be overwritten.
 
         position: where the data iterator goes on, e.g. `{"next_step": step}`. position, metadata:
         plain JSON values. Raises CheckpointError if this or the save before could not be written;
@@ -179,8 +176,7 @@ class CheckpointManager:
     def restore(
         self, abstract_state: PyTree, step: int | None = None
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The state and the data position of `step`, verified; default: of the newest checkpoint
-        that is whole.
+        """The verified state and data position of `step`; default: the newest whole checkpoint.
 
         abstract_state: `jax.ShapeDtypeStruct` leaves; their shardings say where the arrays go
         (None: to the first device), on whatever mesh they were saved. Without `step`, damaged
@@ -282,9 +278,7 @@ class CheckpointManager:
     def _read(
         self, step: int, part: str, abstract: PyTree | Callable[[Shapes], PyTree] | None
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The tree under `part` ("" = the whole state) and the position; raises Damage on all
-        processes or none.
-        """
+        """The tree under `part` ("" = all) and the position; all processes raise Damage or none."""
         checkpoint, prefix = self.directory / str(step), f"{part}/" if part else ""
 
         def read() -> tuple[PyTree, dict[str, Any]]:

@@ -1,6 +1,4 @@
-"""Keeps Orbax from printing what it raises anyway: a user gets one line, not the tracebacks of
-twenty threads.
-"""
+"""Keeps Orbax from printing what it raises: a user gets one line, not twenty tracebacks."""
 
 from __future__ import annotations
 

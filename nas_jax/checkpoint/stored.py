@@ -135,8 +135,7 @@ def shapes_of(tree: PyTree, prefix: str = "") -> Shapes:
 
 
 def read_arrays(checkpoint: Path, part: str, abstract: PyTree | None, saved: Shapes) -> PyTree:
-    """The arrays under `part` ("" = all) in the structure of `abstract`; None: nested dicts of
-    NumPy arrays.
+    """The arrays under `part` ("" = all), structured as `abstract`; None: nested dicts of NumPy.
 
     Each process reads what its devices need and waits for no other, so that one that finds damage
     can say so.
@@ -189,9 +188,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_read_error(error: Exception) -> bool:
-    """Whether `error` came from reading files, and not from a device without room or a fault in the
-    code.
-    """
+    """Whether `error` is from reading files, not from a full device or a fault in the code."""
     # Orbax wraps what TensorStore raises while it reads an array in a plain Exception.
     cause = _cause(error)
     return isinstance(cause, (*_READ_ERRORS, *failures())) or type(cause) is Exception

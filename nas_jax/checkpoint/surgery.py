@@ -1,5 +1,4 @@
-"""Fits saved weights into a model that differs in image size, text length, extra heads or the
-number of codes.
+"""Fits saved weights into a model of another image size, text length, number of codes or heads.
 
 For a start from weights, not for going on with a run: moments of the optimizer have no meaning
 after surgery.
@@ -26,7 +25,7 @@ SPLIT_NOISE = 0.01  # distance between the halves of a split code / root mean sq
 
 
 @dataclass(frozen=True)
-class Row:
+class FittedArray:
     """What became of one tensor."""
 
     name: str
@@ -35,19 +34,17 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class FitReport:
     """What became of all tensors."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[FittedArray, ...]
 
     def named(self, action: str) -> list[str]:
         """The names of the tensors with that action."""
         return [row.name for row in self.rows if row.action == action]
 
     def __str__(self) -> str:
-        """A table: what was changed, left over or missing by name, what was simply used as a
-        count.
-        """
+        """A table: names of what was changed, left over or missing, and a count of the rest."""
         listed = [row for row in self.rows if row.action != "used" or row.detail]
         widths = [
             max((len(getattr(row, key)) for row in listed), default=0) for key in ("action", "name")
@@ -60,7 +57,7 @@ class Report:
         return "\n".join([f"{used} of {len(self.rows)} tensors come from the weights", *lines])
 
 
-def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
+def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, FitReport]:
     """The parameters of a model, taken from `saved` weights as far as they go.
 
     Args:
@@ -86,17 +83,19 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, Report]:
         if name in have:
             fitted[name], row = _fit(name, have[name], target)
         else:
-            fitted[name], row = target, Row(name, "new", "not in the weights")
+            fitted[name], row = target, FittedArray(name, "new", "not in the weights")
         rows.append(row)
-    rows += [Row(name, "unused", "not in the model") for name in have if name not in want]
+    rows += [FittedArray(name, "unused", "not in the model") for name in have if name not in want]
     params = jax.tree.unflatten(jax.tree.structure(wanted), [fitted[name] for name in want])
-    return params, Report(tuple(rows))
+    return params, FitReport(tuple(rows))
 
 
-def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.ndarray, Row]:
+def _fit(
+    name: str, array: Array | np.ndarray, target: Any
+) -> tuple[Array | np.ndarray, FittedArray]:
     before, after, dtype = tuple(array.shape), tuple(target.shape), jax.numpy.dtype(target.dtype)
     if before == after and array.dtype == dtype:
-        return array, Row(name, "used")  # wherever it is: a sharded array stays where it is
+        return array, FittedArray(name, "used")  # wherever it is: a sharded array stays where it is
     array = np.asarray(array)
     action, detail = "used", ""
     if before != after:
@@ -121,13 +120,11 @@ def _fit(name: str, array: Array | np.ndarray, target: Any) -> tuple[Array | np.
             )
     if array.dtype != dtype:
         detail = f"{detail} {array.dtype} -> {dtype}".strip()
-    return array.astype(dtype), Row(name, action, detail)
+    return array.astype(dtype), FittedArray(name, action, detail)
 
 
 def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarray:
-    """Position embeddings of a square grid, CLS first, on the grid of `tokens` - 1 patches; CLS is
-    copied.
-    """
+    """Resizes position embeddings to a square grid of `tokens` - 1 patches; copies CLS."""
     old, new = math.isqrt(position_1xTxD.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old + 1 != position_1xTxD.shape[1] or new * new + 1 != tokens:
         raise CheckpointError(
@@ -143,11 +140,10 @@ def resize_image_positions(position_1xTxD: np.ndarray, tokens: int) -> np.ndarra
 
 
 def bicubic_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) matrix that resizes one axis: pixel centres aligned, border repeated, no
-    antialiasing.
+    """(new, old) matrix that resizes one axis: pixel centres aligned, edges repeated.
 
-    That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False); the kernel is that
-    of Keys (1981).
+    No antialiasing. That is torch.nn.functional.interpolate(mode="bicubic", align_corners=False);
+    the kernel is that of Keys (1981).
     """
     centre_N = (np.arange(new) + 0.5) * old / new - 0.5
     first_N = np.floor(centre_N).astype(int) - 1

@@ -1,5 +1,4 @@
-"""What became of every tensor of a foreign file: used, unused with its reason, and what of our
-model is new.
+"""What became of every tensor of a foreign file (used or why not), and what is new in our model.
 
 A tensor that nothing has a use for and no reason explains is an error: conversion is complete or
 does not happen.
@@ -28,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
-class Row:
+class AccountRow:
     """One tensor of the file."""
 
     name: str
@@ -48,7 +47,7 @@ class Account:
         source: shown in errors.
         """
         self.rows = {
-            name: Row(name, list(array.shape), cast.get(name, str(array.dtype)))
+            name: AccountRow(name, list(array.shape), cast.get(name, str(array.dtype)))
             for name, array in tensors.items()
         }
         self.new: list[str] = []
@@ -134,8 +133,9 @@ class Account:
 
 
 def new_lines(new: Sequence[str], names: Iterable[str]) -> list[str]:
-    """A line for each of our arrays in `new`; one for all of a part where all its arrays, by
-    `names`, are new.
+    """A line for each of our arrays in `new`, or one for a part that is new as a whole.
+
+    names: all our arrays, which says what is a whole part.
     """
     names, lines = list(names), {}
     for name in new:

@@ -1,5 +1,4 @@
-"""Where each tensor of an ALBEF or NAS_ALBEF state dict stands in our parameter tree, in both
-directions.
+"""ALBEF's and NAS_ALBEF's tensors and their places in our parameter tree, in both directions.
 
 The table is made of `Entry` rows: a path in our tree, the PyTorch names it is made of, and the two
 layout changes. It serves weights and gradients alike, because every layout change is linear and
@@ -176,8 +175,7 @@ def image_entries(
 
 
 def bert_entries(config: ModelConfig, bert: str, head: str, cross: bool = True) -> Iterator[Entry]:
-    """Entries of text encoder, fusion encoder and MLM head; `bert` and `head` stand before their
-    names.
+    """Entries of text encoder, fusion encoder and MLM head; names begin with `bert` or `head`.
 
     cross: the last layers have cross-attention; a plain BERT has none.
     """

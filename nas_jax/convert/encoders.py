@@ -1,6 +1,4 @@
-"""The encoders of other code bases in our layout: a ViT as image encoder, a BERT as text and fusion
-encoder.
-"""
+"""Encoders of other code bases: a ViT as image encoder, a BERT as text and fusion encoder."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ TEXT_REASONS = {
 }
 
 
-class Source(NamedTuple):
+class EncoderSource(NamedTuple):
     """A model of another code base."""
 
     tensors: Tensors
@@ -100,7 +98,9 @@ class Tower:
     account: Account
 
 
-def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str] = ()) -> Tower:
+def image_tower(
+    given_by: EncoderSource, sizes: Mapping[str, int], ignore: Sequence[str] = ()
+) -> Tower:
     """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels
     before it.
     """
@@ -158,9 +158,7 @@ def image_tower(given_by: Source, sizes: Mapping[str, int], ignore: Sequence[str
 def _fold(
     tensors: Tensors, names: ImageNames, scales: tuple[str, str], layers: int, account: Account
 ) -> Tensors:
-    """LayerScale multiplies the output of a linear map, so it can be part of its weights (Touvron
-    et al. 2021).
-    """
+    """Multiplies LayerScale (Touvron et al. 2021) into the linear map whose output it scales."""
     folded = dict(tensors)
     for layer in range(layers):
         block = names.block.format(layer)
@@ -184,7 +182,10 @@ def _fold(
 
 
 def text_tower(
-    given_by: Source, sizes: Mapping[str, int], text_layers: int = 0, ignore: Sequence[str] = ()
+    given_by: EncoderSource,
+    sizes: Mapping[str, int],
+    text_layers: int = 0,
+    ignore: Sequence[str] = (),
 ) -> Tower:
     """Text encoder, fusion encoder without cross-attention and, if there, MLM head from a BERT."""
     config, source = given_by.config, given_by.name
@@ -302,9 +303,7 @@ def _heads(config: Mapping[str, Any], wanted: int | None, field: str, source: st
 def _without_prefix(
     tensors: Tensors, cast: Mapping[str, str], prefixes: Sequence[str]
 ) -> tuple[Tensors, Mapping[str, str]]:
-    """Without a prefix that the encoder has inside a larger model; what has another name stays as
-    it is.
-    """
+    """Removes the prefix that the encoder has in a larger model; other names stay as they are."""
 
     def bare(name: str) -> str:
         for prefix in prefixes:

@@ -37,7 +37,7 @@ CONVERSION, UNUSED = "conversion.json", "unused.npz"
 
 
 @dataclass(frozen=True)
-class Weights:
+class ConvertedWeights:
     """Converted weights in our layout, as NumPy arrays."""
 
     params: Params  # as far as the file has them
@@ -48,7 +48,7 @@ class Weights:
     state: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def for_pictures_of(weights: Weights, image_size: int) -> Weights:
+def for_pictures_of(weights: ConvertedWeights, image_size: int) -> ConvertedWeights:
     """The same for another size of picture: position embeddings resized as ALBEF does.
 
     0 changes nothing.
@@ -79,7 +79,7 @@ def check_out(out: Path) -> None:
 
 def write(
     out: Path,
-    weights: Weights,
+    weights: ConvertedWeights,
     conversion: Mapping[str, Any],
     tokenizer: str = "",
     unused: Mapping[str, np.ndarray] | None = None,
@@ -116,11 +116,11 @@ def write(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _state(weights: Weights) -> dict[str, Any]:
+def _state(weights: ConvertedWeights) -> dict[str, Any]:
     return {"params": weights.params} | ({"method_state": weights.state} if weights.state else {})
 
 
-def _run_record(weights: Weights, conversion: Mapping[str, Any]) -> dict[str, Any]:
+def _run_record(weights: ConvertedWeights, conversion: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": f"from-{conversion['from']}",
         "data": {"image_size": weights.model.image_size},
@@ -131,7 +131,7 @@ def _run_record(weights: Weights, conversion: Mapping[str, Any]) -> dict[str, An
 
 def read(
     workdir: Path, step: int | None = None
-) -> tuple[Weights, dict[str, Any] | None, dict[str, np.ndarray]]:
+) -> tuple[ConvertedWeights, dict[str, Any] | None, dict[str, np.ndarray]]:
     """Weights, conversion.json and unused tensors of a folder; of a run's work directory, its
     weights alone.
 
@@ -155,7 +155,7 @@ def read(
     if (workdir / UNUSED).is_file():
         with np.load(workdir / UNUSED, allow_pickle=False) as file:
             unused = {name: file[name] for name in file.files}
-    return Weights(params, model, method, state), conversion, unused
+    return ConvertedWeights(params, model, method, state), conversion, unused
 
 
 def _built(

@@ -1,6 +1,4 @@
-"""Brings a state dict of ALBEF or NAS_ALBEF in: pretraining or fine-tuned, with what it has of
-teacher and queues.
-"""
+"""Brings in a state dict of ALBEF or NAS_ALBEF, with its teacher and queues if it has them."""
 
 from __future__ import annotations
 
@@ -118,7 +116,7 @@ def convert(
     source: str,
     sizes: Mapping[str, int],
     ignore: Sequence[str] = (),
-) -> tuple[folder.Weights, Account, str]:
+) -> tuple[folder.ConvertedWeights, Account, str]:
     """Weights in our layout, the account of every tensor, and what the file puts before BERT's
     names.
 
@@ -144,7 +142,7 @@ def convert(
         state["teacher"] = take(there, tensors, shapes, account, "teacher/")
     state |= _state(tensors, account, dictionary)
     _explain(tensors, account, bert, ignore)
-    return folder.Weights(params, model, _method(state, gate), state), account, bert
+    return folder.ConvertedWeights(params, model, _method(state, gate), state), account, bert
 
 
 def _method(state: Mapping[str, Any], gate: bool) -> AlbefConfig:
@@ -211,8 +209,9 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
 
 
 def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -> None:
-    """NLVR2's network has each fusion layer twice, one for each picture: another network under the
-    same names.
+    """Refuses NLVR2's network: another one, under the same names.
+
+    It has each fusion layer twice, once for each of two pictures.
     """
     layers = (f"text_encoder.{bert}encoder.layer.{model.text_layers + n}" for n in range(2))
     keys = [tensors.get(f"{layer}.crossattention.self.key.weight") for layer in layers]

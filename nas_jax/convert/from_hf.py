@@ -1,5 +1,4 @@
-"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours
-whole.
+"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours.
 
 The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et
 al. 2021, section 3.1); their cross-attention, the projections and the matching head are new and
@@ -16,7 +15,7 @@ from pathlib import Path
 from nas_jax.convert import folder, given, hf_names
 from nas_jax.convert.account import new_lines
 from nas_jax.convert.albef_names import student_entries
-from nas_jax.convert.encoders import Source, Tower, image_tower, text_tower
+from nas_jax.convert.encoders import EncoderSource, Tower, image_tower, text_tower
 from nas_jax.convert.torch_files import read_folder, read_tensors
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.models.sizes import ModelConfig
@@ -139,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.Weights, list[str]]:
+def join(
+    towers: Mapping[str, Tower], sizes: Mapping[str, int]
+) -> tuple[folder.ConvertedWeights, list[str]]:
     """One model out of the encoders, and the names of our arrays that neither has.
 
     Raises ConfigError.
@@ -154,7 +155,7 @@ def join(towers: Mapping[str, Tower], sizes: Mapping[str, int]) -> tuple[folder.
     params = {name: group for tower in towers.values() for name, group in tower.params.items()}
     have = set(named_leaves(params))
     new = [name for name in _names(model) if name not in have]
-    return folder.Weights(params, model, AlbefConfig()), new
+    return folder.ConvertedWeights(params, model, AlbefConfig()), new
 
 
 def _names(model: ModelConfig) -> list[str]:
@@ -162,7 +163,7 @@ def _names(model: ModelConfig) -> list[str]:
     return ["/".join(entry.path) for entry in student_entries(model, dictionary=False)]
 
 
-def _open(spec: str) -> Source:
+def _open(spec: str) -> EncoderSource:
     """Reads what was named on the command line."""
     path = Path(_download(spec.removeprefix(HUB)) if spec.startswith(HUB) else spec)
     place = path if path.is_dir() else path.parent
@@ -175,7 +176,7 @@ def _open(spec: str) -> Source:
             raise DataError(
                 f"{place / 'config.json'} ({error})", "JSON", "download it again"
             ) from error
-    return Source(tensors, cast, config, spec if spec.startswith(HUB) else path.name, place)
+    return EncoderSource(tensors, cast, config, spec if spec.startswith(HUB) else path.name, place)
 
 
 def _download(name: str) -> str:
@@ -197,7 +198,7 @@ def _back(export: Path, out: Path) -> int:
     params, state = hf_names.read_export(export)
     config = hf_names.read_config(export)
     method = hf_names.method_of(config).config
-    weights = folder.Weights(params, hf_names.model_config(config), method, state)
+    weights = folder.ConvertedWeights(params, hf_names.model_config(config), method, state)
     conversion = {"format": 1, "from": "export", "source": {"folder": export.name}}
     folder.write(out, weights, conversion, str(export))
     print(

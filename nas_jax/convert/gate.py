@@ -1,5 +1,4 @@
-"""The gate of an export: what PyTorch computes from it must be what JAX computes from the
-checkpoint.
+"""The gate of an export: PyTorch must compute from it what JAX computes from the checkpoint.
 
 Both sides run in float32 on the same inputs, random ones and pictures with captions. Compared are
 all outputs and what stands between the layers; a difference above `TOLERANCE` of the scale of an
@@ -32,6 +31,7 @@ from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
+from nas_jax.kernels.image_tokens import as_image_tokens
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.methods.refill import word_table
 from nas_jax.models.towers import IMAGE_STD, AlbefNetwork, NasNetwork, normalise_image
@@ -59,7 +59,7 @@ class GateRefused(UserError):
 
 
 @dataclass(frozen=True)
-class Row:
+class OutputRow:
     """One array on both sides."""
 
     name: str  # case/what
@@ -73,27 +73,27 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """What was compared."""
 
-    rows: tuple[Row, ...]  # in the order in which they are computed
+    rows: tuple[OutputRow, ...]  # in the order in which they are computed
     transformers: str
     ties: int  # patches equally near to two codes, of which the sides chose different ones
     torch_peak_bytes: int
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[OutputRow]:
         """The rows above their tolerance."""
         return [row for row in self.rows if not row.passed]
 
     @property
-    def worst(self) -> Row:
+    def worst(self) -> OutputRow:
         """The largest difference among what need not be equal to the bit."""
         return max(
             (row for row in self.rows if row.tolerance == TOLERANCE), key=lambda row: row.error
         )
 
-    def table(self, rows: Iterable[Row]) -> str:
+    def table(self, rows: Iterable[OutputRow]) -> str:
         """Lines of name, difference and tolerance."""
         lines = [f"{'array':<64}{'difference':>12}{'allowed':>10}"]
         lines += [f"{row.name:<64}{row.error:>12.1e}{row.tolerance:>10.0e}" for row in rows]
@@ -108,7 +108,7 @@ def check(
     plain: str = "",
     python: str = sys.executable,
     say: Callable[[str], None] = print,
-) -> Report:
+) -> GateReport:
     """Compares an export with its checkpoint, one side after the other. Raises GateRefused where
     they differ.
 
@@ -138,7 +138,7 @@ def check(
             rows = tuple(compare(left, right, bool(plain)))
             facts = json.loads(str(right["facts"]))
             ties = sum(int(right[f"{case}/ties"]) for case in CASES if f"{case}/ties" in right)
-    report = Report(rows, facts["transformers"], ties, facts["peak_bytes"])
+    report = GateReport(rows, facts["transformers"], ties, facts["peak_bytes"])
     if report.failed:
         say(report.table(report.failed[:_ROWS]))
         first, more = report.failed[0], len(report.failed) - 1
@@ -212,9 +212,7 @@ def _channels_first(pixels_BxHxWx3: np.ndarray) -> np.ndarray:
 def run_jax(
     trained: Trained, config: Mapping[str, Any], given: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Outputs by `case/name`, and what stands between the layers under the names of the export's
-    modules.
-    """
+    """Outputs by `case/name`, and those of layers by the names of the export's modules."""
     method, results = method_of(config), {}
     with (
         jax.default_device(jax.local_devices(backend="cpu")[0]),
@@ -303,7 +301,7 @@ def _outputs(
 
 def _match(net: AlbefNetwork, text_RxLxD: Array, mask_RxL: Array, image_RxTxD: Array) -> Array:
     """ITM logits (R, 2); the last layer computes all tokens, as MLM reads the others."""
-    return net.itm_logits(net.fusion_encoder(text_RxLxD, mask_RxL, image_RxTxD))
+    return net.itm_logits(net.fusion_encoder(text_RxLxD, mask_RxL, as_image_tokens(image_RxTxD)))
 
 
 def _distances(features_BxNxD: np.ndarray, codes_KxD: np.ndarray) -> np.ndarray:
@@ -378,24 +376,24 @@ def run_torch(arguments: list[str], python: str = sys.executable) -> None:
 
 def compare(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], plain: bool
-) -> Iterable[Row]:
+) -> Iterable[OutputRow]:
     """A row for each array of ours, in the order in which the model computes them."""
     for name in sorted(ours, key=_place):
         what = name.split("/")[1]
         if what == "plain_cosine" and not plain:
             continue
         if name not in theirs:
-            yield Row(f"{name} (not there)", np.inf, 0)
+            yield OutputRow(f"{name} (not there)", np.inf, 0)
         elif what in _EXACT:
-            yield Row(name, _unequal(ours[name], theirs[name]), 0)
+            yield OutputRow(name, _unequal(ours[name], theirs[name]), 0)
         elif what == "resized":
-            yield Row(
+            yield OutputRow(
                 name, difference(ours[name], theirs[name], 1 / min(IMAGE_STD)), RESIZE_LEVELS / 255
             )
         else:
-            yield Row(name, difference(ours[name], theirs[name]), TOLERANCE)
+            yield OutputRow(name, difference(ours[name], theirs[name]), TOLERANCE)
     if plain:
-        yield Row("plain/missing", float(theirs["plain/missing"]), 0)
+        yield OutputRow("plain/missing", float(theirs["plain/missing"]), 0)
 
 
 def _unequal(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -403,9 +401,7 @@ def _unequal(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, scale: float | None = None) -> float:
-    """Largest absolute difference as a share of our largest value, or of `scale`; another shape is
-    infinity.
-    """
+    """Largest difference over our largest value, or over `scale`; infinity if shapes differ."""
     if ours.shape != theirs.shape:
         return np.inf
     scale = max(float(np.abs(ours).max()), 1e-30) if scale is None else scale

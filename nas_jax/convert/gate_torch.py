@@ -1,5 +1,4 @@
-"""The PyTorch side of the gate: loads an export with transformers alone and runs it on given
-inputs.
+"""The PyTorch side of the gate: runs an export, loaded with transformers alone, on given inputs.
 
     python -I gate_torch.py EXPORT INPUTS.npz OUTPUTS.npz [PLAIN]
 

@@ -1,6 +1,4 @@
-"""Sizes of a model: read off the shapes of its tensors, and what shapes do not say from a small
-JSON file.
-"""
+"""Sizes of a model: from the shapes of its tensors, the rest from a small JSON file."""
 
 from __future__ import annotations
 

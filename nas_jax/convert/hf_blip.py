@@ -57,9 +57,7 @@ _OTHERS = {
 
 
 def blip_names(name: str) -> tuple[str, ...]:
-    """Name of a tensor in our export -> its names in BLIP's: none, one, or three for stacked
-    projections.
-    """
+    """Name of a tensor in our export -> its names in BLIP's: none, one, or three if stacked."""
     owner, _, leaf = name.rpartition(".")
     parts = owner.split(".")
     if name in _OTHERS:
@@ -133,8 +131,7 @@ def write(
     full: Path,
     write_tensors: Callable[[Path, dict, Iterator], None],
 ) -> None:
-    """The plain model in `folder`, from the checkpoint; tokenizer and processor from the full
-    export.
+    """Writes the plain model to `folder`; tokenizer and processor are those of the full export.
 
     write_tensors: `to_hf.write_safetensors`.
     """

@@ -70,8 +70,8 @@ LAYOUTS: tuple[tuple[str, Layout], ...] = (
         r"patch_embed/kernel",
         Layout(_conv, lambda tensor, shape: tensor.transpose(2, 3, 1, 0).reshape(shape)),
     ),
-    # heads: kernel (D, parts, H, F) <-> nn.Linear (parts * H * F, D), bias (parts, H, F) <-> (parts
-    # * H * F)
+    # heads: kernel (D, parts, H, F) <-> nn.Linear (parts * H * F, D),
+    #        bias (parts, H, F) <-> (parts * H * F)
     (
         r"attention/(qkv|query|key_value)/kernel",
         Layout(
@@ -136,9 +136,7 @@ def our_name(name: str) -> str:
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """The array with our name as its tensor: contiguous, or a file of it would hold other
-    numbers.
-    """
+    """The array with our name as a contiguous tensor, as files of others hold wrong numbers."""
     return np.ascontiguousarray(layout_of(name).to_torch(array)).reshape(
         torch_shape(name, array.shape)
     )

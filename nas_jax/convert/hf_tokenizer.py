@@ -1,5 +1,4 @@
-"""Our tokenizer as files for AutoTokenizer: cleaning, [CLS], cutting and padding as
-`data/tokenizer.py` does them.
+"""Our tokenizer as files for AutoTokenizer, which then cleans, cuts and pads as ours does.
 
 The rules stand in tokenizer.json itself, so any version of transformers (and the `tokenizers`
 library alone) follows them.

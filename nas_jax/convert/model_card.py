@@ -1,5 +1,4 @@
-"""README.md of an export: what the model is, how to use it, what it was trained on, and how well it
-does.
+"""README.md of an export: what the model is, its use, its training data, and its results.
 
 Written as text from the files of the work directory; what they do not say is not said.
 """
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nas_jax import __version__
-from nas_jax.convert.gate import TOLERANCE, Report
+from nas_jax.convert.gate import TOLERANCE, GateReport
 from nas_jax.convert.hf_names import method_of
 from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
@@ -49,7 +48,7 @@ _PARTS = ("dictionary", "nva", "nta")  # of NAS
 
 
 def write(
-    trained: Trained, config: Mapping[str, Any], report: Report, mask: str, plain: str = ""
+    trained: Trained, config: Mapping[str, Any], report: GateReport, mask: str, plain: str = ""
 ) -> str:
     """The text of the card.
 
@@ -80,8 +79,14 @@ def write(
 
 
 def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = "".join(
-        f"- {tag}\n" for tag in ("vision-language", "image-text-retrieval", "image-text-matching")
+    tags = ("vision-language", "image-text-retrieval", "image-text-matching", config["method"])
+    lines = (
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: feature-extraction",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
     )
     return (
         "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\n"
@@ -229,7 +234,7 @@ def _protocol(run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _agreement(report: Report, plain: str) -> str:
+def _agreement(report: GateReport, plain: str) -> str:
     ties = (
         f" {report.ties} patches are equally near to two codes, of which the sides chose "
         "different ones." * bool(report.ties)

@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def state_dict(
-    weights: folder.Weights, conversion: dict[str, Any] | None = None, unused: Tensors | None = None
+    weights: folder.ConvertedWeights,
+    conversion: dict[str, Any] | None = None,
+    unused: Tensors | None = None,
 ) -> tuple[Tensors, dict[str, str], list[str]]:
-    """Tensors by ALBEF's names, dtypes of those that change back, and names of our arrays that have
-    no place there.
+    """Tensors by ALBEF's names, dtypes that change back, and our arrays without a place there.
 
     With a conversion from ALBEF: exactly the tensors of that file, in its order. Without: what the
     pretraining code loads, the tied copies included. Raises ConfigError for a method or a gate that

@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def give_memory_back() -> None:
-    """Makes the C library hand large pieces of memory back as soon as they are free, where it is
-    glibc.
+    """Makes glibc, where there is one, hand large pieces of memory back when they are freed.
 
     It raises the size from which it does so by itself, and then keeps all that a layer took for the
     next one.
@@ -104,7 +103,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     python: str = sys.executable,
     say: Say = print,
-) -> gate.Report:
+) -> gate.GateReport:
     """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch
     process.
 
@@ -152,8 +151,7 @@ def export(
 
 
 def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """config.json of the export: what PyTorch needs to build the model, and what its users need to
-    feed it.
+    """config.json of the export: what builds the model, and what its users need to feed it.
 
     Raises CheckpointError where it does not describe the arrays of the checkpoint.
     """
@@ -254,9 +252,7 @@ def write_files(
 
 
 def write_processor(folder: Path, image_size: int) -> None:
-    """How pictures become `pixel_values`: as the evaluations do it, bicubic by Pillow to a
-    square.
-    """
+    """How pictures become `pixel_values`: Pillow's bicubic to a square, as in evaluations."""
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,

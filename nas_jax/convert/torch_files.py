@@ -25,11 +25,10 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a .pth or .safetensors file, and the dtypes of those that numpy lacks
-    (bfloat16 -> float32).
+    """The tensors of a .pth or .safetensors file, and the dtypes of those read as float32.
 
-    Raises DataError for no file, CheckpointError for one that holds code, is damaged or has no
-    state dict.
+    These are bfloat16, which numpy lacks. Raises DataError for no file, CheckpointError for one
+    that holds code, is damaged or has no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,9 +40,7 @@ def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def read_folder(folder: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The weights in a Hugging Face folder: model.safetensors, whole or in shards, else
-    pytorch_model.bin.
-    """
+    """The weights in a Hugging Face folder: model.safetensors (or shards), or pytorch_model.bin."""
     folder = Path(folder)
     if (folder / INDEX).is_file():
         return _read_shards(folder)

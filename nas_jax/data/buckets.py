@@ -33,8 +33,9 @@ class Grouping:
 
 
 class ByLength(grain.MapDataset):
-    """Draws of the parent in another order: place p is in batch p // batch_size, whose draws share
-    their `length`.
+    """Draws of the parent in another order: those of a batch share their `length`.
+
+    Place p is in batch p // batch_size.
     """
 
     def __init__(self, parent: grain.MapDataset, grouping: Grouping):

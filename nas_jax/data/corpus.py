@@ -100,17 +100,13 @@ class Corpus:
         return source.captions(local)
 
     def retrieval_captions(self, index: int) -> tuple[str, ...]:
-        """Those that belong to this picture and not to others: where the first is the picture's
-        name, that alone.
-        """
+        """The captions of this picture alone; only the first where that is the picture's name."""
         source, local = self._locate(index)
         texts = source.captions(local)
         return texts[:1] if source.name_first else texts
 
     def summary(self) -> str:
-        """A line for each part: how many records of what; of a prepared folder, with the id of its
-        manifest.
-        """
+        """A line for each part: how many records of what, and the id of a prepared folder."""
         lines = []
         for part in self.parts:
             if isinstance(part, PreparedSource):
@@ -142,12 +138,11 @@ def _salt(number: int) -> int:
 
 
 def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
-    """The "train" or "val" records of a config; `val` needs data.val or data.holdout. Scenes are
-    never held out.
+    """The "train" or "val" records of a config. Scenes are never held out.
 
-    With weights each entry is a source of its own; without, neighbouring tars (or lists) are one
-    source, in which the same key means the same picture. The two pictures of a line in data.quads
-    go to the same side of the holdout.
+    "val" needs data.val or data.holdout. With weights each entry is a source of its own; without,
+    neighbouring tars (or lists) are one source, in which the same key means the same picture. The
+    two pictures of a line in data.quads go to the same side of the holdout.
 
     Raises:
       DataError: those of the sources; an entry that names nothing.

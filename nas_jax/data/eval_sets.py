@@ -10,9 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Foil:
-    """A picture, a caption that is true of it and a near copy that is false; right if the caption
-    scores higher.
-    """
+    """A picture, a true caption and a false near copy; right if the caption scores higher."""
 
     image: int  # index into EvalSet.images
     caption: str

@@ -49,8 +49,7 @@ class ImageError(ValueError):
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
-    """An encoded file as uint8 (H, W, 3) RGB: turned upright as EXIF says, transparent parts over
-    white.
+    """An encoded file as uint8 (H, W, 3) RGB: upright as EXIF says, transparent parts white.
 
     Of an animation, the first frame. RGB and grey JPEGs go through simplejpeg, which gives the same
     bits as Pillow (the same library and inverse DCT). Arrays pass unchanged.
@@ -73,14 +72,14 @@ def decode_crop(
     size: int,
     scale: tuple[float, float] | tuple[()],
 ) -> np.ndarray:
-    """`random_resized_crop` (`resize` where `scale` is ()) of `decode`, in less time: uint8 (size,
-    size, 3).
+    """`decode` and `random_resized_crop` in less time: uint8 (size, size, 3).
 
-    The crop is drawn before decoding, with the same calls of `rng`. The difference is in how RGB
-    and grey JPEGs are resized: with `_resample`, and where the crop is at least 4, 8 or 16 times
-    `size` on both sides, the inverse DCT has shrunk the picture by half of that. Against the two
-    functions above, natural pictures then differ by less than 1 level of 255 on average and less
-    than 12 anywhere. All other pictures go through the two.
+    Where `scale` is (), `resize` instead of the crop. The crop is drawn before decoding, with the
+    same calls of `rng`. The difference is in how RGB and grey JPEGs are resized: with `_resample`,
+    and where the crop is at least 4, 8 or 16 times `size` on both sides, the inverse DCT has shrunk
+    the picture by half of that. Against the two functions above, natural pictures then differ by
+    less than 1 level of 255 on average and less than 12 anywhere. All other pictures go through the
+    two.
 
     Raises ImageError where `decode` does, with the same reason.
     """
@@ -115,9 +114,7 @@ def _jpeg_crop(
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Turns what decoders raise on damaged files (about anything: OSError, SyntaxError,
-    struct.error) to ImageError.
-    """
+    """Turns what decoders raise on damaged files, which may be anything, into ImageError."""
     try:
         yield
     except ImageError:
@@ -188,8 +185,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# EXIF orientation -> (transposed, step along the rows, step along the columns), applied in this
-# order
+# EXIF orientation -> (transposed, step along rows, step along columns), applied in this order
 _TURNS = {
     1: (False, 1, 1),
     2: (False, 1, -1),
@@ -269,8 +265,7 @@ def _draw_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-# the inverse DCT only averages blocks, so what it leaves must still be shrunk by this much with
-# care
+# the inverse DCT only averages blocks: what it leaves must still be shrunk by this much with care
 _GAP = 2
 # shrinking by more is left to Pillow: the filter would have too many taps to be fast
 _MAX_FITTED = 6.0
@@ -280,12 +275,11 @@ _FREQUENCIES = np.linspace(0, 0.5, 129)  # cycles a pixel
 def _resample(
     pixels_HxWx3: np.ndarray, top: float, left: float, height: float, width: float, size: int
 ) -> np.ndarray:
-    """A box resized to (size, size): Pillow's antialiased bicubic to within a level or so, four
-    times as fast.
+    """A box resized to (size, size), as Pillow's antialiased bicubic to a level or so.
 
-    cv2's bicubic has no antialiasing, but works with integers. It gets a picture that was filtered
-    so that the two together have the frequency response of Pillow's. The box may begin and end
-    between pixels.
+    It is four times as fast. cv2's bicubic has no antialiasing, but works with integers. It gets a
+    picture that was filtered so that the two together have the frequency response of Pillow's. The
+    box may begin and end between pixels.
     """
     if (height, width) == (size, size) and top == int(top) and left == int(left):
         return pixels_HxWx3[int(top) : int(top) + size, int(left) : int(left) + size].copy()
@@ -317,8 +311,7 @@ def _bin(shrink: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _prefilter(shrink: float, shift: float) -> np.ndarray:
-    """Taps of the filter before cv2's bicubic, on one axis: the least squares fit over all
-    frequencies.
+    """Taps of the filter before cv2's bicubic on one axis: least squares over all frequencies.
 
     Pillow stretches the cubic kernel (a = -1/2) by `shrink`; cv2 does not, and has a = -3/4. The
     picture is also moved by `shift` pixels towards its beginning, -1/2 <= shift <= 1/2.
@@ -337,9 +330,7 @@ def _prefilter(shrink: float, shift: float) -> np.ndarray:
 
 
 def _cubic_response(stretch: float, a: float) -> np.ndarray:
-    """Fourier transform of the cubic convolution kernel (Keys 1981), made `stretch` times as
-    wide.
-    """
+    """Fourier transform of the cubic kernel (Keys 1981), made `stretch` times as wide."""
     x = (np.arange(256) + 0.5) / 128
     kernel = np.where(x < 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
     return (2 * kernel * np.cos(2 * np.pi * stretch * _FREQUENCIES[:, None] * x)).sum(axis=1) / 128
@@ -374,9 +365,7 @@ def auto_contrast(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
 
 
 def equalize(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
-    """Flattens the histogram of each channel; the brightest value that occurs does not count
-    towards the step.
-    """
+    """Flattens each channel's histogram; its brightest value does not count towards the step."""
     channels = cv2.split(image_HxWx3)
     tables = []
     for channel in channels:
@@ -395,8 +384,9 @@ def brightness(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
 
 
 def sharpness(image_HxWx3: np.ndarray, level: float) -> np.ndarray:
-    """blurred + (0.1 + 1.8 level) (image - blurred) for a 3x3 blur with centre 5 of 13; the border
-    stays.
+    """blurred + (0.1 + 1.8 level) (image - blurred), blurred 3x3, the centre 5 of 13.
+
+    The border stays.
     """
     if min(image_HxWx3.shape[:2]) < 3:
         return image_HxWx3
@@ -444,8 +434,9 @@ SIGNED_OPS: tuple[Callable, ...] = (shear_x, shear_y, translate_x, translate_y, 
 def rand_augment(
     image_HxWx3: np.ndarray, rng: np.random.Generator, ops: int, magnitude: int
 ) -> np.ndarray:
-    """Applies `ops` operations drawn with replacement, each with probability one half, at level
-    magnitude / 10.
+    """Applies `ops` operations, drawn with replacement, each with probability 1/2.
+
+    Their level is magnitude / 10.
     """
     table = PLAIN_OPS + SIGNED_OPS
     for index in rng.integers(len(table), size=ops):

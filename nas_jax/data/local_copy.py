@@ -1,10 +1,11 @@
-"""Copies of folders in a bucket, below the local folder data.cache: ArrayRecord files can only be
-read from a disk.
+"""Copies of folders in a bucket, as ArrayRecord files can only be read from a disk.
 
-    CACHE/BUCKET/PATH/VERSION/    a prepared folder by the id of its manifest, another folder by a digest of its files
+    CACHE/BUCKET/PATH/VERSION/
 
-Each file appears whole, under its name; of several processes of a machine one copies and the others
-wait. A later run finds the files and copies what is missing or not of the right size.
+CACHE is the local folder data.cache. VERSION is the id in the manifest of a prepared folder, and a
+digest of the files of any other. Each file appears whole, under its name; of several processes of a
+machine one copies and the others wait. A later run finds the files and copies what is missing or
+not of the right size.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def digest(files: Mapping[str, storage.Stat]) -> str:
 
 
 def copy_folder(folder: str, sizes: Mapping[str, int], cache: str, version: str) -> str:
-    """Copies the files of a folder in a bucket (name -> bytes) unless they are there. Returns the
-    local folder.
+    """Copies files of a folder in a bucket (name -> bytes) that are missing. Returns the copy.
 
     Raises:
       DataError: no room, no permission to write, a file that is missing in the bucket or of another

@@ -124,9 +124,7 @@ def _blocks(rows: Iterable[Hashed]) -> Iterator[list[Hashed]]:
 def near_pairs(
     eval_Ex4: np.ndarray, train_Tx4: np.ndarray, max_distance: int
 ) -> Iterator[tuple[int, int, int]]:
-    """(row of eval, row of train, distance) of the pairs that differ in at most max_distance
-    bits.
-    """
+    """(row of eval, row of train, distance) of pairs that differ in up to max_distance bits."""
     first_T = np.ascontiguousarray(train_Tx4[:, 0])
     xor_ExT = np.empty((_EVAL_BLOCK, len(first_T)), np.uint64)
     count_ExT = np.empty(xor_ExT.shape, np.uint8)

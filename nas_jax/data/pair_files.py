@@ -71,8 +71,7 @@ class ImageList(Sequence):
 
 
 def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
-    """The set "val" of a config that reads files; () where it has neither data.holdout nor
-    data.val.
+    """The set "val" of a config that reads files; () without data.holdout and data.val.
 
     Pictures: all of the validation split, from every file; those that share an image_id in training
     do so here, so that either drawing answers a caption of the other. Captions: all of an

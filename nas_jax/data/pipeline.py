@@ -87,9 +87,7 @@ def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
 
 
 def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
-    """Counts `captions` and those `cut_by_max_words` and `cut_by_text_length`; logs one line if any
-    are cut.
-    """
+    """Counts `captions`, `cut_by_max_words`, `cut_by_text_length`; logs a line if any are cut."""
     counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
     longest = 0
     for texts in _scan(source):
@@ -261,8 +259,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _CountTokens:
-    """Draws -> the number of tokens of their captions; 1 where there is none, or none that can be
-    read.
+    """Draws -> the number of tokens of their captions; 1 where no caption can be read.
 
     Those go with the shortest. Whether another record takes their place shows when the picture is
     read.

@@ -149,8 +149,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def local_folder(folder: str, cache: str) -> str:
-    """The folder, or for one in a bucket its copy below the local folder `cache`, made if it is not
-    there.
+    """The folder, or the copy of one in a bucket, made below the local `cache` if it is missing.
 
     Raises:
       ConfigError: a bucket and no cache.
@@ -362,9 +361,7 @@ class PreparedSource:
         return self.origins[self._locate(index)[0]]
 
     def key_of(self, name: str) -> str:
-        """The key of the picture that an annotation file calls `name`: as in the source that was
-        prepared.
-        """
+        """The key of the picture that annotations call `name`, as in the prepared source."""
         return (WebDatasetSource if self.name_first else AlbefJsonSource).key_of(name)
 
     def identity(self) -> str:

@@ -124,9 +124,7 @@ CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 def render(scene: SceneSpec, image_size: int) -> np.ndarray:
-    """The picture as uint8 (image_size, image_size, 3); drawn larger and averaged down, which
-    softens the edges.
-    """
+    """The picture as uint8 (image_size, image_size, 3), averaged from a larger one: soft edges."""
     side = image_size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side), scene.background)
     draw = ImageDraw.Draw(canvas)
@@ -179,8 +177,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Statement:
-    """A caption as a tree. With a relation: nouns[0] is <relation> nouns[1]; without: all nouns
-    hold.
+    """A caption as a tree: "nouns[0] is <relation> nouns[1]", or without one, all nouns hold.
 
     style: 0 plain, 1 opens with "a picture of", 2 is a sentence with "the ... is ..." (relations
     only).
@@ -250,9 +247,7 @@ def parse(caption: str) -> Statement:
 
 
 def relation_of(first: Item, second: Item) -> str:
-    """Where the first item is, seen from the second, along the axis on which they are further
-    apart.
-    """
+    """Where the first item is, seen from the second, along the axis of the larger distance."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -260,9 +255,7 @@ def relation_of(first: Item, second: Item) -> str:
 
 
 def holds(caption: str | Statement, scene: SceneSpec) -> bool:
-    """Whether a caption is true of a scene; reads the objects alone, not what the scene was made
-    from.
-    """
+    """Whether a caption is true of a scene; judged by its objects, not by how it was made."""
     statement = parse(caption) if isinstance(caption, str) else caption
     fitting = [[item for item in scene.items if noun.fits(item)] for noun in statement.nouns]
     if statement.relation is not None:
@@ -285,9 +278,7 @@ def _choose(rng: np.random.Generator, options):
 
 
 def draw_statement(kind: str, rng: np.random.Generator, held_out: bool = False) -> Statement:
-    """A full statement (all sizes said) with pairs from SEEN, or with at least one from
-    HELD_OUT.
-    """
+    """A full statement (all sizes said), all pairs from SEEN or at least one from HELD_OUT."""
     first = _choose(rng, HELD_OUT if held_out else SEEN)
     second = first
     while second == first:
@@ -341,11 +332,11 @@ def _positions(statement: Statement, count: int, rng: np.random.Generator) -> np
 
 
 def draw_scene(statement: Statement, rng: np.random.Generator, held_out: bool = False) -> SceneSpec:
-    """A scene of which the statement is true; what it leaves open (sizes, places, shades, a third
-    shape) is drawn.
+    """A scene of which the statement is true. What it leaves open is drawn.
 
-    An existence scene always shows a third shape, so the number of shapes does not tell whether one
-    is missing. Counted shapes are small, so that eight of them fit.
+    That is sizes, places, shades, a third shape. An existence scene always shows a third shape, so
+    the number of shapes does not tell whether one is missing. Counted shapes are small, so that
+    eight of them fit.
     """
     nouns = [
         replace(noun, number=None)
@@ -467,9 +458,7 @@ class SceneSource:
 
 
 def _edited_noun(statement: Statement, rng: np.random.Generator) -> int:
-    """Which of the first two nouns an edit changes: a held-out one if there is one, as the set asks
-    about those.
-    """
+    """Which of the first two nouns an edit changes: a held-out one first, as "heldout" asks."""
     held_out = [k for k in (0, 1) if statement.nouns[k].pair in HELD_OUT]
     return _choose(rng, held_out or [0, 1])
 
@@ -664,12 +653,12 @@ def scene_eval_sets(
     foils_per_category: int = 100,
     num_quads: int = 100,
 ) -> tuple[EvalSet, ...]:
-    """The sets "val" (pairs of SEEN) and "heldout" (a pair of HELD_OUT in each scene), on streams
-    of their own.
+    """The sets "val" (pairs of SEEN) and "heldout" (a pair of HELD_OUT in each scene).
 
-    The first num_images pictures are for retrieval: 2 to 4 captions each, true of no other among
-    them. The pictures of foils and quads follow and have no captions of their own. Foils:
-    existence, number, colour, binding, size, relation; quads: binding, relation, half each.
+    Each is drawn from a stream of its own. The first num_images pictures are for retrieval: 2 to 4
+    captions each, true of no other among them. The pictures of foils and quads follow and have no
+    captions of their own. Foils: existence, number, colour, binding, size, relation; quads:
+    binding, relation, half each.
 
     Raises:
         ConfigError: a number out of range, an odd foils_per_category or num_quads, or more than the

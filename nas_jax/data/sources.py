@@ -35,9 +35,7 @@ def image_id_of(key: str) -> int:
 
 
 def held_out(key: str, share: float) -> bool:
-    """Whether a key belongs to the held-out share: decided by the key alone, so the same in every
-    file and run.
-    """
+    """Whether a key is held out; depends on the key alone: the same in every file and run."""
     number = int.from_bytes(
         hashlib.blake2b(key.encode(), digest_size=8, person=b"holdout").digest(), "big"
     )
@@ -217,8 +215,9 @@ def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Split:
-    """Which keys a source keeps: "train" what is not held out, "val" what is; without a holdout
-    both take all.
+    """Which keys a source keeps: "train" or "val", what is not held out or what is.
+
+    Without a holdout both keep all.
 
     together: key -> the key that decides for it, so that pictures which are compared stay on one
     side.
@@ -261,8 +260,7 @@ class AlbefJsonSource(_Table):
         split: Split = ALL,
         clean: bool = True,
     ):
-        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves
-        nothing.
+        """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
 
         Raises:
           DataError: a file is missing or no such list, an entry lacks a field, or the first picture
@@ -341,12 +339,12 @@ class AlbefJsonSource(_Table):
 
 
 class WebDatasetSource(_Table):
-    """Tar shards as img2dataset writes them: KEY.png|jpg|jpeg|webp with KEY.json {caption,
-    captions} or KEY.txt.
+    """Tar shards as img2dataset writes them: pictures with KEY.json or KEY.txt.
 
-    The key is the file name up to its first dot; the same key in two tars means the same content,
-    whatever the folder or tar. Tars are indexed once, from their headers; a record is one `pread`
-    or one request, nothing is unpacked.
+    Pictures are KEY.png|jpg|jpeg|webp, KEY.json is {caption, captions}. The key is the file name up
+    to its first dot; the same key in two tars means the same content, whatever the folder or tar.
+    Tars are indexed once, from their headers; a record is one `pread` or one request, nothing is
+    unpacked.
     """
 
     name_first = True
@@ -354,8 +352,7 @@ class WebDatasetSource(_Table):
     def __init__(
         self, files: tuple[str, ...], split: Split = ALL, clean: bool = True, cache: str = ""
     ):
-        """Args: see DataConfig; `files` are paths, `clean` drops captions of which cleaning leaves
-        nothing.
+        """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
 
         Raises:
           DataError: a tar is missing, cut short, compressed or no tar, or no member has a picture

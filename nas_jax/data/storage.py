@@ -5,8 +5,9 @@ On disk this is what the operating system does. A bucket is read through gcsfs, 
 request that fails for the moment (429, 5xx, a broken connection) six times within some 35 seconds.
 What it is like afterwards:
 
-    no such object            FileNotFoundError, as for a file
-    refused, or no answer     DataError, so that a run ends instead of taking other pictures for those it cannot reach
+    no such object          FileNotFoundError, as for a file
+    refused, or no answer   DataError, so that a run ends instead of taking other pictures for those
+                            it cannot reach
 
 Folders do not exist in a bucket: there is one where a name begins with it.
 """

@@ -9,8 +9,7 @@ _SPACES = re.compile(r"\s{2,}")
 
 
 def clean_caption(text: str, max_words: int) -> str:
-    """Lower-cases, drops punctuation and keeps the first `max_words` words (ALBEF code,
-    dataset/utils.py, pre_caption).
+    """Lower-cases, drops punctuation and keeps the first `max_words` words.
 
     Deleted: , . ' ! ? " ( ) * # : ; ~   A space instead: - /
     `<person>` (Conceptual Captions) becomes `person`.
@@ -19,16 +18,12 @@ def clean_caption(text: str, max_words: int) -> str:
 
 
 def clean_words(text: str) -> list[str]:
-    """The words of a caption cleaned as `clean_caption` does, none cut off; [] where nothing is
-    left.
-    """
+    """All words of a caption, cleaned as `clean_caption` does; [] where nothing is left."""
     text = text.lower().translate(_DELETED).replace("<person>", "person")
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
     return text.split(" ") if text else []
 
 
 def prepare_caption(text: str, clean: bool, max_words: int) -> str:
-    """What the tokenizer gets: the cleaned caption, or the caption as it is with runs of white
-    space as one blank.
-    """
+    """What the tokenizer gets: the cleaned caption, or all of it with single blanks."""
     return clean_caption(text, max_words) if clean else " ".join(text.split())

@@ -25,21 +25,19 @@ from nas_jax.utils.errors import DataError, UserError
 
 
 class CocoCaptionsFromJson(tfds.core.GeneratorBasedBuilder):
-    """A record a picture: `image` (the file), `image/id`, `image/filename` and `captions` ({text,
-    id}, several).
+    """A record a picture: `image` (the file), `image/id`, `image/filename`, `captions`.
+
+    The captions are several {text, id}.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    code_path = (
-        # else TFDS looks for checksums of downloads beside this module, with a package it does not
-        # require
-        None
-    )
+    # None: else TFDS looks for checksums of downloads beside this module, with a package that it
+    # does not require.
+    code_path = None
 
     def __init__(self, *, annotations: str, images: str, split: str = "train", **kwargs):
-        """annotations: official json with `images` and `annotations`; images: folder of the files
-        it names.
+        """annotations: official json with `images` and `annotations`; images: folder of files.
 
         kwargs: those of tfds.core.GeneratorBasedBuilder, data_dir for one. Files are written as
         ArrayRecord.
@@ -121,8 +119,7 @@ def read_captions(path: str) -> list[tuple[dict, list[dict]]]:
 
 
 def prepare(annotations: str, images: str, data_dir: str, split: str = "train") -> tuple[str, int]:
-    """Writes the data set; (its folder, number of pictures). Does nothing where it is there
-    already.
+    """Writes the data set, unless it is there. Returns its folder and the number of pictures.
 
     Raises DataError where the json or a picture is missing, before anything is written.
     """

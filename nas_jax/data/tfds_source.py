@@ -100,8 +100,9 @@ class _Parts:
 
 @dataclass
 class TfdsSource:
-    """A split of a TFDS data set. Opening reads no records unless something is held out; each
-    access reads one.
+    """A split of a TFDS data set. Opening it reads no records unless something is held out.
+
+    Each access reads one.
 
     entry: `tfds:NAME`, `tfds:NAME/CONFIG:SPLIT` or `tfds:DIR:SPLIT`; DIR holds dataset_info.json,
       NAME lies where TFDS looks for it (~/tensorflow_datasets, or $TFDS_DATA_DIR). SPLIT is "train"
@@ -209,9 +210,7 @@ class TfdsSource:
         return self._texts(self._read(self._position(index)))
 
     def key_of(self, name: str) -> str:
-        """The key of what an annotation file calls `name`: the value of its key feature, or the
-        whole key.
-        """
+        """The key of what annotations call `name`: its key feature's value, or the whole key."""
         prefix = f"{self._parts.name}/"
         return name if name.startswith(prefix) else prefix + name
 
@@ -398,7 +397,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
             "use another set",
         )
 
-    class Encoded(tfds.decode.SkipDecoding):
+    class EncodedImage(tfds.decode.SkipDecoding):
         """Also for pictures in sequences, like masks of objects."""
 
         def decode_batch_example_np(self, example: Any) -> Any:
@@ -408,7 +407,7 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
 
     def skipping(feature: Any) -> Any:
         if isinstance(feature, tfds.features.Image):
-            return Encoded()
+            return EncodedImage()
         parts = {name: skipping(part) for name, part in _children(feature)}
         return {name: part for name, part in parts.items() if part} or None
 
@@ -440,9 +439,7 @@ def _text_features(features: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _caption_feature(features: Any, entry: str, wanted: str, asked: bool) -> tuple[str, ...]:
-    """The path of the captions: the one wanted, or the only text that is no name, path or
-    licence.
-    """
+    """The path of the captions: as wanted, or the only text that is no name, path or licence."""
     texts = {"/".join(path): path for path in _text_features(features)}
     if wanted in texts:
         return texts[wanted]

@@ -1,6 +1,4 @@
-"""Captions to token ids: any Hugging Face fast tokenizer, or a WordPiece vocabulary learned from
-the captions.
-"""
+"""Captions to token ids: any Hugging Face fast tokenizer, or WordPiece learned from captions."""
 
 from __future__ import annotations
 
@@ -45,8 +43,7 @@ FUNCTION_WORDS = frozenset(
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` that gives fixed shapes: [CLS], the pieces, [SEP] if asked for, then
-    [PAD].
+    """A `tokenizers.Tokenizer` of fixed shapes: [CLS], pieces, [SEP] if asked for, [PAD].
 
     Picklable. Attributes: vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id, add_sep.
     """
@@ -54,8 +51,7 @@ class TextTokenizer:
     def __init__(
         self, tokenizer: Tokenizer, add_sep: bool = False, whole_words: frozenset[str] | None = None
     ):
-        """whole_words: the tokens that are words and not just beginnings of words; None = not
-        known.
+        """whole_words: tokens that are words, not just beginnings; None = not known.
 
         Raises DataError where the vocabulary has no padding, unknown, first, last or mask token.
         """
@@ -79,9 +75,7 @@ class TextTokenizer:
         )
 
     def encode(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """texts -> (token_ids_BxL int32, token_mask_BxL bool) with L = length; what does not fit is
-        cut off.
-        """
+        """texts -> (token_ids_BxL int32, token_mask_BxL bool), cut to L = length."""
         token_ids_BxL = np.full((len(texts), length), self.pad_id, np.int32)
         token_mask_BxL = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
@@ -92,9 +86,7 @@ class TextTokenizer:
         return token_ids_BxL, token_mask_BxL
 
     def token_count(self, text: str) -> int:
-        """Tokens of the whole text, [CLS] and [SEP] included; more than `length` are cut by
-        `encode`.
-        """
+        """Tokens of the whole text, [CLS] and [SEP] included, before `encode` cuts it."""
         return len(self._pieces(text)) + 1 + self.add_sep
 
     def _pieces(self, text: str) -> list[int]:
@@ -271,8 +263,7 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> Tokenizer:
 def learn_wordpiece(
     captions: Iterable[str], vocab_size: int, add_sep: bool = False
 ) -> TextTokenizer:
-    """Learns WordPiece from captions; SPECIAL_TOKENS get ids 0 to 4. Equal captions give an equal
-    vocabulary.
+    """Learns WordPiece; SPECIAL_TOKENS get ids 0 to 4. Equal captions give equal vocabularies.
 
     Raises:
       ConfigError: `vocab_size` does not hold the special tokens and the alphabet.

@@ -141,9 +141,7 @@ def split_bar(parts: Mapping[str, float]) -> str:
 
 
 def value_bar(value: float, chance: float, blind: float | None) -> str:
-    """A small bar of a percentage, with a dashed line at chance and a dot at the value from text
-    alone.
-    """
+    """A small bar of a percentage, with a dashed line at chance and a dot at text alone."""
     width = 160
 
     def at(percent: float) -> float:
@@ -175,9 +173,7 @@ def number(value: float, digits: int = LEGEND_DIGITS) -> str:
 
 
 def labels(levels: Sequence[float]) -> list[str]:
-    """The numbers beside an axis, with as many digits as tell each from the next: 0.07, 0.07002,
-    0.07004.
-    """
+    """The numbers beside an axis, with enough digits to differ: 0.07, 0.07002, 0.07004."""
     space = levels[1] - levels[0] if len(levels) > 1 else math.inf
     digits = LEGEND_DIGITS
     while digits < 12 and any(

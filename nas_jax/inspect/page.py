@@ -1,6 +1,4 @@
-"""An HTML page that loads nothing: style and script inside, pictures as data, and a policy that
-forbids the rest.
-"""
+"""An HTML page that loads nothing: all is inside, and its policy forbids the rest."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from nas_jax.evals.results import flat
 from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value_bar
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
-from nas_jax.inspect.run_warnings import Finding, find_warnings
+from nas_jax.inspect.run_warnings import RunWarning, find_warnings
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import format_seconds
 from nas_jax.utils.paths import as_path, failures, in_words, make_folder, reaching, write_whole
@@ -176,11 +176,12 @@ def _starts(run: RunFiles) -> str:
     return f"{len(run.starts)} start{'s' if len(run.starts) > 1 else ''}" if run.starts else ""
 
 
-def _warnings(findings: Sequence[Finding]) -> str:
+def _warnings(findings: Sequence[RunWarning]) -> str:
     if not findings:
         return '<p class="note">None: no damage, no hang, input fast enough, no metric fell.</p>'
     lines = [
-        f'<li class="{finding.level}">{html.escape(finding.text)}<small>{html.escape(finding.remedy)}</small></li>'
+        f'<li class="{finding.level}">{html.escape(finding.text)}'
+        f"<small>{html.escape(finding.remedy)}</small></li>"
         for finding in findings
     ]
     return f'<ul class="warnings">{"".join(lines)}</ul>'
@@ -293,7 +294,10 @@ def _step_time(run: RunFiles) -> str:
             parts["input"] += seconds * entry.get("input_share", 0.0)
             parts["compute"] += seconds * (1 - entry.get("input_share", 0.0))
             before = entry["step"]
-        note = "of the steps; this run is older than the record of checkpoints, evaluations and compiling"
+        note = (
+            "of the steps; this run is older than the record of checkpoints, evaluations and "
+            "compiling"
+        )
     rows = [(name, format_seconds(seconds)) for name, seconds in parts.items()]
     return (
         f'<p class="note">Shares {note}.</p>{split_bar(parts)}{table((), rows, 1, "narrow")}'

@@ -1,6 +1,4 @@
-"""Everything a work directory says about its run, read without a model and whatever state the run
-is in.
-"""
+"""What a work directory says about its run, without a model and whatever state the run is in."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ class RunFiles:
 
     @property
     def total_steps(self) -> int | None:
-        """How long the run is to be; None if it is counted in epochs and no start has recorded
-        it.
-        """
+        """Steps of the whole run; None if it is counted in epochs and no start recorded them."""
         said = [start["total_steps"] for start in self.starts if "total_steps" in start]
         return (said[-1] if said else None) or self.config.get("train", {}).get("steps") or None
 

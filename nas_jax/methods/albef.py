@@ -31,7 +31,7 @@ from nas_jax.methods.terms import (
     collect_rows,
     further_texts,
 )
-from nas_jax.models.rows import Rows, Split, first_tokens, fuse
+from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows
@@ -234,7 +234,7 @@ class Albef(Method):
         kinds = {kind: row for of_term in rows.values() for kind, row in of_term.items()}
         size = len(image_tokens_BxTxD)
         seeds = {kind: draw.seeds(f"fusion/{kind}", size) for kind in kinds}
-        split = Split(self.config.itm.mining_shards, self.setting.pieces)
+        split = BatchSplit(self.config.itm.mining_shards, self.setting.pieces)
         return fuse(self.network, params, image_tokens_BxTxD, kinds, seeds, split)
 
     def after_gradient(self, state: MethodState, grads: Params) -> MethodState:

@@ -44,7 +44,7 @@ class Rows:
     detached: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-class Split(NamedTuple):
+class BatchSplit(NamedTuple):
     """How a batch is cut; static."""
 
     shards: int = 1  # blocks of the batch that `other_B` stays in
@@ -57,7 +57,7 @@ def fuse(
     image_tokens_BxTxD: Array,
     rows: Mapping[str, Rows],
     seeds: Mapping[str, Array],
-    split: Split = Split(),  # noqa: B008 (immutable)
+    split: BatchSplit = BatchSplit(),  # noqa: B008 (immutable)
 ) -> dict[str, Array]:
     """Fused tokens (B, M, D) of each kind of rows at the positions that are read.
 
@@ -126,7 +126,9 @@ def tokens_seen(row: Rows, image_tokens_BxTxD: Array, shards: int = 1) -> Array:
     return jax.lax.stop_gradient(tokens_BxTxD) if row.detached else tokens_BxTxD
 
 
-def _image(image_tokens_BxTxD: Array, rows: list[Rows], split: Split) -> tuple[ImageTokens, ...]:
+def _image(
+    image_tokens_BxTxD: Array, rows: list[Rows], split: BatchSplit
+) -> tuple[ImageTokens, ...]:
     """What the rows see, in their order, from as few image tokens as possible."""
     shared, others = [], []
     for row in rows:
@@ -142,7 +144,7 @@ def _image(image_tokens_BxTxD: Array, rows: list[Rows], split: Split) -> tuple[I
     return (*own, *others)
 
 
-def _by_itself(row: Rows, split: Split) -> bool:
+def _by_itself(row: Rows, split: BatchSplit) -> bool:
     """Whether the tokens that a row sees are projected for it alone."""
     # The other picture may be in another piece, or on another device: its tokens are fewer bytes
     # than its keys.
@@ -150,7 +152,7 @@ def _by_itself(row: Rows, split: Split) -> bool:
     return elsewhere or (row.tokens_BxTxD is not None and row.replacement is None)
 
 
-def _order(row: Rows, split: Split) -> tuple[bool, ...]:
+def _order(row: Rows, split: BatchSplit) -> tuple[bool, ...]:
     """Rows that see the same come together; those with tokens of their own come last."""
     others = row.replacement is not None, row.other_B is not None
     return _by_itself(row, split), *others, row.detached

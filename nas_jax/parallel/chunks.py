@@ -1,5 +1,4 @@
-"""Exact gradient accumulation: a batch in pieces, one after the other, with the result of the whole
-batch.
+"""Exact gradient accumulation: a batch in pieces, with the result of the whole batch.
 
 Averaging the gradients of small batches would be another loss: ITC compares all pairs of the batch.
 So each part of the loss that works row by row runs in pieces which are computed again in the

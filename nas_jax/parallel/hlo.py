@@ -1,5 +1,4 @@
-"""What a compiled program says about itself: its collectives with their bytes, and the compiler's
-cycle estimates.
+"""What a compiled program tells: collectives with their bytes, and the compiler's cycle estimates.
 
 Reads the text of an optimised XLA module (`compiled.as_text()`). Cycle estimates are libtpu's, one
 a fusion; programs for other hardware have none. They leave out the time of collectives and of
@@ -117,9 +116,7 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]:
-    """Computation -> (how often it runs in a step, whether inside a conditional); fused ones are
-    not listed.
-    """
+    """Computation -> (runs in a step, whether inside a conditional); no fused ones."""
     runs: dict[str, tuple[int, bool]] = {}
 
     def visit(name: str, times: int, branch: bool) -> None:
@@ -143,8 +140,7 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler notes, or, as for TPUs it does not, by the limit in
-    its condition.
+    """How often a loop runs: as the compiler notes, else (TPUs) by the limit in its condition.
 
     The loops of JAX with a length count from 0 in ones.
     """

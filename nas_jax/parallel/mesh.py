@@ -114,8 +114,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
 
 
 def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The arrays of a tree whole, and of this process alone, for what is not computed together. All
-    must call it.
+    """The arrays of a tree whole, for this process alone. All processes must call it.
 
     With one process the arrays stay as they are.
     """
@@ -126,8 +125,7 @@ def everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def pin(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Fixes where an activation lives: one mesh axis (or axes, or None) for each of its leading
-    dimensions.
+    """Fixes where an activation lives: a mesh axis (or axes, or None) for each leading dimension.
 
     Does nothing unless a mesh is set (`jax.set_mesh`), so that models also run alone. Without it
     the partitioner may choose to gather a whole batch in the middle of a layer.
@@ -155,8 +153,9 @@ def pin_rows(x: Array) -> Array:
 
 
 def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
-    """x[index_B], where each index is in the row's own block of B / shards rows, so that no row
-    leaves its device.
+    """x[index_B]; no row leaves its device.
+
+    Each index must be in the row's own block of B / shards rows.
     """
     if shards == 1 and row_devices() > 1:
         return pin_rows(x[index_B])

@@ -81,8 +81,7 @@ def start(processes: Processes) -> None:
 
 
 def roll_call(processes: Processes) -> None:
-    """Returns on every process when all are there. Process 0 listens on the port after the
-    coordinator's.
+    """Returns on every process when all are there. The port is the coordinator's plus one.
 
     Raises HostError on every process that could be reached, naming those that did not come.
     """

@@ -97,9 +97,7 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 
 
 def format_placements(rows: list[Placement], mesh: Mesh) -> str:
-    """The table a run prints: equal rows of different layers are one line; * marks dimensions that
-    stay whole.
-    """
+    """The table a run prints, a line for equal rows of many layers; * marks unsplit dimensions."""
     groups: dict[tuple, list[Placement]] = {}
     for row in rows:
         name = re.sub(r"^(params|method_state/teacher|opt_state/.*?/(mu|nu))/", "", row.name)

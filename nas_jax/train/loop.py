@@ -45,14 +45,14 @@ HOST_FIELDS = ("skipped_B", "record_B")  # of a batch: not for the devices
 OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are positive
 
 
-class Metric(Protocol):
+class Measurement(Protocol):
     """What an evaluator returns a list of."""
 
     key: str
     value: float
 
 
-Evaluator = Callable[[PyTree, PyTree, int], Sequence[Metric]]
+Evaluator = Callable[[PyTree, PyTree, int], Sequence[Measurement]]
 """(params, method_state, step) -> metrics."""
 
 
@@ -97,7 +97,7 @@ class Training:
     data_id: str = ""
     # Called on the first process with the step and the metrics of an evaluation; gives what is
     # printed.
-    report: Callable[[int, Sequence[Metric]], str] | None = None
+    report: Callable[[int, Sequence[Measurement]], str] | None = None
 
 
 def run(

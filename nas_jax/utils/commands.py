@@ -23,8 +23,7 @@ def exit_code(
     argv: Sequence[str] | None = None,
     interrupted: str = "interrupted",
 ) -> int:
-    """Calls run(argv) and returns the exit code: what it returns if that is an int, else 0; of a
-    UserError its own.
+    """Calls run(argv); returns the exit code: its int, else 0, or that of a UserError.
 
     argv: default: those of the process. interrupted: what Ctrl-C prints; the code is then 130.
     """

@@ -14,16 +14,13 @@ MADV_HUGEPAGE, HUGE_PAGE = 14, 2 << 20
 
 
 def cpu_only() -> bool:
-    """Whether JAX will compute on the CPU: JAX_PLATFORMS says so, or there is no device file of an
-    accelerator.
-    """
+    """Whether JAX will compute on the CPU: by JAX_PLATFORMS, or for lack of an accelerator."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" if platforms else not any(map(glob.glob, ACCELERATORS))
 
 
 def keep_freed_memory(huge_pages: bool = True) -> bool:
-    """Lets this process keep memory that it frees, for its next allocation; returns whether the
-    system can.
+    """Lets this process keep freed memory for its next use; returns whether the system can.
 
     On CPUs a step takes its temporary arrays from malloc and gives them back. glibc returns arrays
     of that size to the system at once, which hands out empty pages again, one fault each 4 kB

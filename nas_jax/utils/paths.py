@@ -180,7 +180,10 @@ def _refusal(
 ) -> UserError:
     reason = in_words(error)
     if "access" in reason or getattr(error, "code", 0) in (401, 403):
-        remedy = "log in (gcloud auth application-default login), or give the account the roles of docs/launch.md"
+        remedy = (
+            "log in (gcloud auth application-default login), or give the account the roles of "
+            "docs/launch.md"
+        )
         return kind(f"{path}: {reason}", "a bucket that this account may read and write", remedy)
     return kind(f"{path}: {reason}", "a bucket that answers", "check the network, and start again")
 

@@ -23,8 +23,7 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def diff(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-    """The fields in which two nested dicts differ, as `train.steps (10, 20)`: value in `a`, value
-    in `b`.
+    """The fields in which two nested dicts differ, as `train.steps (10, 20)`: in `a`, in `b`.
 
     A list equals a tuple of the same items, so that a config equals its JSON. `ignore`: dotted
     fields or sections.

@@ -532,14 +532,17 @@ values = np.random.default_rng(0).normal(size=(4, 3000)).astype(np.float32)
 directory, said = Path(sys.argv[3]), []
 with CheckpointManager(directory) as manager:
     for step in (1, 2):
-        state = {"w": jax.make_array_from_callback(values.shape, sharding, lambda index: values[index] + step)}
+        part = lambda index: values[index] + step
+        state = {"w": jax.make_array_from_callback(values.shape, sharding, part)}
         manager.save(step, state, {"next_step": step}, {})
 if jax.process_index() == 0:  # half of what the other process wrote
-    file = max((directory / "2/state/ocdbt.process_1").rglob("*"), key=lambda path: path.stat().st_size)
+    files = (directory / "2/state/ocdbt.process_1").rglob("*")
+    file = max(files, key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:1000])
 jax.experimental.multihost_utils.sync_global_devices("damaged")
 with CheckpointManager(directory, say=said.append) as manager:
-    state, position = manager.restore({"w": jax.ShapeDtypeStruct(values.shape, jnp.float32, sharding=sharding)})
+    shape = jax.ShapeDtypeStruct(values.shape, jnp.float32, sharding=sharding)
+    state, position = manager.restore({"w": shape})
     assert manager.latest_step() == 1
 for shard in state["w"].addressable_shards:
     np.testing.assert_array_equal(shard.data, values[shard.index] + 1)

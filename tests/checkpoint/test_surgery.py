@@ -10,11 +10,9 @@ import tiny
 
 from nas_jax.checkpoint.surgery import (
     adapt,
-    adapt_dictionary,
     bicubic_weights,
     resize_image_positions,
 )
-from nas_jax.models.codebook import DictionaryState, init_dictionary
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import named_leaves
 
@@ -145,42 +143,3 @@ def test_wrong_shapes_and_foreign_weights_are_errors():
         adapt({"module.x": np.zeros(3)}, params(abstract=True))
     with pytest.raises(CheckpointError, match="one CLS token and a square number of patches"):
         resize_image_positions(np.zeros((1, 13, 4)), 17)
-
-
-def dictionary(codes=6):
-    state = init_dictionary(jax.random.key(1), codes, 4)
-    counts = jnp.asarray([5.0, 1.0, 8.0, 2.0, 0.5, 3.0])
-    return state.replace(
-        counts_K=counts,
-        sums_KxD=state.codes_KxD * counts[:, None],
-        last_use_K=jnp.arange(6, dtype=jnp.int32),
-    )
-
-
-def test_fewer_codes_are_the_most_used():
-    state = dictionary()
-    fewer = adapt_dictionary(state, 3)
-    for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K"):
-        np.testing.assert_array_equal(
-            getattr(fewer, name), getattr(state, name)[jnp.array([0, 2, 5])], strict=True
-        )
-    same = adapt_dictionary(vars(state), 6)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), same, state)
-
-
-def test_more_codes_split_the_busiest():
-    state = dictionary()
-    more = adapt_dictionary(state, 9)
-    assert isinstance(more, DictionaryState) and more.codes_KxD.shape == (9, 4)
-    np.testing.assert_array_equal(more.codes_KxD[:6], state.codes_KxD)
-    # 8 -> 4 4, 5 -> 2.5 2.5, 4 -> 2 2
-    np.testing.assert_array_equal(more.counts_K, [2.5, 1, 2, 2, 0.5, 3, 4, 2.5, 2])
-    assert more.counts_K.sum() == state.counts_K.sum()
-    np.testing.assert_allclose(more.sums_KxD, more.codes_KxD * more.counts_K[:, None], rtol=1e-5)
-    parents = state.codes_KxD[jnp.array([2, 0, 2])]
-    moved = jnp.linalg.norm(more.codes_KxD[6:] - parents, axis=1)
-    assert (moved > 0).all() and (moved < 0.1).all()
-    # the same each time
-    jax.tree.map(np.testing.assert_array_equal, more, adapt_dictionary(state, 9))
-    with pytest.raises(CheckpointError, match="0 codes; expected at least 1"):
-        adapt_dictionary(state, 0)

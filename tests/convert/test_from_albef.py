@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -19,12 +20,14 @@ from benchmarks import parity
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.checkpoint.surgery import resize_image_positions
 from nas_jax.convert import folder
-from nas_jax.methods import make_method
+from nas_jax.methods import METHODS, make_method
+from nas_jax.methods.method import Method
+from nas_jax.models.codebook import DictionaryState
 from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from nas_jax.train.start import _restore, with_weights
+from nas_jax.train.start import SavedState, with_weights
 from nas_jax.train.state import init_state
 from nas_jax.utils.errors import ConfigError
 
@@ -57,26 +60,21 @@ def equal(one, two):
 def test_the_recorded_outputs_are_reproduced(converted):
     weights, _, _ = folder.read(converted[0])
     recorded = parity.load(FIXTURE)
-    method = make_method(
-        weights.method, weights.model, recorded.method.ctx.tables, tiny.SPECIAL, 1, 1
-    )
-    _, state = jax.eval_shape(method.init, jax.random.key(0))
-    dictionary = type(state.dictionary)(**jax.tree.map(jax.numpy.asarray, weights.dictionary))
+    method = make_method(weights.method, weights.model, recorded.method.setting)
+    state = {"dictionary": DictionaryState(**weights.state["dictionary"])}
     batch = recorded.batch
 
     @jax.jit
-    def outputs(params):
-        image_tokens, _ = method.encode_image(
-            params, recorded.state.replace(dictionary=dictionary), batch["image_BxHxWx3"]
-        )
-        text_tokens, text = method.encode_text(
-            params, batch["token_ids_BxL"], batch["token_mask_BxL"]
-        )
-        logits = method.match(params, image_tokens, text_tokens, batch["token_mask_BxL"])
-        return image_tokens, text_tokens, logits
+    def outputs(params, state):
+        image_tokens, _ = method.encode_image(params, state, batch["image_BxHxWx3"])
+        texts = batch["token_ids_BxL"], batch["token_mask_BxL"]
+        text_tokens, _ = method.encode_text(params, *texts)
+        scores = method.score(params, image_tokens, text_tokens[:, None], texts[1][:, None])
+        match, margin = scores["itm_logit"][:, 0], scores["itm"][:, 0]
+        return image_tokens, text_tokens, jax.numpy.stack([match - margin, match], axis=1)
 
     with jax.default_matmul_precision("highest"):
-        image_tokens, text_tokens, logits = outputs(weights.params)
+        image_tokens, text_tokens, logits = outputs(weights.params, state)
     out = recorded.arrays
     pairs = len(logits)
     for ours, theirs in (
@@ -88,11 +86,13 @@ def test_the_recorded_outputs_are_reproduced(converted):
         assert parity.scaled_error(ours, theirs) < 1e-4
     # And what no forward pass reads: the teacher, the queues, the statistics of the dictionary.
     equal(weights.params, jax.device_get(recorded.params))
-    equal(weights.teacher, jax.device_get(recorded.state.teacher))
-    equal(weights.queue, vars(jax.device_get(recorded.state.queue)))
-    ours, theirs = dict(weights.dictionary), vars(jax.device_get(recorded.state.dictionary))
-    assert ours.pop("step") == 1 and theirs.pop("step") == 0  # past its start from data
-    equal(ours, dict(theirs))
+    theirs = jax.device_get(recorded.state)
+    theirs = {"teacher": theirs["teacher"]} | {
+        name: dict(vars(theirs[name])) for name in ("queue", "dictionary")
+    }
+    assert weights.state["dictionary"].pop("step") == 1  # past its start from data
+    assert theirs["dictionary"].pop("step") == 0
+    equal(weights.state, theirs)
 
 
 def pretraining(state):
@@ -159,7 +159,7 @@ def test_there_and_back_are_the_same_bits(kind, recorded, sizes, convert, tmp_pa
             "new     image_proj/... (2 arrays)" in printed
             and "classifier of a fine-tuned task" in printed
         )
-        assert folder.read(tmp_path / "weights")[0].teacher is None
+        assert folder.read(tmp_path / "weights")[0].state == {}
 
 
 def test_a_run_of_ours_goes_out_as_the_authors_load_it(converted, convert, tmp_path):
@@ -186,6 +186,18 @@ def test_a_run_of_ours_goes_out_as_the_authors_load_it(converted, convert, tmp_p
     assert code == 4 and "there already" in printed
 
 
+def test_a_method_that_albefs_code_does_not_have_is_refused(
+    converted, convert, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(METHODS, "other", Method)
+    shutil.copytree(converted[0], tmp_path / "w")
+    config = json.loads((tmp_path / "w/config.json").read_text())
+    (tmp_path / "w/config.json").write_text(json.dumps(config | {"method": {"name": "other"}}))
+    code, printed = convert("to-albef", tmp_path / "w", "--out", tmp_path / "b.pth")
+    assert code == 2 and printed.count("\n") == 1 and not (tmp_path / "b.pth").exists()
+    assert "the method other; expected albef or nas" in printed
+
+
 def test_another_size_of_picture(converted, sizes, convert, tmp_path):
     code, printed = convert(
         "from-albef", converted[1], "--sizes", sizes, "--image-size", 96, "--out", tmp_path / "w"
@@ -193,7 +205,10 @@ def test_another_size_of_picture(converted, sizes, convert, tmp_path):
     assert code == 0 and "64 -> 96 pixels" in printed
     large, small = folder.read(tmp_path / "w")[0], folder.read(converted[0])[0]
     assert large.model.image_size == 96
-    for ours, theirs in ((large.params, small.params), (large.teacher, small.teacher)):
+    for ours, theirs in (
+        (large.params, small.params),
+        (large.state["teacher"], small.state["teacher"]),
+    ):
         position_1xTxD = theirs["image_encoder"]["position_embedding"]
         np.testing.assert_array_equal(
             ours["image_encoder"]["position_embedding"], resize_image_positions(position_1xTxD, 37)
@@ -204,7 +219,7 @@ def test_a_run_starts_from_the_folder_with_every_array_in_its_place(converted):
     """On a mesh of 2: read sharded; teacher and queues only where they are asked for."""
     weights, _, _ = folder.read(converted[0])
     optimizer, _ = make_optimizer(OptimizerConfig(schedule="smooth"), 100, 10)
-    method = make_method(weights.method, weights.model, tiny.TABLES, tiny.SPECIAL, 1, 1)
+    method = make_method(weights.method, weights.model, tiny.setting())
     shapes = jax.eval_shape(lambda: init_state(method, optimizer, 0))
     shardings = state_shardings(shapes, make_mesh(MeshConfig(fsdp=2)))
     fresh = jax.tree.map(
@@ -213,17 +228,24 @@ def test_a_run_starts_from_the_folder_with_every_array_in_its_place(converted):
         shardings,
     )
     with CheckpointManager(converted[0] / "checkpoints", read_only=True) as manager:
-        read = _restore(manager, "params", fresh.params, shardings.params)
+        said = []
+        saved = SavedState(manager, shardings, whole=False, say=said.append)
+        read = saved.restore("params", fresh.params, shardings.params)
         assert jax.tree.all(
             jax.tree.map(lambda leaf, there: leaf.sharding == there, read, dict(shardings.params))
         )
-        said = []
-        for state_too, teacher in ((False, weights.params), (True, weights.teacher)):
-            state = with_weights(fresh, shardings, manager, said.append, state_too)
+        for state_too, teacher in ((False, weights.params), (True, weights.state["teacher"])):
+            saved = SavedState(manager, shardings, state_too, said.append)
+            state = with_weights(fresh, shardings, saved, method.start_from)
             equal(jax.device_get(state.params), weights.params)
-            equal(jax.device_get(state.method_state.teacher["text_proj"]), teacher["text_proj"])
-            queue = weights.queue["image_QxE"] if state_too else np.zeros((36, 32), np.float32)
-            np.testing.assert_array_equal(state.method_state.queue.image_QxE, queue)
+            found = jax.device_get(state.method_state)
+            equal(found["teacher"]["text_proj"], teacher["text_proj"])
+            saved_QxE = weights.state["queue"]["image_QxE"]
+            queue_QxE = saved_QxE if state_too else np.zeros((36, 32), np.float32)
+            np.testing.assert_array_equal(found["queue"].image_QxE, queue_QxE)
+            np.testing.assert_array_equal(
+                found["dictionary"].codes_KxD, weights.state["dictionary"]["codes_KxD"]
+            )
         assert "new" not in " ".join(said)
     with pytest.raises(ConfigError, match="without train.weights"):
         TrainConfig(weights_state=True).validate()

@@ -418,7 +418,7 @@ def test_an_export_of_ours_comes_back_with_its_bits(convert, tmp_path):
     code, printed = convert("from-hf", tmp_path, "--out", tmp_path / "w")
     assert code == 0, printed
     back = read(tmp_path / "w")
-    leaves = named_leaves(back.params) | named_leaves({"dictionary": back.dictionary})
+    leaves = named_leaves(back.params) | named_leaves(back.state)
     assert leaves.keys() == arrays.keys() and all(
         np.array_equal(leaves[name], arrays[name]) for name in arrays
     )

@@ -24,6 +24,8 @@ from nas_jax.convert.__main__ import main
 from nas_jax.data.config import DataConfig
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
+from nas_jax.methods import METHODS
+from nas_jax.methods.method import Method
 from nas_jax.models.codebook import DictionaryState
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
@@ -51,7 +53,7 @@ def save_run(
     model = tiny.model(
         vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
     )  # as long as captions: one shape to compile
-    method = tiny.method(variant, name="albef" if variant == "albef" else "nas", model=model).config
+    method = tiny.method(variant, model=model).config
     run = RunConfig(
         model=model,
         method=method,
@@ -182,8 +184,7 @@ def test_an_export_gives_back_its_bits(
         assert text in card
     assert str(tmp_path) not in card + (out / "config.json").read_text()
 
-    params, config = hf_names.params_from_export(out)
-    dictionary = hf_names.dictionary_from_export(out)
+    params, state = hf_names.read_export(out)
     with CheckpointManager(workdir / "checkpoints", read_only=True) as manager:
         saved = named_leaves(
             {
@@ -191,12 +192,12 @@ def test_an_export_gives_back_its_bits(
                 "d": manager.restore_part("method_state/dictionary"),
             }
         )
-    exported = named_leaves({"params": params, "d": dictionary})
+    exported = named_leaves({"params": params, "d": state["dictionary"]})
     assert exported.keys() == saved.keys()
     for name, array in saved.items():
         assert (exported[name].dtype, exported[name].shape) == (array.dtype, array.shape)
         assert exported[name].tobytes() == array.tobytes(), name
-    assert hf_names.model_config(config).vit_heads == 4
+    assert hf_names.model_config(hf_names.read_config(out)).vit_heads == 4
 
 
 def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
@@ -209,7 +210,36 @@ def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
         "dictionary_tokens",
         "generator_logits",
     }
-    assert hf_names.dictionary_from_export(tmp_path / "out") is None
+    assert hf_names.read_export(tmp_path / "out")[1] == {}
+
+
+@pytest.mark.parametrize("variant", ["albef", "nas"])
+def test_the_config_of_an_older_run_gives_the_same_export(tokenizer, variant):
+    """When all methods had the fields of NAS, and `plain`."""
+    model = tiny.model(vocab_size=tokenizer.vocab_size)
+
+    def exported(method: dict) -> dict:
+        config = {"model": dataclasses.asdict(model), "method": method, "data": {}}
+        found = Trained(Path("run"), 3, json.loads(json.dumps(config)), {}, {})
+        return to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
+
+    method = tiny.method(variant).config
+    nas = dataclasses.asdict(tiny.method(variant, name="nas").config)
+    older = nas | {"name": method.name, "plain": False}
+    assert exported(older) == exported(dataclasses.asdict(method))
+    assert exported(older)["text_generator"] == (variant == "nas")
+
+
+def test_a_method_without_a_class_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "other", Method)
+    config = {"model": dataclasses.asdict(tiny.model()), "method": {"name": "other"}}
+    with CheckpointManager(tmp_path / "run/checkpoints") as manager:
+        manager.save(3, {"params": {"w": np.ones(2)}}, {"next_step": 3}, {"config": config})
+    assert main(["to-hf", "--checkpoint", str(tmp_path / "run"), "--out", f"{tmp_path}/out"]) == 2
+    said = capsys.readouterr().err
+    assert "method other, which has no Hugging Face class; expected" in said
+    assert "one: albef, nas. " in said and "Method.hf_class" in said and said.count("\n") == 1
+    assert os.listdir(tmp_path) == ["run"]
 
 
 def test_every_name_goes_there_and_back(workdir):
@@ -313,8 +343,8 @@ def test_the_gate_refuses(
 
 
 def test_nan_is_refused():
-    assert not gate.Row("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
-    assert not gate.Row("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.array([1, np.nan])), 1e-4).passed
+    assert not gate.OutputRow("x", gate.difference(np.ones(2), np.ones(3)), 1e-4).passed
 
 
 def test_codes_that_are_equally_near_are_ties_and_others_are_not():
@@ -362,7 +392,7 @@ def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_pat
     to_hf.write_weights(tmp_path, found, lambda line: None)
     file, back = (
         tmp_path / "model.safetensors",
-        functools.partial(hf_names.params_from_export, tmp_path),
+        functools.partial(hf_names.read_export, tmp_path),
     )
     back()
     weights, whole = load_file(file), file.read_bytes()

@@ -125,9 +125,7 @@ def test_same_tokenizer_after_pickle_and_save(tmp_path):
 
 
 def test_learning_is_deterministic():
-    """The library's trainer is not: it numbers letters in the order of a hash table with a new seed
-    in each process.
-    """
+    """The library's trainer is not: it numbers letters in the order of a randomly seeded hash."""
     program = """
 from nas_jax.data.tokenizer import learn_wordpiece
 # ties everywhere

@@ -26,7 +26,8 @@ folder.mkdir(parents=True, exist_ok=True)
 with (folder / "starts").open("a") as file:
     names = "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_LOCAL_DEVICE_IDS"
     words = [name + "=" + os.environ.get(name, "") for name in names]
-    file.write(" ".join([*sys.argv[1:], *words, "cache=" + os.environ["JAX_COMPILATION_CACHE_DIR"]]) + "\\n")
+    cache = "cache=" + os.environ["JAX_COMPILATION_CACHE_DIR"]
+    file.write(" ".join([*sys.argv[1:], *words, cache]) + "\\n")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 codes = (folder / "codes").read_text().split()
 number = len((folder / "starts").read_text().splitlines()) - 1
@@ -168,7 +169,10 @@ def test_a_worker_is_started_with_its_numbers_options_and_cache(place):
 def test_xla_knows_the_options_for_gpus():
     """An unknown one ends the process. Those for TPUs are not in this build of XLA."""
     flags = re.search(r"XLA_FLAGS=(--xla_gpu\S+)", (ROOT / "launch/worker.sh").read_text())[1]
-    code = "import os; os.environ['XLA_FLAGS'] = {!r}; import jaxlib.xla_client; jaxlib.xla_client.make_cpu_client()"
+    code = (
+        "import os; os.environ['XLA_FLAGS'] = {!r}; "
+        "import jaxlib.xla_client; jaxlib.xla_client.make_cpu_client()"
+    )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     for options, right in ((flags, True), (flags + "x", False)):
         program = [sys.executable, "-c", code.format(options)]

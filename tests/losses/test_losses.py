@@ -27,9 +27,8 @@ def test_itc_without_queue_and_teacher_is_plain_infonce():
     image, text, temp = unit_rows(5, 8, 0), unit_rows(5, 8, 1), 0.1
     queue = init_queue(jax.random.key(0), 0, 8)
     targets = positives(jnp.arange(5), queue.image_id_Q, by_id=False)
-    loss, _, _ = itc_loss(
-        image, text, image, text, queue, targets, jnp.float32(temp), jnp.float32(0.0)
-    )
+    both, zero = (image, text), jnp.float32(0.0)
+    loss, _, _ = itc_loss(both, both, queue, targets, jnp.float32(temp), zero)
     logits = np.asarray(image) @ np.asarray(text).T / temp
     expected = -(np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits.T)).mean()) / 2
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -41,10 +40,8 @@ def test_itc_soft_targets_and_queue_follow_the_definition():
     targets = positives(jnp.arange(4), queue.image_id_Q, by_id=False)
     alpha, temp = 0.4, 0.07
     loss, i2t, _ = itc_loss(
-        image,
-        text,
-        taught_image,
-        taught_text,
+        (image, text),
+        (taught_image, taught_text),
         queue,
         targets,
         jnp.float32(temp),
@@ -155,23 +152,23 @@ def test_masking_follows_bert_and_leaves_specials_and_padding_alone():
     batch = tiny.batch(400, 12)
     ids, mask = np.asarray(batch["token_ids_BxL"]), np.asarray(batch["token_mask_BxL"])
     texts = (batch["token_ids_BxL"], batch["token_mask_BxL"])
-    masked = mask_tokens(jax.random.key(0), *texts, tiny.SPECIAL, tiny.VOCAB, 0.3)
+    masked = mask_tokens(jax.random.key(0), *texts, tiny.VOCABULARY, 0.3)
     picked = np.zeros_like(mask)
     real = np.asarray(masked.weights_BxM) > 0
     picked[np.nonzero(real)[0], np.asarray(masked.positions_BxM)[real]] = True
-    eligible = mask & (ids != tiny.SPECIAL.cls)
+    eligible = mask & (ids != tiny.VOCABULARY.cls)
     assert not (picked & ~eligible).any()
     assert picked.sum() / eligible.sum() == pytest.approx(0.3, abs=0.03)
     new = np.asarray(masked.token_ids_BxL)
     np.testing.assert_array_equal(new[~picked], ids[~picked])
-    assert (new[picked] == tiny.SPECIAL.mask).mean() == pytest.approx(
+    assert (new[picked] == tiny.VOCABULARY.mask).mean() == pytest.approx(
         0.8 + 0.1 / tiny.VOCAB, abs=0.04
     )
     assert (new[picked] == ids[picked]).mean() == pytest.approx(0.1 + 0.1 / tiny.VOCAB, abs=0.04)
     rows, positions = np.nonzero(real)[0], np.asarray(masked.positions_BxM)[real]
     np.testing.assert_array_equal(np.asarray(masked.targets_BxM)[real], ids[rows, positions])
 
-    capped = mask_tokens(jax.random.key(0), *texts, tiny.SPECIAL, tiny.VOCAB, 0.3, max_masked=2)
+    capped = mask_tokens(jax.random.key(0), *texts, tiny.VOCABULARY, 0.3, max_masked=2)
     assert capped.positions_BxM.shape == (400, 2)
     changed = (np.asarray(capped.token_ids_BxL) != ids).sum(-1)
     # nothing is corrupted that the loss does not see
@@ -183,8 +180,7 @@ def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
     masked = mask_tokens(
         jax.random.key(3),
         *(batch[k] for k in ("token_ids_BxL", "token_mask_BxL")),
-        tiny.SPECIAL,
-        tiny.VOCAB,
+        tiny.VOCABULARY,
         0.4,
     )
     rng = np.random.default_rng(0)

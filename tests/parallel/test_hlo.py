@@ -67,7 +67,8 @@ TEXT = """HloModule step
 }
 %body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
   %f = f32[8]{0} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
-  %g = bf16[4,8]{1,0} all-gather(%x), channel_id=7, replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
+  %g = bf16[4,8]{1,0} all-gather(%x), channel_id=7, \
+replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
 }
 %below (t: (s32[], f32[8])) -> pred[] {
   %limit.1 = s32[]{:T(128)} constant(3)
@@ -82,10 +83,12 @@ TEXT = """HloModule step
   %s = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"5000"}
 }
 %all-reduce-scatter.1 (p: f32[8,4]) -> f32[2,4] {
-  %z = f32[8,4]{1,0} all-reduce(%p), channel_id=11, replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%fused
+  %z = f32[8,4]{1,0} all-reduce(%p), channel_id=11, \
+replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%fused
 }
 ENTRY %main (x: f32[8]) -> f32[8] {
-  %w = (s32[], f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %w = (s32[], f32[8]) while(%t), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"12"}}
   %v = (s32[], f32[8]) while(%t), condition=%below, body=%short, metadata={op_name="while"}
   %u = (s32[], f32[8]) while(%t), condition=%unseen, body=%short, metadata={op_name="while"}
   %o = f32[8]{0} conditional(%p, %a, %b), branch_computations={%rare, %rare}

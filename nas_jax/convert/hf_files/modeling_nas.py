@@ -1,5 +1,4 @@
-"""ALBEF (Li et al., NeurIPS 2021) and NAS (Wang et al., AAAI 2025) in PyTorch, for weights that
-nas_jax has trained.
+"""ALBEF (Li et al. 2021) and NAS (Wang et al. 2025) in PyTorch, for weights from nas_jax.
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     output = model(pixel_values=..., input_ids=..., attention_mask=...)
@@ -191,9 +190,7 @@ class MlmHead(nn.Module):
 
 
 class Dictionary(nn.Module):
-    """The codes, and the statistics that they follow in training; nothing here is trained by
-    gradient.
-    """
+    """The codes, and the statistics that they follow in training; no gradients."""
 
     def __init__(self, config):
         super().__init__()
@@ -290,9 +287,7 @@ class NasModel(PreTrainedModel):
         self.text_encoder.word_embedding = value
 
     def encode_image(self, pixel_values):
-        """Normalised pictures (B, 3, S, S) -> image tokens (B, N + 1, D) and unit ITC features (B,
-        E).
-        """
+        """Normalised pictures (B, 3, S, S) -> tokens (B, N + 1, D) and unit ITC features (B, E)."""
         tokens = self.image_encoder(pixel_values)
         return tokens, F.normalize(self.image_proj(tokens[:, 0]), dim=-1)
 
@@ -311,8 +306,7 @@ class NasModel(PreTrainedModel):
         return self.encode_text(input_ids, attention_mask)[1]
 
     def look_up(self, image_tokens, code_ids=None):
-        """Image tokens -> dictionary tokens (B, N + 1, D), [CLS] untouched, and the code of each
-        patch (B, N).
+        """Image tokens -> dictionary tokens (B, N + 1, D), [CLS] as it was, and codes (B, N).
 
         code_ids: take these codes instead of the nearest ones.
         """
@@ -321,7 +315,7 @@ class NasModel(PreTrainedModel):
         features = self.neck.features(image_tokens[:, 1:])
         if code_ids is None:
             code_ids = self.dictionary.distances(features).argmin(-1)
-        # straight-through
+        # straight-through gradient
         quantized = features + (self.dictionary.codes[code_ids] - features).detach()
         return torch.cat([image_tokens[:, :1], self.neck(features, quantized)], dim=1), code_ids
 

@@ -1,5 +1,6 @@
-"""Turns pictures with captions into a prepared folder (nas_jax/data/prepared.py), once, and says
-what was lost.
+"""Turns pictures with captions into a prepared folder, and says what was lost.
+
+The folder is described in nas_jax/data/prepared.py.
 
     python -m nas_jax.data.prepare 'cc3m/*.tar' --out data/cc3m --licence "see the data set's page"
     python -m nas_jax.data.prepare dataset_coco.json --image-root coco --split train,restval --out
@@ -8,7 +9,7 @@ what was lost.
 
 The story of a picture: `inputs` cuts what it is given into units (a tar, or some thousand entries
 of a list) and reads them with `tars` and `lists`, which mend captions and give each picture as a
-Pair or a Loss (`items`). `units` decodes and hashes it and writes unit k as shard k; `workers` does
+InputPair or a Loss (`items`). `units` decodes and hashes it and writes unit k as shard k; `workers` does
 many units at once. `build` decides which units are left to do, as an interrupted run goes on at the
 first that is not finished and none is done twice. `manifest` adds all up and writes, last of all,
 the file that makes the folder a data set; `folder` keeps what stands in it whole. `against` takes

@@ -1,6 +1,4 @@
-"""--against: pictures of evaluation sets in a prepared folder, found by their hashes and, if asked,
-left out.
-"""
+"""--against: pictures of evaluation sets in a prepared folder, found by hash, left out if asked."""
 
 from __future__ import annotations
 
@@ -56,8 +54,9 @@ def check_overlap(
     max_distance: int = MAX_DISTANCE,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Compares a prepared folder with an evaluation set; returns the manifest, which then says what
-    was found.
+    """Compares a prepared folder with an evaluation set, and notes in the manifest what it found.
+
+    Returns the manifest.
 
     Args:
       other: a prepared folder, or an input as `prepare` takes it, of which only the hashes are
@@ -154,7 +153,7 @@ def _open_other(
     listed = list_inputs((other,))
     if other.startswith("tfds:"):
         source = open_tfds(other, "")
-        # NAME/SPLIT
+        # as NAME/SPLIT
         name = source.key_of("") + (other.removeprefix("tfds:").partition(":")[2] or "train")
         id_ = source.identity()
     else:
@@ -184,9 +183,7 @@ def _about_of(
 
 
 def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, Counter[str]]:
-    """Shard -> which of the keys it holds, and how often; shards with none of them are not in
-    it.
-    """
+    """Shard -> which of the keys it holds, and how often; only shards that hold some."""
     found = {
         number: Counter(row.key for row in read_about(out / shard["about"]) if row.key in keys)
         for number, shard in enumerate(manifest["shards"] if keys else ())

@@ -38,8 +38,7 @@ def prepare(
     max_lost: float = 0.05,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Prepares the folder `out` from the inputs, or finishes what an earlier call began; returns
-    the manifest.
+    """Prepares the folder `out`, or finishes what an earlier call began. Returns the manifest.
 
     Args:
       workers: processes; None takes one a core, 0 works in this process.

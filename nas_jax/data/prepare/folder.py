@@ -1,5 +1,4 @@
-"""The folder that is written: whom it belongs to, what is finished in it, and files that are whole
-or not there.
+"""The folder that is written: its owner, what is finished, and files that are whole or absent.
 
 Beside what a reader sees (nas_jax/data/prepared.py), a folder UNITS holds what each shard adds to
 the manifest and which inputs and options the folder was made from.

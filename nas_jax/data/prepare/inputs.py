@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nas_jax.data.prepare.items import Loss, Pair, Unit, mended_captions, printable
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
 from nas_jax.data.prepare.lists import (
     CAPTION_FIELDS,
     IMAGE_FIELDS,
@@ -204,9 +204,7 @@ def plan(
 
 
 def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int) -> Iterator[Unit]:
-    """Units of a list: cut where `size` is reached and the picture changes, so that its captions
-    stay together.
-    """
+    """Units of a list: cut after `size` entries or more, never between captions of one picture."""
     columns = columns_of(path) if kind == "tsv" else ()
     items = stream_array(path) if kind == "albef" else stream_lines(path, columns)
     start = end = count = total = 0
@@ -258,7 +256,7 @@ def _check_some_exist(path: str, root: str, images: Sequence[str]) -> None:
         )
 
 
-def read_unit(unit: Unit) -> Iterator[Pair | Loss]:
+def read_unit(unit: Unit) -> Iterator[InputPair | Loss]:
     """The pictures of a unit in their order, each once. Pictures are not decoded here."""
     if unit.kind == "webdataset":
         return read_tar(unit.path)
@@ -274,7 +272,7 @@ def open_tfds(entry: str, captions: str):
     return TfdsSource(entry, clean=False, captions_field=captions)
 
 
-def _read_tfds(unit: Unit) -> Iterator[Pair | Loss]:
+def _read_tfds(unit: Unit) -> Iterator[InputPair | Loss]:
     from nas_jax.data.tfds_source import NoCaption
 
     source = open_tfds(unit.path, *unit.columns or ("",))
@@ -290,7 +288,7 @@ def _read_tfds(unit: Unit) -> Iterator[Pair | Loss]:
         captions, mended = mended_captions(record.captions)
         if captions:
             image = record.image if isinstance(record.image, bytes) else _as_png(record.image)
-            yield Pair(
+            yield InputPair(
                 printable(record.key), image, captions, len(record.captions), mended, unit.path
             )
         else:

@@ -1,6 +1,4 @@
-"""What passes from the readers of inputs to the writers of shards: units of work, pictures and
-losses.
-"""
+"""What readers of inputs hand to writers of shards: units of work, pictures and losses."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def overlap_reason(name: str) -> str:
     return f"overlap with {name}"
 
 
-class Pair(NamedTuple):
+class InputPair(NamedTuple):
     """A picture as the input holds it, with its usable captions."""
 
     key: str
@@ -75,8 +73,7 @@ class Unit:
 
 
 def mend(text: str) -> str:
-    """A caption without control characters (but tab and line ends), and with what is no UTF-8 as
-    U+FFFD.
+    """A caption without control characters (but tab and line ends); what is no UTF-8 is U+FFFD.
 
     Control characters that are white space become blanks. Unreadable bytes come as lone surrogates.
     """

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_jax.data.prepare.items import Loss, Pair, Unit, mended_captions, printable
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
 from nas_jax.utils.errors import ConfigError, DataError
 
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
@@ -34,9 +34,7 @@ Entry = tuple[str, Sequence[str]]
 
 
 def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
-    """(first byte, byte after the last, value) of each entry of a json list, a chunk of the file at
-    a time.
-    """
+    """(first byte, byte after the last, value) of each entry of a json list, as a stream."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     with open(path, "rb") as file:
         # of `text[position]` in the file
@@ -136,9 +134,7 @@ def captions_of(entry: Any) -> list[str] | None:
 
 
 def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]:
-    """Kind and (picture path, captions) of COCO's captions or Karpathy's splits, in the order of
-    the pictures.
-    """
+    """Kind and (picture path, captions) of COCO's or Karpathy's json, in the pictures' order."""
     try:
         content = json.loads(
             Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"), strict=False
@@ -206,7 +202,7 @@ def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[E
 # ----------------------------------------------------------------------------------------- one unit
 
 
-def read_list(unit: Unit) -> Iterator[Pair | Loss]:
+def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
     listed = unit.kind in ("coco", "karpathy")
     for item in unit.entries if listed else _merge_neighbours(_entries(unit)):
         if isinstance(item, Loss):
@@ -227,7 +223,7 @@ def read_list(unit: Unit) -> Iterator[Pair | Loss]:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             yield Loss("unreadable file", printable(image), unit.path, str(error), len(texts))
         else:
-            yield Pair(printable(image), data, captions, len(texts), mended, unit.path)
+            yield InputPair(printable(image), data, captions, len(texts), mended, unit.path)
 
 
 def _entries(unit: Unit) -> Iterator[Entry | Loss]:

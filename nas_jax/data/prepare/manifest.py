@@ -1,6 +1,4 @@
-"""The manifest: what all units together hold and lost, the id of the content, and the tables that a
-run prints.
-"""
+"""The manifest: what all units hold and lost, the id of the content, and the printed tables."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ class Labels:
 def merge(
     out: Path, count: int, described: dict[str, Any], options: Options, labels: Labels
 ) -> dict[str, Any]:
-    """Makes the manifest and the list of losses from the finished units; the manifest comes
-    last.
-    """
+    """Makes the list of losses from the finished units, and then the manifest."""
     units = finished_units(out, count)
     losses = [loss for unit in units for loss in unit["losses"]]
     names = ("reason", "name", "file", "detail")
@@ -100,9 +96,7 @@ def relabel(out: Path, labels: Labels) -> dict[str, Any]:
 
 
 def _id(shards: Sequence[dict[str, Any]], options: Options) -> str:
-    """16 hexadecimal digits of the content: the same wherever and whenever the same pictures are
-    prepared.
-    """
+    """16 hexadecimal digits of the content: the same wherever the same pictures are prepared."""
     content = [
         FORMAT,
         options.short_side,
@@ -194,9 +188,7 @@ def _image_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _key_statistics(files: Sequence[Path]) -> dict[str, int]:
-    """Records whose key stood before, and keys that stand in several shards; eight bytes a record
-    are kept.
-    """
+    """Records whose key stood before, and keys of several shards; keeps eight bytes a record."""
     records, shards = 0, [np.zeros(0, np.uint64)]
     for path in files:
         try:

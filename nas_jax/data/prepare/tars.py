@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nas_jax.data.prepare.items import Loss, Pair, mended_captions, printable
+from nas_jax.data.prepare.items import InputPair, Loss, mended_captions, printable
 from nas_jax.data.prepare.lists import DECODER
 from nas_jax.data.sources import IMAGE_SUFFIXES
 from nas_jax.utils.errors import DataError
@@ -38,7 +38,7 @@ class _Sample:
     repeats: dict[str, int] = field(default_factory=dict)
 
 
-def read_tar(path: str) -> Iterator[Pair | Loss]:
+def read_tar(path: str) -> Iterator[InputPair | Loss]:
     """Counts as a picture: each key, each unsafe name, each repetition of a key, and one where a
     tar is cut.
     """
@@ -102,7 +102,7 @@ def _index(path: str) -> tuple[dict[str, _Sample], list[str], str]:
     return samples, list(unsafe), cut
 
 
-def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Pair | Loss:
+def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> InputPair | Loss:
     name = printable(key)
     texts, damaged = _tar_captions(descriptor, sample.parts)
     image = next(
@@ -113,13 +113,13 @@ def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Pair 
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("damaged json" if damaged else "no caption", name, path, "", len(texts))
-    return Pair(name, os.pread(descriptor, image[1], image[0]), captions, len(texts), mended, path)
+    return InputPair(
+        name, os.pread(descriptor, image[1], image[0]), captions, len(texts), mended, path
+    )
 
 
 def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
-    """All captions of a key, `caption` first, and whether its json cannot be read; as
-    WebDatasetSource has them.
-    """
+    """All captions of a key as WebDatasetSource has them, and whether its json is unreadable."""
     captions: list = []
     damaged = False
     if "json" in parts:

@@ -1,6 +1,4 @@
-"""One unit becomes one shard: pictures are decoded, hashed and perhaps shrunk; what fails is a loss
-with a reason.
-"""
+"""Makes a unit into a shard: pictures are decoded, hashed, perhaps shrunk; failures are losses."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from nas_jax.data.image_ops import ImageError, decode
 from nas_jax.data.overlap import exact_hash, perceptual_hash
 from nas_jax.data.prepare.folder import sha256_of, sync_folder, unit_path, write_whole
 from nas_jax.data.prepare.inputs import read_unit
-from nas_jax.data.prepare.items import Loss, Pair, Unit
+from nas_jax.data.prepare.items import InputPair, Loss, Unit
 from nas_jax.data.prepared import About, ShardWriter, about_name, count_records, pairs_name
 from nas_jax.data.sources import image_id_of
 from nas_jax.data.text_ops import clean_words
@@ -81,8 +79,7 @@ def prepare_unit(
     store: bool = True,
     tick: Callable[[int, int], None] = lambda seen, lost: None,
 ) -> tuple[int, int]:
-    """Reads a unit and writes shard `number` of the folder `out`, under its name only when it is
-    whole.
+    """Reads a unit and writes shard `number` of `out`, which gets its name when it is whole.
 
     Args:
       store: False writes the about file without the pictures.
@@ -96,7 +93,7 @@ def prepare_unit(
     with NewShard(out, number, store) as shard:
         for item in read_unit(unit):
             images_in += 1
-            if isinstance(item, Pair):
+            if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
                 item = _row(item, options)
             else:
@@ -122,7 +119,7 @@ def unit_fingerprint(unit: Unit, options: Options) -> dict[str, Any]:
     return unit.fingerprint() | {"options": options.fingerprint()}
 
 
-def _row(pair: Pair, options: Options) -> tuple[About, bytes] | Loss:
+def _row(pair: InputPair, options: Options) -> tuple[About, bytes] | Loss:
     """The record of a picture, or why there is none."""
     try:
         if not pair.image:
@@ -144,9 +141,7 @@ def _row(pair: Pair, options: Options) -> tuple[About, bytes] | Loss:
 
 
 class NewShard:
-    """A shard under temporary names; `finish` gives it its own, and without it nothing is left at
-    the end.
-    """
+    """A shard under temporary names until `finish`; without that, nothing is left at the end."""
 
     def __init__(self, out: Path, number: int, store: bool = True):
         self._out, self._number = out, number
@@ -248,8 +243,7 @@ def format_of(data: bytes) -> str:
 def shrink(
     image_HxWx3: np.ndarray, data: bytes, short_side: int, quality: int
 ) -> tuple[np.ndarray, bytes]:
-    """The picture with a short side of at most short_side pixels, and its file; unchanged where it
-    is small enough.
+    """The picture and its file, shrunk to a short side of short_side pixels if it is larger.
 
     Larger ones are shrunk with antialiasing (bicubic) and stored upright: as PNG where the file was
     lossless (PNG, GIF, BMP, TIFF) and shows at most PNG_COLOURS colours, so that drawings keep

@@ -80,9 +80,7 @@ class Progress:
         )
 
     def _total(self) -> float:
-        """Pictures in all units: as the lists say, for tars judged by those that are done; 0 before
-        one is.
-        """
+        """Pictures in all units: counted in lists, estimated for tars; 0 before one is done."""
         tars = sum(unit.size for unit in self._units if not unit.count)
         seen, size = (
             (sum(column) for column in zip(*self._weights, strict=True))
