@@ -3,8 +3,9 @@
 The folder is described in nas_jax/data/prepared.py.
 
     python -m nas_jax.data.prepare 'cc3m/*.tar' --out data/cc3m --licence "see the data set's page"
-    python -m nas_jax.data.prepare dataset_coco.json --image-root coco --split train,restval --out
-    data/coco python -m nas_jax.data.prepare --out data/cc3m --against data/coco_test --leave-out
+    python -m nas_jax.data.prepare dataset_coco.json --image-root coco --split train,restval \
+        --out data/coco
+    python -m nas_jax.data.prepare --out data/cc3m --against data/coco_test --leave-out
     python -m nas_jax.data.prepare --out data/cc3m --verify
 
 The story of a picture: `inputs` cuts what it is given into units (a tar, or some thousand entries
