@@ -393,7 +393,7 @@ class _Run:
             # last: a start that finds this entry does not evaluate again
             self.records.add(step, "eval", values)
 
-    def _metrics(self, state: PyTree, step: int) -> list[Metric]:
+    def _metrics(self, state: PyTree, step: int) -> list[Measurement]:
         evaluators = self.training.evaluators
         if not evaluators:
             return []
