@@ -23,6 +23,7 @@ from transformers import (
 
 from nas_jax.checkpoint.surgery import resize_image_positions
 from nas_jax.convert import folder, hf_names
+from nas_jax.kernels.last_layer import TextRows
 from nas_jax.models.bert import BertLayer, MlmHead, TextEncoder
 from nas_jax.models.vit import VisionTransformer
 from nas_jax.utils.trees import named_leaves
@@ -127,9 +128,8 @@ def check_text(text, params, model):
     @jax.jit
     def ours(params):
         tokens = TextEncoder(model).apply({"params": params["text_encoder"]}, ids, mask)
-        last = BertLayer(model).apply(
-            {"params": params["fusion_encoder"]["layer_0"]}, tokens, 3, mask
-        )
+        layer = {"params": params["fusion_encoder"]["layer_0"]}
+        last = BertLayer(model).apply(layer, tokens, 3, TextRows(mask))
         words = params["text_encoder"]["word_embedding"]["embedding"]
         return tokens, last, MlmHead(model).apply({"params": params["mlm_head"]}, last, words)
 
