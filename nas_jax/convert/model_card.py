@@ -88,10 +88,7 @@ def _front_matter(config: Mapping[str, Any]) -> str:
         *(f"- {tag}" for tag in tags),
         "---",
     )
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\n"
-        f"tags:\n{tags}- {config['method']}\n---"
-    )
+    return "\n".join(lines)
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
