@@ -14,8 +14,8 @@ from nas_jax.convert import folder
 from nas_jax.convert.albef_names import state_entries, student_entries, to_torch, tower_entries
 from nas_jax.convert.from_albef import MODULE
 from nas_jax.convert.torch_files import Tensors, write_state_dict
+from nas_jax.storage.paths import as_path
 from nas_jax.utils.errors import CheckpointError, ConfigError
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 

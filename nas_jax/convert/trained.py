@@ -24,9 +24,9 @@ from nas_jax.checkpoint.stored import (
     saved_shapes,
 )
 from nas_jax.convert.hf_names import DICTIONARY
+from nas_jax.storage.paths import absolute, check_bucket
 from nas_jax.train.workdir import CHECKPOINTS, read_config
 from nas_jax.utils.errors import CheckpointError
-from nas_jax.utils.paths import absolute, check_bucket
 from nas_jax.utils.trees import named_leaves
 
 

@@ -16,7 +16,6 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from nas_jax.data import storage
 from nas_jax.data.buckets import ByLength, Draw, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
@@ -27,6 +26,7 @@ from nas_jax.data.scenes import SceneSource, scene_eval_sets
 from nas_jax.data.sources import Source
 from nas_jax.data.text_ops import clean_words, prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
+from nas_jax.storage.reading import each
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -356,7 +356,7 @@ class _SideBySide:
     stack: _Stack
 
     def __call__(self, draws: list[Draw]) -> Batch:
-        return self.stack(list(storage.each(self.example, draws)))
+        return self.stack(list(each(self.example, draws)))
 
 
 class Batches:

@@ -32,13 +32,13 @@ from nas_jax.models.sizes import ModelConfig
 from nas_jax.negatives.nta import WordTables
 from nas_jax.parallel.mesh import make_mesh, replicated
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import as_path, check_bucket, reaching
 from nas_jax.train.workdir import CHECKPOINTS, CONFIG, EVALS, TOKENIZER, read_config
 from nas_jax.typing import Params
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.fields import build
 from nas_jax.utils.logging import Console, set_up_logging
-from nas_jax.utils.paths import as_path, check_bucket, reaching
 
 
 @dataclass(frozen=True)
