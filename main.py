@@ -1,11 +1,12 @@
 """Trains or evaluates one config, or says beforehand whether it will run.
 
-python main.py --config=configs/demo.py --workdir=runs/demo python main.py
---config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef python main.py
---config=configs/demo.py --workdir=runs/demo --mode=eval python main.py --config=configs/demo.py
---workdir=runs/demo --mode=eval --config.evals=valse,own --config.eval.data=data python main.py
---config=configs/demo.py --workdir=runs/demo --mode=check python main.py
---config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
+python main.py --config=configs/demo.py --workdir=runs/demo
+python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval \
+    --config.evals=valse,own --config.eval.data=data
+python main.py --config=configs/demo.py --workdir=runs/demo --mode=check
+python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
 """
 
 from __future__ import annotations

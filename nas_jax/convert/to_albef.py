@@ -17,8 +17,8 @@ from nas_jax.convert.torch_files import Tensors, write_state_dict
 from nas_jax.methods import method_class
 from nas_jax.methods.albef import Albef
 from nas_jax.methods.nas import Nas
+from nas_jax.storage.paths import as_path
 from nas_jax.utils.errors import CheckpointError, ConfigError
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 

@@ -1,7 +1,7 @@
 """A checkpoint as a folder that Hugging Face's AutoModel loads.
 
-    python -m nas_jax.convert to-hf --checkpoint WORKDIR[/checkpoints/STEP] --out FOLDER [--plain
-    blip]
+    python -m nas_jax.convert to-hf --checkpoint WORKDIR[/checkpoints/STEP] --out FOLDER \\
+        [--plain blip]
 
 Everything is written to `.FOLDER.unchecked` beside the target. The gate (`convert/gate.py`) then
 runs both sides on the same inputs; only what passes gets its name, anything else is deleted.

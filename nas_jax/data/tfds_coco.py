@@ -1,7 +1,7 @@
 """COCO captions as a TFDS data set, from the official files and without TensorFlow.
 
-    python -m nas_jax.data.tfds_coco --annotations annotations/captions_train2014.json --images
-        train2014 \ --data-dir ~/tensorflow_datasets
+    python -m nas_jax.data.tfds_coco --annotations annotations/captions_train2014.json \\
+        --images train2014 --data-dir ~/tensorflow_datasets
 
 and then `data.train=("tfds:~/tensorflow_datasets/coco_captions_from_json/1.0.0:train",)`. TFDS's
 own coco_captions cannot be constructed without TensorFlow. Nothing is downloaded; the picture files

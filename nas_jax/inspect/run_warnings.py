@@ -72,7 +72,8 @@ def _losses(run: RunFiles) -> Iterator[RunWarning]:
             for start in range(0, len(losses) - tenth + 1, tenth)
         ]
         if means[-1] > 1.1 * min(means):
-            text = f"the loss rose again: {means[-1]:.3g} over the last tenth, {min(means):.3g} at best"
+            last, best = means[-1], min(means)
+            text = f"the loss rose again: {last:.3g} over the last tenth, {best:.3g} at best"
             yield RunWarning(LOOK, text, "lower optimizer.lr")
 
 
@@ -83,7 +84,9 @@ def _dictionary(run: RunFiles) -> Iterator[RunWarning]:
         text = f"{dead:.0f} of {codes} codes of the dictionary are dead ({dead / codes:.0%})"
         yield RunWarning(LOOK, text, "fewer method.dictionary.codes, or revive_every above 0")
     if perplexity is not None and perplexity < 4:
-        text = f"the dictionary has a perplexity of {perplexity:.1f}: nearly all patches share a few codes"
+        text = (
+            f"the dictionary has a perplexity of {perplexity:.1f}: most patches share a few codes"
+        )
         yield RunWarning(
             BAD, text, "lower optimizer.lr, or method.dictionary.decay_min nearer to 1"
         )
@@ -158,7 +161,8 @@ def _accuracies(run: RunFiles) -> Iterator[RunWarning]:
             "take an earlier checkpoint (train.best_metric keeps the best)",
         )
     if chance:
-        text = f"not above chance at step {last.step}, {len(chance)} of {len(last.metrics)} metrics: {_some(chance)}"
+        share = f"{len(chance)} of {len(last.metrics)} metrics"
+        text = f"not above chance at step {last.step}, {share}: {_some(chance)}"
         yield RunWarning(LOOK, text, "train longer, or on more data")
     if blind:
         text = f"no better than the text alone at step {last.step}: {_some(blind)}"

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from nas_jax.kernels.attention import attend, head_products
+from nas_jax.kernels.attention import attend
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.last_layer import read_last_layer
-from nas_jax.kernels.matmuls import matmul, weight_gradient, wide_matmul
-from nas_jax.kernels.mlp import mlp
+from nas_jax.kernels.matmuls import matmul
 from nas_jax.kernels.projections import (
     absorbs,
-    input_gradient,
-    key_value_twice,
-    merge_heads,
-    project,
-    query_key_value,
 )
 from nas_jax.kernels.shared_keys import cross_attention, replaced_keys
 from nas_jax.kernels.sums import single_row_matmul, sum_last
@@ -33,20 +27,11 @@ KERNELS = {
         attend,
         cross_attention,
         gelu,
-        head_products,
-        input_gradient,
-        key_value_twice,
         matmul,
-        merge_heads,
-        mlp,
-        project,
-        query_key_value,
         read_last_layer,
         replaced_keys,
         single_row_matmul,
         sum_last,
-        weight_gradient,
-        wide_matmul,
     )
 }
 

@@ -247,40 +247,13 @@ def _dropped(
     ]
 
 
-def plain_products(query_BxLxHxF: Array, key_BxTxHxF: Array) -> Array:
-    """q k'."""
-    return jnp.einsum("blhf,bthf->bhlt", query_BxLxHxF, key_BxTxHxF)
-
-
-@same_as(plain_products)
-def head_products(query_BxLxHxF: Array, key_BxTxHxF: Array) -> Array:
-    """Inner products (B, H, L, T) of all queries with all keys.
-
-    On CPUs the heads are moved first: XLA would transpose the keys, number by number. On TPUs
-    single keys are the rows of `single_row_matmul`.
-    """
-
-    def heads_first(query: Array, key: Array) -> Array:
-        query, key = jax.lax.optimization_barrier((query.swapaxes(1, 2), key.swapaxes(1, 2)))
-        return jnp.einsum("bhlf,bhtf->bhlt", query, key)
-
-    def as_they_are(query: Array, key: Array) -> Array:
-        if key.shape[1] == 1:
-            return single_row_matmul("bthf,blhf->bhlt", key, query)
-        return single_row_matmul("blhf,bthf->bhlt", query, key)
-
-    return jax.lax.platform_dependent(
-        query_BxLxHxF, key_BxTxHxF, cpu=heads_first, default=as_they_are
-    )
-
-
 def _products(query: Array, key: Array) -> Array:
-    """Inner products of queries with keys (B, T, H, F), or with tokens (B, T, D)."""
-    return jnp.einsum("blhd,btd->bhlt", query, key) if key.ndim == 3 else head_products(query, key)
-
-
-# The larger array first, and heads moved after: faster on CPUs than what einsum makes of
-# "bhlt,bthf->blhf".
+    """Inner products (B, H, L, T) of queries with keys (B, T, H, F), or with tokens (B, T, D)."""
+    if key.ndim == 3:
+        return jnp.einsum("blhd,btd->bhlt", query, key)
+    if key.shape[1] == 1:
+        return single_row_matmul("bthf,blhf->bhlt", key, query)
+    return single_row_matmul("blhf,bthf->bhlt", query, key)
 
 
 def _over_keys(weights_BxHxLxT: Array, value: Array) -> Array:

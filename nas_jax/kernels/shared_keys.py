@@ -26,7 +26,6 @@ from nas_jax.kernels.projections import (
     KeyValue,
     absorbs,
     key_value,
-    key_value_twice,
 )
 from nas_jax.kernels.twins import same_as
 from nas_jax.parallel.mesh import pin_rows, take_rows
@@ -92,16 +91,14 @@ def _reader(
     image: ImageTokens, weights: HeadWeights, queries: int
 ) -> Callable[[QueryGroup], list[KeyValue | Array]]:
     """What a group attends to, in the parts of the tokens: keys and values, or tokens."""
-    any_detached = any(group.detached for group in image.groups)
 
     def both(x_BxTxD: Array) -> tuple[KeyValue | Array, KeyValue | Array]:
         """With a gradient to the tokens, and without."""
         if absorbs(queries, x_BxTxD.shape[1], weights):
             x_BxTxD = weights.cast(x_BxTxD)
             return x_BxTxD, jax.lax.stop_gradient(x_BxTxD)
-        if any_detached:
-            return key_value_twice(x_BxTxD, weights)
-        return (key_value(x_BxTxD, weights),) * 2
+        # XLA computes what both have in common once.
+        return key_value(x_BxTxD, weights), key_value(jax.lax.stop_gradient(x_BxTxD), weights)
 
     trained, detached = zip(*map(both, image.tokens), strict=True)
 

@@ -14,14 +14,8 @@ import jax.numpy as jnp
 
 from nas_jax.kernels.attention import Drop, attend, softmax_attention
 from nas_jax.kernels.image_tokens import ImageTokens
-from nas_jax.kernels.projections import (
-    HeadWeights,
-    absorbs,
-    key_value,
-    merge_heads,
-    query,
-    query_key_value,
-)
+from nas_jax.kernels.matmuls import matmul
+from nas_jax.kernels.projections import HeadWeights, absorbs, key_value, query
 from nas_jax.kernels.shared_keys import cross_attention
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
@@ -30,19 +24,20 @@ IMPLEMENTATIONS = ("xla", "cudnn")
 
 
 class ToHeads(nn.Module):
-    """The weights of several projections to heads: kernel (D, P, H, F), bias (P, H, F)."""
+    """Several projections to heads: kernel (D, P, H, F), bias (P, H, F)."""
 
     parts: int
     heads: int
+    dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, dim: int) -> tuple[Array, Array]:
-        """For tokens of D numbers."""
+    def __call__(self, dim: int, cudnn: bool) -> HeadWeights:
+        """The weights for tokens of D numbers."""
         shape = (self.parts, self.heads, dim // self.heads)
-        init = _init_flat(self.kernel_init, inputs=1)
-        kernel_DxPxHxF = self.param("kernel", init, (dim, *shape))
-        return kernel_DxPxHxF, self.param("bias", nn.initializers.zeros, shape)
+        kernel = self.param("kernel", _init_flat(self.kernel_init, inputs=1), (dim, *shape))
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        return HeadWeights(kernel.astype(self.dtype), bias.astype(self.dtype), cudnn)
 
 
 class FromHeads(nn.Module):
@@ -58,7 +53,7 @@ class FromHeads(nn.Module):
         init, dim = _init_flat(self.kernel_init, inputs=2), heads * size
         kernel_HxFxD = self.param("kernel", init, (heads, size, dim)).astype(self.dtype)
         bias_D = self.param("bias", nn.initializers.zeros, (dim,)).astype(self.dtype)
-        return pin_rows(merge_heads(x_RxLxHxF.astype(self.dtype), kernel_HxFxD) + bias_D)
+        return pin_rows(matmul(x_RxLxHxF.astype(self.dtype), kernel_HxFxD, 2) + bias_D)
 
 
 def _init_flat(
@@ -83,9 +78,8 @@ class _Heads(nn.Module):
     implementation: str = "xla"
 
     def _weights(self, name: str, parts: int, dim: int) -> HeadWeights:
-        weights = ToHeads(parts, self.heads, self.kernel_init, name=name)(dim)
-        kernel, bias = (x.astype(self.dtype) for x in weights)
-        return HeadWeights(kernel, bias, cudnn=self.implementation == "cudnn")
+        projections = ToHeads(parts, self.heads, self.dtype, self.kernel_init, name=name)
+        return projections(dim, self.implementation == "cudnn")
 
     def _out(self) -> FromHeads:
         return FromHeads(self.dtype, self.kernel_init, name="out")
@@ -115,7 +109,8 @@ class SelfAttention(_Heads):
         x_RxLxD, *_ = streams
         weights = self._weights("qkv", 3, x_RxLxD.shape[-1])
         if positions_RxM is None:
-            queries, keys = zip(*(query_key_value(x, weights) for x in streams), strict=True)
+            queries = [query(x, weights) for x in streams]
+            keys = [key_value(x, weights) for x in streams]
         else:
             queries = [query(gather_tokens(x_RxLxD, positions_RxM), weights)]
             keys = [key_value(x_RxLxD, weights)]
@@ -141,7 +136,7 @@ class CrossAttention(_Heads):
     ) -> Array | tuple[Array, Array]:
         """R texts, those of an image together, in the order of its groups.
 
-        offset: is added to the attention probabilities, which are then returned too; with one text
+        offset: added to the attention probabilities, which are then returned too; with one text
         beside each image.
         """
         dim = x_RxLxD.shape[-1]

@@ -16,9 +16,8 @@ from nas_jax.kernels.dropout import dropout, layer_seeds, token_seeds
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.image_tokens import ImageTokens, cls_apart
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
-from nas_jax.kernels.mlp import mlp
 from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
-from nas_jax.models.layers import DenseWeights, rematerialised, run_layers
+from nas_jax.models.layers import Dense, feed_forward, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import pin, pin_rows
 from nas_jax.typing import Array
@@ -75,9 +74,9 @@ class BertLayer(nn.Module):
             if offset_RxHxLxT is not None:
                 update, probabilities_RxHxLxT = update
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, update)
-        mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
-        mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
-        x_RxLxD = add_and_norm("mlp_norm", x_RxLxD, mlp(x_RxLxD, mlp_in, mlp_out, dtype))
+        mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")
+        mlp_out = Dense(config.dim, dtype, init, name="mlp_out")
+        x_RxLxD = add_and_norm("mlp_norm", x_RxLxD, feed_forward(x_RxLxD, mlp_in, mlp_out))
         return x_RxLxD if offset_RxHxLxT is None else (x_RxLxD, probabilities_RxHxLxT)
 
 

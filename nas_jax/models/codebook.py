@@ -24,6 +24,7 @@ from nas_jax.utils.errors import ConfigError
 
 SMOOTHING = 1e-5  # of the cluster sizes in the authors' update
 DECAYS = ("ramp", "constant")
+IDLE_STEPS = 100  # a code that no patch chose for longer is idle
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ def quantize(
         "dictionary/perplexity": jnp.exp(-jnp.sum(share_K * jnp.log(jnp.maximum(share_K, 1e-12)))),
         "dictionary/used_share": jnp.mean(share_K > 0),
         "dictionary/dead_codes": jnp.sum(~alive(state, config.dead_below)).astype(jnp.float32),
+        "dictionary/idle_share": jnp.mean(state.step - state.last_use_K > IDLE_STEPS),
         "dictionary/distance": jnp.mean(distance_BxN),
         "dictionary/decay": decay,
     }

@@ -10,7 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nas_jax.kernels.mlp import Weights, dense
+from nas_jax.kernels.gelu import gelu
+from nas_jax.kernels.matmuls import matmul
+from nas_jax.parallel.mesh import BATCH, pin
 from nas_jax.typing import Array, PyTree
 
 POLICIES = ("none", "dots", "full")
@@ -39,26 +41,17 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: Array) -> Array:
         """(B, T, D) -> (B, T, F)."""
-        return dense(x_BxTxD, _weights(self, x_BxTxD.shape[-1]), self.dtype)
+        shape = (x_BxTxD.shape[-1], self.features)
+        kernel_DxF = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias_F = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        # Cast at each use, so that the gradients of several uses add up in float32.
+        x_BxTxF = matmul(x_BxTxD.astype(self.dtype), kernel_DxF.astype(self.dtype))
+        return x_BxTxF + bias_F.astype(self.dtype)
 
 
-class DenseWeights(nn.Module):
-    """The weights of a `Dense` alone."""
-
-    features: int
-    kernel_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, dim: int) -> Weights:
-        """For inputs of D numbers."""
-        return _weights(self, dim)
-
-
-def _weights(module: Dense | DenseWeights, dim: int) -> Weights:
-    kernel_DxF = module.param("kernel", module.kernel_init, (dim, module.features), jnp.float32)
-    return Weights(
-        kernel_DxF, module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32)
-    )
+def feed_forward(x_BxTxD: Array, mlp_in: Dense, mlp_out: Dense) -> Array:
+    """Two projections with GELU between them: (B, T, D) -> (B, T, D)."""
+    return mlp_out(pin(gelu(mlp_in(x_BxTxD)), BATCH, None, "tensor"))
 
 
 def run_layers(

@@ -7,9 +7,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nas_jax.kernels.mlp import mlp
 from nas_jax.models.attention import SelfAttention
-from nas_jax.models.layers import Dense, DenseWeights, rematerialised, run_layers
+from nas_jax.models.layers import Dense, feed_forward, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
@@ -33,12 +32,12 @@ class Block(nn.Module):
         )
         mixed = attention([norm(x_BxTxD) for x_BxTxD in streams])
         mlp_norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name="mlp_norm")
-        mlp_in = DenseWeights(config.mlp_ratio * config.dim, init, name="mlp_in")(config.dim)
-        mlp_out = DenseWeights(config.dim, init, name="mlp_out")(config.mlp_ratio * config.dim)
+        mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")
+        mlp_out = Dense(config.dim, dtype, init, name="mlp_out")
 
         def rest(x_BxTxD: Array, update_BxTxD: Array) -> Array:
             x_BxTxD = x_BxTxD + update_BxTxD
-            return pin_rows(x_BxTxD + mlp(mlp_norm(x_BxTxD), mlp_in, mlp_out, dtype))
+            return pin_rows(x_BxTxD + feed_forward(mlp_norm(x_BxTxD), mlp_in, mlp_out))
 
         return tuple(map(rest, streams, mixed))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -25,8 +25,10 @@ from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
-from nas_jax.train.machine import describe, matmul_flops, memory, peak_flops
+from nas_jax.train.machine import describe, matmul_flops
+from nas_jax.train.pace import Pace
 from nas_jax.train.profiling import StepProfile
 from nas_jax.train.start import StartFrom, begin
 from nas_jax.train.step import sharded_step
@@ -35,21 +37,12 @@ from nas_jax.train.watchdog import Watchdog
 from nas_jax.train.workdir import CHECKPOINTS, PROFILE, Records, open_workdir, writing
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
-from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
-from nas_jax.utils.paths import as_path
+from nas_jax.utils.logging import Console, format_losses, format_seconds
 from nas_jax.utils.signals import SIGNALS, StopSignals
 from nas_jax.utils.trees import all_finite
 
 HOST_FIELDS = ("skipped_B", "record_B")  # of a batch: not for the devices
 OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are positive
-SPLIT = {
-    "input": "input",
-    "compute": "step",
-    "checkpoint": "checkpoint",
-    "evaluation": "evaluation",
-    "compile": "start",
-}
-"""What timings.jsonl calls the sections of the timer."""
 
 
 class Measurement(Protocol):
@@ -151,37 +144,26 @@ class _Run:
     clock: Callable[[], float]
 
     def start(self) -> RunResult:
-        primary = jax.process_index() == 0
+        training, config, process = self.training, self.config, jax.process_index()
+        primary = process == 0
         open_workdir(self.workdir, self.record, primary, self.defaults)
-        self.began = self.clock()
+        self.pace = Pace(config, training.total_steps, self.clock)
         with (
-            CheckpointManager(
-                self.workdir / CHECKPOINTS,
-                self.config.keep_checkpoints,
-                keep_every=self.config.keep_every,
-                keep_best=self.config.keep_best,
-                best_metric=self.config.best_metric,
-                best_mode=self.config.best_mode,
-                say=self.console.say,
-            ) as self.manager,
+            self._open_checkpoints() as self.manager,
             # With several processes SIGTERM is jax's: its service tells all of them of a preemption
             # of one.
             StopSignals((signal.SIGINT,) if jax.process_count() > 1 else SIGNALS) as self.signals,
-            open_trackers(self.config, self.workdir, self.record, primary) as trackers,
-            Watchdog(self.config.hang_seconds, self.workdir, jax.process_index()) as self.watchdog,
-            StepProfile(self.config.profile_steps, self.workdir / PROFILE) as self.profile,
+            open_trackers(config, self.workdir, self.record, primary) as trackers,
+            Watchdog(config.hang_seconds, self.workdir, process) as self.watchdog,
+            StepProfile(config.profile_steps, self.workdir / PROFILE) as self.profile,
         ):
             state, self.skipped = self._first_state()
             start = int(state.step)
             self.watchdog.beat(start)
             self.records = Records(self.workdir, start, primary, trackers)
-            self.records.add_start(describe(state.params, self.training.total_steps))
-            iterator = (
-                iter(self.training.batches(start))
-                if start < self.training.total_steps
-                else iter(())
-            )
-            iterator = DevicePrefetch(iterator, self.training.mesh, HOST_FIELDS)
+            self.records.add_start(describe(state.params, training.total_steps))
+            batches = training.batches(start) if start < training.total_steps else ()
+            iterator = DevicePrefetch(iter(batches), training.mesh, HOST_FIELDS)
             try:
                 return self._steps(state, start, iterator)
             finally:
@@ -189,38 +171,48 @@ class _Run:
                 iterator.close()
                 self.records.close()  # last: it may fail, on a full disk
 
+    def _open_checkpoints(self) -> CheckpointManager:
+        config = self.config
+        return CheckpointManager(
+            self.workdir / CHECKPOINTS,
+            config.keep_checkpoints,
+            keep_every=config.keep_every,
+            keep_best=config.keep_best,
+            best_metric=config.best_metric,
+            best_mode=config.best_mode,
+            say=self.console.say,
+        )
+
     def _first_state(self) -> tuple[PyTree, int]:
         """The state to go on from, on the devices, and how many pairs were skipped until then."""
-        training = self.training
+        training, say = self.training, self.console.say
         abstract = jax.eval_shape(training.init_state)
-        whole = jax.tree.map(lambda leaf: replicated(training.mesh), abstract)
-        shardings = (
-            self.training.shardings(abstract, self.training.mesh)
-            if self.training.shardings
-            else whole
-        )
+        if training.shardings:
+            shardings = training.shardings(abstract, training.mesh)
+        else:
+            shardings = jax.tree.map(lambda leaf: replicated(training.mesh), abstract)
         if self.manager.latest_step() is not None:  # case 1 of train/start.py
             state, position = self.manager.restore(with_shardings(abstract, shardings))
-            self.console.say(f"going on from step {position['next_step']} of {self.workdir}")
+            say(f"going on from step {position['next_step']} of {self.workdir}")
         else:
-            state, position = begin(
-                self.config, training.init_state, shardings, self.console.say, training.start_from
-            )
-        trained_on = position.get("data", self.training.data_id)
-        if trained_on != self.training.data_id:
+            init, start_from = training.init_state, training.start_from
+            state, position = begin(self.config, init, shardings, say, start_from)
+        trained_on = position.get("data", training.data_id)
+        if trained_on != training.data_id:
             raise CheckpointError(
                 f"{self.workdir} was trained on other records (digest {trained_on}, here "
-                f"{self.training.data_id})",
+                f"{training.data_id})",
                 "the same files in the same order, so that no sample is repeated or left out",
                 "restore them, or start in another --workdir",
             )
         return state, position["skipped"]
 
+    # --------------------------------------------------------------------------------- the steps
+
     def _steps(self, state: PyTree, start: int, iterator: DevicePrefetch) -> RunResult:
         self._get_ready(state)
         if self._evaluation_due(start) and start and not _agreed(self.records.evaluated):
-            with self._in("evaluation", "evaluation"):
-                self._evaluate(state, start)  # killed between this checkpoint and its evaluation
+            self._evaluate(state, start)  # killed between this checkpoint and its evaluation
         total, stop, step = self.training.total_steps, 0, start
         while step < total and not stop:
             step += 1
@@ -228,11 +220,10 @@ class _Run:
                 self._finish_pending()  # what is begun by now ends here
                 self._end_profile()
             state = self._step(state, step, iterator)
-            with self.watchdog.waiting("barrier"):
-                stop = self._stop_asked(step)
+            stop = self._stop_asked(step)
             self._save_and_evaluate(state, step, stop)
             if step < total and not stop:
-                self._close_window()
+                self._record_speed()
         if step == total:
             stop = 0  # asked to stop, but done
         self._finish(step, start, stop)
@@ -242,12 +233,9 @@ class _Run:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
         self.step_fn = sharded_step(self.training.train_step, self.training.mesh, places)
         self.observe_fn, self.params_finite = jax.jit(self.training.observe), jax.jit(all_finite)
-        self.timer, self.window, self.timed_steps = Timer(self.clock), 0, 0
-        self.train_seconds = 0.0
-        # the step whose timings are to be written; operations since the last ones
-        self.due, self.flops = None, 0.0
-        self.flops_of = {}  # operations of a step, by compiled program
-        self.pending = None  # the step whose metrics are still being computed
+        self.flops_of: dict[Hashable, float] = {}  # operations of a step, by compiled program
+        # The step whose metrics are still being computed.
+        self.pending: _Pending | None = None
 
     def _step(self, state: PyTree, step: int, iterator: DevicePrefetch) -> PyTree:
         """The state after the step; its metrics wait in `pending`."""
@@ -256,11 +244,9 @@ class _Run:
             batch = self._next_batch(iterator, step)
         program = (stage, *(value.shape for value in batch.values()))
         known = program in self.flops_of
-        self.batch_size = len(next(iter(batch.values())))
-        # A step that compiles tells nothing about the speed.
-        self.timer.rename("next", "input" if known else "start")
+        self.pace.read(len(next(iter(batch.values()))), compiles=not known)
         if known:
-            work = self.flops_of[program]
+            flops = self.flops_of[program]
             with self._in("step", "compute"), self.profile.step(step):
                 state, metrics = self.step_fn(state, batch, stage)
                 # Waiting for the step before, while this one runs, keeps the device busy.
@@ -268,66 +254,33 @@ class _Run:
             self._check_and_record()
         else:
             self._check_and_record()
-            self._close_window()
+            self._record_speed()
             state, metrics = self._compile_and_step(state, batch, stage, step)
-            work, self.flops_of[program] = 0.0, self._flops(state, batch, stage)
+            flops, self.flops_of[program] = 0.0, self._flops(state, batch, stage)
         if self._recorded(step):
             with self._in("step", "compute"), jax.set_mesh(self.training.mesh):
                 metrics = metrics | self.observe_fn(state)
-        self.pending = (step, metrics, self.skipped, work)
+        self.pending = _Pending(step, metrics, self.skipped, flops)
         return state
 
-    def _save_and_evaluate(self, state: PyTree, step: int, stop: int) -> None:
-        """What is due after a step."""
-        last = step == self.training.total_steps
-        save = step % self.config.checkpoint_every == 0 or last or bool(stop)
-        evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
-        if save or evaluate:
-            self._close_window()
-            self._finish_pending()
-        if save:
-            with self._in("checkpoint", "checkpoint"):
-                if not self.params_finite(state.params):
-                    raise self._diverged(step, {"params": math.nan})
-                self._save(state, step)
-        if evaluate:
-            with self._in("evaluation", "evaluation"):
-                self._evaluate(state, step)
-
-    def _finish_pending(self) -> None:
-        """Waits for the last step, and records it."""
-        with self._in("step", "compute"):
-            jax.block_until_ready(self.pending)
-        self._check_and_record()
-
-    def _compile_and_step(self, state: PyTree, batch: Batch, stage: Hashable, step: int):
+    def _compile_and_step(
+        self, state: PyTree, batch: Batch, stage: Hashable, step: int
+    ) -> tuple[PyTree, Metrics]:
         self.console.say(f"step {step}: compiling" + (f" for {stage}" if stage is not None else ""))
         began = self.clock()
         with self._in("start", "compile"), self.profile.step(step):
             state, metrics = jax.block_until_ready(self.step_fn(state, batch, stage))
-        self.console.say(
-            f"step {step}: compiled and done in {format_seconds(self.clock() - began)}"
-        )
-        self.window -= 1
+        took = format_seconds(self.clock() - began)
+        self.console.say(f"step {step}: compiled and done in {took}")
+        self.pace.leave_out()
         return state, metrics
 
     def _flops(self, state: PyTree, batch: Batch, stage: Hashable) -> float:
         """Operations of a step on one device."""
-        with jax.set_mesh(
-            self.training.mesh
-        ):  # as it was traced before, so that it is not traced again
+        # As it was traced before, so that it is not traced again.
+        with jax.set_mesh(self.training.mesh):
             traced = self.step_fn.jitted.trace(state, batch, stage)
         return matmul_flops(traced.jaxpr.jaxpr) / self.training.mesh.size
-
-    def _end_profile(self) -> None:
-        if self.profile.stop():
-            self.console.say(f"profile: {self.workdir / PROFILE}")
-
-    @contextmanager
-    def _in(self, section: str, waits_for: str) -> Iterator[None]:
-        """Seconds inside are counted under `section`; the watchdog says what is waited for."""
-        with self.watchdog.waiting(waits_for), self.timer(section):
-            yield
 
     def _next_batch(self, iterator: DevicePrefetch, step: int) -> Batch:
         item = next(iterator, None)
@@ -341,146 +294,134 @@ class _Run:
         self.skipped += int(np.sum(host.get("skipped_B", 0)))
         return batch
 
+    def _finish_pending(self) -> None:
+        """Waits for the last step, and records it."""
+        with self._in("step", "compute"):
+            jax.block_until_ready(self.pending)
+        self._check_and_record()
+
     def _check_and_record(self) -> None:
         """Checks, shows and records the metrics of the step that is done, if there is one."""
         if self.pending is None:
             return
-        (step, metrics, skipped, work), self.pending = self.pending, None
+        (step, metrics, skipped, flops), self.pending = self.pending, None
         self.watchdog.beat(step)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.window, self.flops = self.window + 1, self.flops + work
+        self.pace.done(flops)
         watched = {
             name: value for name, value in values.items() if name.split("/")[0] in ("loss", "optim")
         }
         if not all(math.isfinite(value) for value in watched.values()):
             raise self._diverged(step, watched)
         due = self._recorded(step)
-        self.console.progress(self._line(step, values), due)
+        line = f"step {step}/{self.training.total_steps}  {format_losses(values)}"
+        self.console.progress(line + self.pace.line(step), due)
         if due:
             self.records.add(step, "train", values | {"data/skipped": skipped})
-            self.due = step
+            self.pace.record(step)
+
+    def _record_speed(self) -> None:
+        """Records the speed since the last entry, if one is due."""
+        if entry := self.pace.entry():
+            self.records.add_timing(*entry)
+
+    @contextmanager
+    def _in(self, section: str, waits_for: str) -> Iterator[None]:
+        """Seconds inside are counted under `section`; the watchdog says what is waited for."""
+        with self.watchdog.waiting(waits_for), self.pace.timer(section):
+            yield
+
+    def _end_profile(self) -> None:
+        if self.profile.stop():
+            self.console.say(f"profile: {self.workdir / PROFILE}")
+
+    # ------------------------------------------------------------------------- what is due when
 
     def _recorded(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.training.total_steps
-
-    def _line(self, step: int, values: Mapping[str, float]) -> str:
-        seconds = self.timer.total("input", "step")
-        line = f"step {step}/{self.training.total_steps}  {format_losses(values)}"
-        steps, spent = self.timed_steps + max(self.window, 0), self.train_seconds + seconds
-        if self.window > 0 and seconds > 0:
-            share = self.timer.total("input") / seconds
-            line += f"  {self.window * self.batch_size / seconds:.0f} pairs/s  input {share:.0%}"
-        if steps > 0 and spent > 0:
-            left = (self.training.total_steps - step) * spent / steps
-            if self.config.stop_after_seconds:
-                left = min(left, self.began + self.config.stop_after_seconds - self.clock())
-            line += f"  left {format_seconds(left)}"
-        return line
-
-    def _close_window(self) -> None:
-        """Records the speed since the last entry, if one is due."""
-        if self.due is None:
-            return
-        seconds = self.timer.total("input", "step")
-        if self.window > 0 and seconds > 0:
-            elapsed, achieved = self.clock() - self.began, self.flops / seconds
-            peak = peak_flops(jax.devices()[0].device_kind, self.config.peak_tflops)
-            self.records.add_timing(
-                self.due,
-                {
-                    "seconds_per_step": seconds / self.window,
-                    "pairs_per_second": self.window * self.batch_size / seconds,
-                    "input_share": self.timer.total("input") / seconds,
-                    **{
-                        f"{name}_seconds": self.timer.total(section)
-                        for name, section in SPLIT.items()
-                    },
-                    "tflops_per_device": achieved / 1e12,
-                    **({"mfu": achieved / peak} if peak else {}),
-                    **memory(),
-                    "elapsed": elapsed,
-                },
-            )
-            self.timed_steps, self.train_seconds = (
-                self.timed_steps + self.window,
-                self.train_seconds + seconds,
-            )
-            self.timer.reset()
-        else:
-            # Nothing to divide by: what compiling, saving and evaluating took waits for the next
-            # entry.
-            for section in ("input", "step"):
-                self.timer.seconds.pop(section, None)
-        self.window, self.flops, self.due = 0, 0.0, None
-
-    def _stop_asked(self, step: int) -> int:
-        """0, a signal's number, or OVER_BUDGET; the same on every process."""
-        over = (
-            self.config.stop_after_seconds
-            and self.clock() - self.began >= self.config.stop_after_seconds
-        )
-        asked = self.signals.received or (OVER_BUDGET if over else 0)
-        if jax.process_count() > 1:
-            # the same step on every process
-            if multihost_utils.reached_preemption_sync_point(step):
-                return signal.SIGTERM
-            if step % self.config.log_every:  # asking the others waits for the device
-                return 0
-        return _agreed(asked)
 
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.eval_every
         return step == self.training.total_steps or bool(every and step % every == 0)
 
+    def _stop_asked(self, step: int) -> int:
+        """0, a signal's number, or OVER_BUDGET; the same on every process."""
+        with self.watchdog.waiting("barrier"):
+            asked = self.signals.received or (OVER_BUDGET if self.pace.over_budget else 0)
+            if jax.process_count() > 1:
+                # the same step on every process
+                if multihost_utils.reached_preemption_sync_point(step):
+                    return signal.SIGTERM
+                if step % self.config.log_every:  # asking the others waits for the device
+                    return 0
+            return _agreed(asked)
+
+    # ----------------------------------------------------------------- checkpoint and evaluation
+
+    def _save_and_evaluate(self, state: PyTree, step: int, stop: int) -> None:
+        """What is due after a step."""
+        last = step == self.training.total_steps
+        save = step % self.config.checkpoint_every == 0 or last or bool(stop)
+        evaluate = self._evaluation_due(step) or stop == OVER_BUDGET
+        if save or evaluate:
+            self._record_speed()
+            self._finish_pending()
+        if save:
+            self._save(state, step)
+        if evaluate:
+            self._evaluate(state, step)
+
     def _save(self, state: PyTree, step: int) -> None:
-        position = {"next_step": step, "skipped": self.skipped, "data": self.training.data_id}
-        self.records.sync()
-        self.manager.save(step, state, position, {"config": dict(self.record)})
+        with self._in("checkpoint", "checkpoint"):
+            if not self.params_finite(state.params):
+                raise self._diverged(step, {"params": math.nan})
+            position = {"next_step": step, "skipped": self.skipped, "data": self.training.data_id}
+            self.records.sync()
+            self.manager.save(step, state, position, {"config": dict(self.record)})
 
     def _evaluate(self, state: PyTree, step: int) -> None:
-        if not self.training.evaluators:
-            return
-        params, method_state = everywhere((state.params, state.method_state), self.training.mesh)
-        metrics = [
-            metric
-            for evaluator in self.training.evaluators
-            for metric in evaluator(params, method_state, step)
-        ]
-        if not metrics:
-            return
-        values = {metric.key: metric.value for metric in metrics}
-        if self.training.report and jax.process_index() == 0:
-            with writing(self.workdir):
-                text = self.training.report(step, metrics)
-            self.console.say(text)
-        self.manager.record_metrics(step, values)
-        # last: a start that finds this entry does not evaluate again
-        self.records.add(step, "eval", values)
+        with self._in("evaluation", "evaluation"):
+            metrics = self._metrics(state, step)
+            if not metrics:
+                return
+            values = {metric.key: metric.value for metric in metrics}
+            if self.training.report and jax.process_index() == 0:
+                with writing(self.workdir):
+                    text = self.training.report(step, metrics)
+                self.console.say(text)
+            self.manager.record_metrics(step, values)
+            # last: a start that finds this entry does not evaluate again
+            self.records.add(step, "eval", values)
+
+    def _metrics(self, state: PyTree, step: int) -> list[Measurement]:
+        evaluators = self.training.evaluators
+        if not evaluators:
+            return []
+        trained = everywhere((state.params, state.method_state), self.training.mesh)
+        return [metric for evaluator in evaluators for metric in evaluator(*trained, step)]
+
+    # ------------------------------------------------------------------------------------ the end
 
     def _finish(self, step: int, start: int, stop: int) -> None:
         with self._in("checkpoint", "checkpoint"):
             self.manager.wait()
-        self._close_window()
+        self._record_speed()
         self._end_profile()
         at = f"step {step}/{self.training.total_steps}, saved in {self.workdir / CHECKPOINTS}"
         if step == start:
             self.console.say(f"nothing left to train: {at}")
         elif stop > 0:
-            self.console.say(
-                f"stopped by signal {stop} at {at}; the same command goes on from here"
-            )
+            again = "the same command goes on from here"
+            self.console.say(f"stopped by signal {stop} at {at}; {again}")
         else:
             reason = "time budget used up after" if stop else "finished in"
-            self.console.say(f"{reason} {format_seconds(self.clock() - self.began)} at {at}")
+            self.console.say(f"{reason} {format_seconds(self.pace.elapsed)} at {at}")
 
     def _diverged(self, step: int, values: Mapping[str, float]) -> DivergedError:
         self.manager.wait()
-        good = self.manager.latest_step()
-        where = (
-            f"step {good} in {self.workdir / CHECKPOINTS}"
-            if good is not None
-            else "there is none yet"
-        )
+        good, where = self.manager.latest_step(), "there is none yet"
+        if good is not None:
+            where = f"step {good} in {self.workdir / CHECKPOINTS}"
         parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         return DivergedError(
             f"not finite at step {step} ({parts})",
@@ -488,6 +429,15 @@ class _Run:
             "lower the learning rate or raise the warm-up, in another --workdir; last good "
             f"checkpoint: {where}",
         )
+
+
+class _Pending(NamedTuple):
+    """A step that the devices may still be working on."""
+
+    step: int
+    metrics: Metrics
+    skipped: int  # pairs, until then
+    flops: float  # on one device; 0 for a step that compiled
 
 
 def _agreed(value: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from nas_jax.kernels.dropout import dropout, layer_seeds, noise, token_seeds
+from nas_jax.kernels.image_tokens import ImageTokens
 
 
 def test_noise_is_uniform_and_without_pattern():
@@ -52,16 +53,16 @@ def test_what_is_computed_again_is_the_same(remat):
     """Values and gradients of a training pass with dropout, with and without rematerialisation."""
     batch, results = tiny.batch(), {}
     for policy in ("none", remat):
-        method = tiny.method("albef", name="albef", model=tiny.model(remat=policy))
+        method = tiny.method("albef", model=tiny.model(remat=policy))
         params, _ = method.init(jax.random.key(0))
-        seeds = jnp.arange(6, dtype=jnp.uint32)
 
-        def value(params, model=method.ctx.model, seeds=seeds):
-            bound = {"params": params}
-            image, _ = model.apply(bound, batch["image_BxHxWx3"], method="encode_image")
-            text = (batch["token_ids_BxL"], batch["token_mask_BxL"])
-            tokens, _ = model.apply(bound, *text, seeds, method="encode_text")
-            return model.apply(bound, tokens, text[1], image, seeds, method="match").sum()
+        def value(params, method=method):
+            net, seeds_B = method.apply(params), jnp.arange(6, dtype=jnp.uint32)
+            image_BxTxD, _ = net.encode_image(batch["image_BxHxWx3"])
+            mask_BxL = batch["token_mask_BxL"]
+            text_BxLxD, _ = net.encode_text(batch["token_ids_BxL"], mask_BxL, seeds_B)
+            image = (ImageTokens((image_BxTxD,)),)
+            return net.itm_logits(net.fuse(text_BxLxD, mask_BxL, image, seeds_B)).sum()
 
         results[policy] = jax.jit(jax.value_and_grad(value))(params)
         plain = jax.make_jaxpr(jax.grad(value))(params)

@@ -15,22 +15,12 @@ import pytest
 
 import nas_jax.kernels
 from nas_jax.kernels import KERNELS, plain_only
-from nas_jax.kernels.attention import Drop, attend, head_products
+from nas_jax.kernels.attention import Drop, attend
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.image_tokens import ImageTokens, PositionTerms, QueryGroup, Replacement
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
-from nas_jax.kernels.matmuls import matmul, weight_gradient, wide_matmul
-from nas_jax.kernels.mlp import Weights, mlp
-from nas_jax.kernels.projections import (
-    HeadWeights,
-    absorbs,
-    input_gradient,
-    key_value,
-    key_value_twice,
-    merge_heads,
-    project,
-    query_key_value,
-)
+from nas_jax.kernels.matmuls import matmul
+from nas_jax.kernels.projections import HeadWeights, absorbs, key_value
 from nas_jax.kernels.shared_keys import cross_attention, replaced_keys
 from nas_jax.kernels.sums import single_row_matmul, sum_last
 from nas_jax.kernels.twins import same_as
@@ -157,32 +147,10 @@ CASES: dict[str, list[Case]] = {
         for form in ((0.0, (T,)), (0.5, (1, T - 1)))
     ],
     "gelu": [Case(gelu, (draw(60, scale=4),))],
-    "head_products": [
-        Case(head_products, (draw(B, L, H, F), draw(B, T, H, F))),
-        Case(head_products, (draw(B, L, H, F), draw(B, 1, H, F))),
-    ],
-    "input_gradient": [Case(input_gradient, (draw(B, T, H, F), draw(D, H, F)))],
-    "key_value_twice": [
-        Case(
-            lambda kernel, bias, x: key_value_twice(x, HeadWeights(kernel, bias)),
-            (*kernel_and_bias(2), draw(B, T, D)),
-        )
-    ],
-    "matmul": [Case(matmul, (draw(B, T, 16), draw(16, D)))],
-    "merge_heads": [Case(merge_heads, (draw(B, T, H, F), draw(H, F, D)))],
-    "mlp": [
-        Case(
-            lambda x, *weights: mlp(x, Weights(*weights[:2]), Weights(*weights[2:]), jnp.float32),
-            (draw(B, tokens, D), draw(D, 32), draw(32), draw(32, D), draw(D)),
-        )
-        for tokens in (1, T)
-    ],
-    "project": [Case(project, (draw(B, T, D), draw(D, H, F)))],
-    "query_key_value": [
-        Case(
-            lambda kernel, bias, x: query_key_value(x, HeadWeights(kernel, bias)),
-            (*kernel_and_bias(3), draw(B, T, D)),
-        )
+    "matmul": [
+        Case(matmul, (draw(B, T, 16), draw(16, D))),
+        Case(matmul, (draw(B, T, D), draw(D, H, F))),
+        Case(lambda x, kernel: matmul(x, kernel, 2), (draw(B, T, H, F), draw(H, F, D))),
     ],
     "read_last_layer": [Case(read_two, (draw(B * 3, T, D), draw(D, D), draw(B, 5, D)))],
     "replaced_keys": [
@@ -210,11 +178,6 @@ CASES: dict[str, list[Case]] = {
         }.items()
     ],
     "sum_last": [Case(sum_last, (draw(B, H, L, T),))],
-    "weight_gradient": [
-        Case(weight_gradient, (draw(B, T, D), draw(B, T, H, F))),
-        Case(weight_gradient, (draw(B, T, H, F), draw(B, T, D))),
-    ],
-    "wide_matmul": [Case(wide_matmul, (draw(B, T, 16), draw(16, D)))],
 }
 
 
@@ -313,7 +276,7 @@ def test_plain_only_is_seen_by_compiled_functions():
     assert compiled(1.0) == 2
     with plain_only("gelu"):
         assert compiled(1.0) == 0
-    with plain_only("mlp"):
+    with plain_only("matmul"):
         assert compiled(1.0) == 2
     with plain_only():
         assert compiled(1.0) == 0

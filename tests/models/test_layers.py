@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from nas_jax.kernels.gelu import gelu
-from nas_jax.kernels.mlp import mlp
-from nas_jax.models.layers import Dense, DenseWeights
+from nas_jax.models.layers import Dense, feed_forward
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -42,38 +41,6 @@ def test_dense_is_that_of_flax():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
 
 
-@pytest.mark.parametrize("tokens", [3, 40])
-def test_mlp_is_its_two_projections(tokens):
-    """Of few rows and of many, whose hidden numbers lie turned where no gradient is asked."""
-    x = jax.random.normal(jax.random.key(0), (2, tokens, 8))
-    init = nn.initializers.normal(0.5)
-
-    class Apart(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            hidden = nn.Dense(32, kernel_init=init, bias_init=init, name="mlp_in")(x)
-            return nn.Dense(8, kernel_init=init, bias_init=init, name="mlp_out")(
-                nn.gelu(hidden, approximate=False)
-            )
-
-    class Together(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            mlp_in = DenseWeights(32, init, name="mlp_in")(8)
-            return mlp(x, mlp_in, DenseWeights(8, init, name="mlp_out")(32), jnp.float32)
-
-    params, results = Apart().init(jax.random.key(1), x), []
-    for layer in (Apart(), Together()):
-
-        def value(params, x, layer=layer):
-            return jnp.sum(jnp.sin(layer.apply(params, x)))
-
-        results.append(
-            (jax.jit(layer.apply)(params, x), jax.value_and_grad(value, (0, 1))(params, x))
-        )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
-
-
 def test_gradients_of_two_uses_add_up_in_float32():
     """Where the matmuls are in bfloat16: of [CLS] and of patches, for one."""
     uses = jax.random.normal(jax.random.key(0), (2, 2, 3, 8))
@@ -82,12 +49,10 @@ def test_gradients_of_two_uses_add_up_in_float32():
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, xs):
-            mlp_in = DenseWeights(32, init, name="mlp_in")(8)
-            mlp_out = DenseWeights(8, init, name="mlp_out")(32)
-            return sum(
-                jnp.sum(jnp.sin(mlp(x, mlp_in, mlp_out, jnp.bfloat16).astype(jnp.float32)))
-                for x in xs
-            )
+            mlp_in = Dense(32, jnp.bfloat16, init, name="mlp_in")
+            mlp_out = Dense(8, jnp.bfloat16, init, name="mlp_out")
+            made = [feed_forward(x, mlp_in, mlp_out) for x in xs]
+            return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in made)
 
     params = Twice().init(jax.random.key(1), uses)
     both, first, second = (jax.grad(Twice().apply)(params, xs) for xs in (uses, uses[:1], uses[1:]))
