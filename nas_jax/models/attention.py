@@ -16,7 +16,7 @@ from nas_jax.kernels.attention import Drop, attend, softmax_attention
 from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.kernels.matmuls import matmul
 from nas_jax.kernels.projections import HeadWeights, key_value, keys_for, query
-from nas_jax.kernels.shared_keys import cross_attention
+from nas_jax.kernels.shared_keys import CrossWeights, cross_attention
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
@@ -132,17 +132,16 @@ class CrossAttention(_Heads):
         offset: added to the attention probabilities, which are then returned too; with one text
         beside each image.
         """
-        dim = x_RxLxD.shape[-1]
-        query_RxLxHxF = query(x_RxLxD, self._weights("query", 1, dim))
-        weights, drop, out = self._weights("key_value", 2, dim), self._drop(seeds_RxL), self._out()
+        dim, drop = x_RxLxD.shape[-1], self._drop(seeds_RxL)
+        to_keys = self._weights("key_value", 2, dim)
+        weights = CrossWeights(self._weights("query", 1, dim), to_keys, self._out())
         if offset_RxHxLxT is None:
-            return out(cross_attention(query_RxLxHxF, image, weights, drop))
-        key, value = key_value(image[0].tokens[0], weights)
-        key, value = key + weights.bias_PxHxF[0], value + weights.bias_PxHxF[1]
-        mixed_RxLxHxF, probabilities_RxHxLxT = softmax_attention(
-            query_RxLxHxF, key, value, drop=drop, offset_BxHxLxT=offset_RxHxLxT
-        )
-        return out(mixed_RxLxHxF), probabilities_RxHxLxT
+            return cross_attention(x_RxLxD, image, weights, drop)
+        key, value = key_value(image[0].tokens[0], to_keys)
+        key, value = key + to_keys.bias_PxHxF[0], value + to_keys.bias_PxHxF[1]
+        inputs = query(x_RxLxD, weights.query), key, value, None, drop, offset_RxHxLxT
+        mixed_RxLxHxF, probabilities_RxHxLxT = softmax_attention(*inputs)
+        return weights.out(mixed_RxLxHxF), probabilities_RxHxLxT
 
 
 def gather_tokens(x_RxLxD: Array, positions_RxM: Array) -> Array:

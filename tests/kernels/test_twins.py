@@ -21,7 +21,7 @@ from nas_jax.kernels.image_tokens import ImageTokens, PositionTerms, QueryGroup,
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
 from nas_jax.kernels.matmuls import matmul, matmul_twice
 from nas_jax.kernels.projections import HeadWeights, absorbs, key_value
-from nas_jax.kernels.shared_keys import cross_attention, replaced_keys
+from nas_jax.kernels.shared_keys import CrossWeights, cross_attention, replaced_keys
 from nas_jax.kernels.sums import single_row_matmul, sum_last
 from nas_jax.kernels.twins import same_as
 from nas_jax.train.machine import matmul_flops
@@ -48,7 +48,7 @@ def kernel_and_bias(parts):
     return draw(D, parts, H, F, scale=0.5), draw(parts, H, F)
 
 
-def beside_images(rate, lengths, kernel, bias, query, tokens, terms):
+def beside_images(rate, lengths, kernel, bias, texts, tokens, out, terms):
     """Nine texts beside four images, of all groups there are, in the parts of the tokens."""
     replacement = Replacement(WHERE, *terms[:2])
     index = jnp.asarray([1, 1, 3, 2])
@@ -64,7 +64,12 @@ def beside_images(rate, lengths, kernel, bias, query, tokens, terms):
         ImageTokens(parts, groups, PositionTerms(*terms[2:])),
         ImageTokens((tokens[:, 2:] * 2,), (QueryGroup(2), QueryGroup(1, detached=True))),
     )
-    return cross_attention(query, image, HeadWeights(kernel, bias), drop(rate, *query.shape[:2]))
+    weights = CrossWeights(
+        HeadWeights(kernel[:, :1], bias[:1]),
+        HeadWeights(kernel[:, 1:], bias[1:]),
+        lambda mixed: matmul(mixed, out, 2),
+    )
+    return cross_attention(texts, image, weights, drop(rate, *texts.shape[:2]))
 
 
 def read_two(x_RxLxD, kernel, tokens):
@@ -118,7 +123,9 @@ def terms(scale=1.0):
 
 
 ATTENTION = (*kernel_and_bias(2), draw(B, L, H, F), draw(B, T, D))
-TEXTS = (*kernel_and_bias(2), draw(B * 9, L, H, F), draw(B, 1 + SIDE * SIDE, D), terms())
+TEXTS = (
+    *kernel_and_bias(3), draw(B * 9, L, D), draw(B, 1 + SIDE * SIDE, D), draw(H, F, D), terms()
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
