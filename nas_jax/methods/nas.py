@@ -111,6 +111,7 @@ class Nas(Albef):
 
     Config = NasConfig
     Network = NasNetwork
+    hf_class = "nas"
 
     @classmethod
     def make_network(cls, config: NasConfig, model: ModelConfig) -> NasNetwork:
