@@ -25,12 +25,12 @@ from nas_jax.checkpoint.stored import Shapes, nest
 from nas_jax.checkpoint.surgery import adapt
 from nas_jax.methods.method import Saved
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import MissingPart
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 Position = dict[str, Any]
