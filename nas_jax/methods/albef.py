@@ -135,7 +135,7 @@ class Albef(Method):
         student = self.encode(params, batch, texts, draw, "student")
         taught = self.encode(jax.lax.stop_gradient(teacher), batch, texts, draw, "teacher")
         taught = jax.lax.stop_gradient(taught)
-        seen = Seen(params, teacher, batch, draw, alpha, stage, student, taught)
+        seen = Seen(params, teacher, batch, draw, alpha, stage, student, taught, step=step)
         seen = seen._replace(itc=self.contrast(seen, state["queue"]))
         state = state | {"teacher": teacher, "new_keys": self.new_keys(seen)}
         seen, state, metrics = self.read_images(seen, state)
