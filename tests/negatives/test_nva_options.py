@@ -1,4 +1,4 @@
-"""NVA's options: how the object is found, which codes come in, how a patch is replaced, and when."""
+"""NVA's options: which patch is the object, which code comes in, in what form, and when."""
 
 from __future__ import annotations
 
