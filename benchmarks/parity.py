@@ -166,8 +166,8 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     encoded, taught = (
         method.encode(weights, batch, texts, draw, "") for weights in (params, teacher)
     )
-    seen = Seen(params, teacher, batch, draw, jnp.float32(0), STAGE, encoded, taught)
-    seen = seen._replace(itc=method.contrast(seen, state["queue"]))
+    seen = Seen(params, teacher, state, batch, draw, jnp.float32(0), STAGE, encoded, taught)
+    seen = seen._replace(itc=method.contrast(seen))
     words, _ = method.look_up(params, state["dictionary"], encoded.image_tokens_BxTxD)
     seen = seen._replace(extra=words)
     nva = method.negative_images(params, encoded, words, batch, draw)

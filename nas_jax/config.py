@@ -149,22 +149,28 @@ def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
     return method_class(section.get("name", NasConfig.name)).Config
 
 
-def _with_field(name: str) -> type[MethodConfig]:
-    """The config of a method that has a field of that name, or some method's config."""
-    kinds = [method.Config for method in METHODS.values()]
-    have = (kind for kind in kinds if name in {field.name for field in dataclasses.fields(kind)})
-    return next(have, NasConfig)
-
-
 def check_field(name: str, cls: type = RunConfig) -> None:
-    """Raises ConfigError, with the closest known name, unless `name` (dotted) is in `cls`."""
+    """Raises ConfigError, with the closest known name, unless `name` (dotted) is in `cls`.
+
+    A field of `method` may be that of any method.
+    """
+    errors = []
+    for kind in (NasConfig, *(method.Config for method in METHODS.values())):
+        try:
+            return _find_field(name, cls, kind)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _find_field(name: str, cls: type, method: type[MethodConfig]) -> None:
     path = ""
     for part in name.split("."):
         if not dataclasses.is_dataclass(cls):
             raise ConfigError(
                 f"unknown config field {name}", f"{path} alone, which has no fields", f"use {path}"
             )
-        cls = _with_field(part) if cls is MethodConfig else cls
+        cls = method if cls is MethodConfig else cls
         cls, path = check_known(cls, part, path), dotted(path, part)
 
 

@@ -26,12 +26,13 @@ from nas_jax.methods import method_class
 from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step
+from nas_jax.storage.files import write_whole
+from nas_jax.storage.paths import check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import Console
-from nas_jax.utils.paths import check_bucket, failures, in_words, is_bucket, reaching, write_whole
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
 

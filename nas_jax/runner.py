@@ -44,6 +44,7 @@ from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
 from nas_jax.rehearsal import compile_step
+from nas_jax.storage.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.optimizer import make_optimizer
@@ -60,7 +61,6 @@ from nas_jax.train.workdir import (
     writing,
 )
 from nas_jax.utils.logging import Console, set_up_logging
-from nas_jax.utils.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.utils.trees import num_params
 
 if TYPE_CHECKING:

@@ -31,12 +31,12 @@ import main
 from benchmarks.faults import RECIPE
 from nas_jax import preflight, runner
 from nas_jax.inspect import run as report
+from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.watchdog import Watchdog
 from nas_jax.utils.errors import CheckpointError, ConfigError
-from nas_jax.utils.paths import as_path
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6

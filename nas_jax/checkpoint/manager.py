@@ -30,17 +30,10 @@ from nas_jax.checkpoint.stored import (
     saved_shapes,
     shapes_of,
 )
+from nas_jax.storage.files import rename_folder, write_whole
+from nas_jax.storage.paths import absolute, check_bucket, failures, in_words, reaching
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError, ConfigError, MissingPart
-from nas_jax.utils.paths import (
-    absolute,
-    check_bucket,
-    failures,
-    in_words,
-    reaching,
-    rename_folder,
-    write_whole,
-)
 
 METRICS = "metrics.json"  # beside the steps: {step: {metric: value}}
 DAMAGED = "damaged-"  # before the step in the new name of a damaged checkpoint

@@ -24,9 +24,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from nas_jax.checkpoint.digest import digests
+from nas_jax.storage.files import entries
+from nas_jax.storage.paths import failures, in_words, is_bucket, is_out_of_reach
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError
-from nas_jax.utils.paths import entries, failures, in_words, is_bucket, is_out_of_reach
 from nas_jax.utils.trees import named_leaves
 
 FORMAT = 1

@@ -115,6 +115,26 @@ def image_tower(
             "pass a plain ViT, DeiT or DINOv2",
         )
     _, names, scales = FAMILIES[family]
+    found = _image_sizes(tensors, names, config, source)
+    _same_function(config, source, account, vit_model.LAYER_NORM_EPS)
+    if config.get("qkv_bias", True) is False:
+        raise ConfigError(f"{source} with qkv_bias=False", "a ViT with biases", "use another ViT")
+    wanted = sizes.get(
+        "image_heads", None if "num_attention_heads" in config else sizes.get("heads")
+    )
+    heads = _heads(config, wanted, "image_heads", source, found["dim"])
+    model = ModelConfig(**found, heads=heads, vocab_size=1)
+    model.validate()
+    tensors = _fold(tensors, names, scales, found["image_layers"], account)
+    params = take(image_entries(model, names), tensors, model_shapes(model), account)
+    _explain(account, IMAGE_REASONS, ignore)
+    return Tower(params, found | {"image_heads": heads}, account)
+
+
+def _image_sizes(
+    tensors: Tensors, names: ImageNames, config: Mapping[str, Any], source: str
+) -> dict[str, int]:
+    """Sizes of the image encoder by its shapes. Raises UserError where config.json has others."""
     for extra in ("dist_token", "embeddings.distillation_token"):
         if extra in tensors:
             raise CheckpointError(
@@ -140,19 +160,7 @@ def image_tower(
         keys.pop("image_size")  # transformers' DINOv2 names the size it was last run at
     told = {ours: config[key] for ours, key in keys.items() if key in config}
     given.agree(found, told, source, "config.json")
-    _same_function(config, source, account, vit_model.LAYER_NORM_EPS)
-    if config.get("qkv_bias", True) is False:
-        raise ConfigError(f"{source} with qkv_bias=False", "a ViT with biases", "use another ViT")
-    wanted = sizes.get(
-        "image_heads", None if "num_attention_heads" in config else sizes.get("heads")
-    )
-    heads = _heads(config, wanted, "image_heads", source, dim)
-    model = ModelConfig(**found, heads=heads, vocab_size=1)
-    model.validate()
-    tensors = _fold(tensors, names, scales, found["image_layers"], account)
-    params = take(image_entries(model, names), tensors, model_shapes(model), account)
-    _explain(account, IMAGE_REASONS, ignore)
-    return Tower(params, found | {"image_heads": heads}, account)
+    return found
 
 
 def _fold(
@@ -192,12 +200,8 @@ def text_tower(
     if config.get("model_type", "bert") != "bert":
         raise ConfigError(f"{source} of type {config['model_type']!r}", "bert", "pass a BERT")
     tensors, cast = _without_prefix(given_by.tensors, given_by.cast, ("module.",))
-    old = {".gamma": ".weight", ".beta": ".bias"}  # in files converted from TensorFlow
-    renamed = {
-        name: re.sub(r"\.(gamma|beta)$", lambda found: old[found[0]], name) for name in tensors
-    }
-    tensors = {renamed[name]: array for name, array in tensors.items()}
-    account = Account(tensors, {renamed[name]: kind for name, kind in cast.items()}, source)
+    tensors, cast = ({_new_name(name): x for name, x in of.items()} for of in (tensors, cast))
+    account = Account(tensors, cast, source)
     bert = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
     if f"{bert}embeddings.word_embeddings.weight" not in tensors:
         raise CheckpointError(
@@ -205,14 +209,8 @@ def text_tower(
             "a BERT: embeddings.* and encoder.layer.*",
             "pass a BertModel or BertForMaskedLM",
         )
-    vocab, dim = given.shape_of(tensors, f"{bert}embeddings.word_embeddings.weight", 2, source)
-    positions, _ = given.shape_of(
-        tensors, f"{bert}embeddings.position_embeddings.weight", 2, source
-    )
-    hidden, _ = given.shape_of(
-        tensors, f"{bert}encoder.layer.0.intermediate.dense.weight", 2, source
-    )
-    layers = given.count(tensors, rf"{re.escape(bert)}encoder\.layer\.(\d+)\.", source)
+    found = _text_sizes(tensors, bert, config, source)
+    layers = found.pop("layers")
     text_layers = text_layers or sizes.get("text_layers", 0) or layers // 2
     if not 0 < text_layers < layers:
         raise ConfigError(
@@ -220,42 +218,14 @@ def text_tower(
             f"1 to {layers - 1} of {layers} layers",
             "half is ALBEF's",
         )
-    told = {
-        "dim": dim,
-        "vocab_size": vocab,
-        "max_text_length": positions,
-        "layers": layers,
-        "hidden": hidden,
-    }
-    keys = {
-        "dim": "hidden_size",
-        "vocab_size": "vocab_size",
-        "max_text_length": "max_position_embeddings",
-        "layers": "num_hidden_layers",
-        "hidden": "intermediate_size",
-    }
-    given.agree(
-        told,
-        {ours: config[key] for ours, key in keys.items() if key in config},
-        source,
-        "config.json",
-    )
     _same_function(config, source, account, bert_model.LAYER_NORM_EPS)
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise ConfigError(
             f"{source} with {kind} positions", "absolute positions", "pass another BERT"
         )
-    heads = _heads(config, sizes.get("heads"), "heads", source, dim)
-    found = {
-        "dim": dim,
-        "heads": heads,
-        "text_layers": text_layers,
-        "fusion_layers": layers - text_layers,
-        "mlp_ratio": hidden // dim,
-        "vocab_size": vocab,
-        "max_text_length": positions,
-    }
+    heads = _heads(config, sizes.get("heads"), "heads", source, found["dim"])
+    found |= {"heads": heads, "text_layers": text_layers, "fusion_layers": layers - text_layers}
     model = ModelConfig(**found, image_layers=1)
     model.validate()
     entries = list(bert_entries(model, bert, "cls.predictions.", cross=False))
@@ -268,6 +238,38 @@ def text_tower(
         tie_head(tensors, account, "cls.predictions.decoder.bias", "cls.predictions.bias")
     _explain(account, TEXT_REASONS, ignore)
     return Tower(params, found, account)
+
+
+def _new_name(name: str) -> str:
+    """The name of a tensor whose file was converted from TensorFlow, as others call it."""
+    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+
+
+def _text_sizes(
+    tensors: Tensors, bert: str, config: Mapping[str, Any], source: str
+) -> dict[str, int]:
+    """Sizes of a BERT by its shapes, and its layers. Raises ConfigError where config.json has
+    others.
+    """
+    vocab, dim = given.shape_of(tensors, f"{bert}embeddings.word_embeddings.weight", 2, source)
+    positions, _ = given.shape_of(
+        tensors, f"{bert}embeddings.position_embeddings.weight", 2, source
+    )
+    hidden, _ = given.shape_of(
+        tensors, f"{bert}encoder.layer.0.intermediate.dense.weight", 2, source
+    )
+    layers = given.count(tensors, rf"{re.escape(bert)}encoder\.layer\.(\d+)\.", source)
+    found = {"dim": dim, "vocab_size": vocab, "max_text_length": positions, "layers": layers}
+    keys = {
+        "dim": "hidden_size",
+        "vocab_size": "vocab_size",
+        "max_text_length": "max_position_embeddings",
+        "layers": "num_hidden_layers",
+        "hidden": "intermediate_size",
+    }
+    told = {ours: config[key] for ours, key in keys.items() if key in config}
+    given.agree(found | {"hidden": hidden}, told, source, "config.json")
+    return found | {"mlp_ratio": hidden // dim}
 
 
 def _same_function(

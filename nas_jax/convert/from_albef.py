@@ -158,10 +158,8 @@ def _method(state: Mapping[str, Any], gate: bool) -> AlbefConfig:
 def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -> ModelConfig:
     """The sizes of the network, by its shapes and by what was given."""
     text = f"text_encoder.{bert}"
-    if (
-        "visual_encoder.cls_token" not in tensors
-        or f"{text}embeddings.LayerNorm.bias" not in tensors
-    ):
+    known = ("visual_encoder.cls_token", f"{text}embeddings.LayerNorm.bias")
+    if any(name not in tensors for name in known):
         raise CheckpointError(
             f"{source}, with tensors such as {next(iter(tensors), 'none')!r}",
             "visual_encoder.* and text_encoder.* of an ALBEF model",
@@ -174,11 +172,8 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
     _, tokens, dim = shape("visual_encoder.pos_embed", 3)
     patch = shape("visual_encoder.patch_embed.proj.weight", 4)[-1]
     layers = given.count(tensors, rf"{re.escape(text)}encoder\.layer\.(\d+)\.", source)
-    first = [
-        n
-        for n in range(layers)
-        if f"{text}encoder.layer.{n}.crossattention.self.query.weight" in tensors
-    ]
+    query = f"{text}encoder.layer.{{}}.crossattention.self.query.weight"
+    first = [number for number in range(layers) if query.format(number) in tensors]
     if not first:
         raise CheckpointError(
             f"{source} without cross-attention", "a fusion encoder", "for a plain BERT use from-hf"

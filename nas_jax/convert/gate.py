@@ -50,6 +50,10 @@ CAPTIONS = (
 """Captions for the tokenizer alone, beside those of the pictures."""
 _EXACT = ("input_ids", "attention_mask", "code_ids")
 _ROWS = 12  # of the table of a refusal
+_SHOWN = (
+    "image_embeds", "text_embeds", "dictionary_tokens", "itm_logits", "mlm_logits",
+    "generator_logits", "plain_cosine",
+)  # fmt: skip
 
 
 class GateRefused(UserError):
@@ -104,7 +108,6 @@ def check(
     export: Path,
     trained: Trained,
     config: Mapping[str, Any],
-    tokenizer: TextTokenizer,
     plain: str = "",
     python: str = sys.executable,
     say: Callable[[str], None] = print,
@@ -117,7 +120,7 @@ def check(
     """
     with tempfile.TemporaryDirectory(prefix="nas_jax-gate-") as folder:
         inputs, ours, theirs = (Path(folder, f"{name}.npz") for name in ("inputs", "jax", "torch"))
-        given = make_inputs(config, tokenizer)
+        given = make_inputs(config, trained.tokenizer)
         say("the gate: JAX")
         outputs = run_jax(trained, config, given)
         given |= {name: array for name, array in outputs.items() if name.endswith("/code_ids")}
@@ -139,31 +142,26 @@ def check(
             facts = json.loads(str(right["facts"]))
             ties = sum(int(right[f"{case}/ties"]) for case in CASES if f"{case}/ties" in right)
     report = GateReport(rows, facts["transformers"], ties, facts["peak_bytes"])
+    _judge(report, say)
+    return report
+
+
+def _judge(report: GateReport, say: Callable[[str], None]) -> None:
+    """Says what was found. Raises GateRefused where an array is above its tolerance."""
     if report.failed:
         say(report.table(report.failed[:_ROWS]))
         first, more = report.failed[0], len(report.failed) - 1
         raise GateRefused(
             f"the export differs from the checkpoint, first in {first.name} by {first.error:.1e} "
-            "of its scale, "
-            f"and in {more} more arrays",
+            f"of its scale, and in {more} more arrays",
             f"at most {TOLERANCE:.0e}",
             "it was deleted; the table above says where the difference starts",
         )
-    names = (
-        "image_embeds",
-        "text_embeds",
-        "dictionary_tokens",
-        "itm_logits",
-        "mlm_logits",
-        "generator_logits",
-    )
-    wanted = [row for row in rows if row.name.split("/")[1] in (*names, "plain_cosine")]
-    say(report.table(wanted))
+    say(report.table(row for row in report.rows if row.name.split("/")[1] in _SHOWN))
     say(
-        f"{len(rows)} arrays agree with transformers {report.transformers}; worst: "
-        f"{report.worst.name}; {ties} ties"
+        f"{len(report.rows)} arrays agree with transformers {report.transformers}; worst: "
+        f"{report.worst.name}; {report.ties} ties"
     )
-    return report
 
 
 # ------------------------------------------------------------------------------------------- inputs

@@ -17,8 +17,8 @@ from nas_jax.convert.torch_files import Tensors, write_state_dict
 from nas_jax.methods import method_class
 from nas_jax.methods.albef import Albef
 from nas_jax.methods.nas import Nas
+from nas_jax.storage.paths import as_path
 from nas_jax.utils.errors import CheckpointError, ConfigError
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 
@@ -91,7 +91,14 @@ def state_dict(
     dtypes = {name: "int64" for name in ("queue_ptr", "idx_queue") if name in tensors}
     if came is None:
         return tensors | _copies(tensors, dictionary), dtypes, left
-    whole: Tensors = {}
+    return *_as_it_came(came, tensors, unused, dtypes), left
+
+
+def _as_it_came(
+    came: dict[str, Any], tensors: Tensors, unused: Tensors | None, dtypes: dict[str, str]
+) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of the file that was converted, in its order, and their dtypes there."""
+    whole, dtypes = {}, dict(dtypes)
     for row in came["tensors"]:
         name, dtype = row["name"], row["dtype"]
         source = row["detail"].removeprefix("equal to ") if row["action"] == "tied" else name
@@ -99,11 +106,10 @@ def state_dict(
             unused[name] if row["action"] == "unused" and unused is not None else tensors[source]
         )
         dtypes[name] = dtype
-    prefix = MODULE if names["module"] else ""
+    prefix = MODULE if came["names"]["module"] else ""
     return (
         {prefix + name: array for name, array in whole.items()},
         {prefix + name: dtype for name, dtype in dtypes.items()},
-        left,
     )
 
 

@@ -111,10 +111,7 @@ def export(
     nothing is left then.
     """
     out = Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"--out={out}, which exists", "a folder to make", "name another, or delete it"
-        )
+    _check_out(out)
     trained = open_trained(checkpoint, tokenizer_folder)
     hf_class(method_config(trained.config["method"]).name)  # refused first, if it is
     if not trained.verified:
@@ -130,7 +127,7 @@ def export(
         if plain:
             hf_blip.write(unchecked / plain, trained, config, unchecked, write_safetensors)
             say(f"{plain}: written")
-        report = gate.check(unchecked, trained, config, tokenizer, plain, python, say)
+        report = gate.check(unchecked, trained, config, plain, python, say)
         compare_bits(unchecked, trained)
         say("read back: the same bits")
         card = model_card.write(
@@ -148,6 +145,14 @@ def export(
         shutil.rmtree(unchecked, ignore_errors=True)
     say(f"passed the gate: {out}")
     return report
+
+
+def _check_out(out: Path) -> None:
+    """Raises ConfigError where there is something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"--out={out}, which exists", "a folder to make", "name another, or delete it"
+        )
 
 
 def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:

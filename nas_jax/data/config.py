@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nas_jax.storage.local_copy import Cache
 from nas_jax.utils.errors import ConfigError
 
 
@@ -141,3 +142,17 @@ class DataConfig:
                 "pictures that are not trained on",
                 "set data.holdout=0.1",
             )
+
+
+def cache_for(path: str, folder: str) -> Cache:
+    """The cache in data.cache (`folder`) for a `path` in a bucket.
+
+    Raises ConfigError where it is not set.
+    """
+    if not folder:
+        raise ConfigError(
+            f"{path} without data.cache",
+            "a local folder for its copy, as ArrayRecord files cannot be read in a bucket",
+            "set data.cache to a folder with room for it, or mount the bucket (docs/launch.md)",
+        )
+    return Cache(folder, "data.cache")

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from nas_jax.data import storage
 from nas_jax.data.config import DataConfig
 from nas_jax.data.prepared import PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import Record
@@ -36,6 +35,7 @@ from nas_jax.data.sources import (
     read_jsonl,
 )
 from nas_jax.data.tfds_source import TfdsSource, local_entry
+from nas_jax.storage.reading import is_dir
 from nas_jax.utils.errors import DataError
 
 SCENES = "scenes"
@@ -199,7 +199,7 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
     if entry.endswith(".json"):
         return _open_lists
     folder = os.path.expanduser(entry)
-    if is_prepared(folder) or storage.is_dir(folder):
+    if is_prepared(folder) or is_dir(folder):
         return _open_prepared  # which says what is missing in a folder that is not prepared
     raise DataError(
         f"the entry {entry!r} of data.train or data.val",

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from nas_jax.data import storage
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_ops import ImageError, decode, resize
 from nas_jax.data.sources import expand, read_jsonl
 from nas_jax.data.text_ops import prepare_caption
+from nas_jax.storage.reading import each
 from nas_jax.utils.errors import DataError
 
 CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memory
@@ -49,7 +49,7 @@ class ImageList(Sequence):
                 self._cache.append(image_HxWx3)
 
     def _all(self, read: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-        return storage.each(read, indices) if self._source.remote else map(read, indices)
+        return each(read, indices) if self._source.remote else map(read, indices)
 
     def _try(self, index: int) -> tuple[int, np.ndarray] | Exception:
         try:

@@ -27,9 +27,11 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from nas_jax.data import local_copy, storage
+from nas_jax.data.config import cache_for
 from nas_jax.data.records import Record
 from nas_jax.data.sources import ALL, AlbefJsonSource, Report, Split, WebDatasetSource
+from nas_jax.storage.paths import is_bucket, join
+from nas_jax.storage.reading import files_below, is_dir, is_file, read_bytes
 from nas_jax.utils.errors import DataError
 
 FORMAT = 1
@@ -107,7 +109,7 @@ def _write_error(error: RuntimeError, path: str) -> OSError:
 
 def is_prepared(path: str | os.PathLike) -> bool:
     """Whether the folder holds a finished prepared data set."""
-    return storage.is_file(os.path.join(path, MANIFEST))
+    return is_file(os.path.join(path, MANIFEST))
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -117,21 +119,21 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
       DataError: no such folder, not prepared or not finished, damaged, or of another format.
     """
     path = os.path.join(folder, MANIFEST)
-    if not storage.is_file(path):
-        if storage.is_dir(os.path.join(folder, UNITS)):
+    if not is_file(path):
+        if is_dir(os.path.join(folder, UNITS)):
             raise DataError(
                 f"{folder} is not finished: {MANIFEST} is missing",
                 "a folder whose preparation has ended",
                 "run the same command of nas_jax.data.prepare again; it goes on where it stopped",
             )
-        what = "no manifest.json" if storage.is_dir(os.fspath(folder)) else "no such folder"
+        what = "no manifest.json" if is_dir(os.fspath(folder)) else "no such folder"
         raise DataError(
             f"{folder}: {what}",
             "a prepared folder",
             "make one with python -m nas_jax.data.prepare INPUT --out DIR",
         )
     try:
-        content = storage.read_bytes(path)
+        content = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: {error}", "a manifest", "prepare the folder again") from error
     try:
@@ -153,27 +155,26 @@ def local_folder(folder: str, cache: str) -> str:
 
     Raises:
       ConfigError: a bucket and no cache.
-      DataError: those of read_manifest and local_copy.copy_folder; a file that is missing or not as
+      DataError: those of read_manifest and Cache.copy_folder; a file that is missing or not as
       long as it was.
     """
-    if not storage.is_bucket(folder):
+    if not is_bucket(folder):
         return os.path.expanduser(folder)
-    local_copy.check_cache(cache, folder)
+    kept = cache_for(folder, cache)
     manifest = read_manifest(folder)
     sizes = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
     sizes |= {shard["about"]: shard["about_bytes"] for shard in manifest["shards"]}
-    found = storage.files_below(folder)
+    found = files_below(folder)
     for name, size in sizes.items():  # before hours of copying
         if name not in found:
-            raise damaged(storage.join(folder, name), "missing")
+            raise damaged(join(folder, name), "missing")
         if found[name].size != size:
             raise damaged(
-                storage.join(folder, name), f"{found[name].size} bytes, but {size} in the manifest"
+                join(folder, name), f"{found[name].size} bytes, but {size} in the manifest"
             )
-    local = local_copy.copy_folder(folder, sizes, cache, manifest["id"])
-    local_copy.write_whole(
-        Path(local, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    )
+    local = kept.copy_folder(folder, sizes, manifest["id"])
+    content = json.dumps(manifest, indent=1, ensure_ascii=False)
+    kept.keep(Path(local, MANIFEST), content.encode())
     return local
 
 

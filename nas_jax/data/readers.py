@@ -24,11 +24,11 @@ from zlib import crc32
 import jax
 import numpy as np
 
-from nas_jax.data import storage
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, flip, rand_augment
 from nas_jax.data.records import Draw, Record
 from nas_jax.data.text_ops import prepare_caption
+from nas_jax.storage.reading import each
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -282,7 +282,7 @@ class Reader:
         """`stack` of `read` of each, side by side: for pictures in a bucket, each of which is
         waited for.
         """
-        return self.stack(list(storage.each(self.read, draws)))
+        return self.stack(list(each(self.read, draws)))
 
 
 def _plain(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -17,10 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
-from nas_jax.data import storage
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.text_ops import clean_words
+from nas_jax.storage import reading
+from nas_jax.storage.paths import is_bucket, join
 from nas_jax.utils.errors import DataError
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
@@ -139,7 +140,7 @@ class _Table:
 
     def __init__(self, files: tuple[str, ...]):
         self.files = self.origins = files
-        self.remote = any(map(storage.is_bucket, files))
+        self.remote = any(map(is_bucket, files))
         self.report = Report()
         self._keys: list[str] | Strings = []
         self._captions: list[str] | Strings = []
@@ -204,7 +205,7 @@ def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
     """
     paths: list[str] = []
     for pattern in patterns:
-        found = storage.glob(pattern)
+        found = reading.glob(pattern)
         if not found:
             raise DataError(
                 f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}"
@@ -268,7 +269,7 @@ class AlbefJsonSource(_Table):
         """
         super().__init__(files)
         self.image_root = image_root
-        self.remote = storage.is_bucket(image_root)
+        self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
             self._check_first_image(path, entries[0]["image"])
@@ -285,7 +286,7 @@ class AlbefJsonSource(_Table):
     @staticmethod
     def _read(path: str) -> list:
         try:
-            content = storage.read_bytes(path)
+            content = reading.read_bytes(path)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
@@ -320,8 +321,8 @@ class AlbefJsonSource(_Table):
         return image, [captions] if isinstance(captions, str) else captions
 
     def _check_first_image(self, path: str, image: str) -> None:
-        full = storage.join(self.image_root, image)
-        if not storage.is_file(full):
+        full = join(self.image_root, image)
+        if not reading.is_file(full):
             raise DataError(
                 f"no picture {full!r}, the first in {path}",
                 "image paths that start from data.image_root",
@@ -335,7 +336,7 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        return storage.read_bytes(storage.join(self.image_root, self.key(index)))
+        return reading.read_bytes(join(self.image_root, self.key(index)))
 
 
 class WebDatasetSource(_Table):
@@ -361,7 +362,7 @@ class WebDatasetSource(_Table):
         super().__init__(files)
         slices: list[Place] = []
         index = partial(index_tar, cache=cache)
-        indices = storage.each(index, files) if self.remote else map(index, files)
+        indices = reading.each(index, files) if self.remote else map(index, files)
         for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
             for key, parts in members.items():
                 if not split.keeps(key):
@@ -390,7 +391,7 @@ class WebDatasetSource(_Table):
         """All captions of a key, `caption` first, and whether its json cannot be read."""
 
         def read(place: Place) -> bytes:
-            return texts[place] if place in texts else storage.read_bytes(path, *place)
+            return texts[place] if place in texts else reading.read_bytes(path, *place)
 
         captions: list = []
         damaged = False
@@ -412,7 +413,7 @@ class WebDatasetSource(_Table):
         return os.path.basename(name).partition(".")[0]
 
     def _image(self, index: int) -> bytes:
-        return storage.read_bytes(self.file(index), *self._slices[index].tolist())
+        return reading.read_bytes(self.file(index), *self._slices[index].tolist())
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
@@ -421,7 +422,7 @@ def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
     Raises DataError, with the line, where one is none or lacks a text field.
     """
     try:
-        lines = storage.read_bytes(path).decode().splitlines()
+        lines = reading.read_bytes(path).decode().splitlines()
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import msgpack
 from absl import logging
 
-from nas_jax.data import local_copy, storage
+from nas_jax.data.config import cache_for
+from nas_jax.storage.paths import is_bucket
+from nas_jax.storage.reading import RangedFile, stat
 from nas_jax.utils.errors import DataError
 
 TEXT_SUFFIXES = ("json", "txt")
@@ -39,11 +41,11 @@ def index_tar(path: str, cache: str = "") -> Index:
     Raises DataError where it is missing, cut short, compressed or no tar, or holds a name twice.
     """
     try:
-        if not storage.is_bucket(path):
+        if not is_bucket(path):
             # "r:" refuses compressed files, of which no slice can be read
             with tarfile.open(path, "r:") as tar:
                 return _walk(path, tar, os.path.getsize(path), read_texts=False)
-        return _kept(path, cache) if cache else _walk_object(storage.RangedFile(path))
+        return _kept(path, cache) if cache else _walk_object(RangedFile(path))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path}: {error}",
@@ -85,17 +87,15 @@ def _walk(path: str, tar: tarfile.TarFile, size: int, read_texts: bool) -> Index
     return Index(members, texts)
 
 
-def _walk_object(file: storage.RangedFile) -> Index:
+def _walk_object(file: RangedFile) -> Index:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         return _walk(file.path, tar, file.stat.size, read_texts=True)
 
 
 def _kept(path: str, cache: str) -> Index:
     """From the cache, or made and put there."""
-    about = storage.stat(path)
-    place = local_copy.place_of(path, cache).with_name(
-        f"{os.path.basename(path)}.{about.version}.index"
-    )
+    about, kept = stat(path), cache_for(path, cache)
+    place = kept.place_of(path).with_name(f"{os.path.basename(path)}.{about.version}.index")
     try:
         found = msgpack.unpackb(
             place.read_bytes(), use_list=False, strict_map_key=False, unicode_errors=_ODD
@@ -107,7 +107,7 @@ def _kept(path: str, cache: str) -> Index:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.warning("%s cannot be used (%s); it is made again", place, error)
-    index = _walk_object(storage.RangedFile(path))
+    index = _walk_object(RangedFile(path))
     content = {"format": _FORMAT, "size": about.size, **index._asdict()}
-    local_copy.write_whole(place, msgpack.packb(content, unicode_errors=_ODD))
+    kept.keep(place, msgpack.packb(content, unicode_errors=_ODD))
     return index

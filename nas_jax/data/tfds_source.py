@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nas_jax.data import local_copy, storage
+from nas_jax.data.config import cache_for
 from nas_jax.data.records import Record
 from nas_jax.data.sources import ALL, Report, Split, image_id_of, usable_captions
+from nas_jax.storage.local_copy import digest
+from nas_jax.storage.paths import is_bucket
+from nas_jax.storage.reading import files_below
 from nas_jax.utils.errors import DataError
 
 CAPTION_FEATURES = {
@@ -51,22 +54,21 @@ class NoCaption(OSError):
 
 
 def local_entry(entry: str, cache: str) -> str:
-    """The entry, or for a folder in a bucket that of its copy below the local folder `cache`, made
-    if it is not there.
+    """The entry, or for a folder in a bucket that of its copy below the local folder `cache`.
 
-    Only the splits that the entry names are copied.
+    The copy is made if it is not there, of the splits that the entry names.
 
     Raises:
       ConfigError: a bucket and no cache.
-      DataError: no TFDS folder, no ArrayRecord file of such a split, and what
-      local_copy.copy_folder raises.
+      DataError: no TFDS folder, no ArrayRecord file of such a split, and what Cache.copy_folder
+      raises.
     """
     match = _ENTRY.fullmatch(entry)
-    if not match or not storage.is_bucket(match["name"]):
+    if not match or not is_bucket(match["name"]):
         return entry
     folder, split = match["name"].rstrip("/"), match["split"] or "train"
-    local_copy.check_cache(cache, entry)
-    found = storage.files_below(folder)
+    kept = cache_for(entry, cache)
+    found = files_below(folder)
     if INFO not in found:
         inside = next((name for name in sorted(found) if name.endswith(f"/{INFO}")), "")
         raise _no_folder(folder, f"{folder}/{os.path.dirname(inside)}" if inside else "")
@@ -81,7 +83,7 @@ def local_entry(entry: str, cache: str) -> str:
         )
     wanted = {name for name in found if "all" in splits or shards.get(name) in {None, *splits}}
     sizes = {name: found[name].size for name in wanted}
-    local = local_copy.copy_folder(folder, sizes, cache, local_copy.digest(found))
+    local = kept.copy_folder(folder, sizes, digest(found))
     return f"tfds:{local}:{split}"
 
 
@@ -259,7 +261,7 @@ def _open(entry: str, captions_field: str) -> _Parts:
         )
     name, split = os.path.expanduser(match["name"]), match["split"] or "train"
     builder = _builder(name)
-    if storage.is_bucket(folder := str(builder.data_dir)):  # from TFDS_DATA_DIR
+    if is_bucket(folder := str(builder.data_dir)):  # from TFDS_DATA_DIR
         raise DataError(
             f"{entry}, which is in {folder}",
             "a path that says so, as the files are read from a copy in data.cache",

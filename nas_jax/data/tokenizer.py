@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from nas_jax.storage.files import make_folder, write_whole
+from nas_jax.storage.paths import as_path, check_bucket
 from nas_jax.typing import Vocabulary
 from nas_jax.utils.errors import ConfigError, DataError, UserError
-from nas_jax.utils.paths import as_path, check_bucket, make_folder, write_whole
 
 # at ids 0 to 4 of a learned vocabulary
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -22,12 +22,12 @@ from nas_jax.evals.results import Result, about_checkpoint, write
 from nas_jax.evals.scorers import Scorer
 from nas_jax.evals.zero_shot import PROMPTS
 from nas_jax.parallel.mesh import make_mesh
+from nas_jax.storage.paths import as_path, reaching
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.train.workdir import EVALS
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console, set_up_logging
-from nas_jax.utils.paths import as_path, reaching
 
 _DEFAULTS = EvalConfig()
 _FLAGS: dict[str, dict] = {

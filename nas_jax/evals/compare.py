@@ -20,9 +20,10 @@ import numpy as np
 
 from nas_jax.evals.results import Result, flat, page, read, table, whiskers
 from nas_jax.evals.statistics import interval, mcnemar, resampled_weights
+from nas_jax.storage.files import make_folder, write_whole
+from nas_jax.storage.paths import as_path
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import DataError
-from nas_jax.utils.paths import as_path, make_folder, write_whole
 
 # fields of the protocol in which A and B must agree
 SAME = ("text_length", "text", "largest_share_dropped")

@@ -25,9 +25,10 @@ import numpy as np
 from nas_jax.checkpoint.stored import Damage, read_record
 from nas_jax.evals.metrics import Metric
 from nas_jax.methods.method import Method
+from nas_jax.storage.files import make_folder, write_whole
+from nas_jax.storage.paths import as_path, failures, in_words
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.utils.errors import CheckpointError, DataError
-from nas_jax.utils.paths import as_path, failures, in_words, make_folder, write_whole
 
 RESULTS = "results"  # .json, .md, .html
 FORMAT = 1

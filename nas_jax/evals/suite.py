@@ -28,10 +28,11 @@ from nas_jax.evals.results import Result
 from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer, SetScores
 from nas_jax.methods.method import Method
+from nas_jax.storage.files import make_folder, write_whole
+from nas_jax.storage.paths import as_path
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
-from nas_jax.utils.paths import as_path, make_folder, write_whole
 
 if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet

@@ -16,9 +16,9 @@ from nas_jax.inspect.nva import NvaPictures, draw_nva
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.models.vit import patchify
+from nas_jax.storage.files import through_disk
 from nas_jax.train.workdir import writing
 from nas_jax.typing import Batch, Params
-from nas_jax.utils.paths import through_disk
 
 SHOWN = 4  # images drawn
 READ = 128  # images whose patches show what a code looks like

@@ -17,9 +17,10 @@ from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
 from nas_jax.inspect.run_warnings import RunWarning, find_warnings
+from nas_jax.storage.files import make_folder, write_whole
+from nas_jax.storage.paths import as_path, failures, in_words, reaching
 from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import format_seconds
-from nas_jax.utils.paths import as_path, failures, in_words, make_folder, reaching, write_whole
 
 REPORT = "report.html"
 SPLIT = ("input", "compute", "checkpoint", "evaluation", "compile")

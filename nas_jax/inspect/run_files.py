@@ -11,8 +11,8 @@ from typing import Any
 
 from nas_jax.checkpoint.manager import DAMAGED
 from nas_jax.checkpoint.stored import Damage, complete_steps, read_record
+from nas_jax.storage.files import entries, read_text, total_bytes
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, METRICS, PROFILE, STARTS, TIMINGS, read_config
-from nas_jax.utils.paths import entries, read_text, total_bytes
 
 Entry = dict[str, Any]
 

@@ -75,10 +75,12 @@ def attend(
     drop: Drop | None = None,
 ) -> Array:
     """Attention (B, L, H, F) over all groups together, of keys and values or of tokens (B, T, D),
-    which are then projected with `weights`.
+    which then need no keys and values (`projections.absorbs`).
 
-    The bias of values is added to their weighted mean, times the sum of the weights, which is 1
-    without dropout. key_mask: True on real keys, with one group only.
+    The exponentials are computed once (`_mix`). The bias of values is added to their weighted mean,
+    times the sum of the weights, which is 1 without dropout. key_mask: True on real keys, with one
+    group only. Gain: 4 % of a step on a CPU (tiny); 14 % on a TPU v5e, predicted (base), with
+    `sum_last` and `single_row_matmul`.
     """
     scale, bias_HxF = query_BxLxHxF.shape[-1] ** -0.5, weights.bias_PxHxF[-1]
     if weights.cudnn and len(groups) == 1 and drop is None:
@@ -120,7 +122,7 @@ def _mix(
     B).
 
     Of tokens no keys and values are computed: the queries absorb the kernel of the keys, and what
-    is mixed that of the values (`projections.absorb_keys`).
+    is mixed that of the values (`projections.absorbs`).
     """
     return _mix_forward(drop, query_BxLxHxF, groups, kernels, key_mask_BxT, seeds_BxL)[0]
 

@@ -18,7 +18,8 @@ def plain_gelu(x: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Exact GELU of any shape, by erf in float32; keeps x alone for the backward pass.
 
-    erf is one polynomial, where jax.nn.gelu computes erfc with exponentials and branches.
+    erf is one polynomial, where jax.nn.gelu computes erfc with exponentials and branches. Gain: 5 %
+    of a step on a TPU v5e, predicted (base); none on a CPU.
     """
     return _gelu(x)
 

@@ -64,7 +64,10 @@ def read_last_layer(
     image: tuple[ImageTokens, ...],
     readouts: Sequence[Readout],
 ) -> list[Array]:
-    """The tokens (B, P, M, D) of each readout after the last layer, which computes them only."""
+    """The tokens (B, P, M, D) of each readout after the last layer, which computes them only.
+
+    Gain: 8 % of a step of two fusion layers on a CPU (tiny); 2 % of the operations with six (base).
+    """
     batch = image[0].tokens[0].shape[0]
 
     def read(readout: Readout) -> Array:

@@ -17,7 +17,8 @@ def single_row_matmul(pattern: str, x: Array, y: Array) -> Array:
     """einsum of batches of matrices, also fast on a TPU where those of x have a single row.
 
     XLA would multiply them number by number and add along the lanes of a TPU, which is slow. With
-    rows of zeros below they stay matmuls; XLA leaves these rows out again later.
+    rows of zeros below they stay matmuls; XLA leaves these rows out again later. Gain: 3 % of a
+    step on a TPU v5e, predicted (base with `model.cls_apart`).
     """
     left, right, _ = pattern.replace("->", ",").split(",")
     sizes = dict(zip(left + right, x.shape + y.shape, strict=True))
@@ -49,7 +50,8 @@ def sum_last(x: Array, dtype: jnp.dtype | None = None) -> Array:
     """Sums over the last axis in float32: on TPUs as a matmul with ones, as a sum along their lanes
     is slow.
 
-    dtype: that in which a TPU reads the summands, else their own.
+    dtype: that in which a TPU reads the summands, else their own. Gain: 4 % of a step on a TPU v5e,
+    predicted (base with `model.cls_apart`).
     """
 
     def multiply(x: Array) -> Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.itc import QueueState, enqueue, init_queue, itc_loss, positives
+from nas_jax.methods.added import added_terms, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
@@ -26,8 +27,6 @@ from nas_jax.methods.terms import (
     Seen,
     Terms,
     add_up,
-    added_terms,
-    check_terms,
     collect_rows,
     further_texts,
 )
@@ -135,8 +134,9 @@ class Albef(Method):
         student = self.encode(params, batch, texts, draw, "student")
         taught = self.encode(jax.lax.stop_gradient(teacher), batch, texts, draw, "teacher")
         taught = jax.lax.stop_gradient(taught)
-        seen = Seen(params, teacher, batch, draw, alpha, stage, student, taught, step=step)
-        seen = seen._replace(itc=self.contrast(seen, state["queue"]))
+        both = student, taught
+        seen = Seen(params, teacher, state, batch, draw, alpha, stage, *both, step=step)
+        seen = seen._replace(itc=self.contrast(seen))
         state = state | {"teacher": teacher, "new_keys": self.new_keys(seen)}
         seen, state, metrics = self.read_images(seen, state)
         rows = collect_rows(terms, seen)
@@ -197,8 +197,9 @@ class Albef(Method):
 
         return in_pieces(piece, self.setting.pieces, rows)
 
-    def contrast(self, seen: Seen, queue: QueueState) -> Contrast:
+    def contrast(self, seen: Seen) -> Contrast:
         """ITC (section 3.2, eq. 2 and 6) against the keys of the batch and of the queue."""
+        queue = seen.state["queue"]
         by_id = self.config.itc.positives_by_id
         truth = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
         student, taught = seen.student, seen.taught

@@ -100,7 +100,7 @@ class Method:
     default_scores: ClassVar[tuple[str, ...]] = ("itc",)
     # Whether a batch may be computed in pieces (`train.accumulate`).
     accumulates: ClassVar[bool] = True
-    # Which class of convert/hf_files the method is exported as; "" = it has none.
+    # Which class of convert/hf_files the method is exported as; "" = it has none. Not inherited.
     hf_class: ClassVar[str] = ""
     # (pattern of names, axes): where arrays live on a mesh, before the rules of parallel/rules.py.
     sharding: ClassVar[tuple[tuple[str, tuple[str | None, ...]], ...]] = ()

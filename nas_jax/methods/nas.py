@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
@@ -31,7 +32,6 @@ from nas_jax.methods.terms import (
     Mlm,
     Seen,
     Terms,
-    added_terms,
     image_negative_rows,
     text_negative_rows,
 )
@@ -103,6 +103,7 @@ class Nas(Albef):
 
     Config = NasConfig
     Network = NasNetwork
+    hf_class = "nas"
 
     @classmethod
     def make_network(cls, config: NasConfig, model: ModelConfig) -> NasNetwork:

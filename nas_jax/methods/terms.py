@@ -6,7 +6,7 @@ sends them through in one call, and adds up the values with their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from nas_jax.negatives.records import ImageNegatives, TextNegatives
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows, take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
-from nas_jax.utils.errors import ConfigError
 
 
 class Encoded(NamedTuple):
@@ -48,6 +47,7 @@ class Seen(NamedTuple):
 
     params: Params
     teacher: Params
+    state: dict[str, PyTree]  # of the method, before the step
     batch: Batch
     draw: Draws
     alpha: Array  # weight of the teacher's soft targets
@@ -81,24 +81,8 @@ class Term:
         raise NotImplementedError
 
 
-TERMS: dict[str, Callable[[Any], Term]] = {}
-"""Name -> term. A config may add any of them to a method: `method.terms=(("NAME", weight),)`."""
-
 Terms = dict[str, tuple[float, Term]]
 """Name of the metric -> weight and term."""
-
-
-def check_terms(terms: tuple[tuple[str, float], ...]) -> None:
-    """Raises ConfigError on a name that TERMS does not have."""
-    for name, _ in terms:
-        if name not in TERMS:
-            known = ", ".join(TERMS) or "no others"
-            raise ConfigError(f"terms with {name!r}", f"names of {known}", "mend the name")
-
-
-def added_terms(method: Any) -> Terms:
-    """Those that the method's config adds."""
-    return {name: (weight, TERMS[name](method)) for name, weight in method.config.terms}
 
 
 def further_texts(terms: Terms, batch: Batch, draw: Draws) -> dict[str, Array]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from nas_jax.kernels.attention import Drop, attend, softmax_attention
 from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.kernels.matmuls import matmul
-from nas_jax.kernels.projections import HeadWeights, absorbs, key_value, query
+from nas_jax.kernels.projections import HeadWeights, key_value, keys_for, query
 from nas_jax.kernels.shared_keys import cross_attention
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
@@ -85,9 +85,8 @@ class _Heads(nn.Module):
         return FromHeads(self.dtype, self.kernel_init, name="out")
 
     def _drop(self, seeds_RxL: Array | None) -> Drop | None:
-        if seeds_RxL is None or self.dropout == 0:
-            return None
-        return Drop(self.dropout, self.name, seeds_RxL)
+        drops = seeds_RxL is not None and self.dropout > 0
+        return Drop(self.dropout, self.name, seeds_RxL) if drops else None
 
 
 class SelfAttention(_Heads):
@@ -106,17 +105,11 @@ class SelfAttention(_Heads):
         seeds: of the dropout, one for each query; None for evaluation. positions: only the tokens
         there are queries; with one stream.
         """
-        x_RxLxD, *_ = streams
-        weights = self._weights("qkv", 3, x_RxLxD.shape[-1])
-        if positions_RxM is None:
-            queries = [query(x, weights) for x in streams]
-            keys = [key_value(x, weights) for x in streams]
-        else:
-            queries = [query(gather_tokens(x_RxLxD, positions_RxM), weights)]
-            keys = [key_value(x_RxLxD, weights)]
-            if absorbs(positions_RxM.shape[1], x_RxLxD.shape[1], weights):
-                keys = [weights.cast(x_RxLxD)]
-        drop, out = self._drop(seeds_RxL), self._out()
+        weights = self._weights("qkv", 3, streams[0].shape[-1])
+        asking = streams if positions_RxM is None else [gather_tokens(streams[0], positions_RxM)]
+        count, drop, out = sum(x.shape[1] for x in asking), self._drop(seeds_RxL), self._out()
+        queries = [query(x, weights) for x in asking]
+        keys = [keys_for(count, x, weights) for x in streams]
         return [out(attend(query, keys, weights, key_mask_RxL, drop)) for query in queries]
 
 

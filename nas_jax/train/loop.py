@@ -25,6 +25,7 @@ from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.machine import describe, matmul_flops
 from nas_jax.train.pace import Pace
@@ -37,7 +38,6 @@ from nas_jax.train.workdir import CHECKPOINTS, PROFILE, Records, open_workdir, w
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, format_losses, format_seconds
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.signals import SIGNALS, StopSignals
 from nas_jax.utils.trees import all_finite
 

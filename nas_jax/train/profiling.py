@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from nas_jax.utils.paths import through_disk
+from nas_jax.storage.files import through_disk
 
 
 class StepProfile:

@@ -25,12 +25,12 @@ from nas_jax.checkpoint.stored import Shapes, nest
 from nas_jax.checkpoint.surgery import adapt
 from nas_jax.methods.method import Saved
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.typing import Params, PyTree
 from nas_jax.utils.errors import MissingPart
-from nas_jax.utils.paths import as_path
 from nas_jax.utils.trees import named_leaves
 
 Position = dict[str, Any]
@@ -99,7 +99,7 @@ class SavedState:
 
     def fitted(self, name: str, like: Params) -> Params:
         """An entry whose arrays are named as parameters, fitted to the sizes of `like`."""
-        places = self.shardings.method_state[name]
+        places = self.shardings.method_state.get(name, {})
         try:
             saved = self.restore(f"method_state/{name}", like, places)
         except MissingPart:
@@ -111,19 +111,14 @@ class SavedState:
 
     def restore(self, part: str, wanted: PyTree, shardings: PyTree) -> Params:
         """A part of the state, each array where that of its name lives; others whole everywhere."""
-        places = {
-            name: (tuple(leaf.shape), sharding)
-            for (name, leaf), sharding in zip(
-                named_leaves(wanted).items(), jax.tree.leaves(shardings), strict=True
-            )
-        }
-        whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+        shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(wanted).items()}
+        places = named_leaves(shardings)
+        whole = NamedSharding(jax.tree.leaves(self.shardings)[0].mesh, PartitionSpec())
 
         def place(saved: Shapes) -> Params:
             leaves = {}
             for name, (shape, dtype) in saved.items():
-                wanted_shape, sharding = places.get(name, (None, whole))
-                where = sharding if shape == wanted_shape else whole
+                where = places.get(name, whole) if shape == shapes.get(name) else whole
                 leaves[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
             return nest(leaves)
 

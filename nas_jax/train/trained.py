@@ -35,11 +35,11 @@ from nas_jax.methods.method import Method, MethodState, Setting
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import replicated
 from nas_jax.parallel.rules import with_shardings
+from nas_jax.storage.paths import absolute, check_bucket
 from nas_jax.train.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.fields import build
-from nas_jax.utils.paths import absolute, check_bucket
 from nas_jax.utils.trees import named_leaves
 
 PARAMS, STATE = "params", "method_state"  # parts of a training state

@@ -20,9 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from nas_jax.storage.files import read_text, write_whole
+from nas_jax.storage.paths import failures, in_words, is_bucket
 from nas_jax.train.config import TrainConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError
-from nas_jax.utils.paths import failures, in_words, is_bucket, read_text, write_whole
 from nas_jax.utils.trees import flatten_dict
 
 # in the work directory: the run's names over there, so that a second start goes on in them

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nas_jax.storage.growing import Mirror
+from nas_jax.storage.paths import failures, in_words
 from nas_jax.utils.logging import format_seconds
-from nas_jax.utils.paths import Mirror, failures, in_words
 
 # by number: sys.stderr may be a stand-in without one, which faulthandler cannot write to
 STDERR = 2

@@ -29,19 +29,12 @@ from typing import Any
 
 from nas_jax.checkpoint.stored import complete_steps
 from nas_jax.methods import upgraded
+from nas_jax.storage.files import make_folder, read_text, write_whole
+from nas_jax.storage.growing import GrowingText, Mirror
+from nas_jax.storage.paths import check_bucket, failures, in_words
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import Trackers
 from nas_jax.utils.errors import CheckpointError
-from nas_jax.utils.paths import (
-    GrowingText,
-    Mirror,
-    check_bucket,
-    failures,
-    in_words,
-    make_folder,
-    read_text,
-    write_whole,
-)
 from nas_jax.utils.trees import diff, with_defaults
 
 CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"

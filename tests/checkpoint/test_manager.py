@@ -370,6 +370,9 @@ def test_parameters_only(tmp_path):
             manager.restore_part("method_state/teacher", abstract(state.method_state["teacher"])),
             {"table": state.params["table"] + 1},
         )
+        for wanted in (None, abstract(state.method_state["queue"])):  # an array by itself
+            queue = manager.restore_part("method_state/queue", wanted)
+            assert_same(np.asarray(queue), np.asarray(state.method_state["queue"]))
         as_saved = manager.restore_part("params")
         assert_same(as_saved, jax.tree.map(np.asarray, state.params))
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(as_saved))

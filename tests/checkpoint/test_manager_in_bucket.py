@@ -14,9 +14,9 @@ import pytest
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.checkpoint.stored import complete_steps
+from nas_jax.storage.paths import as_path
 from nas_jax.train.workdir import has_checkpoint
 from nas_jax.utils.errors import CheckpointError
-from nas_jax.utils.paths import as_path
 
 
 def make_state(seed):

@@ -175,6 +175,8 @@ def test_an_export_gives_back_its_bits(
     assert len(list(out.glob("model-*.safetensors"))) > 1
     card = (out / "README.md").read_text()
     for text in (
+        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags:\n- vision-l",
+        "\n- image-text-matching\n- nas\n---\n",
         "loss 1.2500",
         "| val/foils/itm/colour | 61.5 | 50.0 |",
         "scenes (drawn",

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from data import hostile
 
-from nas_jax.data import storage, tar_index
+from nas_jax.data import tar_index
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
 from nas_jax.data.pair_files import ImageList, file_eval_sets
@@ -28,6 +28,7 @@ from nas_jax.data.prepare import prepare
 from nas_jax.data.prepare.__main__ import run as prepare_command
 from nas_jax.data.prepared import local_folder, read_manifest
 from nas_jax.data.sources import WebDatasetSource, expand
+from nas_jax.storage import reading
 from nas_jax.train.config import RESUMABLE
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
@@ -201,32 +202,16 @@ def many(count: int, size: int) -> bytes:
 @pytest.mark.parametrize(("count", "size", "most"), [(600, 1500, 16), (30, 40_000, 31)])
 def test_an_index_costs_few_requests(bucket, monkeypatch, count, size, most):
     """All in one thirty-second: small pictures are read over in blocks, large ones are skipped."""
-    monkeypatch.setattr(storage, "_NEAR", storage._NEAR // 32)
-    monkeypatch.setattr(storage, "_FAR", storage._FAR // 32)
+    monkeypatch.setattr(reading, "_NEAR", reading._NEAR // 32)
+    monkeypatch.setattr(reading, "_FAR", reading._FAR // 32)
     data = many(count, size)
     bucket.put("big.tar", data)
     source = WebDatasetSource((f"{bucket.url}/big.tar",))
     spans = len(reads(bucket))
     assert len(source) == count and source.captions(count - 1) == (f"text {count - 1}",)
-    assert len(data) / storage._FAR - 1 < spans <= most if size < 8192 else count <= spans <= most
+    assert len(data) / reading._FAR - 1 < spans <= most if size < 8192 else count <= spans <= most
     assert source[count // 2].image == b"p" * size
     assert len(bucket.requests) == 1  # a picture is one request
-
-
-def test_a_ranged_file_reads_what_is_there(bucket, monkeypatch):
-    monkeypatch.setattr(storage, "_NEAR", 16)
-    monkeypatch.setattr(storage, "_FAR", 64)
-    data = np.random.default_rng(0).bytes(1000)
-    bucket.put("x", data)
-    file, rng = storage.RangedFile(f"{bucket.url}/x"), np.random.default_rng(1)
-    for offset, size in zip(rng.integers(0, 1010, 150), rng.integers(-1, 120, 150), strict=True):
-        file.seek(int(offset))
-        expected = data[offset:] if size < 0 else data[offset : offset + size]
-        assert file.read(int(size)) == expected and file.tell() == offset + len(expected)
-    bucket.put("x", b"short")
-    file.seek(900)
-    with pytest.raises(DataError, match="satisf|invalid|416"):
-        file.read(50)
 
 
 def test_an_index_is_kept_in_the_cache_until_the_tar_changes(bucket, tmp_path, monkeypatch):
@@ -251,11 +236,11 @@ def test_an_index_is_kept_in_the_cache_until_the_tar_changes(bucket, tmp_path, m
 
 
 def test_local_files_are_read_without_a_bucket(local, monkeypatch):
-    monkeypatch.setattr(storage, "file_system", lambda: pytest.fail("a bucket is opened"))
+    monkeypatch.setattr(reading, "file_system", lambda: pytest.fail("a bucket is opened"))
     source = open_source(config_of(str(local), cache="unused"), "train", 0)
     assert len(ImageList(source, 16)) == 35
     assert (
-        storage.read_bytes(str(local / "lists/l.json"), 3)
+        reading.read_bytes(str(local / "lists/l.json"), 3)
         == (local / "lists/l.json").read_bytes()[3:]
     )
 
@@ -269,9 +254,7 @@ def test_a_request_that_fails_for_the_moment_is_made_again(bucket, no_waiting):
     bucket.broken = 4
     assert source[5] == wanted and not bucket.broken
     bucket.broken = 100
-    with pytest.raises(
-        DataError, match="Backend Error.*expected an answer of Google Cloud Storage"
-    ):
+    with pytest.raises(DataError, match="Backend Error.*expected a bucket that answers"):
         source[5]
 
 
@@ -279,7 +262,7 @@ def test_each_fault_is_one_line(bucket):
     url = bucket.url
     cases = [
         ((f"{url}/pairs/q*.tar",), "no file 'gs://.*q.*check data.train"),
-        (("gs://no-such-bucket/*.tar",), "no bucket gs://no-such-bucket"),
+        (("gs://no-such-bucket/*.tar",), "there is no bucket no-such-bucket"),
         ((f"{url}/photos",), "no manifest.json"),
         ((f"{url}/none",), "the entry 'gs://.*/none'"),
     ]
@@ -296,7 +279,9 @@ def test_each_fault_is_one_line(bucket):
         open_source(config_of(url, image_root=f"{url}/elsewhere"), "train", 0)
     bucket.forbidden = True
     for train in ((f"{url}/pairs/*.tar",), (f"{url}/lists/l.json",), (f"{url}/set",)):
-        with pytest.raises(DataError, match="refused .Anonymous caller.*Storage Object Viewer"):
+        with pytest.raises(
+            DataError, match="access denied: Anonymous caller.*may read. .*Storage Object Viewer"
+        ):
             open_source(config_of(url, train=train, cache="unused"), "train", 0)
 
 
@@ -310,32 +295,9 @@ def test_a_missing_picture_is_replaced_and_a_refusing_bucket_ends_the_run(local,
         epoch = [next(batches) for _ in range(2)]
         assert sum(batch["skipped_B"].sum() for batch in epoch) == 1
         bucket.forbidden = True
-        with pytest.raises(DataError, match="refused"):
+        with pytest.raises(DataError, match="access denied"):
             for _ in range(20):
                 next(batches)
-
-
-def test_names_join_as_paths_do():
-    assert storage.join("gs://b/root/", "a/./b/../c.jpg") == "gs://b/root/a/c.jpg"
-    assert storage.join("gs://b/r", "a//b.jpg") == "gs://b/r/a//b.jpg"
-    assert storage.join("folder", "gs://b/x") == "gs://b/x"
-    assert storage.join("", "a/../b") == "a/../b"
-
-
-def test_several_at_a_time_keep_their_order_and_stop_at_an_error():
-    started = []
-
-    def work(number: int) -> int:
-        started.append(number)
-        if number == 5:
-            raise OSError("five")
-        return number
-
-    results = storage.each(work, range(1000), threads=2)
-    assert [next(results) for _ in range(5)] == list(range(5))
-    with pytest.raises(OSError, match="five"):
-        next(results)
-    assert len(started) < 20
 
 
 # ------------------------------------------------------------------------------------------- copies
@@ -367,14 +329,14 @@ def test_a_prepared_folder_is_copied_once(local, bucket, tmp_path):
 
 def test_processes_that_start_at_once_copy_once(bucket, tmp_path, monkeypatch):
     """Two threads stand for them: a lock holds between any two openings of its file."""
-    slow, real = threading.Event(), storage.read_bytes
+    slow, real = threading.Event(), reading.read_bytes
 
     def read_bytes(path, *args):
         if path.endswith(".arrayrecord"):
             slow.wait(0.2)
         return real(path, *args)
 
-    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(reading, "read_bytes", read_bytes)
     folders = []
     ask = lambda: folders.append(local_folder(f"{bucket.url}/set", str(tmp_path)))  # noqa: E731
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -413,9 +375,9 @@ def test_a_copy_that_cannot_be_made(bucket, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="pairs-00001.arrayrecord: missing"):
         local_folder(url, cache)
     bucket.put(name, whole)
-    real = storage.read_bytes
+    real = reading.read_bytes
     broken = lambda path, *args: real(path, *args)[: -1 if path.endswith(name) else None]  # noqa: E731
-    monkeypatch.setattr(storage, "read_bytes", broken)
+    monkeypatch.setattr(reading, "read_bytes", broken)
     with pytest.raises(DataError, match="shorter than it was"):
         local_folder(url, cache)
     assert not list(Path(cache).rglob("*.part")) and not list(Path(cache).rglob("pairs-00001*"))

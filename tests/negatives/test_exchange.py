@@ -93,7 +93,7 @@ def test_the_share_of_rows_and_no_look_at_the_picture():
     method = tiny.method("nas")
     params, state = method.init(jax.random.key(0))
     batch, draw = tiny.batch(32), Draws(jax.random.key(1))
-    seen = Seen(params, state["teacher"], batch, draw, 0.0, method.stage(0), None, None)
+    seen = Seen(params, state["teacher"], state, batch, draw, 0.0, None, None, None)
     ids = batch["token_ids_BxL"]
 
     def texts(exchange, seen=seen):

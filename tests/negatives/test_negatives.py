@@ -88,8 +88,10 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise(form):
             encoded = method.encode(params, batch, {}, draw, "student")
             words, _ = method.look_up(params, dictionary, encoded.image_tokens_BxTxD)
             stage = method.stage(0)
-            seen = Seen(params, params, batch, draw, 0.0, stage, encoded, encoded, extra=words)
-            seen = seen._replace(itc=method.contrast(seen, init_queue(jax.random.key(0), 0, 8)))
+            state = {"queue": init_queue(jax.random.key(0), 0, 8)}
+            both = encoded, encoded
+            seen = Seen(params, params, state, batch, draw, 0.0, stage, *both, extra=words)
+            seen = seen._replace(itc=method.contrast(seen))
             rows = {"itm": {"nva": Fgitm(method).rows(seen)["nva"]}}
             fused = method.fuse(params, words.tokens_BxTxD, rows, draw)["nva"]
             return method.match_logits(params, fused[:, 0])[:, 0].sum()
@@ -150,7 +152,7 @@ def test_nta_never_sees_the_picture():
     batch, draw = tiny.batch(), Draws(jax.random.key(1))
 
     def texts(batch):
-        seen = Seen(params, state["teacher"], batch, draw, 0.0, method.stage(0), None, None)
+        seen = Seen(params, state["teacher"], state, batch, draw, 0.0, None, None, None)
         return refilled_texts(method, method.config.nta, seen).ids_BxCxL[:, 0]
 
     other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}

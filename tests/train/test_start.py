@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import PartitionSpec
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.methods.config import ItcConfig
@@ -17,7 +19,7 @@ from nas_jax.parallel.rules import state_shardings
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.start import SavedState, begin, with_weights
-from nas_jax.train.state import init_state
+from nas_jax.train.state import TrainState, init_state
 from nas_jax.utils.errors import CheckpointError
 
 OPTIMIZER, _ = make_optimizer(OptimizerConfig(schedule="smooth"), 100, 10)
@@ -129,3 +131,44 @@ def test_nothing_and_a_place_without_a_run(other, tmp_path):
     assert equal(state, jax.jit(init)()) and position["next_step"] == 0 and not said
     with pytest.raises(CheckpointError, match="no checkpoints in .*pass its --workdir"):
         begin(replace(CONFIG, weights=str(tmp_path)), init, shardings(init), said.append)
+
+
+@dataclass(frozen=True)
+class Remembers:
+    """A state that no method of ours has, and what it takes of another run's."""
+
+    whole: bool
+
+    def init(self, seed):
+        params = {"encoder": {"kernel": jax.random.normal(jax.random.key(seed), (8, 4))}}
+        state = {"slow": {"encoder": {"kernel": params["encoder"]["kernel"] * 0}}}
+        state |= {"mean_E": jnp.full(4, seed, jnp.float32), "bank": {"rows_NxE": jnp.ones((8, 4))}}
+        return TrainState(jnp.int32(0), params, (), state, jnp.zeros(2, jnp.uint32))
+
+    def start_from(self, params, state, saved):
+        assert saved.whole == self.whole and saved.entry("unheard_of") is None
+        slow = saved.fitted("slow", params) if saved.whole else params
+        assert saved.fitted("faster", params) is params
+        return state | {"slow": slow, "mean_E": saved.entry("mean_E") + 1}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_method_takes_what_it_wants_of_any_state(tmp_path, whole):
+    """Entries by their names alone; the rest is new, and all of it lies where it belongs."""
+    method, said = Remembers(whole), []
+    saved = method.init(3)
+    with CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(7, saved, {"next_step": 7}, {})
+    config = replace(CONFIG, weights=str(tmp_path), weights_state=whole)
+    own = ((r"rows_NxE$", ("fsdp",)),)
+    init = lambda: method.init(5)  # noqa: E731
+    places = state_shardings(jax.eval_shape(init), make_mesh(MeshConfig(fsdp=2)), own)
+    state, position = begin(config, init, places, said.append, method.start_from)
+    assert position["next_step"] == 0 and equal(state.params, saved.params)
+    slow = saved.method_state["slow"] if whole else saved.params
+    assert equal(state.method_state["slow"], slow)
+    np.testing.assert_array_equal(state.method_state["mean_E"], 4)  # 3 + 1
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
+    assert state.method_state["bank"]["rows_NxE"].sharding.spec == PartitionSpec("fsdp")
+    assert ("slow: 1 of 1 tensors come from the weights" in said) == whole
+    assert "these weights have no faster: it starts as the student" in said

@@ -21,7 +21,7 @@ from nas_jax.data.prepare.folder import (
     locked,
     read_overlaps,
     read_unit_file,
-    write_whole,
+    write_durably,
 )
 from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
 from nas_jax.data.prepare.items import Loss, overlap_reason
@@ -111,7 +111,7 @@ def check_overlap(
             else left + sum(keys.total() for keys in standing.values()),
             "left_out": left,
         }
-        write_whole(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
+        write_durably(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
         options = Options(
             **(manifest["options"] | {"splits": tuple(manifest["options"]["splits"])})
         )
@@ -240,7 +240,7 @@ def _write_lines(out: Path, name: str, matches: Sequence[Match], gone: set[str])
     lines = [
         json.dumps({"against": name} | match._asdict(), ensure_ascii=False) for match in matches
     ]
-    write_whole(path, "".join(f"{line}\n" for line in dict.fromkeys((*kept, *lines))))
+    write_durably(path, "".join(f"{line}\n" for line in dict.fromkeys((*kept, *lines))))
 
 
 def _stays(pair: dict[str, Any], name: str, gone: set[str]) -> bool:

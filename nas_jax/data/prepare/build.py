@@ -17,7 +17,7 @@ from nas_jax.data.prepare.folder import (
     locked,
     make_folder,
     read_unit_file,
-    write_whole,
+    write_durably,
 )
 from nas_jax.data.prepare.inputs import list_inputs, plan, stat_inputs
 from nas_jax.data.prepare.items import Unit, overlap_reason
@@ -73,7 +73,7 @@ def prepare(
         for stale in (*out.glob("*.tmp-*"), *Path(out, UNITS).glob("*.tmp-*")):
             stale.unlink()
         Path(out, MANIFEST).unlink(missing_ok=True)
-        write_whole(Path(out, UNITS, RUN), json.dumps(run))
+        write_durably(Path(out, UNITS, RUN), json.dumps(run))
         finish_units(units, out, options, workers, max_lost, console)
         described = {"inputs": list(inputs), "files": len(listed)}
         manifest = merge(out, len(units), described, options, labels)

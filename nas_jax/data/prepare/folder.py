@@ -17,6 +17,7 @@ from typing import Any
 
 from nas_jax.data.prepare.items import Loss
 from nas_jax.data.prepared import UNITS, damaged, pairs_name, read_manifest
+from nas_jax.storage.files import whole
 from nas_jax.utils.errors import ConfigError
 
 RUN = "run.json"  # in UNITS: inputs and options that the folder belongs to
@@ -147,23 +148,11 @@ def read_overlaps(out: Path) -> dict[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------------- files
 
 
-def write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    # Names of files may hold bytes that are no UTF-8; written so, they are what json makes of them.
-    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_durably(path: Path, text: str) -> None:
+    """Writes a file that is whole or not there, and outlasts a power cut."""
+    with whole(path, f".tmp-{os.getpid()}", durable=True) as temporary:
+        # Names of files may hold bytes that are no UTF-8: written as json writes them.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256_of(path: Path) -> str:

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from nas_jax.data.prepare.folder import FILES, finished_units, read_overlaps, sha256_of, write_whole
+from nas_jax.data.prepare.folder import (
+    FILES,
+    finished_units,
+    read_overlaps,
+    sha256_of,
+    write_durably,
+)
 from nas_jax.data.prepare.items import Loss
 from nas_jax.data.prepare.units import Options
 from nas_jax.data.prepared import FORMAT, LOSSES, MANIFEST, damaged, read_about, read_manifest
@@ -41,7 +47,7 @@ def merge(
     lines = (
         json.dumps(dict(zip(names, loss, strict=False)), ensure_ascii=False) for loss in losses
     )
-    write_whole(out / LOSSES, "".join(f"{line}\n" for line in lines))
+    write_durably(out / LOSSES, "".join(f"{line}\n" for line in lines))
     kinds = sorted({unit["fingerprint"]["kind"] for unit in units})
     shards = [
         {
@@ -80,7 +86,7 @@ def merge(
         "shards": shards,
         "overlap": list(read_overlaps(out).values()),
     }
-    write_whole(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_durably(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -91,7 +97,7 @@ def relabel(out: Path, labels: Labels) -> dict[str, Any]:
     given = {name: getattr(labels, name) for name in ("licence", "url") if getattr(labels, name)}
     changed["source"] = manifest["source"] | given
     if changed != manifest:
-        write_whole(out / MANIFEST, json.dumps(changed, indent=1, ensure_ascii=False) + "\n")
+        write_durably(out / MANIFEST, json.dumps(changed, indent=1, ensure_ascii=False) + "\n")
     return changed
 
 

@@ -18,12 +18,13 @@ from PIL import Image
 
 from nas_jax.data.image_ops import ImageError, decode
 from nas_jax.data.overlap import exact_hash, perceptual_hash
-from nas_jax.data.prepare.folder import sha256_of, sync_folder, unit_path, write_whole
+from nas_jax.data.prepare.folder import sha256_of, unit_path, write_durably
 from nas_jax.data.prepare.inputs import read_unit
 from nas_jax.data.prepare.items import InputPair, Loss, Unit
 from nas_jax.data.prepared import About, ShardWriter, about_name, count_records, pairs_name
 from nas_jax.data.sources import image_id_of
 from nas_jax.data.text_ops import clean_words
+from nas_jax.storage.files import sync
 from nas_jax.utils.errors import ConfigError
 
 # pictures from lossless files with no more colours stay lossless when they are shrunk
@@ -178,15 +179,14 @@ class NewShard:
             prefix = "about_" if name == about_name(self._number) else ""
             files["about" if prefix else "file"] = name
             files |= {f"{prefix}bytes": path.stat().st_size, f"{prefix}sha256": sha256_of(path)}
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         # While the files change there is no unit: it would be done again.
         unit_path(self._out, self._number).unlink(missing_ok=True)
         for name, path in zip(self._names, self._temporary, strict=True):
             os.replace(path, self._out / name)
-        sync_folder(self._out)
+        sync(self._out)
         unit = {"fingerprint": fingerprint} | files | counts | tally.fields()
-        write_whole(unit_path(self._out, self._number), json.dumps(unit))
+        write_durably(unit_path(self._out, self._number), json.dumps(unit))
 
 
 class Tally:

@@ -2,10 +2,10 @@
 
     CACHE/BUCKET/PATH/VERSION/
 
-CACHE is the local folder data.cache. VERSION is the id in the manifest of a prepared folder, and a
-digest of the files of any other. Each file appears whole, under its name; of several processes of a
-machine one copies and the others wait. A later run finds the files and copies what is missing or
-not of the right size.
+CACHE is a local folder. VERSION is the id in the manifest of a prepared folder, and a digest of the
+files of any other. Each file appears whole, under its name; of several processes of a machine one
+copies and the others wait. A later run finds the files and copies what is missing or not of the
+right size.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from absl import logging
 
-from nas_jax.data import storage
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.storage import reading
+from nas_jax.storage.files import whole
+from nas_jax.storage.paths import BUCKET, join
+from nas_jax.storage.reading import Stat
+from nas_jax.utils.errors import DataError
 
 _PIECE = 16 * 2**20  # bytes of one request
 _THREADS = 8  # files that are copied at a time, so a machine holds 128 MB of pieces
@@ -33,76 +37,79 @@ _TELL_SECONDS = 15.0  # between two lines of progress
 _PART = ".part"  # ends the name of a file that is not whole
 
 
-def check_cache(cache: str, path: str) -> None:
-    """Raises ConfigError where data.cache is not set, for a `path` in a bucket that needs it."""
-    if not cache:
-        raise ConfigError(
-            f"{path} without data.cache",
-            "a local folder for its copy, as ArrayRecord files cannot be read in a bucket",
-            "set data.cache to a folder with room for it, or mount the bucket (docs/launch.md)",
-        )
+@dataclass(frozen=True)
+class Cache:
+    """A local folder with copies of what is in buckets."""
+
+    folder: str
+    setting: str  # where the user has set it, for messages
+
+    def place_of(self, path: str) -> Path:
+        """Where the copy of a path in a bucket is."""
+        parts = [
+            part for part in path.removeprefix(BUCKET).split("/") if part not in ("", ".", "..")
+        ]
+        return Path(os.path.abspath(os.path.expanduser(self.folder)), *parts)
+
+    def copy_folder(self, folder: str, sizes: Mapping[str, int], version: str) -> str:
+        """Copies files of a folder in a bucket (name -> bytes) unless they are there.
+
+        Returns the local folder. What was copied whole stays, also after an error.
+
+        Raises:
+          DataError: no room, no permission to write, a file that is missing in the bucket or of
+            another size, or a bucket that refuses or does not answer.
+        """
+        target = self.place_of(folder) / version
+        if not _missing(target, sizes):
+            return str(target)
+        with self._writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+            with _alone(target):
+                if missing := _missing(target, sizes):  # another process may have copied them
+                    for left in target.rglob(f"*{_PART}"):
+                        left.unlink()
+                    self._check_room(folder, target, missing)
+                    _copy(folder, target, missing)
+        return str(target)
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Writes a file so that it is whole or not there. Raises DataError if it cannot."""
+        with self._writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path, _part()) as part:
+                part.write_bytes(data)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or path}: {error.strerror}",
+                "a folder to write to",
+                f"make room, or set {self.setting} to another folder",
+            ) from error
+
+    def _check_room(self, folder: str, target: Path, missing: Mapping[str, int]) -> None:
+        need, free = sum(missing.values()), shutil.disk_usage(target).free
+        if need > free:
+            raise DataError(
+                f"{folder}, of which {need / 1e9:.1f} GB are to be copied, with {free / 1e9:.1f} "
+                f"GB free in {target}",
+                "room for it",
+                f"set {self.setting} to a larger disk, or mount the bucket (docs/launch.md)",
+            )
 
 
-def place_of(path: str, cache: str) -> Path:
-    """Where in the cache the copy of a path in a bucket is."""
-    parts = [
-        part for part in path.removeprefix(storage.BUCKET).split("/") if part not in ("", ".", "..")
-    ]
-    return Path(os.path.abspath(os.path.expanduser(cache)), *parts)
-
-
-def digest(files: Mapping[str, storage.Stat]) -> str:
+def digest(files: Mapping[str, Stat]) -> str:
     """16 hexadecimal digits that change with any file."""
     return hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=8).hexdigest()
 
 
-def copy_folder(folder: str, sizes: Mapping[str, int], cache: str, version: str) -> str:
-    """Copies files of a folder in a bucket (name -> bytes) that are missing. Returns the copy.
-
-    Raises:
-      DataError: no room, no permission to write, a file that is missing in the bucket or of another
-        size, or a bucket that refuses or does not answer. What was copied whole stays.
-    """
-    target = place_of(folder, cache) / version
-    if not _missing(target, sizes):
-        return str(target)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if missing := _missing(target, sizes):  # another process may have copied them
-                for left in target.rglob(f"*{_PART}"):
-                    left.unlink()
-                _check_room(folder, target, missing)
-                _copy(folder, target, missing)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or target}: {error.strerror}",
-            "a folder to write to",
-            "set data.cache to another folder",
-        ) from error
-    return str(target)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is whole or not there.
-
-    Raises DataError where it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = _part_of(path)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}",
-            "a folder to write to",
-            "make room, or set data.cache to another folder",
-        ) from error
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PART}")
+def _part() -> str:
+    """Ends the name of a file that is not whole, in one thread of one process."""
+    return f".{os.getpid()}-{threading.get_ident()}{_PART}"
 
 
 def _missing(target: Path, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -133,17 +140,6 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _check_room(folder: str, target: Path, missing: Mapping[str, int]) -> None:
-    need, free = sum(missing.values()), shutil.disk_usage(target).free
-    if need > free:
-        raise DataError(
-            f"{folder}, of which {need / 1e9:.1f} GB are to be copied, with {free / 1e9:.1f} GB "
-            f"free in {target}",
-            "room for it",
-            "set data.cache to a larger disk, or mount the bucket (docs/launch.md)",
-        )
-
-
 def _copy(folder: str, target: Path, missing: Mapping[str, int]) -> None:
     logging.info(
         "copying %d files, %.2f GB, of %s to %s",
@@ -157,7 +153,7 @@ def _copy(folder: str, target: Path, missing: Mapping[str, int]) -> None:
 
     def copy(file: tuple[str, int]) -> None:
         name, size = file
-        _copy_file(storage.join(folder, name), target / name, size, progress.add, stop)
+        _copy_file(join(folder, name), target / name, size, progress.add, stop)
 
     with ThreadPoolExecutor(_THREADS, "copy") as pool:  # at whose end no thread writes any more
         try:
@@ -173,24 +169,19 @@ def _copy(folder: str, target: Path, missing: Mapping[str, int]) -> None:
 def _copy_file(
     path: str, to: Path, size: int, tell: Callable[[int], None], stop: threading.Event
 ) -> None:
-    part = _part_of(to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            for offset in range(0, size, _PIECE):
-                if stop.is_set():
-                    return
-                data = _read(path, offset, min(_PIECE, size - offset))
-                file.write(data)
-                tell(len(data))
-        os.replace(part, to)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(to, _part()) as part, open(part, "wb") as file:
+        for offset in range(0, size, _PIECE):
+            if stop.is_set():
+                raise CancelledError
+            data = _read(path, offset, min(_PIECE, size - offset))
+            file.write(data)
+            tell(len(data))
 
 
 def _read(path: str, offset: int, size: int) -> bytes:
     try:
-        data = storage.read_bytes(path, offset, size)
+        data = reading.read_bytes(path, offset, size)
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: {error.strerror}", "the whole folder", "copy it to the bucket again"

@@ -1,13 +1,7 @@
-"""Where sources read: files on disk, and objects in a bucket of Google Cloud Storage
-(gs://BUCKET/NAME).
+"""Reading files on disk and objects in buckets, whole or in pieces, many at a time.
 
-On disk this is what the operating system does. A bucket is read through gcsfs, which tries a
-request that fails for the moment (429, 5xx, a broken connection) six times within some 35 seconds.
-What it is like afterwards:
-
-    no such object          FileNotFoundError, as for a file
-    refused, or no answer   DataError, so that a run ends instead of taking other pictures for those
-                            it cannot reach
+On disk this is what the operating system does. Of a bucket, an object that is not there raises
+FileNotFoundError, as a file does, and one that is refused or not answered DataError.
 
 Folders do not exist in a bucket: there is one where a name begins with it.
 """
@@ -17,17 +11,15 @@ from __future__ import annotations
 import errno
 import glob as local_glob
 import os
-import posixpath
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from nas_jax.storage.paths import BUCKET, check_bucket, failures, file_system, is_bucket, refusal
 from nas_jax.utils.errors import DataError, UserError
-from nas_jax.utils.paths import BUCKET, file_system, is_bucket
 
-# requests under way at a time, where many are made: each waits some 30 ms for its first byte
+# Requests at a time, where many are made: each waits some 30 ms for its first byte.
 THREADS = 16
 _NEAR, _FAR = 256 * 1024, 8 * 2**20  # bytes of one request of a RangedFile, at least and at most
 
@@ -39,20 +31,6 @@ class Stat(NamedTuple):
 
     size: int  # bytes
     version: str  # changes whenever an object is written again; "" for files
-
-
-def join(folder: str, name: str) -> str:
-    """As os.path.join.
-
-    A gs:// name stays as it is, and . and .. are resolved where no operating system does so.
-    """
-    if is_bucket(name):
-        return name
-    path = os.path.join(folder, name)
-    if is_bucket(path) and re.search(r"/\.\.?/", path):
-        bucket, _, inside = path.removeprefix(BUCKET).partition("/")
-        path = f"{BUCKET}{bucket}/{posixpath.normpath(inside)}"
-    return path
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -92,11 +70,6 @@ def stat(path: str) -> Stat:
     return Stat(int(found["size"]), str(found.get("generation", "")))
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file. Errors: as read_bytes."""
-    return stat(path).size
-
-
 def is_file(path: str) -> bool:
     """Whether there is such a file. Raises DataError where a bucket refuses or does not answer."""
     return _kind(path) == "file" if is_bucket(path) else os.path.isfile(path)
@@ -132,13 +105,8 @@ def glob(pattern: str) -> list[str]:
         found = []
     if not found and is_file(pattern):
         return [pattern]
-    bucket = BUCKET + pattern.removeprefix(BUCKET).partition("/")[0]
-    if not found and not is_dir(bucket):
-        raise DataError(
-            f"no bucket {bucket}, or an empty one",
-            "a bucket with data",
-            "check the name of the bucket",
-        )
+    if not found:
+        check_bucket(pattern, DataError)
     return found
 
 
@@ -162,9 +130,7 @@ def files_below(folder: str) -> dict[str, Stat]:
 def each(
     function: Callable[[Item], Made], items: Iterable[Item], threads: int = THREADS
 ) -> Iterator[Made]:
-    """`function` of every item, in their order, several at a time: for work that waits for a
-    bucket.
-    """
+    """`function` of every item, in their order, several at a time, as buckets are waited for."""
     pool = ThreadPoolExecutor(threads, "bucket")
     waiting: deque = deque()
     try:
@@ -179,11 +145,10 @@ def each(
 
 
 class RangedFile:
-    """An object as a file that is read forwards in small pieces, some of it skipped: what tarfile
-    reads headers from.
+    """An object as a file that is read forwards in small pieces, some of it skipped.
 
-    A request costs about as much as 1/2 MB. So pieces that lie closer are read together, in
-    requests that grow to 8 MB, and beyond wider gaps each request is for 256 KB.
+    So tarfile reads headers. A request costs about as much as 1/2 MB. So pieces that lie closer are
+    read together, in requests that grow to 8 MB, and beyond wider gaps each request is for 256 KB.
     """
 
     def __init__(self, path: str):
@@ -218,42 +183,14 @@ class RangedFile:
         return self._data[start - self._start : end - self._start]
 
 
-# ------------------------------------------------------------------------------------ Google's side
-
-
 def _ask(path: str, method: str, **arguments: Any) -> Any:
     """Calls a method of the file system with the path. Errors: see the top."""
     try:
         return getattr(file_system(), method)(path.removeprefix(BUCKET), **arguments)
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "no such object", path) from error
-    except UserError:
+    except UserError:  # without gcsfs
         raise
-    except Exception as error:  # of gcsfs, aiohttp, requests, google.auth: they have no common base
-        raise _fault(path, error) from error
-
-
-def _fault(path: str, error: Exception) -> DataError:
-    kind, lines = (
-        type(error).__name__,
-        [line.strip() for line in str(error).splitlines() if line.strip()],
-    )
-    what = lines[-1].rstrip(".")[:200] if lines else kind
-    if (
-        getattr(error, "code", None) in (401, 403)
-        or str(error).startswith("Forbidden")
-        or kind == "RefreshError"
-    ):
-        return DataError(
-            f"{path}: refused ({what})",
-            "a bucket that may be read and listed",
-            "give the account the role Storage Object Viewer, or log in: gcloud auth "
-            "application-default login",
-        )
-    if isinstance(error, ValueError):
-        return DataError(f"{path}: {what}", "gs://BUCKET/NAME", "correct the path")
-    return DataError(
-        f"{path}: {what}",
-        "an answer of Google Cloud Storage",
-        "check the network and start again; a run goes on from its last checkpoint",
-    )
+    # gcsfs has ValueError for a request, RuntimeError for an answer that makes no sense to it
+    except (ValueError, RuntimeError, *failures()) as error:
+        raise refusal(path, error, DataError) from error

@@ -1,4 +1,4 @@
-"""Paths in a bucket, against the stand-in of Google's storage."""
+"""Paths in a bucket and what goes wrong there, against the stand-in of Google's storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import fake_gcs
 import pytest
 
-from nas_jax.utils import paths
+from nas_jax.storage import paths
 from nas_jax.utils.errors import CheckpointError, DataError, UserError
 
 
@@ -34,69 +34,11 @@ def test_a_path_in_a_bucket_keeps_its_slashes_and_one_on_the_disk_is_pathlibs(bu
     assert paths.absolute("runs/a") == Path("runs/a").absolute() and not paths.is_bucket("/gs/a")
 
 
-@pytest.mark.parametrize("where", ("disk", "bucket"))
-def test_files_and_folders_are_written_found_and_renamed(where, bucket, tmp_path):
-    folder = tmp_path / "files" if where == "disk" else paths.as_path(f"{bucket.url}/files")
-    assert paths.entries(folder) == []
-    paths.make_folder(folder / "a")
-    paths.write_whole(folder / "a" / "one.txt", "früh")
-    paths.write_whole(folder / "a" / "one.txt", "spät")
-    paths.write_whole(folder / "two.txt", "22")
-    assert paths.read_text(folder / "a" / "one.txt") == "spät"
-    assert (
-        paths.entries(folder) == [folder / "a", folder / "two.txt"]
-        and paths.total_bytes(folder) == 7
-    )
-    paths.rename_folder(folder / "a", folder / "b")
-    assert paths.entries(folder) == [folder / "b", folder / "two.txt"]
-    assert [path.name for path in paths.entries(folder / "b")] == ["one.txt"]
-    with paths.through_disk(folder / "b" / "deep") as local:
-        (local / "er").mkdir(parents=True)
-        (local / "er" / "three.txt").write_text("3")
-    assert paths.read_text(folder / "b" / "deep" / "er" / "three.txt") == "3"
-
-
-def test_what_others_write_into_a_bucket_is_seen(bucket):
-    """A listing that gcsfs kept would hide what TensorStore or another process wrote since."""
-    folder = paths.as_path(f"{bucket.url}/shared")
-    paths.write_whole(folder / "a", "")
-    assert len(paths.entries(folder)) == 1 and not (folder / "b").exists()
-    bucket.put("shared/b", b"")
-    assert len(paths.entries(folder)) == 2 and (folder / "b").exists()
-
-
-def test_a_growing_file_is_copied_seldom_and_at_the_end(bucket):
-    now, path = [0.0], paths.as_path(f"{bucket.url}/lines.txt")
-    writes = lambda: sum(method == "POST" and "lines" in name for method, name in bucket.requests)  # noqa: E731
-    bucket.put("lines.txt", "before\n")
-    with paths.GrowingText(path, lambda: now[0]) as file:
-        for number in range(5):
-            file.write(f"{number}\n")
-        assert bucket.get("lines.txt") == b"before\n" and writes() == 0
-        now[0] += paths.COPY_SECONDS
-        file.write("5\n")
-        assert bucket.get("lines.txt").endswith(b"4\n5\n")
-        once = writes()
-        file.write("6\n")
-        assert writes() == once
-        file.sync()
-        assert bucket.get("lines.txt").endswith(b"6\n") and writes() == 2 * once
-        file.sync()  # nothing is new
-        assert writes() == 2 * once
-        file.write("7\n")
-    assert bucket.get("lines.txt") == b"before\n" + b"".join(
-        b"%d\n" % number for number in range(8)
-    )
-    assert not file._mirror.local.exists()
-
-
-def test_a_slow_bucket_is_written_less_often(bucket, monkeypatch):
-    now, path = [0.0], paths.as_path(f"{bucket.url}/slow.txt")
-    monkeypatch.setattr(paths, "put", lambda local, path: now.__setitem__(0, now[0] + 10))
-    mirror = paths.Mirror(path, lambda: now[0])
-    mirror.local.write_text("a")
-    mirror.flush(now=True)
-    assert mirror._due == 10 + 10 * paths.COPY_SHARE
+def test_names_join_as_paths_do():
+    assert paths.join("gs://b/root/", "a/./b/../c.jpg") == "gs://b/root/a/c.jpg"
+    assert paths.join("gs://b/r", "a//b.jpg") == "gs://b/r/a//b.jpg"
+    assert paths.join("folder", "gs://b/x") == "gs://b/x"
+    assert paths.join("", "a/../b") == "a/../b"
 
 
 # What is asked for, the state of the bucket -> the line.
