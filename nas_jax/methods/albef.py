@@ -134,7 +134,8 @@ class Albef(Method):
         student = self.encode(params, batch, texts, draw, "student")
         taught = self.encode(jax.lax.stop_gradient(teacher), batch, texts, draw, "teacher")
         taught = jax.lax.stop_gradient(taught)
-        seen = Seen(params, teacher, state, batch, draw, alpha, stage, student, taught)
+        both = student, taught
+        seen = Seen(params, teacher, state, batch, draw, alpha, stage, *both, step=step)
         seen = seen._replace(itc=self.contrast(seen))
         state = state | {"teacher": teacher, "new_keys": self.new_keys(seen)}
         seen, state, metrics = self.read_images(seen, state)
