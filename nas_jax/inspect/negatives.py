@@ -29,12 +29,13 @@ from nas_jax.inspect.negatives_measure import Model, Pairs, kinds_found, scene_t
 from nas_jax.inspect.negatives_picture import draw_negatives
 from nas_jax.inspect.run_files import read_run
 from nas_jax.parallel.mesh import make_mesh
+from nas_jax.storage.files import make_folder, through_disk, write_whole
+from nas_jax.storage.paths import as_path, reaching
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.train.workdir import writing
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import set_up_logging
-from nas_jax.utils.paths import as_path, make_folder, reaching, through_disk, write_whole
 
 PAIRS = 512
 MOST_ROWS = 64  # pairs of a batch, where the run had more

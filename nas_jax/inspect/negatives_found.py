@@ -64,7 +64,7 @@ class Found:
     pairs: int
     batch_size: int  # in-batch negatives come from so many pairs
     data: str
-    teacher: str  # who makes the negative captions
+    teacher: str  # who makes negative captions: "teacher", or "student" where there is none
     kinds: tuple[KindFound, ...]  # true pairs first
     truth: SceneTruth | None = None
     # steps -> accuracy on each kind in training
@@ -233,7 +233,7 @@ def as_text(found: Found) -> str:
     """The table, what the scenes say, and warnings."""
     rows = [header(), *(cells(one) for one in found.kinds)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [title(found)]
+    lines = [headline(found)]
     for row in rows:
         columns = [
             cell.ljust(width) if not number else cell.rjust(width)
@@ -248,9 +248,9 @@ def as_text(found: Found) -> str:
     return "\n".join(lines)
 
 
-def title(found: Found) -> str:
+def headline(found: Found) -> str:
     """What was measured on what."""
     return (
         f"negatives of {found.run} at step {found.step}, on {found.pairs} pairs of {found.data} in "
-        f"batches of {found.batch_size}; captions made by {found.teacher}"
+        f"batches of {found.batch_size}; captions are made by the {found.teacher}"
     )

@@ -11,10 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nas_jax.inspect.negatives_found import (
+    SHORTCUT,
     Found,
     KindFound,
+    headline,
     percent,
-    title,
 )
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; lines differ in their dashes too.
@@ -30,12 +31,12 @@ def draw_negatives(path: str | os.PathLike[str], found: Found) -> None:
     scenes or, where it is not known, how much of each row is changed.
     """
     rows = len(found.kinds)
-    figure = Figure(figsize=(12, 6.6 + 0.35 * rows), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(12, 7.8 + 0.3 * rows), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.03, 0.972, "What the negatives teach", fontsize=15, weight="bold", color=INK)
-    figure.text(0.03, 0.942, title(found), fontsize=9.5, color=SOFT, parse_math=False)
+    figure.text(0.03, 0.942, headline(found), fontsize=9.5, color=SOFT, parse_math=False)
     grid = figure.add_gridspec(
-        2, 2, left=0.1, right=0.975, top=0.87, bottom=0.09, hspace=0.5, wspace=0.3
+        2, 2, left=0.1, right=0.975, top=0.87, bottom=0.13, hspace=0.62, wspace=0.3
     )
     axes = [figure.add_subplot(grid[place // 2, place % 2]) for place in range(4)]
     _match(axes[0], found.kinds)
@@ -87,11 +88,12 @@ def _auc(axes: Axes, kinds: Sequence[KindFound]) -> None:
     _head(
         axes,
         "How well a kind is told apart from true pairs",
-        "dotted: chance; a filled diamond on the right is a shortcut",
+        "dotted: chance; a diamond in the shaded part is a shortcut",
     )
     _rows(axes, [one.name for one in kinds])
+    axes.axvspan(SHORTCUT, 1.02, color="#f3ede4", zorder=0)
     axes.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-    style = {"linestyle": "", "markersize": 9, "zorder": 4}
+    style = {"linestyle": "", "markersize": 12, "zorder": 4}
     for row, one in enumerate(kinds):
         axes.plot([one.auc, one.auc_alone], [row, row], color="#b0b0b0", linewidth=1.5)
         axes.plot(one.auc, row, "o", markerfacecolor="white", markeredgecolor=COLOURS[0],
