@@ -156,8 +156,10 @@ class Nas(Albef):
         if not self.config.dictionary.enabled:
             return super().read_images(seen, state)
         inputs = seen.params, state["dictionary"], seen.student.image_tokens_BxTxD
-        frozen = seen.stage.dictionary_frozen
-        words, metrics = seen.draw("dictionary", lambda key: self.look_up(*inputs, key, frozen))
+        frozen, learning = seen.stage.dictionary_frozen, seen.learning
+        words, metrics = seen.draw(
+            "dictionary", lambda key: self.look_up(*inputs, key if learning else None, frozen)
+        )
         seen = seen._replace(image_tokens_BxTxD=words.tokens_BxTxD, extra=words)
         return seen, state | {"dictionary": words.state}, metrics
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import Method
 from nas_jax.methods.terms import Encoded
@@ -22,7 +21,7 @@ from nas_jax.negatives.nva import (
     unit_over_patches,
 )
 from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Batch, Params
 
 # ---------------------------------------------------------------------------------- the object

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions, masked_mean, mlm_rows
+from nas_jax.losses.mlm import masked_mean, mlm_rows
 from nas_jax.methods.method import Method
 from nas_jax.methods.terms import Mlm, Seen, Term
 from nas_jax.models.rows import Rows
@@ -29,7 +29,7 @@ from nas_jax.negatives.nta import (
 )
 from nas_jax.negatives.records import TextNegatives
 from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Metrics, Params
 
 

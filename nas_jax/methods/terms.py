@@ -52,12 +52,13 @@ class Seen(NamedTuple):
     draw: Draws
     alpha: Array  # weight of the teacher's soft targets
     stage: Hashable
-    student: Encoded
-    taught: Encoded  # by the teacher; no gradient
+    student: Encoded | None = None
+    taught: Encoded | None = None  # by the teacher; no gradient
     itc: Contrast | None = None
     image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
     extra: Any = None  # what a method adds for its own terms
     step: Array | int = 0  # of the run
+    learning: bool = True  # False: an evaluation, which moves nothing
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,16 @@ class Itm(Term):
             "negative_text_B", lambda key: draw_negative(key, seen.itc.i2t_BxB, allowed_BxB)
         )
         valid_B, mask_BxL = allowed_BxB.any(-1), seen.batch["token_mask_BxL"]
-        text_BxLxD = seen.student.text_tokens_BxLxD
-        hard_BxLxD, hard_BxL = (take_rows(x, text_B, shards) for x in (text_BxLxD, mask_BxL))
+        text_BxLxD, ids_BxL = seen.student.text_tokens_BxLxD, seen.batch["token_ids_BxL"]
+        hard_BxLxD, hard_BxL, hard_ids_BxL = (
+            take_rows(x, text_B, shards) for x in (text_BxLxD, mask_BxL, ids_BxL)
+        )
         return {
             "positive": Rows(text_BxLxD, mask_BxL, label=1),
             "hard_image": Rows(text_BxLxD, mask_BxL, other_B=image_B, valid_B=valid_B, label=0),
-            "hard_text": Rows(hard_BxLxD, hard_BxL, valid_B=valid_B, label=0),
+            "hard_text": Rows(
+                hard_BxLxD, hard_BxL, token_ids_BxL=hard_ids_BxL, valid_B=valid_B, label=0
+            ),
         }
 
     def value(
@@ -270,6 +275,7 @@ def text_negative_rows(
         kind: Rows(
             tokens_BxCxLxD[:, number],
             negatives.mask_BxCxL[:, number],
+            token_ids_BxL=negatives.ids_BxCxL[:, number],
             valid_B=negatives.valid_BxC[:, number],
             label=0,
             detached=detached,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions, scatter_positions
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.losses.mlm import scatter_positions
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Vocabulary
 from nas_jax.utils.errors import ConfigError
 

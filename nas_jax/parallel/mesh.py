@@ -165,6 +165,13 @@ def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
     return pin_rows(pin_rows(_take(blocks, local)).reshape(x.shape))
 
 
+def gather_positions(x_BxLxD: Array, positions_BxM: Array) -> Array:
+    """Rows of the middle axis: (B, L, D) at (B, M) -> (B, M, D); also (B, L) -> (B, M)."""
+    if x_BxLxD.ndim == 2:
+        return jnp.take_along_axis(x_BxLxD, positions_BxM, axis=1)
+    return jnp.take_along_axis(x_BxLxD, positions_BxM[..., None], axis=1)
+
+
 @jax.custom_vjp
 def _take(blocks: Array, index: Array) -> Array:
     """blocks (S, N, ...) -> (S, M, ...), index (S, M).
