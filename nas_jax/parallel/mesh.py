@@ -141,12 +141,6 @@ def row_devices() -> int:
     return 1 if mesh.empty else num_row_shards(mesh)
 
 
-def one_device() -> bool:
-    """True where the program runs on one device, or knows of no mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
-
-
 def pin_rows(x: Array) -> Array:
     """An activation with rows first, whole in all other dimensions."""
     return pin(x, BATCH, *(None,) * (x.ndim - 1))
