@@ -29,9 +29,8 @@ class NvaConfig:
 
     enabled: bool = True
     start_epoch: float = 0.0  # first epoch with NVA rows; 30 of 31 in the authors' two-stage recipe
-    ramp_epochs: float = (
-        0.0  # the share of rows with a negative rises from 0 to 1 in so many epochs
-    )
+    # the share of rows with a negative rises from 0 to 1 in so many epochs
+    ramp_epochs: float = 0.0
     # How the object is found. "dot": most like both [CLS], the code's; "cosine": the paper's;
     # "norm": the longest token of the image encoder; "gradient": the token times the gradient of
     # the true pair's match logit; "attention": where the caption's content words look; "random":
