@@ -192,10 +192,10 @@ class NasNetwork(AlbefNetwork):
         """Image tokens (B, T, D) with another code at the patches of each object, and the same in
         parts.
 
-        where: each patch belongs to one object at most. form: "code": the new code skips the gate,
-        as in the authors' code; "gated": it passes with the old continuous feature; "whole": it
-        passes as both. There are parts where all replaced patches of a picture get the same token:
-        with one object, and not in the form "gated". They have no gradient.
+        where: a patch of several objects is the first one's. form: "code": the new code skips the
+        gate, as in the authors' code; "gated": it passes with the old continuous feature; "whole":
+        it passes as both. There are parts where all replaced patches of a picture get the same
+        token: with one object, and not in the form "gated". They have no gradient.
         """
         object_BxN = jnp.argmax(where_BxUxN, axis=1)[..., None]
         alone = where_BxUxN.shape[1] == 1

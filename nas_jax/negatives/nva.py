@@ -191,10 +191,6 @@ def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:
 
 
 def patches_of_objects(code_ids_BxN: Array, objects_BxU: Array) -> Array:
-    """True for every patch with the same code as an object patch, (B, U, N).
-
-    Where two object patches have the same code, its patches are the first one's.
-    """
+    """True for every patch with the same code as an object patch, (B, U, N)."""
     object_code_BxU = jnp.take_along_axis(code_ids_BxN, objects_BxU, axis=1)
-    same_BxUxN = code_ids_BxN[:, None] == object_code_BxU[..., None]
-    return same_BxUxN & (jnp.cumsum(same_BxUxN, axis=1) == 1)
+    return code_ids_BxN[:, None] == object_code_BxU[..., None]
