@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from nas_jax.kernels.attention import attend
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.last_layer import read_last_layer
-from nas_jax.kernels.matmuls import matmul
+from nas_jax.kernels.matmuls import matmul, matmul_twice
 from nas_jax.kernels.projections import (
     absorbs,
 )
@@ -28,6 +28,7 @@ KERNELS = {
         cross_attention,
         gelu,
         matmul,
+        matmul_twice,
         read_last_layer,
         replaced_keys,
         single_row_matmul,

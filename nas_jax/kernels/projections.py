@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nas_jax.kernels.matmuls import matmul
+from nas_jax.kernels.matmuls import matmul, matmul_twice
 from nas_jax.kernels.twins import same_as
 from nas_jax.parallel.mesh import BATCH, pin
 from nas_jax.typing import Array
@@ -50,6 +50,14 @@ def key_value(x_BxTxD: Array, weights: HeadWeights) -> KeyValue:
     """The last two projections."""
     x_BxTxD = weights.cast(x_BxTxD)
     return KeyValue(*(_pin(matmul(x_BxTxD, weights.part(part))) for part in (-2, -1)))
+
+
+def key_value_twice(x_BxTxD: Array, weights: HeadWeights) -> tuple[KeyValue, KeyValue]:
+    """`key_value`, and again without a gradient to the tokens."""
+    x_BxTxD = weights.cast(x_BxTxD)
+    key, value = (map(_pin, matmul_twice(x_BxTxD, weights.part(part))) for part in (-2, -1))
+    trained, detached = map(KeyValue, key, value)
+    return trained, detached
 
 
 def _pin(x_BxTxHxF: Array) -> Array:

@@ -21,7 +21,7 @@ from nas_jax.kernels.image_tokens import (
     by_image,
     replace_patches,
 )
-from nas_jax.kernels.projections import HeadWeights, KeyValue, key_value, keys_for
+from nas_jax.kernels.projections import HeadWeights, KeyValue, absorbs, key_value, key_value_twice
 from nas_jax.kernels.twins import same_as
 from nas_jax.parallel.mesh import pin_rows, take_rows
 from nas_jax.typing import Array
@@ -89,9 +89,11 @@ def _reader(
     """What a group attends to, in the parts of the tokens: keys and values, or tokens."""
 
     def both(x_BxTxD: Array) -> tuple[KeyValue | Array, KeyValue | Array]:
-        """With a gradient to the tokens, and without; XLA computes what they share once."""
-        detached_BxTxD = jax.lax.stop_gradient(x_BxTxD)
-        return keys_for(queries, x_BxTxD, weights), keys_for(queries, detached_BxTxD, weights)
+        """With a gradient to the tokens, and without."""
+        if absorbs(queries, x_BxTxD.shape[1], weights):
+            x_BxTxD = weights.cast(x_BxTxD)
+            return x_BxTxD, jax.lax.stop_gradient(x_BxTxD)
+        return key_value_twice(x_BxTxD, weights)
 
     trained, detached = zip(*map(both, image.tokens), strict=True)
 

@@ -132,7 +132,7 @@ class Albef(Method):
         """L = L_itc + L_itm + L_mlm (eq. 5), and what the config adds."""
         terms, alpha = self.terms(stage), self.soft_weight(step)
         teacher = self.moved_teacher(state["teacher"], params)
-        seen = self.see(Seen(params, teacher, state, batch, draw, alpha, stage))
+        seen = self.see(Seen(params, teacher, state, batch, draw, alpha, stage, step=step))
         state = state | {"teacher": teacher, "new_keys": self.new_keys(seen)}
         seen, state, metrics = self.read_images(seen, state)
         rows = collect_rows(terms, seen)

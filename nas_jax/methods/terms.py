@@ -57,6 +57,7 @@ class Seen(NamedTuple):
     itc: Contrast | None = None
     image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
     extra: Any = None  # what a method adds for its own terms
+    step: Array | int = 0  # of the run
     learning: bool = True  # False: an evaluation, which moves nothing
 
 

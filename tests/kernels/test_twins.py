@@ -19,7 +19,7 @@ from nas_jax.kernels.attention import Drop, attend
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.image_tokens import ImageTokens, PositionTerms, QueryGroup, Replacement
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
-from nas_jax.kernels.matmuls import matmul
+from nas_jax.kernels.matmuls import matmul, matmul_twice
 from nas_jax.kernels.projections import HeadWeights, absorbs, key_value
 from nas_jax.kernels.shared_keys import cross_attention, replaced_keys
 from nas_jax.kernels.sums import single_row_matmul, sum_last
@@ -152,6 +152,7 @@ CASES: dict[str, list[Case]] = {
         Case(matmul, (draw(B, T, D), draw(D, H, F))),
         Case(lambda x, kernel: matmul(x, kernel, 2), (draw(B, T, H, F), draw(H, F, D))),
     ],
+    "matmul_twice": [Case(matmul_twice, (draw(B, T, D), draw(D, H, F)))],
     "read_last_layer": [Case(read_two, (draw(B * 3, T, D), draw(D, D), draw(B, 5, D)))],
     "replaced_keys": [
         Case(

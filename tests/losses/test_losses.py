@@ -11,8 +11,9 @@ import tiny
 from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import gather_positions, mask_tokens, masked_mean, mlm_rows
+from nas_jax.losses.mlm import mask_tokens, masked_mean, mlm_rows
 from nas_jax.losses.soft_targets import soft_cross_entropy
+from nas_jax.parallel.mesh import gather_positions
 
 
 def unit_rows(count, dim, seed):

@@ -18,7 +18,7 @@ import tiny
 from nas_jax.kernels import plain_only
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
-from nas_jax.models.rows import Rows, Split, first_tokens, fuse
+from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 
 DEEP = dict(fusion_layers=2)
 FORMS = {True: plain_only, False: nullcontext}
@@ -94,7 +94,7 @@ def read(method, inputs, detached, pieces, index):
         }
         draw = Draws(jax.random.key(7))
         seeds = {kind: draw.seeds(kind, len(image)) for kind in rows}
-        return fuse(method.network, params, image, rows, seeds, Split(2, pieces))
+        return fuse(method.network, params, image, rows, seeds, BatchSplit(2, pieces))
 
     def value(params, image, texts):
         found = fused(params, image, texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from nas_jax.losses.itc import init_queue
@@ -38,7 +39,7 @@ def make_nva(method, seed=0):
     words, _ = method.look_up(
         params, state["dictionary"], encoded.image_tokens_BxTxD, key=jax.random.key(seed)
     )
-    return params, words, method.negative_images(params, encoded, words, draw)
+    return params, words, method.negative_images(params, encoded, words, batch, draw)
 
 
 def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
@@ -72,10 +73,13 @@ def test_neighbours_are_the_nearest_living_codes_without_the_own_one():
     assert np.isneginf(np.asarray(log_weights)).all()
 
 
-def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
+@pytest.mark.parametrize(
+    "form", [{}, dict(replace="whole", similarity="gradient", objects=2, neighbour_from=1)]
+)
+def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise(form):
     def gradients(stop):
         method = tiny.method(
-            "vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0)
+            "vd_nva", nva=NvaConfig(stop_gradient=stop, **form), model=tiny.model(dropout=0.0)
         )
         params, words, _ = make_nva(method)
         batch, draw, dictionary = tiny.batch(), Draws(jax.random.key(1)), words.state
