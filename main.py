@@ -108,8 +108,10 @@ def _check_config_file(argv: list[str]) -> None:
     given = [index for index, arg in enumerate(argv) if CONFIG.match(arg)]
     if not given:
         raise ConfigError("no --config", "a recipe", "pass --config=configs/demo.py")
-    value = " ".join(argv[given[-1] : given[-1] + 2]).replace("=", " ", 1).split(" ")[1:2]
-    path = Path(value[0].split(":")[0] if value else "")
+    value = CONFIG.match(argv[given[-1]])[1]
+    if value is None:  # it is the next argument
+        value = "".join(argv[given[-1] + 1 : given[-1] + 2])
+    path = Path(value.split(":")[0])
     if not path.is_file():
         close = difflib.get_close_matches(
             path.name, [other.name for other in path.parent.glob("*.py")], 1, 0.5

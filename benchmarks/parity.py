@@ -138,7 +138,7 @@ def load(path: str) -> Recorded:
     rows, object_B = np.arange(batch_size), arrays["draw/object_patch_BxU"][:, 0]
     labels = arrays["draw/mlm_labels"]
     recorded = {
-        "object_patch_B": jnp.asarray(object_B, jnp.int32),
+        "object_patch_B": jnp.asarray(object_B[:, None], jnp.int32),
         "code_B": jnp.asarray(
             arrays["out/neighbour_ids"][
                 rows, object_B, arrays["draw/neighbour_choice"][rows, object_B]
@@ -166,11 +166,11 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     encoded, taught = (
         method.encode(weights, batch, texts, draw, "") for weights in (params, teacher)
     )
-    seen = Seen(params, teacher, batch, draw, jnp.float32(0), STAGE, encoded, taught)
-    seen = seen._replace(itc=method.contrast(seen, state["queue"]))
+    seen = Seen(params, teacher, state, batch, draw, jnp.float32(0), STAGE, encoded, taught)
+    seen = seen._replace(itc=method.contrast(seen))
     words, _ = method.look_up(params, state["dictionary"], encoded.image_tokens_BxTxD)
     seen = seen._replace(extra=words)
-    nva = method.negative_images(params, encoded, words, draw)
+    nva = method.negative_images(params, encoded, words, batch, draw)
     batch_size, patches, dim = words.features_BxNxD.shape
     distances = squared_distances(words.features_BxNxD.reshape(-1, dim), words.state.codes_KxD)
     every_code = jnp.ones((1, len(words.state.codes_KxD)), bool)

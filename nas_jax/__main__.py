@@ -22,6 +22,7 @@ MODULES = {
     "evals.compare": "compare two models question by question",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
+    "inspect.negatives": "what each kind of negative of a run teaches: a table and a picture",
 }
 """Module below nas_jax that runs as a program -> what it does."""
 

@@ -145,8 +145,27 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
 
 
 def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
-    """The dataclass of the method that the section names."""
-    return method_class(section.get("name", NasConfig.name)).Config
+    """The dataclass of the method that the section names.
+
+    Raises ConfigError on an unknown name, and on a field that only other methods have.
+    """
+    name = section.get("name", NasConfig.name)
+    kind, fields = method_class(name).Config, _fields(method_class(name).Config)
+    for field_name in section.keys() - fields:
+        owners = [
+            other for other, method in METHODS.items() if field_name in _fields(method.Config)
+        ]
+        if owners:
+            raise ConfigError(
+                f"method.name={name!r} with method.{field_name}, which is of {', '.join(owners)}",
+                f"fields of {name}: {', '.join(sorted(fields))}",
+                "let the recipe choose the method, as with :variant=albef, not its name alone",
+            )
+    return kind
+
+
+def _fields(kind: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(kind)}
 
 
 def check_field(name: str, cls: type = RunConfig) -> None:

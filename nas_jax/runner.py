@@ -36,7 +36,9 @@ from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.results import Result
 from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_results
+from nas_jax.inspect.negatives_found import warnings_of
 from nas_jax.inspect.report import draw_nva_examples
+from nas_jax.inspect.run_files import read_negatives
 from nas_jax.methods import make_method
 from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.mesh import everywhere, make_mesh
@@ -191,7 +193,18 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
     metrics = parts.evaluator(*everywhere((state.params, state.method_state), mesh), step)
     if jax.process_index() == 0:
         console.say(_report(run, workdir, step, metrics))
+        _warn_of_negatives(workdir, console)
     return 0
+
+
+def _warn_of_negatives(workdir: Path, console: Console) -> None:
+    """Says the warnings of the run's diagnosis, if it was made (inspect/negatives.py)."""
+    unreadable: list[str] = []
+    found = read_negatives(workdir, unreadable)
+    for line in unreadable:
+        console.say(line)
+    for text, remedy in warnings_of(found) if found else ():
+        console.say(f"warning: at step {found.step} {text}; {remedy}")
 
 
 @dataclass(frozen=True)

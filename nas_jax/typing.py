@@ -7,6 +7,7 @@ Array names end in their shape, one letter (or number) an axis: ``image_tokens_B
     H  attention heads                F  features of one head          V  vocabulary
     K  codes in the dictionary        Q  entries of an ITC queue       M  masked words of a row
     R  rows of a fusion pass          C  candidates                    S  side of the patch grid
+    U  objects of a picture
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ import main
 from benchmarks.faults import RECIPE
 from nas_jax import preflight, runner
 from nas_jax.inspect import run as report
+from nas_jax.methods.albef import Albef
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.state import TrainState
@@ -41,15 +42,15 @@ from nas_jax.utils.errors import CheckpointError, ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6
 WITHOUT_PICTURES = """
+from nas_jax.methods.variants import with_variant
 
 whole = get_config
 
 
 def get_config(argument=""):
     config = whole(argument)
-    config.method.name = "albef"
-    for part in ("dictionary", "nva", "nta"):
-        config.method[part].enabled = False
+    albef = with_variant(NasConfig(itc=ItcConfig(queue_size=16)), "albef")
+    config.method = to_config_dict(albef)
     config.train.checkpoint_every, config.train.eval_every = 2, 1
     config.update_from_flattened_dict({fields!r})
     return config
@@ -93,8 +94,9 @@ def evaluate(params, method_state, step):
 STAND_INS = (
     (runner.Parts, "init_state", small_state),
     (runner, "make_train_step", make_small_step),
-    (runner, "observe", lambda state: {}),
-    (runner, "make_evaluator", lambda *args: evaluate),
+    (Albef, "observe", lambda self, params, state: {}),
+    (Albef, "start_from", lambda self, params, state, saved: state),
+    (runner, "make_evaluator", lambda *args, **options: evaluate),
     (runner, "format_table", lambda metrics: ""),
 )
 

@@ -196,7 +196,7 @@ import json, os, sys, warnings
 import main, nas_jax.config
 warnings.simplefilter("ignore")
 for line in sys.stdin:
-    sys.argv = ["main.py", *line.split()]
+    sys.argv = ["main.py", *json.loads(line)]
     pid = os.fork()
     if not pid:
         code = main.main(sys.argv)
@@ -223,20 +223,31 @@ COMMANDS = {
     "--config=r.py --workdri=w": "Unknown command line flag 'workdri'. Did you mean: workdir",
     "--config=r.py --workdir=w --config.seed=-1": "seed=-1; expected 0 or more",
 }
+# What only a list of arguments can say: paths with blanks, and letters beyond ASCII.
+BLANKS = {
+    ("--config=my dir/é 配 r.py:x=1", "--workdir=w"): "argument 'x=1'; expected none",
+    ("--config", "my dir/é 配 r.py:x y", "--workdir=w"): "argument 'x y'; expected none",
+    ("-config", "my dir/é 配 r.py"): "no --workdir",
+    ("--config=my dir/é 配 rr.py",): "a file that exists. Remedy: did you mean my dir/é 配 r.py",
+    ("--workdir=w", "--config"): "--config=.; expected a file that exists",
+}
 
 
 def test_a_wrong_command_is_one_line(tmp_path):
-    (tmp_path / "r.py").write_text(RECIPE)
+    (tmp_path / "my dir").mkdir()
+    for path in ("r.py", "my dir/é 配 r.py"):
+        (tmp_path / path).write_text(RECIPE)
+    commands = {tuple(command.split()): line for command, line in COMMANDS.items()} | BLANKS
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
-        input="\n".join(COMMANDS),
+        input="\n".join(map(json.dumps, commands)),
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUTF8": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     lines = done.stderr.splitlines()
-    assert lines[1::2] == ["2"] * len(COMMANDS), done.stderr
-    for line, (command, message) in zip(lines[::2], COMMANDS.items(), strict=True):
+    assert lines[1::2] == ["2"] * len(commands), done.stderr
+    for line, (command, message) in zip(lines[::2], commands.items(), strict=True):
         assert re.search("^error: .*" + message, line), (command, line)

@@ -16,7 +16,8 @@ from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.config import RunConfig, check_vocabulary, to_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
-from nas_jax.methods.config import ItcConfig, MethodConfig
+from nas_jax.methods.config import ItcConfig
+from nas_jax.methods.nas import Nas, NasConfig
 from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.preflight import preflight
 from nas_jax.train.config import TrainConfig
@@ -35,7 +36,7 @@ RUN = RunConfig(
         threads=1,
     ),
     model=tiny.model(vocab_size=0, max_text_length=40),
-    method=MethodConfig(
+    method=NasConfig(
         itc=ItcConfig(queue_size=16), dictionary=DictionaryConfig(codes=8, revive_every=3)
     ),
     optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=4),
@@ -58,14 +59,14 @@ def final_state(workdir, run=RUN, step=None):
 
 def signal_at(monkeypatch, step, number=signal.SIGTERM):
     """Sends this process a signal before the given step."""
-    original = runner.Method.stage
+    original = Nas.stage
 
     def stage(self, done):
         if done == step - 1:
             os.kill(os.getpid(), number)
         return original(self, done)
 
-    monkeypatch.setattr(runner.Method, "stage", stage)
+    monkeypatch.setattr(Nas, "stage", stage)
 
 
 def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):

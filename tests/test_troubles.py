@@ -287,13 +287,13 @@ def test_an_evaluation_that_cannot_be_written_is_made_again(saved, capfd):
 
 
 def test_a_full_disk_at_the_first_byte(saved, capfd, monkeypatch):
-    def no_room(self, text, real=Path.write_text, **options):
+    def no_room(self, data, real=Path.write_bytes):
         if saved in self.parents:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return real(self, text, **options)
+        return real(self, data)
 
     before = contents(saved)
-    monkeypatch.setattr(Path, "write_text", no_room)
+    monkeypatch.setattr(Path, "write_bytes", no_room)
     assert call(saved, 12) == 4
     assert f"writing to {saved}/config.json.tmp failed (No space left on device); " in error_line(
         capfd

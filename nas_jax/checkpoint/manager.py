@@ -78,25 +78,11 @@ class CheckpointManager:
                 "the directory of a run that has saved",
                 "pass its --workdir",
             )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._retention,
-            create=not read_only,
-            # In the background, a directory that cannot be made leaves threads that hold up the
-            # exit for five minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            cleanup_tmp_directories=not read_only,
-        )
-        handlers = {
-            "state": ocp.StandardCheckpointHandler(),
-            "position": ocp.JsonCheckpointHandler(),
-        }
         with ExitStack() as stack:
             stack.enter_context(Quiet())
             try:
                 with reaching(self.directory):
-                    self._manager = ocp.CheckpointManager(
-                        self.directory, options=options, item_handlers=handlers
-                    )
+                    self._manager = _orbax(self.directory, self._retention, read_only)
             except failures() as error:
                 raise CheckpointError(
                     f"{directory}: {in_words(error)}", "a writable directory", "mend it"
@@ -403,6 +389,19 @@ class CheckpointManager:
             "a writable directory with room",
             "make room or allow writing, and start again: it goes on from there",
         )
+
+
+def _orbax(directory: Path, retention: Retention, read_only: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=retention,
+        create=not read_only,
+        # In the background, a directory that cannot be made leaves threads that hold up the exit
+        # for five minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        cleanup_tmp_directories=not read_only,
+    )
+    handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def _check_shapes(checkpoint: Path, saved: Shapes, wanted: Shapes) -> None:

@@ -21,7 +21,6 @@ from nas_jax.utils.trees import named_leaves
 IMAGE_POSITIONS = "image_encoder/position_embedding"  # (1, 1 + N, D)
 TEXT_POSITIONS = "text_encoder/position_embedding/embedding"  # (length, D)
 CUBIC_A = -0.75  # of the cubic kernel: PyTorch's; jax.image.resize has -0.5
-SPLIT_NOISE = 0.01  # distance between the halves of a split code / root mean square of the codes
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,10 @@ def hf_class(method: str) -> str:
 
     Raises ConfigError where it has none.
     """
-    found = method_class(method).hf_class
+    # Its own: a subclass with other parameters or scores is another network.
+    found = vars(method_class(method)).get("hf_class", "")
     if not found:
-        known = ", ".join(name for name, other in METHODS.items() if other.hf_class)
+        known = ", ".join(name for name, other in METHODS.items() if vars(other).get("hf_class"))
         raise ConfigError(
             f"method {method}, which has no Hugging Face class",
             f"a method that has one: {known}",

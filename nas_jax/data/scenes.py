@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,16 +127,31 @@ def render(scene: SceneSpec, image_size: int) -> np.ndarray:
     """The picture as uint8 (image_size, image_size, 3), averaged from a larger one: soft edges."""
     side = image_size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side), scene.background)
-    draw = ImageDraw.Draw(canvas)
-    for item in scene.items:
+    _paint(canvas, scene, [item.rgb for item in scene.items])
+    return np.asarray(canvas.reduce(SUPERSAMPLE))
+
+
+def label(scene: SceneSpec, image_size: int) -> np.ndarray:
+    """Which shape each point of the larger picture shows, as uint8 (side, side).
+
+    0 is the background, k + 1 is scene.items[k]; side = image_size * SUPERSAMPLE.
+    """
+    side = image_size * SUPERSAMPLE
+    canvas = Image.new("L", (side, side), 0)
+    _paint(canvas, scene, range(1, len(scene.items) + 1))
+    return np.asarray(canvas)
+
+
+def _paint(canvas: Image.Image, scene: SceneSpec, fills: Sequence) -> None:
+    """Draws the shapes in order, each with its fill."""
+    draw, side = ImageDraw.Draw(canvas), canvas.width
+    for item, fill in zip(scene.items, fills, strict=True):
         x, y, radius = item.x * side, item.y * side, item.radius * side
         if item.shape == "circle":
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=item.rgb)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         else:
-            draw.polygon(
-                [(x + radius * u, y + radius * v) for u, v in CORNERS[item.shape]], fill=item.rgb
-            )
-    return np.asarray(canvas.reduce(SUPERSAMPLE))
+            corners = [(x + radius * u, y + radius * v) for u, v in CORNERS[item.shape]]
+            draw.polygon(corners, fill=fill)
 
 
 # ----------------------------------------------------------------------------------------- captions

@@ -104,10 +104,6 @@ def hits(
     return {"accuracy": np.where(true_Q, beats(score_Q, threshold), beats(threshold, score_Q))}
 
 
-ABSOLUTE = {"choice": ("p_c", "p_f"), "picture": ("p_pos", "p_neg")}
-MEAN_OFABSOLUTE, LEAST_OFABSOLUTE, AUROC = "accuracy_at_0.5", "min_p_c_p_f", "auroc"
-
-
 def _first_beats_rest(
     benchmark: Benchmark, scores: Cells, threshold: float | None, beats: Beats
 ) -> dict:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from nas_jax.evals.results import flat
 from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value_bar
+from nas_jax.inspect.negatives_found import NEGATIVES_PICTURE
+from nas_jax.inspect.negatives_section import diagnosis_section
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
 from nas_jax.inspect.run_warnings import RunWarning, find_warnings
@@ -82,8 +84,13 @@ def report(run: RunFiles) -> str:
         ("Training", _curves(run.train, CURVES)),
         (
             "Pictures",
-            "".join(f"<h3>{html.escape(path.name)}</h3>{picture(path)}" for path in run.pictures),
+            "".join(
+                f"<h3>{html.escape(path.name)}</h3>{picture(path)}"
+                for path in run.pictures
+                if path.name != NEGATIVES_PICTURE
+            ),
         ),
+        ("Diagnosis of negatives", diagnosis_section(run)),
         ("Step time", _step_time(run)),
         ("Evaluation over time", _evaluation_curves(run)),
         ("Results", _results(run)),

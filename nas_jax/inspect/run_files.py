@@ -11,6 +11,7 @@ from typing import Any
 
 from nas_jax.checkpoint.manager import DAMAGED
 from nas_jax.checkpoint.stored import Damage, complete_steps, read_record
+from nas_jax.inspect.negatives_found import NEGATIVES, Found, NotFound, from_json
 from nas_jax.storage.files import entries, read_text, total_bytes
 from nas_jax.train.workdir import CHECKPOINTS, EVALS, METRICS, PROFILE, STARTS, TIMINGS, read_config
 
@@ -48,6 +49,7 @@ class RunFiles:
     pictures: tuple[Path, ...] = ()
     hangs: Mapping[str, str] = field(default_factory=dict)  # hang-0.txt -> its text
     profile: bool = False
+    negatives: Found | None = None  # the diagnosis, if it was made
     # a line about each file, or line of a file, that could not be used
     unreadable: tuple[str, ...] = ()
 
@@ -95,6 +97,7 @@ def read_run(workdir: Path) -> RunFiles:
         pictures=tuple(path for path in there if path.match("*.png")),
         hangs={path.name: read_text(path, "replace") for path in there if path.match("hang-*.txt")},
         profile=(workdir / PROFILE).is_dir(),
+        negatives=read_negatives(workdir, unreadable),
         unreadable=tuple(unreadable),
     )
 
@@ -135,6 +138,16 @@ def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
         except (ValueError, KeyError, TypeError, AttributeError):
             unreadable.append(f"{EVALS}/{path.name} is not an evaluation: left out")
     return tuple(sorted(found, key=lambda one: one.step))
+
+
+def read_negatives(workdir: Path, unreadable: list[str]) -> Found | None:
+    """The diagnosis of negatives in a work directory; a file that is none adds a line."""
+    path = workdir / NEGATIVES
+    try:
+        return from_json(read_text(path)) if path.exists() else None
+    except NotFound:
+        unreadable.append(f"{path.name} is not a diagnosis of negatives: left out")
+        return None
 
 
 def _checkpoints(folder: Path) -> tuple[Checkpoint, ...]:

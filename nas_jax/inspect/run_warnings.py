@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from nas_jax.inspect.negatives_found import warnings_of
 from nas_jax.inspect.run_files import RunFiles
 
 BAD, LOOK = "bad", "look"
@@ -35,6 +36,7 @@ def find_warnings(run: RunFiles) -> list[RunWarning]:
         *_skipped(run),
         *_temperature(run),
         *_accuracies(run),
+        *_negatives(run),
     ]
     return sorted(found, key=lambda one: one.level != BAD)
 
@@ -167,6 +169,12 @@ def _accuracies(run: RunFiles) -> Iterator[RunWarning]:
     if blind:
         text = f"no better than the text alone at step {last.step}: {_some(blind)}"
         yield RunWarning(LOOK, text, "such a score says nothing about pictures")
+
+
+def _negatives(run: RunFiles) -> Iterator[RunWarning]:
+    """Of the diagnosis, if it was made (`python -m nas_jax.inspect.negatives`)."""
+    for text, remedy in warnings_of(run.negatives) if run.negatives else ():
+        yield RunWarning(LOOK, f"at step {run.negatives.step} {text}", remedy)
 
 
 def _error(percent: float, count: int) -> float:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.soft_targets import soft_cross_entropy
+from nas_jax.parallel.mesh import gather_positions
 from nas_jax.typing import Array, Vocabulary
 
 
@@ -23,13 +24,6 @@ class MaskedText(NamedTuple):
     positions_BxM: Array
     targets_BxM: Array  # original ids at the positions
     weights_BxM: Array  # float32, 1 on real entries, 0 on filler
-
-
-def gather_positions(x_BxLxD: Array, positions_BxM: Array) -> Array:
-    """Rows of the middle axis: (B, L, D) at (B, M) -> (B, M, D); also (B, L) -> (B, M)."""
-    if x_BxLxD.ndim == 2:
-        return jnp.take_along_axis(x_BxLxD, positions_BxM, axis=1)
-    return jnp.take_along_axis(x_BxLxD, positions_BxM[..., None], axis=1)
 
 
 def scatter_positions(

@@ -42,6 +42,10 @@ def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
         for part, fields in _NOT_ALBEFS.items():
             kept = {k: v for k, v in section.get(part, {}).items() if k not in fields}
             section |= {part: kept} if part in section else {}
+    if "gate_replaced" in section.get("nva", {}):
+        nva = dict(section["nva"])
+        gated = nva.pop("gate_replaced")
+        section["nva"] = {"replace": "gated" if gated else "code"} | nva
     return section
 
 

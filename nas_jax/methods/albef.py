@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.itc import QueueState, enqueue, init_queue, itc_loss, positives
+from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
+from nas_jax.methods.added import added_terms, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.matching import MatchingRows, read_rows
 from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
+from nas_jax.methods.states import filled, saved_queue
 from nas_jax.methods.terms import (
     Contrast,
     Encoded,
@@ -26,8 +29,6 @@ from nas_jax.methods.terms import (
     Seen,
     Terms,
     add_up,
-    added_terms,
-    check_terms,
     collect_rows,
     further_texts,
 )
@@ -131,12 +132,7 @@ class Albef(Method):
         """L = L_itc + L_itm + L_mlm (eq. 5), and what the config adds."""
         terms, alpha = self.terms(stage), self.soft_weight(step)
         teacher = self.moved_teacher(state["teacher"], params)
-        texts = further_texts(terms, batch, draw)
-        student = self.encode(params, batch, texts, draw, "student")
-        taught = self.encode(jax.lax.stop_gradient(teacher), batch, texts, draw, "teacher")
-        taught = jax.lax.stop_gradient(taught)
-        seen = Seen(params, teacher, batch, draw, alpha, stage, student, taught)
-        seen = seen._replace(itc=self.contrast(seen, state["queue"]))
+        seen = self.see(Seen(params, teacher, state, batch, draw, alpha, stage, step=step))
         state = state | {"teacher": teacher, "new_keys": self.new_keys(seen)}
         seen, state, metrics = self.read_images(seen, state)
         rows = collect_rows(terms, seen)
@@ -144,6 +140,21 @@ class Albef(Method):
         total, found = add_up(terms, seen, rows, fused)
         metrics |= found | {"itc/temp": params["temp"], "itc/alpha": alpha}
         return total, (state, metrics)
+
+    def see(self, seen: Seen) -> Seen:
+        """Student and teacher read the batch, with all captions of the terms; ITC compares it."""
+        texts = further_texts(self.terms(seen.stage), seen.batch, seen.draw)
+        inputs, teacher = (seen.batch, texts, seen.draw), jax.lax.stop_gradient(seen.teacher)
+        student = self.encode(seen.params, *inputs, "student")
+        taught = jax.lax.stop_gradient(self.encode(teacher, *inputs, "teacher"))
+        seen = seen._replace(student=student, taught=taught)
+        return seen._replace(itc=self.contrast(seen))
+
+    def matching_rows(
+        self, params: Params, state: MethodState, batch: Batch, draw: Draws
+    ) -> dict[str, MatchingRows]:
+        """See `Method`. A teacher that the state lacks equals the parameters."""
+        return read_rows(self, params, filled(self, params, state), batch, draw)
 
     def terms(self, stage: Hashable) -> Terms:
         """The terms of the loss, with their weights."""
@@ -197,8 +208,9 @@ class Albef(Method):
 
         return in_pieces(piece, self.setting.pieces, rows)
 
-    def contrast(self, seen: Seen, queue: QueueState) -> Contrast:
+    def contrast(self, seen: Seen) -> Contrast:
         """ITC (section 3.2, eq. 2 and 6) against the keys of the batch and of the queue."""
+        queue = seen.state["queue"]
         by_id = self.config.itc.positives_by_id
         truth = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
         student, taught = seen.student, seen.taught
@@ -261,7 +273,7 @@ class Albef(Method):
         teacher, queue = self.fresh_teacher(params), state["queue"]
         if saved.whole:
             teacher = saved.fitted("teacher", teacher)
-            queue = _saved_queue(saved, queue)
+            queue = saved_queue(saved, queue)
         return state | {"teacher": teacher, "queue": queue}
 
     def score(
@@ -282,16 +294,3 @@ class Albef(Method):
         """ITM logits (..., 2) of fused tokens (..., D); class 1 = match."""
         logits = self.apply(params).itm_logits(fused.reshape(-1, 1, fused.shape[-1]))
         return logits.reshape(*fused.shape[:-1], 2)
-
-
-def _saved_queue(saved: Saved, fresh: QueueState) -> QueueState:
-    """The queue of a checkpoint if it has the shape of the fresh one."""
-    fields = saved.entry("queue")
-    if fields is None:
-        saved.say("these weights have no queues: they start anew")
-        return fresh
-    if fields["image_QxE"].shape != fresh.image_QxE.shape:
-        shape = list(fields["image_QxE"].shape)
-        saved.say(f"these weights have queues of {shape}: those of this run start anew")
-        return fresh
-    return QueueState(**fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,9 @@ import numpy as np
 from nas_jax.methods.draws import Draws
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree, Vocabulary
+
+if TYPE_CHECKING:
+    from nas_jax.methods.matching import MatchingRows
 
 MethodState = dict[str, PyTree]
 """Name -> what changes with every step besides parameters and optimizer: teacher, queues ..."""
@@ -100,7 +103,7 @@ class Method:
     default_scores: ClassVar[tuple[str, ...]] = ("itc",)
     # Whether a batch may be computed in pieces (`train.accumulate`).
     accumulates: ClassVar[bool] = True
-    # Which class of convert/hf_files the method is exported as; "" = it has none.
+    # Which class of convert/hf_files the method is exported as; "" = it has none. Not inherited.
     hf_class: ClassVar[str] = ""
     # (pattern of names, axes): where arrays live on a mesh, before the rules of parallel/rules.py.
     sharding: ClassVar[tuple[tuple[str, tuple[str | None, ...]], ...]] = ()
@@ -207,6 +210,17 @@ class Method:
     ) -> dict[str, Array]:
         """Each of `pair_scores`, (G, C): C texts beside each of G pictures, read together."""
         raise NotImplementedError(f"{type(self).__name__} has no pair scores")
+
+    def matching_rows(
+        self, params: Params, state: MethodState, batch: Batch, draw: Draws
+    ) -> Mapping[str, MatchingRows] | None:
+        """The rows of the method's matching loss on a batch, by kind, as an evaluation reads them
+        with the whole recipe on; None: it has no such loss. `score` gives their "itm".
+
+        state: `scoring_state`, and "teacher" if it is at hand. The same draw as for
+        `explain_negatives` gives the same negatives.
+        """
+        return None
 
     def explain_negatives(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws

@@ -18,12 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions
+from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import MethodState, Saved
-from nas_jax.methods.refill import Generator, refilled_texts
+from nas_jax.methods.nva_images import find_object, neighbours, rows_on
+from nas_jax.methods.refill import Generator, negative_texts
 from nas_jax.methods.terms import (
     Encoded,
     Itc,
@@ -31,18 +32,10 @@ from nas_jax.methods.terms import (
     Mlm,
     Seen,
     Terms,
-    added_terms,
     image_negative_rows,
     text_negative_rows,
 )
-from nas_jax.models.codebook import (
-    DictionaryConfig,
-    DictionaryState,
-    alive,
-    decay_at,
-    init_dictionary,
-    squared_distances,
-)
+from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at, init_dictionary
 from nas_jax.models.codebook_size import resized
 from nas_jax.models.rows import Rows
 from nas_jax.models.sizes import ModelConfig
@@ -52,10 +45,8 @@ from nas_jax.negatives.nva import (
     NvaConfig,
     NvaImages,
     draw_neighbour,
-    draw_object,
-    neighbour_codes,
-    object_similarity,
-    patches_of_object,
+    draw_objects,
+    patches_of_objects,
 )
 from nas_jax.negatives.records import ImageNegatives
 from nas_jax.typing import Array, Batch, Metrics, Params
@@ -82,11 +73,12 @@ class NasConfig(AlbefConfig):
                 "a dictionary, in which NVA looks for neighbours",
                 "set method.dictionary.enabled=True",
             )
-        if self.nva.enabled and self.nva.neighbours >= self.dictionary.codes:
+        last = self.nva.neighbour_from + self.nva.neighbours
+        if self.nva.enabled and last >= self.dictionary.codes:
             raise ConfigError(
-                f"nva.neighbours={self.nva.neighbours} of {self.dictionary.codes} codes",
+                f"nva.neighbour_from + nva.neighbours={last} of {self.dictionary.codes} codes",
                 "fewer neighbours than codes",
-                "lower the one or raise the other",
+                "lower them or raise dictionary.codes",
             )
         if self.mlm.dictionary_from_epoch >= 0 and not self.dictionary.enabled:
             raise ConfigError(
@@ -111,6 +103,7 @@ class Nas(Albef):
 
     Config = NasConfig
     Network = NasNetwork
+    hf_class = "nas"
 
     @classmethod
     def make_network(cls, config: NasConfig, model: ModelConfig) -> NasNetwork:
@@ -163,8 +156,10 @@ class Nas(Albef):
         if not self.config.dictionary.enabled:
             return super().read_images(seen, state)
         inputs = seen.params, state["dictionary"], seen.student.image_tokens_BxTxD
-        frozen = seen.stage.dictionary_frozen
-        words, metrics = seen.draw("dictionary", lambda key: self.look_up(*inputs, key, frozen))
+        frozen, learning = seen.stage.dictionary_frozen, seen.learning
+        words, metrics = seen.draw(
+            "dictionary", lambda key: self.look_up(*inputs, key if learning else None, frozen)
+        )
         seen = seen._replace(image_tokens_BxTxD=words.tokens_BxTxD, extra=words)
         return seen, state | {"dictionary": words.state}, metrics
 
@@ -209,43 +204,29 @@ class Nas(Albef):
     # ------------------------------------------------------------------------------- NVA and NTA
 
     def negative_images(
-        self, params: Params, encoded: Encoded, words: DictionaryTokens, draw: Draws
+        self, params: Params, encoded: Encoded, words: DictionaryTokens, batch: Batch, draw: Draws
     ) -> NvaImages:
         """NVA: all patches with the object's code get the same neighbouring code (Fig. 3)."""
         config = self.config.nva
-        similarity_BxN = object_similarity(
-            encoded.image_tokens_BxTxD[:, 1:],
-            encoded.image_tokens_BxTxD[:, 0],
-            encoded.text_tokens_BxLxD[:, 0],
-            config.similarity,
-        )
+        similarity_BxN = find_object(self, params, encoded, words, batch)
         among = 0 if config.similarity == "random" else config.object_candidates
-        object_B = draw("object_patch_B", lambda key: draw_object(key, similarity_BxN, among))
-        code_BxC, log_weight_BxC = self.neighbours(words, object_B)
-        code_B = draw("code_B", lambda key: draw_neighbour(key, code_BxC, log_weight_BxC))
-        replaced_BxN = patches_of_object(words.code_ids_BxN, object_B)
+        objects_BxU = draw(
+            "object_patch_B",
+            lambda key: draw_objects(key, similarity_BxN, among, config.objects),
+        )
+        # R: the objects of all pictures
+        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, config, words, objects_BxU)
+        code_R = draw("code_B", lambda key: draw_neighbour(key, code_RxC, log_weight_RxC))
+        codes_BxU = code_R.reshape(objects_BxU.shape)
+        found_BxU = jnp.isfinite(log_weight_RxC).any(-1).reshape(objects_BxU.shape)
+        where_BxUxN = patches_of_objects(words.code_ids_BxN, objects_BxU) & found_BxU[..., None]
         tokens_BxTxD, replacement = self.apply(params).replace_codes(
-            encoded.image_tokens_BxTxD, words, replaced_BxN, code_B, config.gate_replaced
+            encoded.image_tokens_BxTxD, words, where_BxUxN, codes_BxU, config.replace
         )
         if not config.stop_gradient:  # the parts have none
             replacement = None
-        valid_B = jnp.isfinite(log_weight_BxC).any(-1)
-        made = tokens_BxTxD, similarity_BxN, object_B, code_B, replaced_BxN, valid_B, replacement
-        return NvaImages(*made, words.code_ids_BxN)
-
-    def neighbours(self, words: DictionaryTokens, object_B: Array) -> tuple[Array, Array]:
-        """Codes (B, C) near the object's feature, and the log-weights they are drawn with."""
-        state = words.state
-        object_BxD = gather_positions(words.features_BxNxD, object_B[:, None])[:, 0]
-        usable_BxK = jnp.ones_like(state.counts_K, bool)[None]
-        if not self.config.dictionary.literal:
-            # The code was assigned before the dictionary moved: it need not be the nearest now, and
-            # could be drawn again.
-            assigned_Bx1 = gather_positions(words.code_ids_BxN, object_B[:, None])
-            usable_BxK = alive(state, self.config.dictionary.dead_below)[None]
-            usable_BxK &= jnp.arange(usable_BxK.shape[1])[None] != assigned_Bx1
-        distances_BxK = squared_distances(jax.lax.stop_gradient(object_BxD), state.codes_KxD)
-        return neighbour_codes(distances_BxK, usable_BxK, self.config.nva.neighbours)
+        made = tokens_BxTxD, similarity_BxN, objects_BxU, codes_BxU, where_BxUxN.any(1)
+        return NvaImages(*made, found_BxU.any(-1), replacement, words.code_ids_BxN)
 
     def explain_negatives(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
@@ -256,7 +237,7 @@ class Nas(Albef):
         image = super().encode_image(params, state, batch["image_BxHxWx3"])
         text = self.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])
         words, _ = self.look_up(params, state["dictionary"], image[0])
-        return self.negative_images(params, Encoded(*image, *text, {}), words, draw)
+        return self.negative_images(params, Encoded(*image, *text, {}), words, batch, draw)
 
 
 class Fgitm(Itm):
@@ -266,17 +247,22 @@ class Fgitm(Itm):
         """ALBEF's rows, and those of the negatives that are on."""
         method, config, rows = self.method, self.method.config, super().rows(seen)
         if seen.stage.nva:
-            made = method.negative_images(seen.params, seen.student, seen.extra, seen.draw)
+            inputs = seen.params, seen.student, seen.extra, seen.batch, seen.draw
+            made = method.negative_images(*inputs)
+            epoch = method.setting.epoch(seen.step)
+            valid_B = rows_on(config.nva, epoch, made.valid_B, seen.draw)
             negatives = ImageNegatives(
-                made.tokens_BxTxD[:, None], made.valid_B[:, None], ("nva",), (made.replacement,)
+                made.tokens_BxTxD[:, None], valid_B[:, None], ("nva",), (made.replacement,)
             )
             found = image_negative_rows(seen, negatives, config.nva.stop_gradient)
-            share = {"nva/replaced_share": made.replaced_BxN.mean()}
+            share = {
+                "nva/replaced_share": made.replaced_BxN.mean(),
+                "nva/valid_share": valid_B.mean(),
+            }
             rows |= {"nva": found["nva"].replace(metrics=share)}
         if seen.stage.nta:
-            negatives = refilled_texts(method, config.nta, seen)
+            negatives, share = negative_texts(method, config.nta, seen)
             found = text_negative_rows(method, seen, negatives, config.nta.stop_gradient)
-            share = {"nta/changed_share": negatives.valid_BxC.mean()}
             rows |= {"nta": found["nta"].replace(metrics=share)}
         return rows
 

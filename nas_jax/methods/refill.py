@@ -1,4 +1,5 @@
-"""Negative captions by a language model: content words masked and refilled (`negatives/nta.py`).
+"""Negative captions by a language model: content words are refilled, or change places
+(`negatives/nta.py`).
 
 The language model is the teacher's text layers with a head of their own, `generator_head`; it never
 sees a picture. What NAS's NTA, VL-Match and ViLTA have in common.
@@ -9,20 +10,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions, masked_mean, mlm_rows
+from nas_jax.losses.mlm import masked_mean, mlm_rows
 from nas_jax.methods.method import Method
 from nas_jax.methods.terms import Mlm, Seen, Term
 from nas_jax.models.rows import Rows
-from nas_jax.negatives.nta import MaskedWords, NtaConfig, candidates, choose_words, refill
+from nas_jax.negatives.nta import (
+    MaskedWords,
+    NtaConfig,
+    WordPairs,
+    candidates,
+    choose_pairs,
+    choose_words,
+    exchange,
+    plausible_pairs,
+    refill,
+)
 from nas_jax.negatives.records import TextNegatives
 from nas_jax.parallel.chunks import in_pieces
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Metrics, Params
 
 
 def word_table(params: Params) -> Array:
     """Word embeddings (V, D), to which the generator's head is tied."""
     return params["text_encoder"]["word_embedding"]["embedding"]
+
+
+def negative_texts(method: Method, config: NtaConfig, seen: Seen) -> tuple[TextNegatives, Metrics]:
+    """One caption for each picture, refilled or with two words exchanged, and shares of them."""
+    if config.exchange == 0:
+        made = refilled_texts(method, config, seen)
+        return made, {"nta/changed_share": made.valid_BxC.mean()}
+    made = exchanged_texts(method, config, seen)
+    size, share = len(made.ids_BxCxL), config.exchange
+    exchanged_Bx1 = seen.draw(
+        "exchanged_Bx1", lambda key: jax.random.bernoulli(key, share, (size, 1))
+    )
+    if share < 1:
+        refilled = refilled_texts(method, config, seen)
+        ids_BxCxL = jnp.where(exchanged_Bx1[..., None], made.ids_BxCxL, refilled.ids_BxCxL)
+        valid_BxC = jnp.where(exchanged_Bx1, made.valid_BxC, refilled.valid_BxC)
+        made = made.replace(ids_BxCxL=ids_BxCxL, valid_BxC=valid_BxC)
+    return made, {
+        "nta/changed_share": made.valid_BxC.mean(),
+        "nta/exchanged_share": (made.valid_BxC & exchanged_Bx1).mean(),
+    }
 
 
 def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
@@ -46,6 +80,35 @@ def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegativ
     scores_BxMxC, words_BxMxC = in_pieces(best_words, method.setting.pieces, inputs)
     new_ids_BxL, valid_B = draw(
         "refill", lambda key: refill(key, ids_BxL, masked, scores_BxMxC, words_BxMxC)
+    )
+    return TextNegatives(new_ids_BxL[:, None], mask_BxL[:, None], valid_B[:, None], ("nta",))
+
+
+def exchanged_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
+    """One caption for each picture, with two words in each other's place where the teacher thinks
+    both plausible; invalid where none of the pairs tried is.
+    """
+    vocabulary, draw = method.setting.vocabulary, seen.draw
+    ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
+    teacher = jax.lax.stop_gradient(seen.teacher)
+    count = config.exchange_pairs
+    pairs = draw("pairs", lambda key: choose_pairs(key, ids_BxL, mask_BxL, vocabulary, count))
+
+    def plausible(rows: tuple[WordPairs, Array, Array]) -> Array:
+        pairs, ids_BxL, mask_BxL = rows
+        net, shape = method.apply(teacher), pairs.token_ids_BxPxL.shape
+        mask_BxPxL = jnp.broadcast_to(mask_BxL[:, None], shape)
+        inputs = pairs.token_ids_BxPxL, mask_BxPxL, pairs.positions_BxPx2
+        ids_RxL, mask_RxL, positions_Rx2 = (pin_rows(x.reshape(-1, x.shape[-1])) for x in inputs)
+        tokens_RxLxD, _ = net.encode_text(ids_RxL, mask_RxL)
+        picked_Rx2xD = gather_positions(tokens_RxLxD, positions_Rx2)
+        logits_Rx2xV = net.generator_logits(picked_Rx2xD, word_table(teacher))
+        logits_BxPx2xV = pin_rows(logits_Rx2xV.reshape(*shape[:2], *logits_Rx2xV.shape[1:]))
+        return plausible_pairs(ids_BxL, pairs, logits_BxPx2xV, vocabulary, config.plausible)
+
+    plausible_BxP = in_pieces(plausible, method.setting.pieces, (pairs, ids_BxL, mask_BxL))
+    new_ids_BxL, valid_B = draw(
+        "exchange", lambda key: exchange(key, ids_BxL, pairs, plausible_BxP)
     )
     return TextNegatives(new_ids_BxL[:, None], mask_BxL[:, None], valid_B[:, None], ("nta",))
 

@@ -6,7 +6,7 @@ sends them through in one call, and adds up the values with their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from nas_jax.negatives.records import ImageNegatives, TextNegatives
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows, take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
-from nas_jax.utils.errors import ConfigError
 
 
 class Encoded(NamedTuple):
@@ -48,15 +47,18 @@ class Seen(NamedTuple):
 
     params: Params
     teacher: Params
+    state: dict[str, PyTree]  # of the method, before the step
     batch: Batch
     draw: Draws
     alpha: Array  # weight of the teacher's soft targets
     stage: Hashable
-    student: Encoded
-    taught: Encoded  # by the teacher; no gradient
+    student: Encoded | None = None
+    taught: Encoded | None = None  # by the teacher; no gradient
     itc: Contrast | None = None
     image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
     extra: Any = None  # what a method adds for its own terms
+    step: Array | int = 0  # of the run
+    learning: bool = True  # False: an evaluation, which moves nothing
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,8 @@ class Term:
         raise NotImplementedError
 
 
-TERMS: dict[str, Callable[[Any], Term]] = {}
-"""Name -> term. A config may add any of them to a method: `method.terms=(("NAME", weight),)`."""
-
 Terms = dict[str, tuple[float, Term]]
 """Name of the metric -> weight and term."""
-
-
-def check_terms(terms: tuple[tuple[str, float], ...]) -> None:
-    """Raises ConfigError on a name that TERMS does not have."""
-    for name, _ in terms:
-        if name not in TERMS:
-            known = ", ".join(TERMS) or "no others"
-            raise ConfigError(f"terms with {name!r}", f"names of {known}", "mend the name")
-
-
-def added_terms(method: Any) -> Terms:
-    """Those that the method's config adds."""
-    return {name: (weight, TERMS[name](method)) for name, weight in method.config.terms}
 
 
 def further_texts(terms: Terms, batch: Batch, draw: Draws) -> dict[str, Array]:
@@ -161,12 +147,16 @@ class Itm(Term):
             "negative_text_B", lambda key: draw_negative(key, seen.itc.i2t_BxB, allowed_BxB)
         )
         valid_B, mask_BxL = allowed_BxB.any(-1), seen.batch["token_mask_BxL"]
-        text_BxLxD = seen.student.text_tokens_BxLxD
-        hard_BxLxD, hard_BxL = (take_rows(x, text_B, shards) for x in (text_BxLxD, mask_BxL))
+        text_BxLxD, ids_BxL = seen.student.text_tokens_BxLxD, seen.batch["token_ids_BxL"]
+        hard_BxLxD, hard_BxL, hard_ids_BxL = (
+            take_rows(x, text_B, shards) for x in (text_BxLxD, mask_BxL, ids_BxL)
+        )
         return {
             "positive": Rows(text_BxLxD, mask_BxL, label=1),
             "hard_image": Rows(text_BxLxD, mask_BxL, other_B=image_B, valid_B=valid_B, label=0),
-            "hard_text": Rows(hard_BxLxD, hard_BxL, valid_B=valid_B, label=0),
+            "hard_text": Rows(
+                hard_BxLxD, hard_BxL, token_ids_BxL=hard_ids_BxL, valid_B=valid_B, label=0
+            ),
         }
 
     def value(
@@ -285,6 +275,7 @@ def text_negative_rows(
         kind: Rows(
             tokens_BxCxLxD[:, number],
             negatives.mask_BxCxL[:, number],
+            token_ids_BxL=negatives.ids_BxCxL[:, number],
             valid_B=negatives.valid_BxC[:, number],
             label=0,
             detached=detached,

@@ -17,7 +17,7 @@ from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.kernels.matmuls import matmul
 from nas_jax.kernels.projections import HeadWeights, key_value, keys_for, query
 from nas_jax.kernels.shared_keys import CrossWeights, cross_attention
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array
 
 IMPLEMENTATIONS = ("xla", "cudnn")
@@ -106,7 +106,7 @@ class SelfAttention(_Heads):
         there are queries; with one stream.
         """
         weights = self._weights("qkv", 3, streams[0].shape[-1])
-        asking = streams if positions_RxM is None else [gather_tokens(streams[0], positions_RxM)]
+        asking = streams if positions_RxM is None else [gather_positions(streams[0], positions_RxM)]
         count, drop, out = sum(x.shape[1] for x in asking), self._drop(seeds_RxL), self._out()
         queries = [query(x, weights) for x in asking]
         keys = [keys_for(count, x, weights) for x in streams]
@@ -142,8 +142,3 @@ class CrossAttention(_Heads):
         inputs = query(x_RxLxD, weights.query), key, value, None, drop, offset_RxHxLxT
         mixed_RxLxHxF, probabilities_RxHxLxT = softmax_attention(*inputs)
         return weights.out(mixed_RxLxHxF), probabilities_RxHxLxT
-
-
-def gather_tokens(x_RxLxD: Array, positions_RxM: Array) -> Array:
-    """(R, M, D): some tokens of each row."""
-    return jnp.take_along_axis(x_RxLxD, positions_RxM[..., None], axis=1)

@@ -48,3 +48,12 @@ def grad_cam(probabilities_RxHxLxT: Array, gradient_RxHxLxT: Array) -> Array:
     Image token 0 is [CLS]; the patches follow row by row.
     """
     return jnp.mean(jax.nn.relu(gradient_RxHxLxT) * probabilities_RxHxLxT, axis=1)
+
+
+def mean_over_words(probabilities_RxHxLxT: Array, words_RxL: Array) -> Array:
+    """The mean of the probabilities over all heads and the text tokens that are True, (R, T)."""
+    weights_RxL = words_RxL / jnp.maximum(words_RxL.sum(-1, keepdims=True), 1)
+    return (
+        jnp.einsum("rhlt,rl->rt", probabilities_RxHxLxT, weights_RxL)
+        / (probabilities_RxHxLxT.shape[1])
+    )

@@ -16,10 +16,10 @@ from nas_jax.kernels.dropout import dropout, layer_seeds, token_seeds
 from nas_jax.kernels.gelu import gelu
 from nas_jax.kernels.image_tokens import ImageTokens, cls_apart
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
-from nas_jax.models.attention import CrossAttention, SelfAttention, gather_tokens
+from nas_jax.models.attention import CrossAttention, SelfAttention
 from nas_jax.models.layers import Dense, feed_forward, rematerialised, run_layers
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.parallel.mesh import pin, pin_rows
+from nas_jax.parallel.mesh import gather_positions, pin, pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-12
@@ -65,7 +65,7 @@ class BertLayer(nn.Module):
         (update,) = SelfAttention(*heads, name="attention")(
             [x_RxLxD], rows.mask_RxL, seeds_RxL, positions_RxM
         )
-        residual = x_RxLxD if positions_RxM is None else gather_tokens(x_RxLxD, positions_RxM)
+        residual = x_RxLxD if positions_RxM is None else gather_positions(x_RxLxD, positions_RxM)
         x_RxLxD = add_and_norm("attention_norm", residual, update)
         probabilities_RxHxLxT = None
         if image is not None:

@@ -35,6 +35,7 @@ class Rows:
     other_B: Array | None = None
     tokens_BxTxD: Array | None = None
     replacement: Replacement | None = None
+    token_ids_BxL: Array | None = None  # of a text that is not the picture's own, where known
     positions_BxM: Array | None = None  # of the text, that are read; None: [CLS] alone
     valid_B: Array | None = None  # bool, False where a row could not be made; None: all are
     metrics: Metrics = flax.struct.field(default_factory=dict)  # of how they were made

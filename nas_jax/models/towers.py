@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from nas_jax.kernels.image_tokens import ImageTokens, Replacement
 from nas_jax.kernels.last_layer import Readout
 from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
-from nas_jax.models.codebook import DictionaryConfig, DictionaryState, quantize
+from nas_jax.models.codebook import DictionaryConfig, DictionaryState, quantize, straight_through
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -185,29 +185,41 @@ class NasNetwork(AlbefNetwork):
         self,
         image_tokens_BxTxD: Array,
         words: DictionaryTokens,
-        where_BxN: Array,
-        code_B: Array,
-        gated: bool = False,
+        where_BxUxN: Array,
+        code_BxU: Array,
+        form: str = "code",
     ) -> tuple[Array, Replacement | None]:
-        """Image tokens (B, T, D) with another code at some patches, and the same in parts.
+        """Image tokens (B, T, D) with another code at the patches of each object, and the same in
+        parts.
 
-        gated: the new code passes the gate, with the old continuous feature; the authors' code
-        does not do that. Then there are no parts, as each patch has a token of its own. The parts
-        have no gradient.
+        where: a patch of several objects is the first one's. form: "code": the new code skips the
+        gate, as in the authors' code; "gated": it passes with the old continuous feature; "whole":
+        it passes as both. There are parts where all replaced patches of a picture get the same
+        token: with one object, and not in the form "gated". They have no gradient.
         """
-        codes_KxD = words.state.codes_KxD
-        # The authors' straight-through form: the value is the new code, its gradient would go to
-        # the old feature.
-        step_BxNxD = codes_KxD[code_B][:, None] - words.features_BxNxD
-        new_BxNxD = words.features_BxNxD + jax.lax.stop_gradient(step_BxNxD)
-        replacement = None
-        if gated:
-            new_BxNxD = self.neck.mix(words.features_BxNxD, new_BxNxD)
+        object_BxN = jnp.argmax(where_BxUxN, axis=1)[..., None]
+        alone = where_BxUxN.shape[1] == 1
+
+        def at_patches(x_BxUxD: Array) -> Array:
+            return x_BxUxD if alone else jnp.take_along_axis(x_BxUxD, object_BxN, axis=1)
+
+        new_BxUxD, base_BxUxD = words.state.codes_KxD[code_BxU], None
+        if form == "whole":
+            base_BxUxD = self.neck.mix(new_BxUxD, new_BxUxD)
+            new_BxNxD = at_patches(base_BxUxD)
         else:
-            new_BxNxD = self.neck.align(new_BxNxD)
-            replacement = self.neck.replacement(where_BxN, self.neck.align(codes_KxD[code_B]))
+            # The authors' straight-through form: the value is the new code, its gradient would go
+            # to the old feature.
+            new_BxNxD = straight_through(words.features_BxNxD, at_patches(new_BxUxD))
+            if form == "gated":
+                new_BxNxD = self.neck.mix(words.features_BxNxD, new_BxNxD)
+            else:
+                new_BxNxD, base_BxUxD = self.neck.align(new_BxNxD), self.neck.align(new_BxUxD)
+        replacement = None
+        if alone and base_BxUxD is not None:
+            replacement = self.neck.replacement(where_BxUxN[:, 0], base_BxUxD[:, 0])
             replacement = jax.lax.stop_gradient(replacement)
-        mixed_BxNxD = jnp.where(where_BxN[..., None], new_BxNxD, words.mixed_BxNxD)
+        mixed_BxNxD = jnp.where(where_BxUxN.any(1)[..., None], new_BxNxD, words.mixed_BxNxD)
         return with_cls(image_tokens_BxTxD, self.neck.finish(mixed_BxNxD)), replacement
 
     def __call__(self, image_BxHxWx3: Array, token_ids_BxL: Array, token_mask_BxL: Array):

@@ -1,8 +1,9 @@
-"""Negative text augmentation: content words masked and refilled by a language model that never sees
-the picture.
+"""Negative text augmentation: content words are replaced, or change places, where a language model
+that never sees the picture finds the result plausible.
 
-What VL-Match (ICCV 2023), ViLTA (ICCV 2023) and NAS (AAAI 2025) have in common; NAS's own generator
-is not public.
+Refilling is what VL-Match (ICCV 2023), ViLTA (ICCV 2023) and NAS (AAAI 2025) have in common; NAS's
+own generator is not public. The exchange of two words is ours: it asks which word belongs where,
+which no single word of the caption tells.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import gather_positions, scatter_positions
-from nas_jax.parallel.mesh import pin_rows
+from nas_jax.losses.mlm import scatter_positions
+from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Vocabulary
 from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class NtaConfig:
-    """How many words are replaced, and by whom."""
+    """How many words are replaced or change places, and by whom."""
 
     enabled: bool = True
     start_epoch: float = 0.0  # first epoch with NTA rows; the generator learns from the start
@@ -29,6 +30,13 @@ class NtaConfig:
     top_words: int = 10  # the new word is drawn among the generator's best
     generator_weight: float = 1.0  # weight of the generator's own masked-word loss
     generator_gradient: bool = False  # let that loss train the text encoder too
+    exchange: float = 0.0  # share of rows in which two words change places instead
+    # pairs of words of a caption that are tried; each costs a pass of the text encoder, without
+    # gradient
+    exchange_pairs: int = 8
+    # each of the two must be at least so likely in the other's place, as a share of the best word's
+    # probability there
+    plausible: float = 0.1
     stop_gradient: bool = True  # NTA rows train only the fusion encoder and the ITM head
 
     def validate(self) -> None:
@@ -38,6 +46,13 @@ class NtaConfig:
                 f"share={self.share}, top_words={self.top_words}",
                 "0 < share <= 1 and at least one word",
                 "0.15 and 10 are the defaults",
+            )
+        if not 0 <= self.exchange <= 1 or self.exchange_pairs < 1 or not 0 < self.plausible <= 1:
+            raise ConfigError(
+                f"exchange={self.exchange}, exchange_pairs={self.exchange_pairs}, "
+                f"plausible={self.plausible}",
+                "0 <= exchange <= 1, at least one pair, 0 < plausible <= 1",
+                "0, 8 and 0.1 are the defaults",
             )
 
 
@@ -49,6 +64,28 @@ class MaskedWords(NamedTuple):
     chosen_BxM: Array  # bool, False on filler
 
 
+class WordPairs(NamedTuple):
+    """Pairs of content words of a caption. Letter P: the pairs."""
+
+    token_ids_BxPxL: Array  # with [MASK] in place of both
+    positions_BxPx2: Array
+    chosen_BxP: Array  # bool, False on filler
+
+
+def one_piece_words(token_ids_BxL: Array, token_mask_BxL: Array, vocabulary: Vocabulary) -> Array:
+    """True (B, L) on content words of one piece.
+
+    Words of several pieces are left alone: their replacement would have another length, which gives
+    it away.
+    """
+    content_V = jnp.asarray(vocabulary.content_V)
+    continuation_V = jnp.asarray(vocabulary.continuation_V)
+    continued_BxL = jnp.pad(
+        continuation_V[token_ids_BxL[:, 1:]] & token_mask_BxL[:, 1:], ((0, 0), (0, 1))
+    )
+    return content_V[token_ids_BxL] & token_mask_BxL & ~continued_BxL
+
+
 def choose_words(
     key: Array,
     token_ids_BxL: Array,
@@ -56,20 +93,10 @@ def choose_words(
     vocabulary: Vocabulary,
     share: float,
 ) -> MaskedWords:
-    """Masks max(1, round(share * words)) content words of each caption, drawn uniformly.
-
-    Words of several pieces are left alone: their replacement would have another length, which gives
-    it away.
-    """
+    """Masks max(1, round(share * words)) content words of each caption, drawn uniformly."""
     length = token_ids_BxL.shape[1]
-    content_V, continuation_V = (
-        jnp.asarray(vocabulary.content_V),
-        jnp.asarray(vocabulary.continuation_V),
-    )
-    continued_BxL = jnp.pad(
-        continuation_V[token_ids_BxL[:, 1:]] & token_mask_BxL[:, 1:], ((0, 0), (0, 1))
-    )
-    candidate_BxL = content_V[token_ids_BxL] & token_mask_BxL & ~continued_BxL
+    continuation_V = jnp.asarray(vocabulary.continuation_V)
+    candidate_BxL = one_piece_words(token_ids_BxL, token_mask_BxL, vocabulary)
     # without [CLS]
     words_B = jnp.sum(token_mask_BxL[:, 1:] & ~continuation_V[token_ids_BxL[:, 1:]], axis=-1)
     wanted_B = jnp.maximum(1, jnp.round(share * words_B)).astype(jnp.int32)
@@ -122,3 +149,69 @@ def refill(
     return scatter_positions(
         token_ids_BxL, masked.positions_BxM, new_BxM, usable_BxM
     ), usable_BxM.any(-1)
+
+
+# ---------------------------------------------------------------------------------- exchange
+
+
+def choose_pairs(
+    key: Array, token_ids_BxL: Array, token_mask_BxL: Array, vocabulary: Vocabulary, pairs: int
+) -> WordPairs:
+    """Masks two content words that differ, in each of some pairs drawn without replacement."""
+    batch, length = token_ids_BxL.shape
+    word_BxL = one_piece_words(token_ids_BxL, token_mask_BxL, vocabulary)
+    before_LxL = jnp.arange(length)[:, None] < jnp.arange(length)[None]
+    pair_BxLxL = word_BxL[:, :, None] & word_BxL[:, None] & before_LxL
+    pair_BxLxL &= token_ids_BxL[:, :, None] != token_ids_BxL[:, None]
+    score_BxLxL = jnp.where(pair_BxLxL, jax.random.uniform(key, pair_BxLxL.shape), -1.0)
+    score_BxP, index_BxP = jax.lax.top_k(
+        score_BxLxL.reshape(batch, length * length), min(pairs, length * length)
+    )
+    chosen_BxP = score_BxP >= 0
+    positions_BxPx2 = jnp.stack([index_BxP // length, index_BxP % length], axis=-1)
+    masked_BxPxL = (jnp.arange(length) == positions_BxPx2[..., None]).any(-2)
+    ids_BxPxL = jnp.where(
+        masked_BxPxL & chosen_BxP[..., None], vocabulary.mask, token_ids_BxL[:, None]
+    )
+    return WordPairs(ids_BxPxL, positions_BxPx2, chosen_BxP)
+
+
+def plausible_pairs(
+    token_ids_BxL: Array,
+    pairs: WordPairs,
+    logits_BxPx2xV: Array,
+    vocabulary: Vocabulary,
+    share: float,
+) -> Array:
+    """Which pairs (B, P) the generator, who sees neither word, would as soon have the other way.
+
+    Each word must be at least `share` times as likely in the other's place as the best word there.
+    """
+    logits_BxPx2xV = jax.lax.stop_gradient(logits_BxPx2xV)
+    fillable_V = jnp.asarray(vocabulary.fillable_V)
+    best_BxPx2 = jnp.where(fillable_V, logits_BxPx2xV, -jnp.inf).max(-1)
+    other_BxPx2 = _words_at(token_ids_BxL, pairs.positions_BxPx2)[..., ::-1]
+    other_BxPx2 = jnp.take_along_axis(logits_BxPx2xV, other_BxPx2[..., None], axis=-1)[..., 0]
+    likely_BxPx2 = other_BxPx2 >= best_BxPx2 + jnp.log(share)
+    return likely_BxPx2.all(-1) & pairs.chosen_BxP
+
+
+def exchange(
+    key: Array, token_ids_BxL: Array, pairs: WordPairs, plausible_BxP: Array
+) -> tuple[Array, Array]:
+    """Lets the two words of a plausible pair, drawn uniformly, change places.
+
+    Returns the new token ids (B, L) and which rows changed (B,).
+    """
+    choice_B = jax.random.categorical(key, jnp.where(plausible_BxP, 0.0, -jnp.inf))
+    positions_Bx2 = jnp.take_along_axis(pairs.positions_BxPx2, choice_B[:, None, None], 1)[:, 0]
+    new_Bx2 = gather_positions(token_ids_BxL, positions_Bx2)[:, ::-1]
+    changed_B = plausible_BxP.any(-1)
+    where_Bx2 = jnp.broadcast_to(changed_B[:, None], new_Bx2.shape)
+    return scatter_positions(token_ids_BxL, positions_Bx2, new_Bx2, where_Bx2), changed_B
+
+
+def _words_at(token_ids_BxL: Array, positions_BxPx2: Array) -> Array:
+    batch, pairs, _ = positions_BxPx2.shape
+    flat_BxM = positions_BxPx2.reshape(batch, 2 * pairs)
+    return gather_positions(token_ids_BxL, flat_BxM).reshape(batch, pairs, 2)

@@ -1,8 +1,9 @@
-"""Negative visual augmentation: the object's tokens are replaced by their neighbours in the visual
+"""Negative visual augmentation: the object's tokens are replaced by other codes of the visual
 dictionary.
 
 Source: NAS (Wang et al., AAAI 2025), Fig. 3; NAS_ALBEF code, models/model_pretrain.py and
-models/sohonecks.py.
+models/sohonecks.py. The defaults are the authors' code; docs/method.md says what the other values
+are for. What needs the network is in `methods/nva_images.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.typing import Array
 from nas_jax.utils.errors import ConfigError
 
-SIMILARITIES = ("dot", "cosine", "random")
+SIMILARITIES = ("dot", "cosine", "norm", "gradient", "attention", "random")
+REPLACEMENTS = ("code", "gated", "whole")
 WEIGHT_EPS = 1e-4
 
 
@@ -27,27 +29,51 @@ class NvaConfig:
 
     enabled: bool = True
     start_epoch: float = 0.0  # first epoch with NVA rows; 30 of 31 in the authors' two-stage recipe
-    # "dot": the code's; "cosine": the paper's; "random": any patch (ablation)
+    # the share of rows with a negative rises from 0 to 1 in so many epochs
+    ramp_epochs: float = 0.0
+    # How the object is found. "dot": most like both [CLS], the code's; "cosine": the paper's;
+    # "norm": the longest token of the image encoder; "gradient": the token times the gradient of
+    # the true pair's match logit; "attention": where the caption's content words look; "random":
+    # any patch (ablation). "gradient" and "attention" cost another pass of the fusion encoder for
+    # each pair, without dropout; "gradient" also its backward pass to the image tokens.
     similarity: str = "dot"
-    object_candidates: int = 3  # the object patch is drawn among the most similar ones
-    neighbours: int = 3  # its new code is drawn among the nearest other codes
-    gate_replaced: bool = False  # send replaced tokens through the gate too
+    object_candidates: int = 3  # the object patch is drawn among the first so many
+    objects: int = 1  # object patches of a picture; each one's code is replaced
+    neighbours: int = 3  # the new code is drawn among so many other codes, the nearest first
+    neighbour_from: int = 0  # so many nearest ones are passed over
+    # Codes nearer to the object are passed over: Euclidean, in units of the mean distance of the
+    # batch's features to their own codes. With this or neighbour_from the draw is uniform; else it
+    # has the authors' weights.
+    neighbour_distance: float = 0.0
+    # "code": the authors': the new code skips the gate. "gated": it passes the gate with the old
+    # continuous feature. "whole": it passes the gate as both, so the old patch leaves no trace.
+    replace: str = "code"
     stop_gradient: bool = True  # NVA rows train only the fusion encoder and the ITM head
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        if self.similarity not in SIMILARITIES:
-            raise ConfigError(
-                f"similarity={self.similarity!r}",
-                f"one of {', '.join(SIMILARITIES)}",
-                "set one of them",
-            )
+        for name, known in (("similarity", SIMILARITIES), ("replace", REPLACEMENTS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"{name}={value!r}", f"one of {', '.join(known)}", "set one of them"
+                )
         if self.object_candidates < 1 or self.neighbours < 1:
             raise ConfigError(
                 f"object_candidates={self.object_candidates}, neighbours={self.neighbours}",
                 "at least 1 of each",
                 "3 and 3 are the authors'",
             )
+        if not 1 <= self.objects <= self.object_candidates:
+            raise ConfigError(
+                f"objects={self.objects}, object_candidates={self.object_candidates}",
+                "at least 1 object, and no more than candidates",
+                "raise object_candidates or lower objects",
+            )
+        for name in ("ramp_epochs", "neighbour_from", "neighbour_distance"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ConfigError(f"{name}={value}", "0 or more", "0 switches it off")
 
 
 class NvaImages(NamedTuple):
@@ -55,13 +81,23 @@ class NvaImages(NamedTuple):
 
     tokens_BxTxD: Array
     similarity_BxN: Array
-    object_patch_B: Array
-    code_B: Array
+    objects_BxU: Array  # object patches
+    codes_BxU: Array  # the new code of each
     replaced_BxN: Array
     valid_B: Array
     # the same tokens as the picture's own and one new token, where they are that
     replacement: Replacement | None
     code_ids_BxN: Array  # of the picture itself
+
+    @property
+    def object_patch_B(self) -> Array:
+        """The first object patch of each picture."""
+        return self.objects_BxU[:, 0]
+
+    @property
+    def code_B(self) -> Array:
+        """The new code of that object."""
+        return self.codes_BxU[:, 0]
 
 
 def object_similarity(
@@ -70,9 +106,11 @@ def object_similarity(
     """How much each patch (B, N) looks like what picture and caption are about, float32.
 
     Sum over both CLS vectors of the dot product with each patch (or the cosine), L2-normalised over
-    the patches.
+    the patches. "norm": the length of each patch, normalised likewise.
     """
     patches_BxNxD = jax.lax.stop_gradient(patches_BxNxD).astype(jnp.float32)
+    if similarity == "norm":
+        return unit_over_patches(jnp.linalg.norm(patches_BxNxD, axis=-1))
     if similarity == "cosine":
         patches_BxNxD = patches_BxNxD / jnp.maximum(
             jnp.linalg.norm(patches_BxNxD, axis=-1, keepdims=True), 1e-12
@@ -82,41 +120,61 @@ def object_similarity(
         dots_BxN = jnp.einsum(
             "bnd,bd->bn", patches_BxNxD, jax.lax.stop_gradient(cls_BxD).astype(jnp.float32)
         )
-        return dots_BxN / jnp.maximum(jnp.linalg.norm(dots_BxN, axis=-1, keepdims=True), 1e-12)
+        return unit_over_patches(dots_BxN)
 
     if similarity == "random":
         return jnp.zeros(patches_BxNxD.shape[:2])
     return towards(text_cls_BxD) + towards(image_cls_BxD)
 
 
-def draw_object(key: Array, similarity_BxN: Array, candidates: int) -> Array:
-    """Index of the object patch (B,): one of the most similar, by a softmax of their similarities.
+def unit_over_patches(x_BxN: Array) -> Array:
+    """L2-normalises over the patches, so that the draw does not depend on the scale."""
+    return x_BxN / jnp.maximum(jnp.linalg.norm(x_BxN, axis=-1, keepdims=True), 1e-12)
+
+
+def draw_objects(key: Array, similarity_BxN: Array, candidates: int, objects: int = 1) -> Array:
+    """Indices of the object patches (B, U): some of the most similar, drawn without replacement by
+    a softmax of their similarities.
 
     candidates: among how many; 0 = all patches.
     """
     patches = similarity_BxN.shape[1]
     top_BxC, patch_BxC = jax.lax.top_k(similarity_BxN, min(candidates or patches, patches))
-    choice_B = jax.random.categorical(key, top_BxC)
-    return jnp.take_along_axis(patch_BxC, choice_B[:, None], axis=1)[:, 0]
+    # The largest sums with Gumbel noise are draws without replacement.
+    noise_BxC = jax.random.gumbel(key, top_BxC.shape, top_BxC.dtype)
+    _, choice_BxU = jax.lax.top_k(top_BxC + noise_BxC, min(objects, patches))
+    return jnp.take_along_axis(patch_BxC, choice_BxU, axis=1)
 
 
 def neighbour_codes(
-    distances_BxK: Array, usable_BxK: Array, neighbours: int
+    distances_BxK: Array,
+    usable_BxK: Array,
+    neighbours: int,
+    first: int = 0,
+    beyond: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The nearest other codes (B, C) of a feature and the log-weights (B, C) they are drawn with.
+    """Other codes (B, C) near a feature, and the log-weights (B, C) they are drawn with.
 
     Given are the squared distances of the object's feature to all codes. The nearest of all codes
     is the feature's own and is left out. Weights are softmax(1 / (d + 1e-4)) of the squared
     distances d, L2-normalised over the candidates. Codes that are not usable (dead) get the weight
     -inf; `usable` is (B, K), or (1, K) for all alike.
+
+    first: so many of the nearest usable others are passed over. beyond: as are those that are no
+    farther than this distance (not squared). With either, all candidates have the same weight.
     """
     distances_BxK = jax.lax.stop_gradient(distances_BxK)
     own_B = jnp.argmin(distances_BxK, axis=-1)
     usable_BxK &= jnp.arange(distances_BxK.shape[1])[None] != own_B[:, None]
+    if beyond is not None:
+        usable_BxK &= distances_BxK > beyond**2
     negative_BxC, code_BxC = jax.lax.top_k(
-        jnp.where(usable_BxK, -distances_BxK, -jnp.inf), neighbours
+        jnp.where(usable_BxK, -distances_BxK, -jnp.inf), first + neighbours
     )
+    negative_BxC, code_BxC = negative_BxC[:, first:], code_BxC[:, first:]
     valid_BxC = jnp.isfinite(negative_BxC)
+    if first or beyond is not None:
+        return code_BxC, jnp.where(valid_BxC, 0.0, -jnp.inf)
     distance_BxC = jnp.where(valid_BxC, -negative_BxC, 0.0)
     scaled_BxC = distance_BxC / jnp.maximum(
         jnp.linalg.norm(distance_BxC, axis=-1, keepdims=True), 1e-12
@@ -132,6 +190,7 @@ def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:
     return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0]
 
 
-def patches_of_object(code_ids_BxN: Array, object_patch_B: Array) -> Array:
-    """True for every patch (B, N) with the same code as the object patch."""
-    return code_ids_BxN == jnp.take_along_axis(code_ids_BxN, object_patch_B[:, None], axis=1)
+def patches_of_objects(code_ids_BxN: Array, objects_BxU: Array) -> Array:
+    """True for every patch with the same code as an object patch, (B, U, N)."""
+    object_code_BxU = jnp.take_along_axis(code_ids_BxN, objects_BxU, axis=1)
+    return code_ids_BxN[:, None] == object_code_BxU[..., None]

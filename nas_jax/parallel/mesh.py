@@ -141,12 +141,6 @@ def row_devices() -> int:
     return 1 if mesh.empty else num_row_shards(mesh)
 
 
-def one_device() -> bool:
-    """True where the program runs on one device, or knows of no mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
-
-
 def pin_rows(x: Array) -> Array:
     """An activation with rows first, whole in all other dimensions."""
     return pin(x, BATCH, *(None,) * (x.ndim - 1))
@@ -163,6 +157,13 @@ def take_rows(x: Array, index_B: Array, shards: int = 1) -> Array:
     blocks = pin_rows(x.reshape(shards, block, *x.shape[1:]))
     local = pin_rows(index_B.reshape(shards, block) % block)
     return pin_rows(pin_rows(_take(blocks, local)).reshape(x.shape))
+
+
+def gather_positions(x_BxLxD: Array, positions_BxM: Array) -> Array:
+    """Rows of the middle axis: (B, L, D) at (B, M) -> (B, M, D); also (B, L) -> (B, M)."""
+    if x_BxLxD.ndim == 2:
+        return jnp.take_along_axis(x_BxLxD, positions_BxM, axis=1)
+    return jnp.take_along_axis(x_BxLxD, positions_BxM[..., None], axis=1)
 
 
 @jax.custom_vjp

@@ -64,10 +64,6 @@ class GrowingText:
         self._mirror = Mirror(path, clock)
         self._file = self._mirror.local.open("a", encoding="utf-8")
 
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
     def write(self, text: str) -> None:
         self._file.write(text)
         self._file.flush()

@@ -127,11 +127,18 @@ class Trained:
         for name in names:
             yield name, leaves[name]
 
-    def load(self, mesh: Mesh, say: Callable[[str], None] = print) -> tuple[Params, MethodState]:
+    def has(self, entry: str) -> bool:
+        """Whether the checkpoint has that entry of the method state."""
+        return any(_is_in(name, f"{STATE}/{entry}") for name in self.saved)
+
+    def load(
+        self, mesh: Mesh, say: Callable[[str], None] = print, more: tuple[str, ...] = ()
+    ) -> tuple[Params, MethodState]:
         """The parameters and the entries of `Method.scoring_state`, whole on every device.
 
-        say: takes a line where the checkpoint cannot be verified. Raises CheckpointError where it
-        is damaged or holds other arrays than its config says.
+        say: takes a line where the checkpoint cannot be verified. more: further entries of the
+        method state. Raises CheckpointError where the checkpoint is damaged or holds other arrays
+        than its config says.
         """
         abstract = jax.eval_shape(self.method.init, jax.random.key(0))
         places = jax.tree.map(lambda _: replicated(mesh), abstract)
@@ -141,7 +148,7 @@ class Trained:
             params = manager.restore_part(PARAMS, params, self.step)
             entries = {
                 entry: manager.restore_part(f"{STATE}/{entry}", state[entry], self.step)
-                for entry in self.method.scoring_state
+                for entry in (*self.method.scoring_state, *more)
             }
         return params, entries
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
+from nas_jax.data.eval_sets import EvalSet
 from nas_jax.inspect import nva
+from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.utils.errors import DataError
 
 SIDE = 4
@@ -77,3 +81,23 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         nva.draw_nva(tmp_path / "nva.png", nva.NvaPictures(**arrays() | change))
     assert not list(tmp_path.iterdir())
+
+
+class Numbers:
+    """A text is its token ids."""
+
+    def encode(self, texts, length):
+        ids_BxL = np.array([[2, *map(int, text.split())] for text in texts], np.int32)
+        return ids_BxL, np.ones_like(ids_BxL, bool)
+
+
+def test_a_method_draws_its_negatives_and_one_without_any_draws_nothing(tmp_path):
+    images_BxHxWx3 = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    eval_set = EvalSet("noise", images_BxHxWx3, (("8 9",), (), ("10 11",)), (), ())
+    for variant, drawn in (("vd_nva", True), ("vd", False), ("albef", False)):
+        method, path = tiny.method(variant), tmp_path / f"{variant}.png"
+        weights = jax.jit(method.init)(jax.random.key(0))
+        assert draw_nva_examples(path, method, *weights, eval_set, Numbers(), 3) == drawn
+        assert path.exists() == drawn
+    no_captions = EvalSet("noise", images_BxHxWx3, ((), (), ()), (), ())
+    assert not draw_nva_examples(path, method, *weights, no_captions, Numbers(), 3)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
+from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import gather_positions, mask_tokens, masked_mean, mlm_rows
+from nas_jax.losses.mlm import mask_tokens, masked_mean, mlm_rows
 from nas_jax.losses.soft_targets import soft_cross_entropy
+from nas_jax.parallel.mesh import gather_positions
 
 
 def unit_rows(count, dim, seed):
@@ -93,6 +95,28 @@ def test_soft_cross_entropy_and_its_gradient_follow_the_definition():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
         )
+
+
+def test_focal_loss_follows_its_formula_and_without_focus_is_cross_entropy():
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(5, 7))
+    target = np.exp(log_softmax(rng.normal(size=(5, 7))))
+
+    def formula(logits, gamma):
+        log_p = log_softmax(logits)
+        return -(target * (1 - np.exp(log_p)) ** gamma * log_p).sum(-1)
+
+    step = 1e-5 * rng.normal(size=logits.shape)
+    inputs = jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.float32)
+    for gamma in (0.0, 0.5, 2.0):
+        loss = focal_cross_entropy(*inputs, gamma)
+        np.testing.assert_allclose(loss, formula(logits, gamma), rtol=2e-5)
+        slope = jax.grad(lambda x, g=gamma: focal_cross_entropy(x, inputs[1], g).sum())(inputs[0])
+        rise = (formula(logits + step, gamma) - formula(logits - step, gamma)).sum() / 2
+        np.testing.assert_allclose((np.asarray(slope) * step).sum(), rise, rtol=1e-4)
+    sure = jnp.asarray([[80.0, 0.0]])  # p rounds to 1
+    grad = jax.grad(lambda x: focal_cross_entropy(x, jnp.asarray([[1.0, 0.0]]), 0.5).sum())(sure)
+    assert np.isfinite(grad).all()
 
 
 def test_positives_by_id_share_the_target_and_the_queue_is_a_ring():

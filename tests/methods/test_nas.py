@@ -158,7 +158,7 @@ def test_queue_modes():
     features = jnp.eye(6, 8)
     encoded = Encoded(None, features, None, features, {})
     params, batch, queues = {"temp": jnp.float32(0.07)}, tiny.batch(), {}
-    seen = Seen(params, {}, batch, None, jnp.float32(0.4), None, encoded, encoded)
+    seen = Seen(params, {}, {}, batch, None, jnp.float32(0.4), None, encoded, encoded)
     for name, itc in (
         ("full", ItcConfig(queue_size=24)),
         ("frozen", ItcConfig(queue_size=24, queue_frozen=True)),
@@ -166,7 +166,7 @@ def test_queue_modes():
     ):
         queue = init_queue(jax.random.key(0), itc.queue_size, 8)
         method = tiny.method("albef", itc=itc)
-        assert method.contrast(seen, queue).i2t_BxB.shape == (6, 6)
+        assert method.contrast(seen._replace(state={"queue": queue})).i2t_BxB.shape == (6, 6)
         state = {"queue": queue, "new_keys": method.new_keys(seen)}
         for grad in (0.0, jnp.nan):  # a step whose gradients are lost leaves the rows as they are
             grads = {reader: {"kernel": jnp.full((2, 2), grad)} for reader in QUEUE_READERS}

@@ -26,10 +26,11 @@ from nas_jax.data.config import DataConfig
 from nas_jax.evals.__main__ import run as evaluate
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods import METHODS
+from nas_jax.methods import added as added_terms
+from nas_jax.methods.added import TERMS
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.nas import NasConfig
-from nas_jax.methods.terms import TERMS
 from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
@@ -98,10 +99,14 @@ def test_eight_devices_give_the_same_numbers():
 
 
 @pytest.mark.parametrize("variant", ["albef", "nas"])
-def test_a_config_adds_a_term(variant):
-    """The total grows by weight times value, and nothing else changes."""
+def test_a_config_adds_terms(variant, monkeypatch):
+    """The total grows by weight times value, and nothing else changes.
+
+    One term is the tests' own; the focal loss without its focus is ITC.
+    """
+    monkeypatch.setattr(added_terms, "FOCUS", 0.0)
     found = {}
-    for terms in ((), (("sharp", 0.5),)):
+    for terms in ((), (("sharp", 0.5), ("focal_itc", 0.1), ("intra_text", 0.2))):
         config = NasConfig(
             itc=ItcConfig(queue_size=24), dictionary=DictionaryConfig(codes=12), terms=terms
         )
@@ -110,8 +115,10 @@ def test_a_config_adds_a_term(variant):
         args = params, state, tiny.batch(), Draws(jax.random.key(1)), jnp.int32(0), method.stage(0)
         found[bool(terms)] = jax.jit(method.loss, static_argnums=5)(*args)[1][1]
     without, added = found[False], found[True]
-    assert added["loss/sharp"] != 0
-    expected = without["loss"] + 0.5 * added["loss/sharp"]
+    new = [added[f"loss/{name}"] for name in ("sharp", "focal_itc", "intra_text")]
+    assert all(value != 0 for value in new)
+    np.testing.assert_allclose(added["loss/focal_itc"], added["loss/itc"], rtol=1e-5)
+    expected = without["loss"] + 0.5 * new[0] + 0.1 * new[1] + 0.2 * new[2]
     np.testing.assert_allclose(added["loss"], expected, rtol=1e-6)
     for name in without.keys() - {"loss"}:
         np.testing.assert_allclose(added[name], without[name], rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from nas_jax.losses.itc import init_queue
@@ -38,7 +39,7 @@ def make_nva(method, seed=0):
     words, _ = method.look_up(
         params, state["dictionary"], encoded.image_tokens_BxTxD, key=jax.random.key(seed)
     )
-    return params, words, method.negative_images(params, encoded, words, draw)
+    return params, words, method.negative_images(params, encoded, words, batch, draw)
 
 
 def test_nva_replaces_the_patches_of_the_object_and_nothing_else():
@@ -72,10 +73,13 @@ def test_neighbours_are_the_nearest_living_codes_without_the_own_one():
     assert np.isneginf(np.asarray(log_weights)).all()
 
 
-def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
+@pytest.mark.parametrize(
+    "form", [{}, dict(replace="whole", similarity="gradient", objects=2, neighbour_from=1)]
+)
+def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise(form):
     def gradients(stop):
         method = tiny.method(
-            "vd_nva", nva=NvaConfig(stop_gradient=stop), model=tiny.model(dropout=0.0)
+            "vd_nva", nva=NvaConfig(stop_gradient=stop, **form), model=tiny.model(dropout=0.0)
         )
         params, words, _ = make_nva(method)
         batch, draw, dictionary = tiny.batch(), Draws(jax.random.key(1)), words.state
@@ -84,8 +88,10 @@ def test_nva_rows_train_only_fusion_and_head_unless_asked_otherwise():
             encoded = method.encode(params, batch, {}, draw, "student")
             words, _ = method.look_up(params, dictionary, encoded.image_tokens_BxTxD)
             stage = method.stage(0)
-            seen = Seen(params, params, batch, draw, 0.0, stage, encoded, encoded, extra=words)
-            seen = seen._replace(itc=method.contrast(seen, init_queue(jax.random.key(0), 0, 8)))
+            state = {"queue": init_queue(jax.random.key(0), 0, 8)}
+            both = encoded, encoded
+            seen = Seen(params, params, state, batch, draw, 0.0, stage, *both, extra=words)
+            seen = seen._replace(itc=method.contrast(seen))
             rows = {"itm": {"nva": Fgitm(method).rows(seen)["nva"]}}
             fused = method.fuse(params, words.tokens_BxTxD, rows, draw)["nva"]
             return method.match_logits(params, fused[:, 0])[:, 0].sum()
@@ -146,7 +152,7 @@ def test_nta_never_sees_the_picture():
     batch, draw = tiny.batch(), Draws(jax.random.key(1))
 
     def texts(batch):
-        seen = Seen(params, state["teacher"], batch, draw, 0.0, method.stage(0), None, None)
+        seen = Seen(params, state["teacher"], state, batch, draw, 0.0, None, None, None)
         return refilled_texts(method, method.config.nta, seen).ids_BxCxL[:, 0]
 
     other = batch | {"image_BxHxWx3": 255 - batch["image_BxHxWx3"]}

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 from nas_jax.data.sources import usable_captions
 
-KINDS = ("webdataset", "albef", "coco", "karpathy", "jsonl", "tsv", "tfds")
-
 # Control characters but for tab, line feed and carriage return. Those that part words become
 # blanks.
 _SPACING = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
@@ -49,7 +47,7 @@ class InputPair(NamedTuple):
 class Unit:
     """One piece of work, and one shard of the result."""
 
-    kind: str  # one of KINDS
+    kind: str  # webdataset, albef, coco, karpathy, jsonl, tsv or tfds
     path: str  # the file, or the tfds entry
     size: int  # of the file, bytes
     mtime_ns: int

@@ -1,0 +1,143 @@
+"""Diagnosis of the negatives of a run: what each kind of rows of the matching loss teaches.
+
+    python -m nas_jax.inspect.negatives runs/demo
+    python -m nas_jax.inspect.negatives runs/demo/checkpoints/500 --out diagnosis --pairs 256
+
+Prints a table and writes negatives.json and negatives.png, which the report of the run shows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.scenes import SceneSource
+from nas_jax.inspect.negatives_found import (
+    NEGATIVES,
+    NEGATIVES_PICTURE,
+    Found,
+    as_text,
+    at_moments,
+    curves,
+    to_json,
+)
+from nas_jax.inspect.negatives_measure import Model, Pairs, kinds_found, scene_truth, score_pairs
+from nas_jax.inspect.negatives_picture import draw_negatives
+from nas_jax.inspect.run_files import read_run
+from nas_jax.parallel.mesh import make_mesh
+from nas_jax.storage.files import make_folder, through_disk, write_whole
+from nas_jax.storage.paths import as_path, reaching
+from nas_jax.train.trained import Trained, open_trained
+from nas_jax.train.workdir import writing
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.logging import set_up_logging
+
+PAIRS = 512
+MOST_ROWS = 64  # pairs of a batch, where the run had more
+
+
+def validation_pairs(data: DataConfig, seed: int, count: int) -> Pairs:
+    """Up to `count` pictures that were not trained on, each with its first caption.
+
+    Raises ConfigError where there are none.
+    """
+    # here: they import grain, which pictures and reports do not need
+    from nas_jax.data.corpus import SCENES
+    from nas_jax.data.pipeline import open_eval_sets
+
+    if SCENES in data.train and not (data.holdout or data.val):
+        source = SceneSource("val", count, seed, data.image_size)
+        records = [source[index] for index in range(count)]
+        captions = [record.captions[0] for record in records]
+        images, ids = [record.image for record in records], [record.image_id for record in records]
+        return Pairs("scenes", images, captions, ids, [source.spec(k)[0] for k in range(count)])
+    for found in open_eval_sets(data, seed):
+        kept = [index for index, captions in enumerate(found.captions) if captions][:count]
+        if len(kept) > 1:
+            # the place of an id among those that occur: ids have more bits than a batch's
+            places = {one: place for place, one in enumerate(dict.fromkeys(found.image_ids))}
+            ids = [places[found.image_ids[k]] if found.image_ids else k for k in kept]
+            images, captions = (
+                [which[k] for k in kept] for which in (found.images, found.captions)
+            )
+            return Pairs(found.name, images, [texts[0] for texts in captions], ids)
+    raise ConfigError(
+        "no validation pictures with captions",
+        "a run with two or more",
+        "set data.holdout or data.val when training",
+    )
+
+
+def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = print) -> Found:
+    """Reads a checkpoint and up to `count` validation pairs. Raises UserError."""
+    data = trained.section(DataConfig, "data")
+    teacher = trained.has("teacher")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params, state = trained.load(mesh, say, ("teacher",) if teacher else ())
+    pairs = validation_pairs(data, trained.config["seed"], count)
+    model = Model(trained.method, params, state, trained.tokenizer.encode, data.text_length)
+    size = min(data.batch_size, MOST_ROWS, len(pairs.captions))
+    scored, made = score_pairs(model, pairs, size)
+    steps, curve = curves(read_run(trained.workdir).train, trained.step)
+    kinds = [
+        replace(one, history=at_moments(steps, curve.get(one.name, ())))
+        for one in kinds_found(scored)
+    ]
+    truth = None
+    if made and pairs.scenes:
+        truth = scene_truth(pairs, made, trained.model.patch_size)
+    return Found(
+        run=str(trained.config.get("name", trained.workdir.name)),
+        step=trained.step,
+        pairs=len(pairs.captions) // size * size,
+        batch_size=size,
+        data=pairs.name,
+        teacher="teacher" if teacher else "student",
+        kinds=tuple(kinds),
+        truth=truth,
+        steps=steps,
+        curves=curve,
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """What the command line does. Raises UserError."""
+    parser = Parser(
+        prog="python -m nas_jax.inspect.negatives",
+        description="What each kind of negative of a run teaches: a table, JSON and a picture.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="WORKDIR[/checkpoints/STEP]")
+    parser.add_argument("--out", default="", metavar="DIR", help="default: the work directory")
+    parser.add_argument(
+        "--pairs", type=int, default=PAIRS, help=f"validation pairs read (default {PAIRS})"
+    )
+    args = parser.parse_args(argv)
+    if args.pairs < 2:
+        raise ConfigError(f"--pairs {args.pairs}", "2 or more", f"leave it out for {PAIRS}")
+    with reaching(args.checkpoint):
+        trained = open_trained(args.checkpoint)
+        found = diagnose(trained, args.pairs)
+        folder = as_path(args.out) if args.out else trained.workdir
+        with writing(folder):
+            make_folder(folder)
+            write_whole(folder / NEGATIVES, to_json(found))
+            with through_disk(folder / NEGATIVES_PICTURE) as file:
+                draw_negatives(file, found)
+    print(as_text(found))
+    print(f"written: {folder / NEGATIVES}, {folder / NEGATIVES_PICTURE}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    set_up_logging()
+    return exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

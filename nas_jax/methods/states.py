@@ -1,0 +1,33 @@
+"""Entries of ALBEF's state that a checkpoint has, or lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+
+from nas_jax.losses.itc import QueueState, init_queue
+from nas_jax.typing import Params
+
+if TYPE_CHECKING:
+    from nas_jax.methods.albef import Albef
+    from nas_jax.methods.method import MethodState, Saved
+
+
+def saved_queue(saved: Saved, fresh: QueueState) -> QueueState:
+    """The queue of a checkpoint if it has the shape of the fresh one."""
+    fields = saved.entry("queue")
+    if fields is None:
+        saved.say("these weights have no queues: they start anew")
+        return fresh
+    if fields["image_QxE"].shape != fresh.image_QxE.shape:
+        shape = list(fields["image_QxE"].shape)
+        saved.say(f"these weights have queues of {shape}: those of this run start anew")
+        return fresh
+    return QueueState(**fields)
+
+
+def filled(method: Albef, params: Params, state: MethodState) -> MethodState:
+    """A state whose teacher equals the parameters, and whose queue is empty, where it has none."""
+    queue = init_queue(jax.random.key(0), 0, method.network.config.embed_dim)
+    return {"teacher": method.fresh_teacher(params), "queue": queue} | state
