@@ -183,11 +183,11 @@ def _mean(values: Sequence[float]) -> float:
 
 def scene_truth(pairs: Pairs, made: Sequence[Any], patch_size: int) -> SceneTruth:
     """What the scenes say of a method's picture negatives. made: of `score_pairs`."""
-    names = "object_patch_B", "code_B", "code_ids_BxN", "valid_B"
-    object_B, new_B, codes_BxN, valid_B = (
+    names = "objects_BxU", "codes_BxU", "replaced_BxN", "code_ids_BxN", "valid_B"
+    objects_BxU, new_BxU, replaced_BxN, codes_BxN, valid_B = (
         np.concatenate([getattr(one, name) for one in made]) for name in names
     )
-    scenes, size = pairs.scenes[: len(object_B)], pairs.images[0].shape[0]
+    scenes, size = pairs.scenes[: len(valid_B)], pairs.images[0].shape[0]
     items = [item_of_patches(scene, size, patch_size) for scene in scenes]
     shown = [contents(*both) for both in zip(scenes, items, strict=True)]
     named = [
@@ -197,11 +197,15 @@ def scene_truth(pairs: Pairs, made: Sequence[Any], patch_size: int) -> SceneTrut
     usual = usual_content(codes_BxN, shown)
     hits, changes, contradicted = [], [], []
     for row in np.flatnonzero(valid_B):
-        patch, new, old = object_B[row], int(new_B[row]), int(codes_BxN[row, object_B[row]])
-        hit, known = bool(named[row][patch]), new in usual
-        hits.append(hit)
-        changes.append(known and usual[new] != usual[old])
-        contradicted.append(hit and known and usual[new] != shown[row][patch])
+        false = False
+        for patch, new in zip(objects_BxU[row], new_BxU[row].tolist(), strict=True):
+            if not replaced_BxN[row, patch]:  # no other code was found for this object
+                continue
+            hit, before = bool(named[row][patch]), usual[int(codes_BxN[row, patch])]
+            hits.append(hit)
+            changes.append(usual.get(new, before) != before)
+            false |= hit and usual.get(new, shown[row][patch]) != shown[row][patch]
+        contradicted.append(false)
     return SceneTruth(_mean(named), _mean(hits), _mean(changes), _mean(contradicted))
 
 

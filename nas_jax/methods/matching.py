@@ -48,9 +48,8 @@ def read_rows(
     """
     method = _at_rest(method)
     stage = method.stage(LATE)
-    alpha = jnp.float32(0.0)
-    seen = Seen(params, state["teacher"], state, batch, draw, alpha, stage, learning=False)
-    seen = method.see(seen)
+    given = params, state["teacher"], state, batch, draw
+    seen = method.see(Seen(*given, method.soft_weight(LATE), stage, step=LATE, learning=False))
     seen, _, _ = method.read_images(seen, state)
     rows = collect_rows(method.terms(stage), seen)
     kinds = {kind: row for of_term in rows.values() for kind, row in of_term.items()}

@@ -9,6 +9,7 @@ import math
 import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from nas_jax.inspect.negatives_measure import (
     Model,
     Pairs,
     kinds_found,
+    scene_truth,
     score_pairs,
     usual_content,
 )
@@ -46,6 +48,7 @@ from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.terms import Itm
 from nas_jax.models.rows import Rows
+from nas_jax.negatives.nva import NvaConfig
 from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.train.trained import Trained, open_trained
 
@@ -73,7 +76,7 @@ def test_curves_are_read_at_shares_of_the_training():
     assert math.isnan(at_moments([1, 2], [math.nan, 1.0])[0])  # a kind that came in later
 
 
-def test_a_scene_is_known_patch_by_patch():
+def known_scene() -> SceneSpec:
     """A big square over the four patches in the middle of a 4 x 4 grid, and a small circle in the
     last one, of which it covers half.
     """
@@ -81,9 +84,12 @@ def test_a_scene_is_known_patch_by_patch():
     def item(shape: str, colour: str, x: float, radius: float) -> Item:
         return Item(shape, colour, "big", x, x, radius, (9, 9, 9))
 
-    scene = SceneSpec(
-        (item("square", "red", 0.5, 0.25 / 0.86), item("circle", "blue", 0.875, 0.1)), (250,) * 3
-    )
+    items = item("square", "red", 0.5, 0.25 / 0.86), item("circle", "blue", 0.875, 0.1)
+    return SceneSpec(items, (250,) * 3)
+
+
+def test_a_scene_is_known_patch_by_patch():
+    scene = known_scene()
     items_N = item_of_patches(scene, 64, 16)
     square = [5, 6, 9, 10]
     assert np.flatnonzero(items_N == 0).tolist() == square
@@ -96,6 +102,35 @@ def test_a_scene_is_known_patch_by_patch():
     assert named_items("a red square and no blue circle", scene) == (0,)
     codes_BxN = np.where(items_N == 0, 7, 3)[None]
     assert usual_content(codes_BxN, [shown]) == {7: "red", 3: ""}
+
+
+def test_what_the_scenes_say_of_negatives_is_counted_by_hand():
+    """Code 7 is red, 5 blue, 3 and 4 background; each row is the known scene, with one caption."""
+    scene, codes_N = known_scene(), np.full(16, 3)
+    codes_N[[5, 6, 9, 10]], codes_N[15], codes_N[0] = 7, 5, 4
+    rows = [  # object patches, their new codes, whether the row counts
+        ((5, 0), (5, 3), True),  # a red patch becomes blue: false; background stays background
+        ((15, 0), (7, 5), True),  # the circle is not named; background becomes blue
+        ((6, 9), (9, 4), True),  # a code that stands for nothing; a red patch becomes background
+        ((5, 6), (5, 5), False),
+    ]
+    objects_BxU, codes_BxU, valid_B = (np.array(part) for part in zip(*rows, strict=True))
+    replaced_BxN = np.zeros((4, 16), bool)
+    np.put_along_axis(replaced_BxN, objects_BxU, True, axis=1)
+    made = SimpleNamespace(
+        objects_BxU=objects_BxU,
+        codes_BxU=codes_BxU,
+        replaced_BxN=replaced_BxN,
+        code_ids_BxN=np.tile(codes_N, (4, 1)),
+        valid_B=valid_B,
+    )
+    images, captions = (
+        [np.zeros((64, 64, 3), np.uint8)] * 5,
+        ["a red square and no blue circle"] * 5,
+    )
+    truth = scene_truth(Pairs("scenes", images, captions, range(5), [scene] * 5), [made], 16)
+    assert truth.base_rate == 4 / 16 and truth.object_hit == 3 / 6
+    assert truth.content_changed == 4 / 6 and truth.caption_contradicted == 2 / 3
 
 
 # ---------------------------------------------------------------------------------- warnings
@@ -215,7 +250,9 @@ def test_marked_negatives_are_found_out_and_equal_ones_are_a_toss(control):
 
 
 def test_rows_are_those_that_the_method_explains_and_nothing_moves():
-    method = tiny.method("nas")
+    # parts that come in late, and by and by, are on
+    nva = NvaConfig(start_epoch=3.0, ramp_epochs=5.0, object_candidates=4, objects=2)
+    method = tiny.method("nas", nva=nva)
     params, state = jax.jit(method.init)(jax.random.key(0))
     batch = tiny.batch()
 
@@ -227,6 +264,7 @@ def test_rows_are_those_that_the_method_explains_and_nothing_moves():
 
     rows, made = both(params, {"dictionary": state["dictionary"]})
     assert set(rows) == {"positive", "hard_image", "hard_text", "nva", "nta"}
+    assert rows["nva"].valid_B.all()
     np.testing.assert_allclose(rows["nva"].changed_B, made.replaced_BxN.mean(-1), atol=1e-6)
     np.testing.assert_allclose(rows["nva"].image_tokens_BxTxD, made.tokens_BxTxD, atol=1e-5)
     seen, _ = method.encode_image(params, state, batch["image_BxHxWx3"])  # in a still dictionary
