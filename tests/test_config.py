@@ -140,7 +140,7 @@ def test_the_name_of_the_method_picks_its_config():
         from_config_dict(config)
     with pytest.raises(ConfigError, match="field of AlbefConfig.*did you mean method.momentum"):
         from_config_dict({"method": {"name": "albef", "momentun": 0.9}})
-    with pytest.raises(ConfigError, match="unknown config field method.dictionary"):
+    with pytest.raises(ConfigError, match="method.dictionary, which is of nas; .*:variant=albef"):
         from_config_dict({"method": {"name": "albef", "dictionary": {"codes": 8}}})
     for name in ("method.itc.queue_size", "method.nva.start_epoch", "method.terms"):
         check_field(name)

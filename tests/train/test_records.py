@@ -57,6 +57,6 @@ def test_a_full_disk_is_an_error_and_never_a_run_that_waits(tmp_path, capfd):
             records.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert records._metrics.closed and records._timings.closed
+    assert records._metrics._file.closed and records._timings._file.closed
     del records
     assert capfd.readouterr() == ("", "")
