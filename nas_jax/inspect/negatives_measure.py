@@ -50,7 +50,7 @@ class Model:
 
 
 @flax.struct.dataclass
-class Scored:
+class ScoredRows:
     """The match scores of one kind of rows: logit of match minus that of no match."""
 
     score_B: Array
@@ -71,7 +71,7 @@ class Scored:
 
 def score_pairs(
     model: Model, pairs: Pairs, batch_size: int
-) -> tuple[dict[str, Scored], list[Any] | None]:
+) -> tuple[dict[str, ScoredRows], list[Any] | None]:
     """The scores of each kind of rows on all pairs, and for each batch what `explain_negatives`
     gives. Pairs that fill no batch are left out.
 
@@ -118,7 +118,7 @@ def score_rows(
     state: MethodState,
     kinds: Mapping[str, MatchingRows],
     batch: Batch,
-) -> dict[str, Scored]:
+) -> dict[str, ScoredRows]:
     """The scores of each kind of a batch."""
     size, vocabulary = batch["token_ids_BxL"].shape, method.setting.vocabulary
     empty_BxL = jnp.full(size, vocabulary.pad, jnp.int32).at[:, 0].set(vocabulary.cls)
@@ -132,7 +132,7 @@ def score_rows(
         return method.score(params, image_BxTxD, *texts)[SCORE][:, 0].astype(jnp.float32)
 
     return {
-        name: Scored(
+        name: ScoredRows(
             score(rows.image_tokens_BxTxD, rows.text_tokens_BxLxD, rows.token_mask_BxL),
             score(rows.image_tokens_BxTxD, empty_BxLxD, only_cls_BxL),
             score(blank_BxTxD, rows.text_tokens_BxLxD, rows.token_mask_BxL),
@@ -145,7 +145,7 @@ def score_rows(
     }
 
 
-def kinds_found(scored: Mapping[str, Scored]) -> tuple[KindFound, ...]:
+def kinds_found(scored: Mapping[str, ScoredRows]) -> tuple[KindFound, ...]:
     """The numbers of each kind, true pairs first."""
     true_name = next(name for name, one in scored.items() if one.label == 1)
     true = scored[true_name]
@@ -159,7 +159,7 @@ def kinds_found(scored: Mapping[str, Scored]) -> tuple[KindFound, ...]:
     return tuple(found)
 
 
-def _numbers(name: str, one: Scored) -> KindFound:
+def _numbers(name: str, one: ScoredRows) -> KindFound:
     """Those that need no true pairs."""
     score_R = one.score_B[one.valid_B].astype(np.float64)
     match_R = 0.5 * (1 + np.tanh(score_R / 2))  # the sigmoid, without overflow

@@ -85,7 +85,7 @@ class NvaImages(NamedTuple):
     codes_BxU: Array  # the new code of each
     replaced_BxN: Array
     valid_B: Array
-    # the same tokens as the picture's own and one new token, where they are that
+    # the same tokens in terms: the picture's own, and one new token; None where they are not
     replacement: Replacement | None
     code_ids_BxN: Array  # of the picture itself
 
