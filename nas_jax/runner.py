@@ -173,7 +173,7 @@ def _show(
         path = workdir / NEGATIVES_PICTURE
         source = parts.eval_sets[0], parts.tokenizer, run.data.text_length
         if draw_nva_examples(path, parts.method, *trained, *source):
-            console.say(f"what the negatives of four pictures are: {path}")
+            console.say(f"negatives of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
 

@@ -46,31 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE.pth", help="state dict of ALBEF or NAS_ALBEF, bare or under 'model'")
     add("--out", required=True, metavar="DIR", help="the folder of weights to write")
-    add(
-        "--sizes",
-        default="",
-        metavar="FILE.json",
-        help='what shapes do not tell, like {"heads": 12}',
-    )
-    add(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="resize the position embeddings (default: as they are)",
-    )
-    add(
-        "--tokenizer",
-        default="",
-        metavar="DIR",
-        help="tokenizer.json or vocab.txt, to keep with the weights",
-    )
-    add(
-        "--ignore",
-        nargs="+",
-        default=[],
-        metavar="PREFIX",
-        help="leave out what begins so",
+    given.add_arguments(
+        parser,
+        sizes='what shapes do not tell, like {"heads": 12}',
+        tokenizer="tokenizer.json or vocab.txt, to keep with the weights",
     )
 
 

@@ -58,31 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="BERT layers that read text alone (default: half)",
     )
-    add(
-        "--sizes",
-        default="",
-        metavar="FILE.json",
-        help='what neither shapes nor config.json tell: {"image_heads": 6}',
-    )
-    add(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="resize the position embeddings (default: as they are)",
-    )
-    add(
-        "--tokenizer",
-        default="",
-        metavar="DIR",
-        help="tokenizer.json or vocab.txt (default: what lies beside --text)",
-    )
-    add(
-        "--ignore",
-        nargs="+",
-        default=[],
-        metavar="PREFIX",
-        help="leave out what begins so",
+    given.add_arguments(
+        parser,
+        sizes='what neither shapes nor config.json tell: {"image_heads": 6}',
+        tokenizer="tokenizer.json or vocab.txt (default: what lies beside --text)",
     )
 
 

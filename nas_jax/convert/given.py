@@ -1,7 +1,8 @@
-"""Sizes of a model: from the shapes of its tensors, the rest from a small JSON file."""
+"""What a converter is given: options, and sizes from shapes, the rest from a small JSON file."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -28,6 +29,27 @@ KNOWN = (
     "embed_dim",
 )
 """Fields of ModelConfig that a sizes file may hold."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, sizes: str, tokenizer: str) -> None:
+    """Options of every command that reads weights. sizes, tokenizer: the help of these two."""
+    add = parser.add_argument
+    add("--sizes", default="", metavar="FILE.json", help=sizes)
+    add(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="resize the position embeddings (default: as they are)",
+    )
+    add("--tokenizer", default="", metavar="DIR", help=tokenizer)
+    add(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="leave out what begins so",
+    )
 
 
 def read_sizes(path: str) -> dict[str, int]:
