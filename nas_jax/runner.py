@@ -254,8 +254,8 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     setting = Setting(tokenizer.vocabulary(), total_steps, steps_per_epoch, run.train.accumulate)
     method = make_method(run.method, run.model, setting)
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
-    # an evaluation by itself keeps every score; those of a training run would fill the disk
-    measured = _measured(run, tokenizer, detailed=not learn)
+    # an evaluation by itself keeps every score, and so does the last one of a training run
+    measured = _measured(run, tokenizer, detailed_from=total_steps if learn else 0)
     if learn and run.train.best_metric:
         keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
         check_key(run.train.best_metric, keys)
@@ -274,7 +274,7 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     )
 
 
-def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed: bool) -> Measured:
+def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> Measured:
     """What an evaluation of the run measures."""
     texts = _texts(run, tokenizer)
     return Measured(
@@ -283,7 +283,7 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed: bool) -> Measu
         run.data.text_length,
         run.model.image_size,
         benchmarks.load_all(run.eval, run.model.image_size, texts),
-        detailed,
+        detailed_from,
     )
 
 
@@ -294,7 +294,7 @@ def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
 def _evaluator(
     run: RunConfig, workdir: Path, method: Method, measured: Measured, mesh: Mesh | None
 ) -> Evaluator:
-    """The evaluator of a run; a detailed one shows its progress."""
+    """The evaluator of a run; one that is no part of a training run shows its progress."""
 
     def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
         """Writes every score to evals/<step>/results.json, with tables and the protocol."""
@@ -306,7 +306,7 @@ def _evaluator(
                 protocol = benchmarks.protocol(config, texts, measured.image_size, about)
                 evaluation_results.write(path, protocol, results)
 
-    console = Console(enabled=measured.detailed and jax.process_index() == 0)
+    console = Console(enabled=measured.detailed_from == 0 and jax.process_index() == 0)
     return make_evaluator(run.eval, method, measured, mesh, keep, console)
 
 

@@ -51,7 +51,8 @@ class Measured:
     text_length: int  # tokens of a text of the evaluation sets
     image_size: int  # height and width of all pictures, pixels
     benchmarks: Sequence[run.Loaded] = ()  # what `run.load_all` gives; at `config.text_length`
-    detailed: bool = False  # foils and quads of the evaluation sets give `Result`s too
+    # from this step on, foils and quads of the evaluation sets give `Result`s too; None: never
+    detailed_from: int | None = None
 
     def check(self) -> None:
         """Raises DataError on two sets of one name, ConfigError on a `text_length` that cuts off
@@ -101,10 +102,11 @@ def make_evaluator(
         scorer = Scorer(model, config, mesh, console)
         out: list[Metric] = []
         results: list[Result] = []
+        detailed = measured.detailed_from is not None and step >= measured.detailed_from
         for eval_set in measured.eval_sets:
             scores = scorer.on(eval_set, text_length=measured.text_length)
             out += _own_metrics(scores, config)
-            results += own_results(scores, config) if measured.detailed else []
+            results += own_results(scores, config) if detailed else []
         for benchmark in measured.benchmarks:
             found = run.score(scorer, benchmark, config)
             out += [row for result in found for row in result.rows]

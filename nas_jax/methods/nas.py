@@ -73,10 +73,11 @@ class NasConfig(AlbefConfig):
                 "a dictionary, in which NVA looks for neighbours",
                 "set method.dictionary.enabled=True",
             )
-        last = self.nva.neighbour_from + self.nva.neighbours
+        taken = "neighbour_pool" if self.nva.neighbour_pool else "neighbours"
+        last = self.nva.neighbour_from + getattr(self.nva, taken)
         if self.nva.enabled and last >= self.dictionary.codes:
             raise ConfigError(
-                f"nva.neighbour_from + nva.neighbours={last} of {self.dictionary.codes} codes",
+                f"nva.neighbour_from + nva.{taken}={last} of {self.dictionary.codes} codes",
                 "fewer neighbours than codes",
                 "lower them or raise dictionary.codes",
             )
@@ -215,7 +216,8 @@ class Nas(Albef):
             lambda key: draw_objects(key, similarity_BxN, among, config.objects),
         )
         # R: the objects of all pictures
-        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, config, words, objects_BxU)
+        inputs = config, words, objects_BxU, encoded.text_tokens_BxLxD[:, 0]
+        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, *inputs)
         code_R = draw("code_B", lambda key: draw_neighbour(key, code_RxC, log_weight_RxC))
         codes_BxU = code_R.reshape(objects_BxU.shape)
         found_BxU = jnp.isfinite(log_weight_RxC).any(-1).reshape(objects_BxU.shape)

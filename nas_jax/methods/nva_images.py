@@ -16,6 +16,7 @@ from nas_jax.models.codebook import DictionaryConfig, alive, squared_distances
 from nas_jax.models.towers import DictionaryTokens
 from nas_jax.negatives.nva import (
     NvaConfig,
+    least_like,
     neighbour_codes,
     object_similarity,
     unit_over_patches,
@@ -89,9 +90,16 @@ def word_attention(method: Method, params: Params, rows: dict[str, Array]) -> Ar
 
 
 def neighbours(
-    dictionary: DictionaryConfig, nva: NvaConfig, words: DictionaryTokens, objects_BxU: Array
+    dictionary: DictionaryConfig,
+    nva: NvaConfig,
+    words: DictionaryTokens,
+    objects_BxU: Array,
+    caption_BxD: Array,
 ) -> tuple[Array, Array]:
-    """Codes (B * U, C) near the objects' features, and the log-weights they are drawn with."""
+    """Codes (B * U, C) near the objects' features, and the log-weights they are drawn with.
+
+    caption_BxD: the captions' [CLS], which nva.neighbour_pool compares with the codes.
+    """
     state, dim = words.state, words.features_BxNxD.shape[-1]
     object_RxD = gather_positions(words.features_BxNxD, objects_BxU).reshape(-1, dim)
     usable_RxK = jnp.ones_like(state.counts_K, bool)[None]
@@ -105,7 +113,15 @@ def neighbours(
     beyond = None
     if nva.neighbour_distance > 0:
         beyond = nva.neighbour_distance * spread(words)
-    return neighbour_codes(distances_RxK, usable_RxK, nva.neighbours, nva.neighbour_from, beyond)
+    count = nva.neighbour_pool or nva.neighbours
+    found = neighbour_codes(distances_RxK, usable_RxK, count, nva.neighbour_from, beyond)
+    if not nva.neighbour_pool:
+        return found
+    code_RxC, log_weight_RxC = found
+    caption_RxD = jnp.repeat(caption_BxD, objects_BxU.shape[1], axis=0)
+    inputs = caption_RxD, state.codes_KxD[code_RxC], log_weight_RxC, nva.neighbours
+    place_RxC, log_weight_RxC = least_like(*inputs)
+    return jnp.take_along_axis(code_RxC, place_RxC, axis=1), log_weight_RxC
 
 
 def spread(words: DictionaryTokens) -> Array:

@@ -44,11 +44,11 @@ def negative_texts(method: Method, config: NtaConfig, seen: Seen) -> tuple[TextN
         made = refilled_texts(method, config, seen)
         return made, {"nta/changed_share": made.valid_BxC.mean()}
     made = exchanged_texts(method, config, seen)
-    size, share = len(made.ids_BxCxL), config.exchange
+    size, share = len(made.ids_BxCxL), exchanged_share(config, method.setting.epoch(seen.step))
     exchanged_Bx1 = seen.draw(
         "exchanged_Bx1", lambda key: jax.random.bernoulli(key, share, (size, 1))
     )
-    if share < 1:
+    if config.exchange < 1 or config.exchange_ramp_epochs:
         refilled = refilled_texts(method, config, seen)
         ids_BxCxL = jnp.where(exchanged_Bx1[..., None], made.ids_BxCxL, refilled.ids_BxCxL)
         valid_BxC = jnp.where(exchanged_Bx1, made.valid_BxC, refilled.valid_BxC)
@@ -57,6 +57,14 @@ def negative_texts(method: Method, config: NtaConfig, seen: Seen) -> tuple[TextN
         "nta/changed_share": made.valid_BxC.mean(),
         "nta/exchanged_share": (made.valid_BxC & exchanged_Bx1).mean(),
     }
+
+
+def exchanged_share(config: NtaConfig, epoch: Array) -> Array | float:
+    """The share of exchanged captions at a moment of the run, in epochs."""
+    if config.exchange_ramp_epochs == 0:
+        return config.exchange
+    grown = (epoch - config.start_epoch) / config.exchange_ramp_epochs
+    return config.exchange * jnp.clip(grown, 0.0, 1.0)
 
 
 def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:

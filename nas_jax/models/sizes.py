@@ -30,6 +30,9 @@ class ModelConfig:
     image_heads: int = 0
     # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     init_std: float = 0.02
+    # of a fresh position table of the image encoder; 0 = init_std. A patch of bright pixels is
+    # embedded far longer than that, so a short run does not learn where things are (docs/notes)
+    position_std: float = 0.0
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
     # none | dots | full: what each layer computes again in the backward pass, to save memory
     remat: str = "none"
@@ -53,6 +56,8 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raises ConfigError on shapes that cannot be built."""
+        if self.position_std < 0:
+            raise ConfigError(f"position_std={self.position_std}", "0 or more", "0 takes init_std")
         if self.dim % self.heads:
             raise ConfigError(
                 f"dim={self.dim}, heads={self.heads}",

@@ -66,8 +66,9 @@ class VisionTransformer(nn.Module):
         patches_BxNxP = patchify(image_BxHxWx3, config.patch_size).astype(dtype)
         x_BxNxD = Dense(config.dim, dtype, init, name="patch_embed")(patches_BxNxP)
         cls_1x1xD = self.param("cls_token", init, (1, 1, config.dim))
+        position_init = nn.initializers.truncated_normal(config.position_std or config.init_std)
         position_1xTxD = self.param(
-            "position_embedding", init, (1, config.num_patches + 1, config.dim)
+            "position_embedding", position_init, (1, config.num_patches + 1, config.dim)
         )
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
         streams = (

@@ -31,6 +31,8 @@ class NtaConfig:
     generator_weight: float = 1.0  # weight of the generator's own masked-word loss
     generator_gradient: bool = False  # let that loss train the text encoder too
     exchange: float = 0.0  # share of rows in which two words change places instead
+    # that share rises from 0 in so many epochs after start_epoch; 0: it holds from there on
+    exchange_ramp_epochs: float = 0.0
     # pairs of words of a caption that are tried; each costs a pass of the text encoder, without
     # gradient
     exchange_pairs: int = 8
@@ -46,6 +48,10 @@ class NtaConfig:
                 f"share={self.share}, top_words={self.top_words}",
                 "0 < share <= 1 and at least one word",
                 "0.15 and 10 are the defaults",
+            )
+        if self.exchange_ramp_epochs < 0:
+            raise ConfigError(
+                f"exchange_ramp_epochs={self.exchange_ramp_epochs}", "0 or more", "0: no ramp"
             )
         if not 0 <= self.exchange <= 1 or self.exchange_pairs < 1 or not 0 < self.plausible <= 1:
             raise ConfigError(

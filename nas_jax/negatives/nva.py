@@ -45,6 +45,9 @@ class NvaConfig:
     # batch's features to their own codes. With this or neighbour_from the draw is uniform; else it
     # has the authors' weights.
     neighbour_distance: float = 0.0
+    # 0, or: of so many codes, those least like the caption's [CLS] by the cosine are taken, and the
+    # draw is uniform
+    neighbour_pool: int = 0
     # "code": the authors': the new code skips the gate. "gated": it passes the gate with the old
     # continuous feature. "whole": it passes the gate as both, so the old patch leaves no trace.
     replace: str = "code"
@@ -70,7 +73,13 @@ class NvaConfig:
                 "at least 1 object, and no more than candidates",
                 "raise object_candidates or lower objects",
             )
-        for name in ("ramp_epochs", "neighbour_from", "neighbour_distance"):
+        if self.neighbour_pool and self.neighbour_pool < self.neighbours:
+            raise ConfigError(
+                f"neighbour_pool={self.neighbour_pool}, neighbours={self.neighbours}",
+                "0, or at least as many codes as are taken of them",
+                "raise neighbour_pool",
+            )
+        for name in ("ramp_epochs", "neighbour_from", "neighbour_distance", "neighbour_pool"):
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(f"{name}={value}", "0 or more", "0 switches it off")
@@ -182,6 +191,21 @@ def neighbour_codes(
     return code_BxC, jnp.where(
         valid_BxC, jax.nn.log_softmax(1 / (scaled_BxC + WEIGHT_EPS), where=valid_BxC), -jnp.inf
     )
+
+
+def least_like(
+    caption_BxD: Array, codes_BxCxD: Array, log_weight_BxC: Array, count: int
+) -> tuple[Array, Array]:
+    """Places (B, count) of the candidate codes least like the caption's [CLS] by the cosine, and
+    log-weights that are alike; unusable candidates (-inf) come last and stay so.
+    """
+    unit_BxD = jax.lax.stop_gradient(caption_BxD).astype(jnp.float32)
+    unit_BxD /= jnp.maximum(jnp.linalg.norm(unit_BxD, axis=-1, keepdims=True), 1e-12)
+    norm_BxC = jnp.maximum(jnp.linalg.norm(codes_BxCxD, axis=-1), 1e-12)
+    cosine_BxC = jnp.einsum("bcd,bd->bc", codes_BxCxD, unit_BxD) / norm_BxC
+    usable_BxC = jnp.isfinite(log_weight_BxC)
+    unlike_BxC, place_BxC = jax.lax.top_k(jnp.where(usable_BxC, -cosine_BxC, -jnp.inf), count)
+    return place_BxC, jnp.where(jnp.isfinite(unlike_BxC), 0.0, -jnp.inf)
 
 
 def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:

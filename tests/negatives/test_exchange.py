@@ -8,7 +8,7 @@ import numpy as np
 import tiny
 
 from nas_jax.methods.draws import Draws
-from nas_jax.methods.refill import exchanged_texts, negative_texts
+from nas_jax.methods.refill import exchanged_share, exchanged_texts, negative_texts
 from nas_jax.methods.terms import Seen
 from nas_jax.negatives.nta import NtaConfig, choose_pairs, exchange, plausible_pairs
 
@@ -115,3 +115,18 @@ def test_the_share_of_rows_and_no_look_at_the_picture():
     pieces = tiny.method("nas", pieces=2)
     again = exchanged_texts(pieces, NtaConfig(exchange=1.0), seen)
     np.testing.assert_array_equal(again.ids_BxCxL, full.ids_BxCxL)
+
+
+def test_refilled_captions_give_way_to_exchanged_ones():
+    config = NtaConfig(exchange=0.8, start_epoch=2.0, exchange_ramp_epochs=4.0)
+    shares = [float(exchanged_share(config, epoch)) for epoch in (2.0, 3.0, 6.0, 9.0)]
+    np.testing.assert_allclose(shares, [0, 0.2, 0.8, 0.8])
+    method = tiny.method("nas")  # 10 steps an epoch
+    params, state = method.init(jax.random.key(0))
+    seen = Seen(params, state["teacher"], state, tiny.batch(32), Draws(jax.random.key(1)), *[0] * 4)
+    ramp = NtaConfig(exchange=1.0, exchange_ramp_epochs=2.0)
+    for step, share in ((0, 0.0), (20, 1.0)):
+        made, shares = negative_texts(method, ramp, seen._replace(step=step))
+        without, _ = negative_texts(method, NtaConfig(exchange=share), seen)
+        np.testing.assert_array_equal(made.ids_BxCxL, without.ids_BxCxL)
+        np.testing.assert_allclose(shares["nta/exchanged_share"], share * made.valid_BxC.mean())

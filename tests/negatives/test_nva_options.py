@@ -13,7 +13,7 @@ from nas_jax.methods import method_config
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.nva_images import find_object, match_gradient, rows_on, spread, word_attention
 from nas_jax.models.codebook import squared_distances
-from nas_jax.negatives.nva import NvaConfig, draw_objects, neighbour_codes
+from nas_jax.negatives.nva import NvaConfig, draw_objects, least_like, neighbour_codes
 from nas_jax.utils.errors import ConfigError
 
 MODEL = tiny.model(dropout=0.0, fusion_layers=2, init_std=0.3)
@@ -182,6 +182,26 @@ def test_the_new_code_is_of_the_wanted_rank_or_distance(options):
         assert not np.asarray(negative.replaced_BxN)[~valid].any()
 
 
+def test_of_a_pool_of_near_codes_those_least_like_the_caption_come_in():
+    method, (_, encoded, words, _), negative = made(neighbour_pool=6, neighbours=2)
+    rows, codes = np.arange(6), np.asarray(words.state.codes_KxD)
+    caption = np.asarray(encoded.text_tokens_BxLxD)[:, 0]
+    distances = np.array(
+        squared_distances(words.features_BxNxD[rows, negative.object_patch_B], codes)
+    )
+    own = np.asarray(words.code_ids_BxN)[rows, negative.object_patch_B]
+    for row in rows:
+        nearest = distances[row].argmin()
+        pool = [code for code in distances[row].argsort() if code not in (nearest, own[row])][:6]
+        likeness = codes[pool] @ caption[row] / np.linalg.norm(codes[pool], axis=-1)
+        assert negative.code_B[row] in np.array(pool)[likeness.argsort()[:2]]
+    caption, codes = jnp.array([[1.0, 0.0]]), jnp.array([[[1.0, 0], [0, 1], [9, 1], [-1, 0]]])
+    usable = jnp.array([[0.0, -jnp.inf, 0.0, 0.0]])
+    place, log_weights = least_like(caption, codes, usable, 4)
+    np.testing.assert_array_equal(place[0, :3], [3, 2, 0])
+    np.testing.assert_array_equal(log_weights, [[0, 0, 0, -np.inf]])
+
+
 def test_several_objects_are_drawn_without_replacement_and_each_gets_its_own_code():
     method, inputs, negative = made(objects=3, object_candidates=6, replace="whole")
     params, _, words, _ = inputs
@@ -241,6 +261,8 @@ def test_older_configs_name_the_form_of_the_replaced_patch_otherwise():
         (dict(replace="half"), "replace='half'"),
         (dict(objects=4), "objects=4, object_candidates=3"),
         (dict(neighbour_from=9, neighbours=3), "neighbour_from . nva.neighbours=12 of 12 codes"),
+        (dict(neighbour_pool=2), "neighbour_pool=2, neighbours=3"),
+        (dict(neighbour_pool=12), "neighbour_from . nva.neighbour_pool=12 of 12 codes"),
         (dict(ramp_epochs=-1.0), "ramp_epochs=-1"),
     ],
 )
