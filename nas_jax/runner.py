@@ -108,12 +108,14 @@ def main(
 def _compile_cache(workdir: Path) -> Path | str:
     """Where compiled programs are kept: a restart finds the step of the run it continues.
 
-    Not in a bucket: it would be asked for hundreds of small programs, one by one.
+    JAX's own variable comes first, so that runs of one study share them. Not in a bucket: it would
+    be asked for hundreds of small programs, one by one.
     """
+    if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return named
     if not is_bucket(workdir):
         return absolute(workdir) / COMPILE_CACHE
-    here = Path(tempfile.gettempdir(), f"nas_jax-{os.getuid()}", COMPILE_CACHE)
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or here
+    return Path(tempfile.gettempdir(), f"nas_jax-{os.getuid()}", COMPILE_CACHE)
 
 
 def train(run: RunConfig, workdir: Path) -> int:

@@ -111,7 +111,7 @@ def reduced(run, **data):
         method,
         itc=replace(method.itc, queue_size=8),
         dictionary=replace(method.dictionary, codes=8),
-        nva=replace(method.nva, start_epoch=0.0),
+        nva=replace(method.nva, start_epoch=0.0, neighbour_from=1, neighbours=3),
         nta=replace(method.nta, start_epoch=0.0),
     )
     return replace(

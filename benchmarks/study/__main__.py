@@ -1,0 +1,181 @@
+"""Trains variants on equal data with several seeds, and writes the page that compares them.
+
+    python -m benchmarks.study --preset scenes --seeds 3 --budget 3600
+
+Each run is a process of its own: one a core, or one after the other on an accelerator. The same
+command goes on where it stopped: what has a record is not run again, and an interrupted run
+continues from its checkpoint. The page is written after every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.study import page, records
+from benchmarks.study.plan import Job, Preset, chosen, jobs, named
+from benchmarks.study.presets import PRESETS
+from benchmarks.study.running import Running, last_line, of_job, places
+from benchmarks.study.table import as_text
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import ConfigError
+
+EVERY = 60.0  # seconds between two lines about the runs
+
+
+def parser() -> Parser:
+    """The flags."""
+    found = Parser(
+        prog="python -m benchmarks.study", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    add = found.add_argument
+    add("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
+    add("--seeds", type=int, default=0, help="default: the preset's")
+    add(
+        "--budget",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="then runs are stopped, to be continued; default: until all are done",
+    )
+    add(
+        "--out",
+        default="docs/results",
+        metavar="DIR",
+        help="of the page and the records (default docs/results)",
+    )
+    add(
+        "--runs",
+        default="",
+        metavar="DIR",
+        help="of the work directories (default runs/study/PRESET)",
+    )
+    add(
+        "--jobs",
+        type=int,
+        default=0,
+        help="runs at a time (default: one a core; one on an accelerator)",
+    )
+    add(
+        "--only",
+        default="",
+        metavar="TEXT[,TEXT]",
+        help="runs whose name contains one of the texts",
+    )
+    add("--steps", type=int, default=0, help="of each run (default: the preset's)")
+    add("--list", action="store_true", help="print the runs and stop")
+    return found
+
+
+def run(argv: Sequence[str]) -> int:
+    """What the command line does; 1 where a run failed, or is left to do. Raises UserError."""
+    args = parser().parse_args(argv)
+    preset = named(PRESETS, args.preset)
+    for name in ("seeds", "budget", "jobs", "steps"):
+        if getattr(args, name) < 0:
+            raise ConfigError(f"--{name} {getattr(args, name)}", "0 or more", "0 is the default")
+    if args.steps:
+        preset = dataclasses.replace(preset, steps=args.steps)
+    planned = chosen(jobs(preset, args.seeds or preset.seeds), args.only)
+    out, folder = Path(args.out), Path(args.runs or Path("runs", "study", args.preset)).absolute()
+    study = Study(args.preset, preset, out, folder)
+    done = study.done(planned)
+    waiting = [job for job in planned if job.name not in done]
+    if args.list:
+        for job in planned:
+            say(f"{'done' if job.name in done else 'to do':<6} {job.name:<24} {job.pairs:,} pairs")
+        return 0
+    say(f"{len(planned)} runs, {len(done)} of them done; records and page in {out}")
+    left = study.run(waiting, args.jobs, args.budget) if waiting else []
+    if study.records():
+        say(f"page: {study.write()}\n\n{as_text(preset, study.records())}")
+    if preset.report:
+        for job in planned:
+            say(f"{job.name}: {folder / job.name / 'report.html'}")
+    for name in left:
+        say(f"left to do: {name}")
+    return 1 if left else 0
+
+
+class Study:
+    """A preset, with the folders of its records and runs."""
+
+    def __init__(self, name: str, preset: Preset, out: Path, folder: Path):
+        self.name, self.preset, self.out, self.folder = name, preset, out, folder
+
+    def records(self) -> list[records.Record]:
+        """All that are there."""
+        return records.read(self.out / self.name)
+
+    def done(self, planned: Sequence[Job]) -> set[str]:
+        """Names of runs with a record. One of another config is named, and is no record of it."""
+        found = {one.name: one for one in self.records()}
+        done = set()
+        for job in planned:
+            if job.name in found and records.is_of(found[job.name], job):
+                done.add(job.name)
+            elif job.name in found:
+                say(f"{job.name}: the record is of another config; the run is done again")
+        return done
+
+    def write(self) -> Path:
+        """The page."""
+        return page.write_page(self.out, self.name, self.preset, self.records())
+
+    def run(self, waiting: Sequence[Job], at_a_time: int, budget: float) -> list[str]:
+        """Runs the jobs; returns the names of those that have no record after it."""
+        began = time.monotonic()
+        where = places(at_a_time)
+
+        def finished(job: Job, place: int | None) -> None:
+            record = records.of_run(job, self.folder / job.name, place)
+            records.write(self.out / self.name, record)
+            self.write()
+            say(
+                f"{job.name}: done in {clock(record.seconds)} {record.pairs_per_second:.0f} pairs/s"
+            )
+
+        deadline = began + budget if budget else float("inf")
+
+        def commands(job: Job, workdir: Path) -> list[list[str]]:
+            return of_job(job, workdir, self.preset.report)
+
+        say(f"{len(waiting)} to run, {min(len(where), len(waiting))} at a time")
+        running = Running(where, self.folder, deadline, finished, say, commands)
+        told = time.monotonic()
+
+        def watch() -> None:
+            nonlocal told
+            if time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                for job, log in list(running.now.values()):
+                    say(f"  {clock(told - began)}  {job.name}: {last_line(log)[:80]}")
+
+        running.run(waiting, watch)
+        done = {one.name for one in self.records()}
+        return [job.name for job in waiting if job.name not in done]
+
+
+def clock(seconds: float) -> str:
+    """3725 -> "1h02m"; 65 -> "1m05s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def say(text: str) -> None:
+    """A line, at once."""
+    print(text, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    stopped = "interrupted: the runs were saved, and the same command goes on from there"
+    return exit_code(run, argv, stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

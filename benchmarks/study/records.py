@@ -1,0 +1,173 @@
+"""What is kept of a run: small enough to be checked in, and all that the page needs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.plan import Job
+from nas_jax.evals.results import read as read_results
+from nas_jax.train.workdir import EVALS, STARTS, TIMINGS
+from nas_jax.utils.errors import DataError
+
+FORMAT = 1
+QUANTITY = "accuracy"  # of foils
+DIAGNOSED = ("name", "rows", "valid", "changed", "match", "auc", "auc_alone")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run."""
+
+    name: str
+    setting: str
+    variant: str
+    seed: int
+    config: str
+    flags: tuple[str, ...]
+    pairs: int
+    metrics: Mapping[str, float]  # key of an evaluation -> percent
+    blind: Mapping[str, float]  # the same of the text alone
+    chance: Mapping[str, float]
+    count: Mapping[str, int]  # answers that the value is a mean over
+    # benchmark/scorer -> category -> "1" for each right answer and "0" for each wrong one; all runs
+    # of a seed have the same questions in the same order
+    hits: Mapping[str, Mapping[str, str]]
+    units: Mapping[str, Mapping[str, tuple[int, ...]]]  # the unit of each question
+    negatives: tuple[Mapping[str, Any], ...]  # of the diagnosis, a kind each
+    truth: Mapping[str, float] | None  # what the scenes say of changed pictures
+    seconds: float  # of the training alone
+    hardware: str
+    date: str
+    code: str  # the commit; ends in "+" where files were changed
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Of the training alone."""
+        return self.pairs / self.seconds if self.seconds else float("nan")
+
+
+def of_run(job: Job, workdir: Path, place: int | None) -> Record:
+    """Reads a finished work directory."""
+    evaluation = json.loads((workdir / EVALS / f"{job.steps}.json").read_text())
+    diagnosis = json.loads((workdir / "negatives.json").read_text())
+    _, results = read_results(workdir / EVALS / str(job.steps))
+    hits, units = {}, {}
+    for result in (one for one in results if one.form == "foil" or one.name.endswith(":foils")):
+        for scorer, found in result.hits.items():
+            key = f"{result.name}/{scorer}"
+            hits[key], units[key] = _by_category(found[QUANTITY], result.categories, result.units)
+    timings = [json.loads(line) for line in (workdir / TIMINGS).read_text().splitlines()]
+    rows = evaluation["metrics"]
+    return Record(
+        job.name,
+        job.setting,
+        job.variant,
+        job.seed,
+        job.config,
+        job.flags,
+        job.pairs,
+        {row["key"]: row["value"] for row in rows},
+        {row["key"]: row["blind"] for row in rows if row["blind"] is not None},
+        {row["key"]: row["chance"] for row in rows},
+        {row["key"]: row["count"] for row in rows},
+        hits,
+        units,
+        tuple({name: kind[name] for name in DIAGNOSED} for kind in diagnosis["kinds"]),
+        diagnosis["truth"],
+        round(_seconds(timings, job.batch_size), 1),
+        hardware(workdir, place),
+        datetime.date.today().isoformat(),
+        commit(),
+    )
+
+
+def _by_category(
+    hits: Sequence[bool | None], categories: Sequence[str], units: Sequence[int]
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    names = dict.fromkeys(categories)
+    rows = {name: [k for k, one in enumerate(categories) if one == name] for name in names}
+    return (
+        {name: "".join("1" if hits[k] else "0" for k in which) for name, which in rows.items()},
+        {name: tuple(units[k] for k in which) for name, which in rows.items()},
+    )
+
+
+def _seconds(timings: Sequence[Mapping[str, Any]], batch_size: int) -> float:
+    """Of the steps that were timed, which leaves out compilation and evaluations."""
+    total, before = 0.0, 0
+    for entry in timings:
+        pairs = (entry["step"] - before) * batch_size
+        total, before = total + pairs / entry["pairs_per_second"], entry["step"]
+    return total
+
+
+def hardware(workdir: Path, place: int | None) -> str:
+    """The device of the last start."""
+    starts = [json.loads(line) for line in (workdir / STARTS).read_text().splitlines()]
+    device = str(starts[-1].get("device", "")) or platform.processor() or platform.machine()
+    return f"one core of {processor()}" if place is not None else device
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str:
+    """Of the code that runs; "" outside of a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
+
+
+def write(folder: Path, record: Record) -> None:
+    """NAME.json in the folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{record.name}.json"
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps({"format": FORMAT, **asdict(record)}) + "\n")
+    partial.replace(target)
+
+
+def read(folder: Path) -> list[Record]:
+    """All records of a folder, by name. Raises DataError on a file that is none."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            fields = json.loads(path.read_text())
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            fields |= {"flags": tuple(fields["flags"]), "negatives": tuple(fields["negatives"])}
+            found.append(Record(**fields))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            got = f"{path}: {error!r}"
+            raise DataError(
+                got, "a record of a study", "delete it: its run is done again"
+            ) from error
+    return found
+
+
+def is_of(record: Record, job: Job) -> bool:
+    """Whether the record is of this very run: the same config and flags."""
+    return (record.config, record.flags) == (job.config, job.flags)
