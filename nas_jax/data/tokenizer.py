@@ -86,6 +86,13 @@ class TextTokenizer:
             token_mask_BxL[row, : len(ids)] = True
         return token_ids_BxL, token_mask_BxL
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each piece stands in the text: characters [start, end).
+
+        In the order of `encode`, which puts [CLS] before the first of them.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
     def token_count(self, text: str) -> int:
         """Tokens of the whole text, [CLS] and [SEP] included, before `encode` cuts it."""
         return len(self._pieces(text)) + 1 + self.add_sep

@@ -15,7 +15,6 @@ from dataclasses import replace
 import jax
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.scenes import SceneSource
 from nas_jax.inspect.negatives_found import (
     NEGATIVES,
     NEGATIVES_PICTURE,
@@ -25,9 +24,10 @@ from nas_jax.inspect.negatives_found import (
     curves,
     to_json,
 )
-from nas_jax.inspect.negatives_measure import Model, Pairs, kinds_found, scene_truth, score_pairs
+from nas_jax.inspect.negatives_measure import Model, kinds_found, scene_truth, score_pairs
 from nas_jax.inspect.negatives_picture import draw_negatives
 from nas_jax.inspect.run_files import read_run
+from nas_jax.inspect.validation import validation_pairs
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.files import make_folder, through_disk, write_whole
 from nas_jax.storage.paths import as_path, reaching
@@ -39,38 +39,6 @@ from nas_jax.utils.logging import set_up_logging
 
 PAIRS = 512
 MOST_ROWS = 64  # pairs of a batch, where the run had more
-
-
-def validation_pairs(data: DataConfig, seed: int, count: int) -> Pairs:
-    """Up to `count` pictures that were not trained on, each with its first caption.
-
-    Raises ConfigError where there are none.
-    """
-    # here: they import grain, which pictures and reports do not need
-    from nas_jax.data.corpus import SCENES
-    from nas_jax.data.pipeline import open_eval_sets
-
-    if SCENES in data.train and not (data.holdout or data.val):
-        source = SceneSource("val", count, seed, data.image_size)
-        records = [source[index] for index in range(count)]
-        captions = [record.captions[0] for record in records]
-        images, ids = [record.image for record in records], [record.image_id for record in records]
-        return Pairs("scenes", images, captions, ids, [source.spec(k)[0] for k in range(count)])
-    for found in open_eval_sets(data, seed):
-        kept = [index for index, captions in enumerate(found.captions) if captions][:count]
-        if len(kept) > 1:
-            # the place of an id among those that occur: ids have more bits than a batch's
-            places = {one: place for place, one in enumerate(dict.fromkeys(found.image_ids))}
-            ids = [places[found.image_ids[k]] if found.image_ids else k for k in kept]
-            images, captions = (
-                [which[k] for k in kept] for which in (found.images, found.captions)
-            )
-            return Pairs(found.name, images, [texts[0] for texts in captions], ids)
-    raise ConfigError(
-        "no validation pictures with captions",
-        "a run with two or more",
-        "set data.holdout or data.val when training",
-    )
 
 
 def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = print) -> Found:

@@ -129,6 +129,11 @@ def auc(above: np.ndarray, below: np.ndarray) -> float:
     return float((less + less_or_equal).mean() / (2 * len(ordered)))
 
 
+def probability_of(score: np.ndarray) -> np.ndarray:
+    """P(match) of logits of match minus those of no match: the sigmoid, without overflow."""
+    return 0.5 * (1 + np.tanh(np.asarray(score, np.float64) / 2))
+
+
 def curves(train: Sequence[Mapping[str, Any]], step: int) -> tuple[tuple[int, ...], dict]:
     """Steps up to `step`, and the accuracy on each kind at them. train: of metrics.jsonl."""
     prefix = "itm_accuracy/"

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.data.scene_truth import contents, item_of_patches, named_items
-from nas_jax.data.scenes import SceneSpec
 from nas_jax.evals.encodings import BLANK_RGB
-from nas_jax.inspect.negatives_found import QUANTILES, KindFound, SceneTruth, auc
+from nas_jax.inspect.negatives_found import QUANTILES, KindFound, SceneTruth, auc, probability_of
+from nas_jax.inspect.validation import Pairs
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.matching import MatchingRows
 from nas_jax.methods.method import Method, MethodState
@@ -25,17 +25,6 @@ from nas_jax.typing import Array, Batch, Params
 from nas_jax.utils.errors import ConfigError
 
 SCORE = "itm"  # of `Method.score`: the logit of match minus that of no match
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pictures, each with a caption of it."""
-
-    name: str
-    images: Sequence[np.ndarray]  # uint8 (H, W, 3)
-    captions: Sequence[str]
-    image_ids: Sequence[int]
-    scenes: Sequence[SceneSpec] = ()  # of drawn pictures
 
 
 @dataclass(frozen=True)
@@ -161,8 +150,7 @@ def kinds_found(scored: Mapping[str, ScoredRows]) -> tuple[KindFound, ...]:
 
 def _numbers(name: str, one: ScoredRows) -> KindFound:
     """Those that need no true pairs."""
-    score_R = one.score_B[one.valid_B].astype(np.float64)
-    match_R = 0.5 * (1 + np.tanh(score_R / 2))  # the sigmoid, without overflow
+    match_R = probability_of(one.score_B[one.valid_B])
     return KindFound(
         name,
         one.side,

@@ -22,6 +22,7 @@ from nas_jax.typing import Array, Batch, Metrics, Params, PyTree, Vocabulary
 
 if TYPE_CHECKING:
     from nas_jax.methods.matching import MatchingRows
+    from nas_jax.models.towers import PatchCodes
 
 MethodState = dict[str, PyTree]
 """Name -> what changes with every step besides parameters and optimizer: teacher, queues ..."""
@@ -226,6 +227,12 @@ class Method:
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
     ) -> Any | None:
         """What the method's picture negatives of a batch are, for drawing; None: it makes none."""
+        return None
+
+    def patch_codes(
+        self, params: Params, state: MethodState, image_BxHxWx3: Array
+    ) -> PatchCodes | None:
+        """The codes of the pictures' patches, for drawing; None: it has no visual dictionary."""
         return None
 
 

@@ -39,7 +39,7 @@ from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at,
 from nas_jax.models.codebook_size import resized
 from nas_jax.models.rows import Rows
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.towers import DictionaryTokens, NasNetwork
+from nas_jax.models.towers import DictionaryTokens, NasNetwork, PatchCodes
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import (
     NvaConfig,
@@ -189,6 +189,14 @@ class Nas(Albef):
             words, _ = self.look_up(params, state["dictionary"], tokens_BxTxD)
             tokens_BxTxD = words.tokens_BxTxD
         return tokens_BxTxD, feature_BxE
+
+    def patch_codes(
+        self, params: Params, state: MethodState, image_BxHxWx3: Array
+    ) -> PatchCodes | None:
+        """See `Method`."""
+        if not self.config.dictionary.enabled:
+            return None
+        return self.apply(params).patch_codes(state["dictionary"], image_BxHxWx3)
 
     def start_from(self, params: Params, state: MethodState, saved: Saved) -> MethodState:
         """As ALBEF's, with the checkpoint's dictionary if it has one."""

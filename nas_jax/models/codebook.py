@@ -169,6 +169,11 @@ def start_from_data(state: DictionaryState, features_BxNxD: Array, key: Array) -
     return state.replace(codes_KxD=codes_KxD, counts_K=jnp.ones(num_codes), sums_KxD=codes_KxD)
 
 
+def idle(state: DictionaryState) -> Array:
+    """True for codes (K,) that no patch chose for more than IDLE_STEPS steps."""
+    return state.step - state.last_use_K > IDLE_STEPS
+
+
 def alive(state: DictionaryState, dead_below: float) -> Array:
     """True for codes in use (K,): a count above the share `dead_below` of the mean, and not the
     zero vector.
@@ -236,7 +241,7 @@ def quantize(
         "dictionary/perplexity": jnp.exp(-jnp.sum(share_K * jnp.log(jnp.maximum(share_K, 1e-12)))),
         "dictionary/used_share": jnp.mean(share_K > 0),
         "dictionary/dead_codes": jnp.sum(~alive(state, config.dead_below)).astype(jnp.float32),
-        "dictionary/idle_share": jnp.mean(state.step - state.last_use_K > IDLE_STEPS),
+        "dictionary/idle_share": jnp.mean(idle(state)),
         "dictionary/distance": jnp.mean(distance_BxN),
         "dictionary/decay": decay,
     }

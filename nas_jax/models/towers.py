@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from nas_jax.kernels.image_tokens import ImageTokens, Replacement
 from nas_jax.kernels.last_layer import Readout
 from nas_jax.models.bert import FusionEncoder, MlmHead, TextEncoder, kernel_init
-from nas_jax.models.codebook import DictionaryConfig, DictionaryState, quantize, straight_through
+from nas_jax.models.codebook import (
+    DictionaryConfig,
+    DictionaryState,
+    nearest_code,
+    quantize,
+    straight_through,
+)
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.visual_dictionary import DictionaryNeck
 from nas_jax.models.vit import VisionTransformer
@@ -128,6 +134,14 @@ class DictionaryTokens(NamedTuple):
     state: DictionaryState  # after the update
 
 
+class PatchCodes(NamedTuple):
+    """Which code each patch of some pictures has."""
+
+    code_ids_BxN: Array
+    distance_BxN: Array  # squared, of the patch's feature to its code
+    state: DictionaryState
+
+
 class NasNetwork(AlbefNetwork):
     """ALBEF's network with the neck of the visual dictionary and the head of NTA's generator."""
 
@@ -180,6 +194,12 @@ class NasNetwork(AlbefNetwork):
         tokens_BxTxD = with_cls(image_tokens_BxTxD, self.neck.finish(mixed_BxNxD))
         words = DictionaryTokens(tokens_BxTxD, features_BxNxD, mixed_BxNxD, code_ids_BxN, state)
         return words, metrics
+
+    def patch_codes(self, state: DictionaryState, image_BxHxWx3: Array) -> PatchCodes:
+        """The codes as `look_up` reads them, in a dictionary that stands still."""
+        image_tokens_BxTxD, _ = self.encode_image(image_BxHxWx3)
+        features_BxNxD = self.neck.features(image_tokens_BxTxD[:, 1:])
+        return PatchCodes(*nearest_code(features_BxNxD, state.codes_KxD), state)
 
     def replace_codes(
         self,

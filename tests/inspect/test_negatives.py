@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -19,7 +17,6 @@ import tiny
 from PIL import Image
 
 from nas_jax import runner
-from nas_jax.config import from_config_dict
 from nas_jax.data.scene_truth import BACKGROUND, contents, item_of_patches, named_items
 from nas_jax.data.scenes import Item, SceneSpec
 from nas_jax.inspect import negatives
@@ -36,24 +33,20 @@ from nas_jax.inspect.negatives_found import (
 )
 from nas_jax.inspect.negatives_measure import (
     Model,
-    Pairs,
     kinds_found,
     scene_truth,
     score_pairs,
     usual_content,
 )
 from nas_jax.inspect.run import main as write_report
+from nas_jax.inspect.validation import Pairs
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.terms import Itm
 from nas_jax.models.rows import Rows
 from nas_jax.negatives.nva import NvaConfig
-from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.train.trained import Trained, open_trained
-
-DEMO = Path(__file__).parents[2] / "configs/demo.py"
-
 
 # ---------------------------------------------------------------------------------- numbers
 
@@ -273,29 +266,6 @@ def test_rows_are_those_that_the_method_explains_and_nothing_moves():
 
 
 # ---------------------------------------------------------------------------------- a run
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """The demo, reduced in size, after four steps."""
-    run = from_config_dict(runpy.run_path(str(DEMO))["get_config"](""))
-    method = replace(
-        run.method,
-        itc=replace(run.method.itc, queue_size=16),
-        dictionary=replace(run.method.dictionary, codes=8),
-    )
-    run = replace(
-        run,
-        data=replace(run.data, image_size=16, batch_size=8, num_train=64),
-        model=replace(tiny.model(vocab_size=0, max_text_length=32), dropout=0.0),
-        method=method,
-        mesh=MeshConfig(data=1),
-        train=replace(run.train, steps=4, eval_every=4, checkpoint_every=4, log_every=1),
-        eval=replace(run.eval, batch_size=16, max_images=4, max_pairs=4, rerank_k=2),
-    )
-    folder = tmp_path_factory.mktemp("run")
-    assert runner.train(run, folder) == 0
-    return run, folder
 
 
 def test_every_kind_of_a_run_is_in_the_table_the_files_and_the_report(workdir, capsys, monkeypatch):
