@@ -23,6 +23,9 @@ MODULES = {
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
     "inspect.negatives": "what each kind of negative of a run teaches: a table and a picture",
+    "inspect.dictionary": "what the codes of a visual dictionary stand for: a picture",
+    "inspect.words": "where the words of captions look in their pictures: a picture",
+    "inspect.foils": "the run's own foils that its model judges worst and best: a picture",
 }
 """Module below nas_jax that runs as a program -> what it does."""
 

@@ -17,6 +17,7 @@ from nas_jax.inspect.charts import Chart, Series, draw, number, split_bar, value
 from nas_jax.inspect.negatives_found import NEGATIVES_PICTURE
 from nas_jax.inspect.negatives_section import diagnosis_section
 from nas_jax.inspect.page import facts, folded, page, picture, table, tile
+from nas_jax.inspect.picture_sections import SECTIONS, picture_sections
 from nas_jax.inspect.run_files import Entry, RunFiles, read_run
 from nas_jax.inspect.run_warnings import RunWarning, find_warnings
 from nas_jax.storage.files import make_folder, write_whole
@@ -87,9 +88,10 @@ def report(run: RunFiles) -> str:
             "".join(
                 f"<h3>{html.escape(path.name)}</h3>{picture(path)}"
                 for path in run.pictures
-                if path.name != NEGATIVES_PICTURE
+                if path.name not in (NEGATIVES_PICTURE, *SECTIONS)
             ),
         ),
+        *picture_sections(run),
         ("Diagnosis of negatives", diagnosis_section(run)),
         ("Step time", _step_time(run)),
         ("Evaluation over time", _evaluation_curves(run)),
