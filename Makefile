@@ -1,4 +1,4 @@
-# make demo: train the demo. make test: lint and tests. make docs: the documentation, in build/docs.
+# make demo: train ALBEF and NAS side by side. make test: lint and tests. make docs: the documentation, in build/docs.
 # All make the virtual environment on their first run.
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
@@ -9,7 +9,7 @@ JOBS := 2
 .PHONY: demo test docs venv lint format
 
 demo: venv
-	$(PYTHON) main.py --config=configs/demo.py --workdir=runs/demo
+	$(PYTHON) -m benchmarks.study --preset demo --out runs/demo --runs runs/demo
 
 test: $(TEST_STAMP) lint
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile
