@@ -31,6 +31,7 @@ from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
+from nas_jax.data.worlds import SMALL
 from nas_jax.kernels.image_tokens import as_image_tokens
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.methods.refill import word_table
@@ -176,10 +177,10 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     longest = config["max_position_embeddings"]
     noise = rng.standard_normal((2, size, size, 3)).astype(np.float32)
     mask = np.arange(longest)[None] < np.array([[longest], [max(2, longest // 3)]])
-    source = SceneSource("val", 3, 0, size)
+    source = SceneSource("val", 3, 0, size, SMALL)
     records = [source[index] for index in range(2)]
     images = np.stack([record.image for record in records])
-    large = SceneSource("val", 3, 0, min(1024, size + size // 2))[2].image
+    large = SceneSource("val", 3, 0, min(1024, size + size // 2), SMALL)[2].image
     captions = [record.captions[0] for record in records] + list(CAPTIONS)
     cleaned = [
         prepare_caption(text, config["clean_captions"], config["max_words"]) for text in captions

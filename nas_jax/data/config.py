@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.local_copy import Cache
 from nas_jax.utils.errors import ConfigError
 
@@ -33,6 +34,7 @@ class DataConfig:
     foils: tuple[str, ...] = ()  # jsonl files: {image, caption, foil, category}
     quads: tuple[str, ...] = ()  # jsonl files: {image_0, image_1, caption_0, caption_1}
     num_train: int = 20000  # scenes: number of training pictures
+    scene_world: str = "small"  # scenes: what they show, a row of WORLDS (data/worlds.py)
     # Pictures.
     image_size: int = 256  # pixels a side
     # share of the area a random crop keeps; () = plain resize
@@ -90,6 +92,12 @@ class DataConfig:
                 raise ConfigError(
                     f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}"
                 )
+        if self.scene_world not in WORLDS:
+            raise ConfigError(
+                f"data.scene_world={self.scene_world!r}",
+                f"one of {', '.join(WORLDS)}",
+                "small is the default",
+            )
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(
                 f"data.rand_augment_magnitude={self.rand_augment_magnitude}",

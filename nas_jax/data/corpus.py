@@ -35,6 +35,7 @@ from nas_jax.data.sources import (
     read_jsonl,
 )
 from nas_jax.data.tfds_source import TfdsSource, local_entry
+from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.reading import is_dir
 from nas_jax.utils.errors import DataError
 
@@ -166,7 +167,8 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
 
 
 def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return SceneSource(split.name, config.num_train, seed, config.image_size)
+    world = WORLDS[config.scene_world]
+    return SceneSource(split.name, config.num_train, seed, config.image_size, world)
 
 
 def _open_tfds(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:

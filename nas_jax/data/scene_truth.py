@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nas_jax.data.scenes import SUPERSAMPLE, Item, SceneSpec, label, parse
+from nas_jax.data.scene_captions import parse
+from nas_jax.data.scene_pictures import SUPERSAMPLE, Item, SceneSpec, label
+from nas_jax.data.worlds import World
 
 BACKGROUND = -1
 LEAST_SHARE = 0.25  # of a patch that a shape covers; with less the patch counts as background
@@ -27,18 +29,22 @@ def item_of_patches(scene: SceneSpec, image_size: int, patch_size: int) -> np.nd
 def named_items(caption: str, scene: SceneSpec) -> tuple[int, ...]:
     """Indices of the shapes that a caption speaks of; "no red star" names none.
 
-    Raises DataError on a text that is no caption of a scene.
+    Raises DataError on a text that is no caption in the scene's world.
     """
-    nouns = [noun for noun in parse(caption).nouns if noun.number != 0]
+    nouns = [noun for noun in parse(caption, scene.world).nouns if noun.number != 0]
     fits = (any(noun.fits(item) for noun in nouns) for item in scene.items)
     return tuple(index for index, fit in enumerate(fits) if fit)
 
 
-def appearance(item: Item) -> str:
-    """What a patch of a shape looks like: the attributes that captions name and a patch shows."""
-    return item.colour
+def appearance(item: Item, world: World) -> str:
+    """What a patch of a shape looks like: the attributes that captions name and a patch shows.
+
+    That is the colour, and the fill where the world has several.
+    """
+    return f"{item.fill} {item.colour}" if world.named_fills else item.colour
 
 
 def contents(scene: SceneSpec, items_N: np.ndarray) -> list[str]:
     """The appearance of each patch, "" for background. items_N: of `item_of_patches`."""
-    return ["" if item == BACKGROUND else appearance(scene.items[item]) for item in items_N]
+    looks = [appearance(item, scene.world) for item in scene.items]
+    return ["" if item == BACKGROUND else looks[item] for item in items_N]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.scenes import SceneSource, SceneSpec
+from nas_jax.data.scene_pictures import SceneSpec
+from nas_jax.data.scenes import SceneSource
+from nas_jax.data.worlds import WORLDS
 from nas_jax.utils.errors import ConfigError
 
 
@@ -33,7 +35,7 @@ def validation_pairs(data: DataConfig, seed: int, count: int) -> Pairs:
     from nas_jax.data.pipeline import open_eval_sets
 
     if SCENES in data.train and not (data.holdout or data.val):
-        source = SceneSource("val", count, seed, data.image_size)
+        source = SceneSource("val", count, seed, data.image_size, WORLDS[data.scene_world])
         records = [source[index] for index in range(count)]
         captions = [record.captions[0] for record in records]
         images, ids = [record.image for record in records], [record.image_id for record in records]

@@ -343,8 +343,20 @@ def test_the_draws_of_a_record_depend_on_the_seed(config, tokenizer):
     assert (crops(0) != crops(1)).any(axis=(1, 2, 3)).mean() > 0.5
 
 
-def test_scenes_need_no_files():
-    config = DataConfig(num_train=40, image_size=32, batch_size=4, crop_scale=(), vocab_size=300)
+@pytest.mark.parametrize(
+    ("world", "text_length", "vocab_size", "categories"),
+    [("small", 17, 137, 6), ("large", 20, 176, 7)],  # the lengths and sizes in docs/data.md
+)
+def test_scenes_need_no_files(world, text_length, vocab_size, categories):
+    config = DataConfig(
+        num_train=400,
+        image_size=32,
+        batch_size=4,
+        crop_scale=(),
+        scene_world=world,
+        text_length=text_length,
+        vocab_size=vocab_size,
+    )
     source = open_source(config, "train", 5)
     tokenizer = build_tokenizer(config, source)
     assert caption_report(source, tokenizer, config)["cut_by_text_length"] == 0
@@ -356,6 +368,9 @@ def test_scenes_need_no_files():
         texts = [text for foil in eval_set.foils for text in (foil.caption, foil.foil)]
         ids_BxL, _ = tokenizer.encode(texts, config.text_length)
         assert not (ids_BxL == tokenizer.unk_id).any()
+        assert max(map(tokenizer.token_count, texts)) == text_length
+        assert {tokenizer.token_count(word) for word in " ".join(texts).split()} == {2}
+        assert len({foil.category for foil in eval_set.foils}) == categories
 
 
 def test_bad_settings_are_named(config, tokenizer):
@@ -371,6 +386,7 @@ def test_bad_settings_are_named(config, tokenizer):
         ({"max_skipped_share": 2.0}, "data.max_skipped_share"),
         ({"rand_augment_magnitude": 11}, "data.rand_augment_magnitude=11"),
         ({"threads": 0}, "data.threads=0"),
+        ({"scene_world": "huge"}, "data.scene_world='huge'; expected one of small, large"),
         ({"train": ("scenes",)}, "data.flip=True with scenes"),
         (
             {"train": ("scenes",), "flip": False, "holdout": 0.1},

@@ -10,8 +10,9 @@ import own_method
 import pytest
 import tiny
 
-from nas_jax.data.scenes import scene_eval_sets
+from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.tokenizer import learn_wordpiece
+from nas_jax.data.worlds import SMALL
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.pairs import foil_metrics
@@ -36,7 +37,7 @@ LENGTH = 24
 
 
 def test_scores_are_those_of_the_method_and_hits_those_of_the_evaluation():
-    sets = scene_eval_sets(0, 16, num_images=2, foils_per_category=4, num_quads=2)
+    sets = scene_eval_sets(0, 16, SMALL, Counts(2, 4, 2))
     chosen = chosen_set(sets, "")
     assert chosen.name == "val" and chosen_set(sets, "heldout").name == "heldout"
     tokenizer = learn_wordpiece([foil.caption for foil in chosen.foils], 200)
@@ -107,10 +108,10 @@ def test_words_that_differ_are_marked(text, other, changed):
 
 
 def test_what_has_no_foils_or_no_matching_score_is_refused():
-    sets = scene_eval_sets(0, 16, num_images=2, foils_per_category=0, num_quads=0)
+    sets = scene_eval_sets(0, 16, SMALL, Counts(2, 0, 0))
     with pytest.raises(ConfigError, match="no foils in the run"):
         chosen_set(sets, "")
-    sets = scene_eval_sets(0, 16, num_images=0, foils_per_category=2, num_quads=0)
+    sets = scene_eval_sets(0, 16, SMALL, Counts(0, 2, 0))
     with pytest.raises(ConfigError, match="--set test; expected one of val, heldout"):
         chosen_set(sets, "test")
     own = own_method.Own.build(own_method.OwnConfig(), tiny.model(), tiny.setting())

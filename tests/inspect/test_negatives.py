@@ -17,8 +17,9 @@ import tiny
 from PIL import Image
 
 from nas_jax import runner
+from nas_jax.data.scene_pictures import Item, SceneSpec
 from nas_jax.data.scene_truth import BACKGROUND, contents, item_of_patches, named_items
-from nas_jax.data.scenes import Item, SceneSpec
+from nas_jax.data.worlds import LARGE, SMALL
 from nas_jax.inspect import negatives
 from nas_jax.inspect.negatives_found import (
     QUANTILES,
@@ -78,7 +79,7 @@ def known_scene() -> SceneSpec:
         return Item(shape, colour, "big", x, x, radius, (9, 9, 9))
 
     items = item("square", "red", 0.5, 0.25 / 0.86), item("circle", "blue", 0.875, 0.1)
-    return SceneSpec(items, (250,) * 3)
+    return SceneSpec(items, (250,) * 3, SMALL)
 
 
 def test_a_scene_is_known_patch_by_patch():
@@ -94,6 +95,12 @@ def test_a_scene_is_known_patch_by_patch():
     assert named_items("a red square and a blue circle and no green star", scene) == (0, 1)
     assert named_items("a red square and no blue circle", scene) == (0,)
     codes_BxN = np.where(items_N == 0, 7, 3)[None]
+    hollow = replace(scene.items[0], fill="hollow")  # its inside belongs to it
+    large = SceneSpec((hollow, scene.items[1]), scene.background, LARGE)
+    assert item_of_patches(large, 64, 16).tolist() == items_N.tolist()
+    assert contents(large, items_N)[5] == "hollow red"
+    assert contents(large, items_N)[15] == "solid blue"
+    assert named_items("a hollow red square and a striped blue circle", large) == (0,)
     assert usual_content(codes_BxN, [shown]) == {7: "red", 3: ""}
 
 
