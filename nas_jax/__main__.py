@@ -26,6 +26,7 @@ MODULES = {
     "inspect.dictionary": "what the codes of a visual dictionary stand for: a picture",
     "inspect.words": "where the words of captions look in their pictures: a picture",
     "inspect.foils": "the run's own foils that its model judges worst and best: a picture",
+    "inspect.scenes": "a picture of what drawn scenes show and what captions say of them",
 }
 """Module below nas_jax that runs as a program -> what it does."""
 

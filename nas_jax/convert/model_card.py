@@ -134,7 +134,8 @@ def _data(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     ]
     if not entries:
         return "Weights of other code that were converted; see there."
-    kinds = {"scenes": "scenes (drawn pictures of shapes, with generated captions)"}
+    world = data.get("scene_world", "small")
+    kinds = {"scenes": f"scenes (drawn pictures of shapes, {world} world, generated captions)"}
     lines = [f"* {kinds.get(entry, entry)}" for entry in entries]
     if data.get("weights"):
         lines.append(f"* shares of a batch: {', '.join(map(str, data['weights']))}")

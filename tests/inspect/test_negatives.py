@@ -17,6 +17,8 @@ import tiny
 from PIL import Image
 
 from nas_jax import runner
+from nas_jax.data.config import DataConfig
+from nas_jax.data.scene_captions import holds
 from nas_jax.data.scene_pictures import Item, SceneSpec
 from nas_jax.data.scene_truth import BACKGROUND, contents, item_of_patches, named_items
 from nas_jax.data.worlds import LARGE, SMALL
@@ -40,7 +42,7 @@ from nas_jax.inspect.negatives_measure import (
     usual_content,
 )
 from nas_jax.inspect.run import main as write_report
-from nas_jax.inspect.validation import Pairs
+from nas_jax.inspect.validation import Pairs, validation_pairs
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
@@ -102,6 +104,12 @@ def test_a_scene_is_known_patch_by_patch():
     assert contents(large, items_N)[15] == "solid blue"
     assert named_items("a hollow red square and a striped blue circle", large) == (0,)
     assert usual_content(codes_BxN, [shown]) == {7: "red", 3: ""}
+
+
+def test_pairs_are_of_the_world_of_the_run():
+    pairs = validation_pairs(DataConfig(scene_world="large", image_size=48), 0, 5)
+    assert {scene.world for scene in pairs.scenes} == {LARGE} and len(pairs.scenes) == 5
+    assert all(map(holds, pairs.captions, pairs.scenes))
 
 
 def test_what_the_scenes_say_of_negatives_is_counted_by_hand():
