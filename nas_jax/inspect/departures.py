@@ -7,8 +7,9 @@ step. It may be away by the tolerance:
     + a share           of the value, or of a tenth of its range where that is more: 2 %, and with
                         one reference, which does not say how far seeds lie apart, 10 %
     + slack             with one reference: as much as it changes within a tenth of the step
-    + bend              a quarter of its second difference, as windows of runs that log at other
-                        intervals lie otherwise
+
+The noise of a run with few entries is found from its bends too, so that it may lie a little off the
+line between the windows of a run that logs at other intervals.
 
 A departure is three windows in a row beyond the tolerance on the same side. Evaluations are means
 already: two in a row, or the last alone by 1.5 times the tolerance. What is not finite where the
@@ -32,7 +33,6 @@ RANGE_SHARE = 0.1  # of the range, below which a value counts as so large
 IN_A_ROW, EVALUATIONS_IN_A_ROW = 3, 2
 LAST_ALONE = 1.5  # tolerances
 SLACK = 0.1  # of the step, earlier or later
-BEND = 0.25  # of the second difference
 POOLED = 4  # windows on each side whose variance over seeds is averaged
 
 
@@ -152,17 +152,12 @@ def _pooled(variance_P: np.ndarray) -> np.ndarray:
 def allowance(
     known: Sequence[Curve], steps_P: np.ndarray, centre_P: np.ndarray, share: float
 ) -> np.ndarray:
-    """The part of the tolerance (P,) that is not chance: a share of the value, bend and slack."""
+    """The part of the tolerance (P,) that is not chance: a share of the value, and slack."""
     scale = RANGE_SHARE * (centre_P.max() - centre_P.min())
     allowed_P = share * np.maximum(np.abs(centre_P), scale)
     allowed_P = np.maximum(allowed_P, np.finfo(np.float32).tiny)  # a divisor
-    first = known[0]
-    if len(first.steps_P) > 2:
-        bends = np.abs(np.diff(first.values_P, 2))
-        bends = _beyond_noise(bends, math.sqrt(6) * first.errors_P[1:-1])
-        bends = np.concatenate([bends[:1], bends, bends[-1:]])
-        allowed_P += BEND * np.interp(steps_P, first.steps_P, bends)
     if len(known) == 1:
+        first = known[0]
         here = np.interp(steps_P, first.steps_P, first.values_P)
         moved = [
             np.interp(steps_P * factor, first.steps_P, first.values_P)

@@ -11,7 +11,7 @@ import pytest
 
 from nas_jax.inspect.compare import main
 from nas_jax.inspect.curves import Entries, read_run_entries, window_ends, windowed
-from nas_jax.inspect.departures import compare, first_departure
+from nas_jax.inspect.departures import compare, first_departure, variance_of_difference
 from nas_jax.inspect.references import averaged, from_json, to_json
 from nas_jax.train.workdir import Records, open_workdir
 
@@ -90,6 +90,46 @@ def test_seeds_say_what_one_reference_cannot():
     assert departures(shifted, together[:1], share=0.01).keys() == {"loss"}
     assert departures(shifted, together).keys() == {"loss"}
     assert departures(shifted, apart) == {}
+
+
+def test_the_variance_is_that_of_a_further_seed():
+    """Against drawn seeds; wider by the factor that is taken for few of them."""
+    rng = np.random.default_rng(0)
+    seeds, windows, spread, error = 4, 50_000, 0.5, 0.2
+
+    def drawn(*shape):
+        return spread * rng.normal(size=shape) + error * rng.normal(size=shape)
+
+    values_SxP, run_P = drawn(seeds, windows), drawn(windows)
+    errors_SxP = np.full((seeds, windows), error)
+    wide_P = variance_of_difference(values_SxP, errors_SxP, errors_SxP[0])
+    factor = (1 + 1 / (seeds - 1)) ** 2
+    noise = error**2 * (1 + 1 / seeds)
+    true = np.var(run_P - values_SxP.mean(axis=0))
+    assert wide_P.mean() == pytest.approx((true - noise) * factor + noise, rel=0.05)
+    one_P = variance_of_difference(values_SxP[:1], errors_SxP[:1], errors_SxP[0])
+    np.testing.assert_allclose(one_P, 2 * error**2)
+
+
+def test_one_reference_tolerates_a_fall_that_comes_a_little_later():
+    def falls(at, seed):
+        return changed(made_up(seed), lambda steps, loss: 3 + 5 / (1 + np.exp((steps - at) / 20)))
+
+    assert departures(falls(1600, 1), [falls(1500, 2)]) == {}
+    assert departures(falls(1900, 1), [falls(1500, 2)]).keys() == {"loss"}
+    several = [falls(1500, seed) for seed in range(3)]  # which say that it comes at 1500
+    assert departures(falls(1600, 9), several).keys() == {"loss"}
+
+
+@pytest.mark.parametrize(("every", "other"), [(10, 200), (200, 10), (30, 200)])
+def test_a_bend_is_no_departure_of_a_run_with_other_windows(every, other):
+    """Without noise, and with no share of the value tolerated."""
+
+    def smooth(interval, seed):
+        return changed(made_up(seed, interval), lambda steps, loss: mean_loss(steps))
+
+    others = [smooth(other, seed) for seed in (1, 2)]
+    assert departures(smooth(every, 3), others, share=0.0) == {}
 
 
 def test_one_outlier_is_no_departure_and_three_windows_are():
