@@ -22,6 +22,7 @@ MODULES = {
     "evals.compare": "compare two models question by question",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
+    "inspect.compare": "at which step and metric a run departs from reference runs",
     "inspect.negatives": "what each kind of negative of a run teaches: a table and a picture",
     "inspect.dictionary": "what the codes of a visual dictionary stand for: a picture",
     "inspect.words": "where the words of captions look in their pictures: a picture",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ def read_run(workdir: Path) -> RunFiles:
     """Reads `workdir`. Raises CheckpointError if there is no config.json, so no run."""
     config = read_config(workdir)
     unreadable: list[str] = []
-    metrics, there = list(_lines(workdir / METRICS, unreadable)), entries(workdir)
+    metrics, there = list(read_entries(workdir / METRICS, unreadable)), entries(workdir)
     return RunFiles(
         workdir,
         config,
-        train=_by_step(entry for entry in metrics if entry.get("kind") == "train"),
-        timings=_by_step(_lines(workdir / TIMINGS, unreadable)),
-        starts=tuple(_lines(workdir / STARTS, unreadable)),
-        evaluations=_evaluations(workdir / EVALS, unreadable),
+        train=by_step(entry for entry in metrics if entry.get("kind") == "train"),
+        timings=by_step(read_entries(workdir / TIMINGS, unreadable)),
+        starts=tuple(read_entries(workdir / STARTS, unreadable)),
+        evaluations=read_evaluations(workdir / EVALS, unreadable),
         checkpoints=_checkpoints(workdir / CHECKPOINTS),
         pictures=tuple(path for path in there if path.match("*.png")),
         hangs={path.name: read_text(path, "replace") for path in there if path.match("hang-*.txt")},
@@ -102,8 +102,10 @@ def read_run(workdir: Path) -> RunFiles:
     )
 
 
-def _lines(path: Path, unreadable: list[str]) -> Iterator[Entry]:
-    """The objects of a JSONL file. Its last line may be half written: the run may be going on."""
+def read_entries(path: Path, unreadable: list[str]) -> Iterator[Entry]:
+    """The objects of a JSONL file, each with an integer `step`; a line that is none adds a line to
+    `unreadable`. The last one may be half written: the run may be going on.
+    """
     if not path.exists():
         return
     lines = read_text(path, "replace").split("\n")
@@ -117,13 +119,14 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[Entry]:
                 unreadable.append(f"{path.name}, line {number}, is not an entry: left out")
 
 
-def _by_step(entries: Iterator[Entry]) -> tuple[Entry, ...]:
+def by_step(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """In order; of a step that was done twice, the last."""
     known = {entry["step"]: entry for entry in entries}
     return tuple(known[step] for step in sorted(known))
 
 
-def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
+def read_evaluations(folder: Path, unreadable: list[str]) -> tuple[Evaluation, ...]:
+    """The evaluations in a folder, by step; a file that is none adds a line to `unreadable`."""
     found = []
     for path in entries(folder):
         if path.suffix != ".json" or not path.stem.isdecimal():

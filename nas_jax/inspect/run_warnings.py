@@ -144,9 +144,9 @@ def _accuracies(run: RunFiles) -> Iterator[RunWarning]:
             if old["key"] == key
         ]
         best, when = max(history, default=(-math.inf, 0))
-        if best - value > STANDARD_ERRORS * _error(best, metric["count"]) * math.sqrt(2):
+        if best - value > STANDARD_ERRORS * standard_error(best, metric["count"]) * math.sqrt(2):
             fallen.append(f"{key} from {best:.1f} at step {when} to {value:.1f}")
-        margin = STANDARD_ERRORS * _error(metric["chance"], metric["count"])
+        margin = STANDARD_ERRORS * standard_error(metric["chance"], metric["count"])
         # R@10 of ten pictures says nothing
         if value - metric["chance"] <= margin and metric["chance"] < 100:
             chance.append(f"{key} {value:.1f} (chance {metric['chance']:.1f})")
@@ -177,7 +177,7 @@ def _negatives(run: RunFiles) -> Iterator[RunWarning]:
         yield RunWarning(LOOK, f"at step {run.negatives.step} {text}", remedy)
 
 
-def _error(percent: float, count: int) -> float:
+def standard_error(percent: float, count: int) -> float:
     """Standard error of a share, in percent points; never 0, not even where it is 100 %."""
     share = min(max(percent / 100, 0.5 / max(count, 1)), 1 - 0.5 / max(count, 1))
     return 100 * math.sqrt(share * (1 - share) / max(count, 1))

@@ -351,12 +351,13 @@ def test_a_wrong_command_line_is_one_line(place, line, message):
 
 
 def scripts():
-    return [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / "launch/slurm/train.sbatch"]
+    found = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / "launch/slurm/train.sbatch"]
+    return [*found, ROOT / "benchmarks/accelerator.sh"]
 
 
 def test_shellcheck_finds_nothing(tmp_path):
     shellcheck = Path(sys.executable).with_name("shellcheck")
-    assert len(scripts()) == 6
+    assert len(scripts()) == 7
     done = subprocess.run(
         [shellcheck, "--external-sources", *scripts()], cwd=ROOT, capture_output=True, text=True
     )
