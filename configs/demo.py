@@ -16,6 +16,7 @@ from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, NasMlmConfig
+from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.methods.variants import with_variant
 from nas_jax.models.codebook import DictionaryConfig
@@ -59,7 +60,7 @@ def get_config(argument: str = ""):
     # the negatives come in for the last third of the run
     last_stage = 2 / 3 * STEPS * BATCH / int(pictures)
     method = NasConfig(
-        momentum=0.98,  # a teacher that keeps up with a run of a thousand steps
+        momentum=0.98,  # a teacher that keeps up with a run of some thousand steps
         alpha=0.2,
         itc=ItcConfig(queue_size=512, temp_min=0.05),
         mlm=NasMlmConfig(probability=0.3, max_masked=6),
@@ -68,29 +69,35 @@ def get_config(argument: str = ""):
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(top_words=5, stop_gradient=False, start_epoch=last_stage, exchange=0.3),
     )
-    return to_config_dict(
-        RunConfig(
-            name=f"demo-{variant}",
-            data=DataConfig(
-                num_train=int(pictures),
-                scene_world=world,
-                image_size=48,
-                # places, colours and numbers are the message: nothing may change them
-                crop_scale=(),
-                rand_augment_ops=0,
-                text_length=TEXT_LENGTH[world],
-                vocab_size=256,
-                batch_size=BATCH,
-                workers=0,
-                threads=1,
-            ),
-            # in a run this short, places are learned only if they weigh as much as colours
-            model=model_config("nano", dim=64, dropout=0.0, init_std=0.07, position_std=1.0),
-            method=with_variant(method, variant),
-            optimizer=OptimizerConfig(
-                schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0
-            ),
-            train=TrainConfig(steps=STEPS, log_every=25, eval_every=1500, checkpoint_every=500),
-            eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
-        )
+    run = scenes_run(f"demo-{variant}", with_variant(method, variant), world, int(pictures))
+    return to_config_dict(run)
+
+
+def scenes_run(
+    name: str, method: MethodConfig, world: str = "small", pictures: int = 12_000
+) -> RunConfig:
+    """A run of any method on scenes: what all of them share, so that they can be compared."""
+    return RunConfig(
+        name=name,
+        data=DataConfig(
+            num_train=pictures,
+            scene_world=world,
+            image_size=48,
+            # places, colours and numbers are the message: nothing may change them
+            crop_scale=(),
+            rand_augment_ops=0,
+            text_length=TEXT_LENGTH[world],
+            vocab_size=256,
+            batch_size=BATCH,
+            workers=0,
+            threads=1,
+        ),
+        # in a run this short, places are learned only if they weigh as much as colours
+        model=model_config("nano", dim=64, dropout=0.0, init_std=0.07, position_std=1.0),
+        method=method,
+        optimizer=OptimizerConfig(
+            schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0
+        ),
+        train=TrainConfig(steps=STEPS, log_every=25, eval_every=1500, checkpoint_every=500),
+        eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
     )

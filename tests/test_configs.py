@@ -141,7 +141,7 @@ def trained(request, tmp_path_factory):
             {"tokenizer": str(folder / "tokenizer")},
         ),
     }
-    argument, data = prepare[name]()
+    argument, data = prepare.get(name, prepare["demo"])()
     assert runner.train(reduced(load(name, argument), **data), folder / "run") == 0
     return name, folder / "run"
 
