@@ -2,7 +2,7 @@
 # One process of a run: `python main.py` with the options and the compile cache of its hardware. All launchers end here.
 #
 #   HARDWARE=gpu GPUS=8 COORDINATOR=node0:8476 NUM_PROCESSES=4 PROCESS_ID=2 launch/worker.sh --config=... --workdir=...
-#   launch/worker.sh --dry-run --config=configs/demo.py --workdir=runs/demo
+#   launch/worker.sh --dry-run --config=configs/demo.py --workdir=runs/nas
 #
 # From the environment, all optional:
 #   HARDWARE       cpu, gpu, v5e, v5p or v6e; default cpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nas_jax.utils.errors import ConfigError
 
@@ -47,11 +47,13 @@ class Job:
     flags: tuple[str, ...]
     steps: int
     batch_size: int
+    numbered: bool = True  # the name says the seed
 
     @property
     def name(self) -> str:
         """Of its work directory and its record."""
-        return "-".join(part for part in (self.setting, self.variant, str(self.seed)) if part)
+        parts = self.setting, self.variant, str(self.seed) if self.numbered else ""
+        return "-".join(part for part in parts if part)
 
     @property
     def pairs(self) -> int:
@@ -72,7 +74,9 @@ def jobs(preset: Preset, seeds: int) -> list[Job]:
         for setting in preset.settings:
             for variant in preset.only.get(setting, tuple(preset.variants)):
                 found.append(_job(preset, setting, variant, seed))
-    return found
+    return (
+        found if seeds > 1 or preset.seeds > 1 else [replace(job, numbered=False) for job in found]
+    )
 
 
 def _job(preset: Preset, setting: str, variant: str, seed: int) -> Job:

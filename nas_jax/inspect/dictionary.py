@@ -1,7 +1,7 @@
 """An atlas of the visual dictionary of a run: what its most used codes stand for.
 
-    python -m nas_jax.inspect.dictionary runs/demo
-    python -m nas_jax.inspect.dictionary runs/demo/checkpoints/500 --out atlas --from 33
+    python -m nas_jax.inspect.dictionary runs/demo/nas
+    python -m nas_jax.inspect.dictionary runs/demo/nas/checkpoints/500 --out atlas --from 33
 
 Writes dictionary.json and dictionary.png, which the report of the run shows.
 """

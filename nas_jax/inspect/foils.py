@@ -1,7 +1,7 @@
 """The run's own foils that its model judges worst and best.
 
-    python -m nas_jax.inspect.foils runs/demo
-    python -m nas_jax.inspect.foils runs/demo/checkpoints/500 --set heldout --out foils
+    python -m nas_jax.inspect.foils runs/demo/nas
+    python -m nas_jax.inspect.foils runs/demo/nas/checkpoints/500 --set heldout --out foils
 
 Writes foils.json and foils.png, which the report of the run shows.
 """

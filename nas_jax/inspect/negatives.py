@@ -1,7 +1,7 @@
 """Diagnosis of the negatives of a run: what each kind of rows of the matching loss teaches.
 
-    python -m nas_jax.inspect.negatives runs/demo
-    python -m nas_jax.inspect.negatives runs/demo/checkpoints/500 --out diagnosis --pairs 256
+    python -m nas_jax.inspect.negatives runs/demo/nas
+    python -m nas_jax.inspect.negatives runs/demo/nas/checkpoints/500 --out diagnosis --pairs 256
 
 Prints a table and writes negatives.json and negatives.png, which the report of the run shows.
 """

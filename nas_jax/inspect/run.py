@@ -1,7 +1,7 @@
 """One HTML report of a run, finished or not, that opens in a browser without a network.
 
-python -m nas_jax.inspect.run runs/demo
-python -m nas_jax.inspect.run runs/demo --out demo.html
+python -m nas_jax.inspect.run runs/demo/nas
+python -m nas_jax.inspect.run runs/demo/nas --out demo.html
 """
 
 from __future__ import annotations

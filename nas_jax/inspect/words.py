@@ -1,8 +1,8 @@
 """Where the words of captions look in their pictures: maps of the fusion encoder's attention.
 
-    python -m nas_jax.inspect.words runs/demo
-    python -m nas_jax.inspect.words runs/demo --picture 7 --caption "a red star above a blue cross"
-    python -m nas_jax.inspect.words runs/demo --image cat.png --caption "a cat on a chair"
+    python -m nas_jax.inspect.words runs/demo/nas
+    python -m nas_jax.inspect.words runs/demo/nas --picture 7 --caption "a red star and a cross"
+    python -m nas_jax.inspect.words runs/demo/nas --image cat.png --caption "a cat on a chair"
 
 Writes words.json and words.png, which the report of the run shows.
 """
