@@ -9,10 +9,12 @@ continues from its checkpoint. The page is written after every run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.study import page, records
@@ -20,6 +22,8 @@ from benchmarks.study.plan import Job, Preset, chosen, jobs, named
 from benchmarks.study.presets import PRESETS
 from benchmarks.study.running import Running, last_line, of_job, places
 from benchmarks.study.table import as_text
+from nas_jax.inspect.compare import write as write_reference
+from nas_jax.train.workdir import METRICS
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 
@@ -125,6 +129,23 @@ class Study:
         """The page."""
         return page.write_page(self.out, self.name, self.preset, self.records())
 
+    def write_curves(self, job: Job) -> None:
+        """The curves of a variant, all seeds in one file, as `nas_jax.inspect.compare` reads them;
+        as it is where a work directory of theirs is gone.
+        """
+        alike = [
+            one
+            for one in self.records()
+            if (one.setting, one.variant) == (job.setting, job.variant)
+        ]
+        workdirs = [self.folder / one.name for one in alike]
+        if all((workdir / METRICS).exists() for workdir in workdirs):
+            label = "-".join(filter(None, (job.setting, job.variant)))
+            path = self.out / self.name / "curves" / f"{label}.json"
+            path.parent.mkdir(exist_ok=True)
+            command = f"python -m benchmarks.study --preset {self.name}"
+            write_reference(str(path), [str(one) for one in workdirs], command, records.commit())
+
     def run(self, waiting: Sequence[Job], at_a_time: int, budget: float) -> list[str]:
         """Runs the jobs; returns the names of those that have no record after it."""
         began = time.monotonic()
@@ -134,6 +155,7 @@ class Study:
             record = records.of_run(job, self.folder / job.name, place)
             records.write(self.out / self.name, record)
             self.write()
+            self.write_curves(job)
             say(
                 f"{job.name}: done in {clock(record.seconds)} {record.pairs_per_second:.0f} pairs/s"
             )
@@ -154,9 +176,21 @@ class Study:
                 for job, log in list(running.now.values()):
                     say(f"  {clock(told - began)}  {job.name}: {last_line(log)[:80]}")
 
-        running.run(waiting, watch)
+        with interrupted_by(signal.SIGINT, signal.SIGTERM):
+            running.run(waiting, watch)
         done = {one.name for one in self.records()}
         return [job.name for job in waiting if job.name not in done]
+
+
+@contextlib.contextmanager
+def interrupted_by(*signals: int) -> Iterator[None]:
+    """Each of the signals raises KeyboardInterrupt, also where a shell had it ignored."""
+    before = {one: signal.signal(one, signal.default_int_handler) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def clock(seconds: float) -> str:

@@ -36,6 +36,7 @@ MORE = {
     ),
 }
 AT_THE_END = {"train.eval_every": "0"}  # evaluations
+LARGER_SETS = AT_THE_END | {"data.scene_foils": "400"}  # in which one run's luck is small
 DEMO = Preset(
     title="ALBEF and NAS on rendered scenes",
     config=SCENES,
@@ -56,13 +57,15 @@ STUDY = Preset(
         "large": Choice(
             "The large world: 10 shapes, 10 colours, 3 fills; 12,000 training pictures.",
             "world=large",
-            AT_THE_END,
+            LARGER_SETS,
         ),
         "small": Choice(
-            "The small world: 5 shapes, 6 colours; 12,000 training pictures.", "", AT_THE_END
+            "The small world: 5 shapes, 6 colours; 12,000 training pictures.", "", LARGER_SETS
         ),
         "few": Choice(
-            "The large world with 1,500 training pictures.", "world=large,pictures=1500", AT_THE_END
+            "The large world with 1,500 training pictures.",
+            "world=large,pictures=1500",
+            LARGER_SETS,
         ),
     },
     variants=VARIANTS | MORE,

@@ -34,6 +34,8 @@ class DataConfig:
     foils: tuple[str, ...] = ()  # jsonl files: {image, caption, foil, category}
     quads: tuple[str, ...] = ()  # jsonl files: {image_0, image_1, caption_0, caption_1}
     num_train: int = 20000  # scenes: number of training pictures
+    # scenes: foils of each category in an evaluation set, and as many quads; they come in pairs
+    scene_foils: int = 100
     scene_world: str = "small"  # scenes: what they show, a row of WORLDS (data/worlds.py)
     # Pictures.
     image_size: int = 256  # pixels a side
@@ -78,6 +80,7 @@ class DataConfig:
             )
         for name, least in (
             ("num_train", 1),
+            ("scene_foils", 0),
             ("image_size", 16),
             ("text_length", 3),
             ("max_words", 1),

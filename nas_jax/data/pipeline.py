@@ -24,7 +24,7 @@ from nas_jax.data.image_ops import ImageError, decode
 from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader
 from nas_jax.data.records import Draw
-from nas_jax.data.scene_sets import scene_eval_sets
+from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import Source
 from nas_jax.data.text_ops import clean_words, prepare_caption
@@ -65,7 +65,8 @@ def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
     """
     config.validate()
     if SCENES in config.train and not (config.holdout or config.val):
-        return scene_eval_sets(seed, config.image_size, WORLDS[config.scene_world])
+        counts = Counts(foils_per_category=config.scene_foils, num_quads=config.scene_foils)
+        return scene_eval_sets(seed, config.image_size, WORLDS[config.scene_world], counts)
     return file_eval_sets(config)
 
 

@@ -36,6 +36,7 @@ RESUMABLE = (
     "data.workers",
     "data.threads",
     "data.cache",
+    "data.scene_foils",
 )
 # What else an evaluation of a trained state may change: what it measures, and on what.
 EVALUABLE = (*RESUMABLE, "data.val", "data.foils", "data.quads")
