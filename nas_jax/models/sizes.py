@@ -9,6 +9,7 @@ from nas_jax.models.layers import POLICIES
 from nas_jax.utils.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
+FUSION_READS = ("all", "patches")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class ModelConfig:
     scan_layers: bool = False
     # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
     cls_apart: bool = False
+    # "all": the patches and [CLS], as ALBEF; "patches": without [CLS], whose summary a fusion
+    # encoder can match a caption with and not look at the patches at all
+    fusion_reads: str = "all"
     attention: str = "xla"  # xla | cudnn: NVIDIA's kernel wherever attention has no dropout
     # of matmuls and activations; parameters, losses and similarities stay float32
     dtype: str = "float32"
@@ -81,6 +85,12 @@ class ModelConfig:
         if self.dtype not in DTYPES:
             raise ConfigError(
                 f"dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them"
+            )
+        if self.fusion_reads not in FUSION_READS:
+            raise ConfigError(
+                f"fusion_reads={self.fusion_reads!r}",
+                f"one of {', '.join(FUSION_READS)}",
+                "set one of them",
             )
         if self.remat not in POLICIES:
             raise ConfigError(
