@@ -20,7 +20,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, NasMlmConfig
 from nas_jax.methods.nas import NasConfig
-from nas_jax.methods.variants import with_variant
+from nas_jax.methods.variants import nva_form, with_variant
 from nas_jax.models.codebook import DictionaryConfig
 from nas_jax.models.sizes import model_config
 from nas_jax.negatives.nta import NtaConfig
@@ -28,11 +28,14 @@ from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 
 ARTISTS = ("noto", "openmoji")
+CODES = 512
 
 
 def get_config(argument: str = ""):
-    """folder: of the tars; variant: a row of the ablation; weights: converted, to start from."""
-    given = arguments(argument, folder="data/emoji", variant="nas", weights="")
+    """folder: of the tars; variant: a row of the ablation; nva: the form of NVA
+    (methods/variants.py); weights: converted, to start from.
+    """
+    given = arguments(argument, folder="data/emoji", variant="nas", nva="whole", weights="")
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = NasConfig(
         momentum=0.99,  # a teacher that keeps up with a run of an hour
@@ -40,7 +43,8 @@ def get_config(argument: str = ""):
         # two artists draw the same emoji
         itc=ItcConfig(queue_size=1024, temp_min=0.05, positives_by_id=True),
         mlm=NasMlmConfig(probability=0.3, max_masked=6),
-        dictionary=DictionaryConfig(codes=512, revive_every=50),
+        dictionary=DictionaryConfig(codes=CODES, revive_every=50),
+        nva=nva_form(given["nva"], CODES),
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(stop_gradient=False),
     )

@@ -212,6 +212,12 @@ def test_variants_differ_in_their_switches_only(name):
             assert {part: getattr(run.method, part).enabled for part in switches} == switches
     with pytest.raises(ConfigError, match="variant='nass'; expected one of albef"):
         load(name, "variant=nass")
+    whole, authors = (load(name, f"nva={form}").method for form in ("whole", "authors"))
+    assert (whole.nva.replace, authors.nva.replace) == ("whole", "code")
+    assert replace(whole, nva=authors.nva) == authors
+    assert 0 < whole.nva.neighbour_from < whole.dictionary.codes / 4
+    with pytest.raises(ConfigError, match="nva='hole'; expected one of whole, authors"):
+        load(name, "nva=hole")
     with pytest.raises(ConfigError, match="config argument 'varient=nas'"):
         load(name, "varient=nas")
 

@@ -72,4 +72,26 @@ STUDY = Preset(
     metrics=FOILS,
     only={"few": ("albef", "nas")},
 )
-PRESETS: dict[str, Preset] = {"demo": DEMO, "scenes": STUDY}
+EMOJI = Preset(
+    title="ALBEF and NAS on drawings of emoji",
+    config="configs/emoji.py",
+    steps=3000,
+    batch_size=32,
+    settings={"": Choice("", flags=AT_THE_END)},
+    variants={
+        "albef": VARIANTS["albef"],
+        "nas": Choice("dictionary, NVA and NTA", "variant=nas"),
+    },
+    metrics={
+        "val/foils/itm/macro": "all foils",
+        "val/foils/itm/colour": "colour",
+        "val/foils/itm/tone": "tone",
+        "val/foils/itm/gender": "gender",
+        "val/foils/itm/number": "number",
+        "val/foils/itm/noun-verb-other": "noun, verb, other",
+        "val/quads/itm/group": "quads, group",
+        "val/retrieval/itc/text_to_image_r@1": "ITC, text to image R@1",
+        "val/retrieval/itm/text_to_image_r@1": "ITM, text to image R@1",
+    },
+)
+PRESETS: dict[str, Preset] = {"demo": DEMO, "scenes": STUDY, "emoji": EMOJI}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.nas import NasConfig
+from nas_jax.negatives.nva import NvaConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import narrowed
 
@@ -32,4 +33,29 @@ def with_variant(config: NasConfig, variant: str) -> AlbefConfig:
     parts = VARIANTS[variant].items()
     return replace(
         config, **{name: replace(getattr(config, name), enabled=on) for name, on in parts}
+    )
+
+
+NVA_FORMS = ("whole", "authors")
+RANKS = 12 / 128  # of the codes: the nearest ones, which often stand for the same thing again
+
+
+def nva_form(form: str, codes: int) -> NvaConfig:
+    """NVA as the authors' code has it, or so that most of its pictures contradict their caption.
+
+    "whole": the object is where the caption's words look, the new code stands in for the whole
+    patch, and the nearest codes are passed over (docs/method.md, "NVA"). codes: of the dictionary.
+    Raises ConfigError on another form.
+    """
+    if form not in NVA_FORMS:
+        raise ConfigError(f"nva={form!r}", f"one of {', '.join(NVA_FORMS)}", "name one of them")
+    if form == "authors":
+        return NvaConfig()
+    ranks = max(1, round(RANKS * codes))
+    return NvaConfig(
+        similarity="attention",
+        object_candidates=1,
+        replace="whole",
+        neighbour_from=ranks,
+        neighbours=ranks,
     )
