@@ -19,6 +19,7 @@ from nas_jax.inspect.negatives_found import (
     NEGATIVES,
     NEGATIVES_PICTURE,
     Found,
+    SceneTruth,
     as_text,
     at_moments,
     curves,
@@ -38,6 +39,7 @@ from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import set_up_logging
 
 PAIRS = 512
+PUBLISHED = "nva"  # the kind that `Method.with_published_negatives` makes in another form
 MOST_ROWS = 64  # pairs of a batch, where the run had more
 
 
@@ -51,14 +53,23 @@ def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = 
     model = Model(trained.method, params, state, trained.tokenizer.encode, data.text_length)
     size = min(data.batch_size, MOST_ROWS, len(pairs.captions))
     scored, made = score_pairs(model, pairs, size)
+
+    def truth_of(made: list | None) -> SceneTruth | None:
+        known = made and pairs.scenes
+        return scene_truth(pairs, made, trained.model.patch_size) if known else None
+
     steps, curve = curves(read_run(trained.workdir).train, trained.step)
     kinds = [
         replace(one, history=at_moments(steps, curve.get(one.name, ())))
         for one in kinds_found(scored)
     ]
-    truth = None
-    if made and pairs.scenes:
-        truth = scene_truth(pairs, made, trained.model.patch_size)
+    published, published_truth = None, None
+    other = trained.method.with_published_negatives()
+    if other:
+        scored_other, made_other = score_pairs(replace(model, method=other), pairs, size)
+        published = next(one for one in kinds_found(scored_other) if one.name == PUBLISHED)
+        published = replace(published, name=f"{PUBLISHED}, published")
+        published_truth = truth_of(made_other)
     return Found(
         run=str(trained.config.get("name", trained.workdir.name)),
         step=trained.step,
@@ -67,7 +78,9 @@ def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = 
         data=pairs.name,
         teacher="teacher" if teacher else "student",
         kinds=tuple(kinds),
-        truth=truth,
+        truth=truth_of(made),
+        published=published,
+        published_truth=published_truth,
         steps=steps,
         curves=curve,
     )

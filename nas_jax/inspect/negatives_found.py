@@ -67,6 +67,9 @@ class Found:
     teacher: str  # who makes negative captions: "teacher", or "student" where there is none
     kinds: tuple[KindFound, ...]  # true pairs first
     truth: SceneTruth | None = None
+    # picture negatives in the published form, made of the same pairs, where the run's are another
+    published: KindFound | None = None
+    published_truth: SceneTruth | None = None
     # steps -> accuracy on each kind in training
     steps: tuple[int, ...] = ()
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -94,10 +97,14 @@ def from_json(text: str) -> Found:
     try:
         fields = json.loads(text)
         kinds = tuple(KindFound(**_numbers(one)) for one in fields["kinds"])
-        truth = fields["truth"] and SceneTruth(**_numbers(fields["truth"]))
+        truths = {name: fields.get(name) for name in ("truth", "published_truth")}
+        truths = {name: one and SceneTruth(**_numbers(one)) for name, one in truths.items()}
+        published = fields.get("published")
+        published = published and KindFound(**_numbers(published))
         curves = {name: _filled(values) for name, values in fields["curves"].items()}
         steps = tuple(fields["steps"])
-        return Found(**fields | {"kinds": kinds, "truth": truth, "curves": curves, "steps": steps})
+        read = {"kinds": kinds, "published": published, "curves": curves, "steps": steps} | truths
+        return Found(**fields | read)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotFound(str(error)) from error
 
@@ -236,7 +243,7 @@ def truth_lines(truth: SceneTruth) -> list[tuple[str, float]]:
 
 def as_text(found: Found) -> str:
     """The table, what the scenes say, and warnings."""
-    rows = [header(), *(cells(one) for one in found.kinds)]
+    rows = [header(), *(cells(one) for one in all_kinds(found))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [headline(found)]
     for row in rows:
@@ -248,9 +255,26 @@ def as_text(found: Found) -> str:
     lines += LEGEND
     if found.truth:
         lines.append("the truth of the scenes, of the picture negatives that the method makes:")
-        lines += [f"  {percent(share):>5}  {text}" for text, share in truth_lines(found.truth)]
+        lines += _truths(found)
     lines += [f"warning: {text}; {remedy}" for text, remedy in warnings_of(found)]
     return "\n".join(lines)
+
+
+def all_kinds(found: Found) -> tuple[KindFound, ...]:
+    """Those that were trained on, and the published form beside them."""
+    return (*found.kinds, *([found.published] if found.published else []))
+
+
+def _truths(found: Found) -> list[str]:
+    """A line each; with the published form in a second column."""
+    beside = found.published_truth
+    if beside is None:
+        return [f"  {percent(share):>5}  {text}" for text, share in truth_lines(found.truth)]
+    lines = [f"  {'own':>5}  {'published':>9}"]
+    both = zip(truth_lines(found.truth), truth_lines(beside), strict=True)
+    return lines + [
+        f"  {percent(share):>5}  {percent(other):>9}  {text}" for (text, share), (_, other) in both
+    ]
 
 
 def headline(found: Found) -> str:

@@ -169,6 +169,13 @@ def _truth(axes: Axes, found: Found) -> None:
         axes.text(shown + (-0.015 if inside else 0.015), row, percent(share), va="center",
                   ha="right" if inside else "left", fontsize=10,
                   color="white" if inside else INK)  # fmt: skip
+    beside = found.published_truth
+    if beside:
+        shares = beside.object_hit, beside.content_changed, beside.caption_contradicted
+        style = {"color": COLOURS[3], "markersize": 8, "linestyle": "", "markeredgecolor": "white"}
+        axes.plot(shares, (1, 2, 3), "D", label="the published form", **style)
+        _legend(axes, 1)
+        return
     axes.set_xlabel("share", color=SOFT, fontsize=9)
 
 

@@ -223,6 +223,12 @@ class Method:
         """
         return None
 
+    def with_published_negatives(self) -> Method | None:
+        """The method with its picture negatives as published, for a diagnosis to show beside its
+        own; None: these are the published ones, or it makes none.
+        """
+        return None
+
     def explain_negatives(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
     ) -> Any | None:

@@ -12,7 +12,7 @@ and the paper's reading is a config field. NTA is in the paper only: see `negati
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -237,6 +237,15 @@ class Nas(Albef):
             replacement = None
         made = tokens_BxTxD, similarity_BxN, objects_BxU, codes_BxU, where_BxUxN.any(1)
         return NvaImages(*made, found_BxU.any(-1), replacement, words.code_ids_BxN)
+
+    def with_published_negatives(self) -> Nas | None:
+        """With NVA in the authors' form."""
+        nva = self.config.nva
+        times = {"start_epoch": nva.start_epoch, "ramp_epochs": nva.ramp_epochs}
+        authors = NvaConfig(**times, stop_gradient=nva.stop_gradient)
+        if not nva.enabled or nva == authors:
+            return None
+        return replace(self, config=replace(self.config, nva=authors))
 
     def explain_negatives(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws

@@ -28,6 +28,7 @@ from nas_jax.inspect.negatives_found import (
     Found,
     KindFound,
     NotFound,
+    SceneTruth,
     at_moments,
     auc,
     from_json,
@@ -173,8 +174,18 @@ def test_what_is_warned_of(numbers, said):
     assert all(part in line for part, line in zip(said, lines, strict=True))
 
 
+def test_the_published_form_is_asked_for_where_the_run_has_another():
+    authors = tiny.method("vd_nva", nva=NvaConfig(start_epoch=2.0))
+    assert authors.with_published_negatives() is None
+    own = tiny.method("vd_nva", nva=NvaConfig(start_epoch=2.0, replace="whole"))
+    assert own.with_published_negatives() == authors
+    assert tiny.method("albef").with_published_negatives() is None
+    assert tiny.method("vd_nta").with_published_negatives() is None
+
+
 def test_a_diagnosis_is_read_as_it_was_written():
     one = found(0.9, math.nan, 0.5, 0.7)
+    one = replace(one, published=one.kinds[-1], published_truth=SceneTruth(0.2, 0.3, 0.1, 0.0))
     assert to_json(from_json(to_json(one))) == to_json(one) and "NaN" not in to_json(one)
     for text in ("", "{}", "[]", to_json(one).replace("auc_alone", "other")):
         with pytest.raises(NotFound):
@@ -291,11 +302,16 @@ def test_every_kind_of_a_run_is_in_the_table_the_files_and_the_report(workdir, c
     assert "at step 4, on 16 pairs of scenes in batches of 8" in lines[0]
     kinds = ["positive", "hard_image", "hard_text", "nta", "nva"]
     assert sorted(line.split()[0] for line in lines[2:7]) == sorted(kinds)
+    assert lines[7].startswith("nva, published")  # the run trains on another form
     assert "caption contradicted" in out and "captions are made by the teacher" in lines[0]
+    assert next(line for line in lines if "published" in line and "own" in line)
     stored = json.loads((folder / "negatives.json").read_text())
     assert sorted(one["name"] for one in stored["kinds"]) == sorted(kinds)
     assert all(len(one["history"]) == 4 for one in stored["kinds"])
-    assert all(0 <= share <= 1 for share in stored["truth"].values())
+    for truth in ("truth", "published_truth"):
+        assert all(0 <= share <= 1 for share in stored[truth].values())
+    assert stored["published_truth"]["base_rate"] == stored["truth"]["base_rate"]
+    assert stored["published"]["changed"] > 0
     with Image.open(folder / "negatives.png") as picture:
         assert picture.size[0] == 1200
     assert write_report([str(folder)]) == 0
