@@ -43,7 +43,7 @@ RANKS = 12 / 128  # of the codes: the nearest ones, which often stand for the sa
 def nva_form(form: str, codes: int) -> NvaConfig:
     """NVA as the authors' code has it, or so that most of its pictures contradict their caption.
 
-    "whole": the object is where the caption's words look, the new code stands in for the whole
+    "whole": the object is the image encoder's longest token, the new code stands in for the whole
     patch, and the nearest codes are passed over (docs/method.md, "NVA"). codes: of the dictionary.
     Raises ConfigError on another form.
     """
@@ -53,7 +53,7 @@ def nva_form(form: str, codes: int) -> NvaConfig:
         return NvaConfig()
     ranks = max(1, round(RANKS * codes))
     return NvaConfig(
-        similarity="attention",
+        similarity="norm",
         object_candidates=1,
         replace="whole",
         neighbour_from=ranks,
