@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.study import page, records
 from benchmarks.study.__main__ import Study, main
-from benchmarks.study.plan import Choice, Preset, chosen, jobs
+from benchmarks.study.plan import Choice, Preset, chosen, digest, jobs, resolved
 from benchmarks.study.presets import PRESETS
 from benchmarks.study.running import Running, of_job
 from benchmarks.study.statistics import difference, mean_over_seeds
@@ -39,7 +39,8 @@ def record(variant, seed, right, setting="small", questions=400, **fields):
     value = 100 * hits.count("1") / questions
     made = records.Record(
         name=job.name, setting=setting, variant=variant, seed=seed, config=job.config,
-        flags=job.flags, pairs=job.pairs, metrics={KEY: value, "val/foils/itm/macro": value},
+        flags=job.flags, digest=digest(resolved(job)), pairs=job.pairs,
+        metrics={KEY: value, "val/foils/itm/macro": value},
         blind={KEY: 50.0}, chance={KEY: 50.0, "val/foils/itm/macro": 50.0},
         count={KEY: questions, "val/foils/itm/macro": questions},
         hits={"val:foils/itm": {"binding": hits}},
@@ -62,6 +63,22 @@ def test_runs_differ_in_what_they_are_named_after_and_in_nothing_else():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="--only many.*names are like small-albef-0"):
         chosen(found, "many")
+
+
+def test_a_digest_is_of_what_decides_the_numbers():
+    config = resolved(jobs(PRESET, 1)[1])
+    assert config["method"]["name"] == "nas" and config["train"]["steps"] == 100
+
+    def changed(section, field, value):
+        return digest({**config, section: {**config[section], field: value}}) != digest(config)
+
+    assert changed("optimizer", "lr", 1e-3) and changed("train", "steps", 99)
+    assert not changed("train", "log_every", 7)
+    nva = config["method"]["nva"]
+    assert changed("method", "nva", {**nva, "neighbours": 5})
+    off = digest({**config, "method": {**config["method"], "nva": {**nva, "enabled": False}}})
+    both = {**nva, "enabled": False, "neighbours": 5}
+    assert off == digest({**config, "method": {**config["method"], "nva": both}})
 
 
 def test_every_preset_names_configs_that_exist():
@@ -134,6 +151,8 @@ def test_records_come_back_whole_and_one_of_another_config_does_not_count(tmp_pa
     longer = Study("study", replace(PRESET, steps=200), tmp_path, tmp_path)
     assert longer.done(jobs(longer.preset, 1)) == set()
     assert "small-nas-0: the record is of another config" in capsys.readouterr().out
+    other = replace(PRESET, config="configs/emoji.py", settings={"small": Choice("")})
+    assert Study("study", other, tmp_path, tmp_path).done(jobs(other, 1)) == set()
     (tmp_path / "study" / "bad.json").write_text("{}")
     with pytest.raises(DataError, match=r"bad\.json"):
         records.read(tmp_path / "study")

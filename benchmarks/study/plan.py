@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import json
+import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from nas_jax.config import from_config_dict, to_dict
 from nas_jax.utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BASELINE = "albef"  # the variant that all others are compared with
 
@@ -89,6 +98,40 @@ def _job(preset: Preset, setting: str, variant: str, seed: int) -> Job:
     listed = tuple(f"--config.{name}={value}" for name, value in flags.items())
     steps = int(flags["train.steps"])
     return Job(setting, variant, seed, config, listed, steps, preset.batch_size)
+
+
+def resolved(job: Job) -> dict[str, Any]:
+    """The config of a run, field by field. Raises ConfigError as main.py would."""
+    path, _, argument = job.config.partition(":")
+    config = runpy.run_path(str(ROOT / path))["get_config"](argument)
+    for flag in job.flags:
+        name, _, text = flag.removeprefix("--config.").partition("=")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        config.update_from_flattened_dict({name: value})
+    return to_dict(from_config_dict(config))
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Of what decides the numbers of a run: not of how often it saves, nor of parts that are off.
+
+    config: of `resolved`, or of config.json, where fields that are newer have their defaults.
+    """
+    fields = to_dict(from_config_dict(config))
+    kept = {name: fields[name] for name in ("seed", "data", "model", "method", "optimizer")}
+    kept["length"] = [fields["train"][name] for name in ("steps", "epochs")]
+    text = json.dumps(_without_off(kept), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_off(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("enabled") is False:
+        return {"enabled": False}
+    return {name: _without_off(entry) for name, entry in value.items()}
 
 
 def named(presets: Mapping[str, Preset], name: str) -> Preset:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.plan import Job
+from benchmarks.study.plan import Job, digest, resolved
 from nas_jax.evals.results import read as read_results
-from nas_jax.train.workdir import EVALS, STARTS, TIMINGS
+from nas_jax.train.workdir import CONFIG, EVALS, STARTS, TIMINGS
 from nas_jax.utils.errors import DataError
 
 FORMAT = 1
@@ -31,6 +31,7 @@ class Record:
     seed: int
     config: str
     flags: tuple[str, ...]
+    digest: str  # of the config that these give, see `plan.digest`
     pairs: int
     metrics: Mapping[str, float]  # key of an evaluation -> percent
     blind: Mapping[str, float]  # the same of the text alone
@@ -72,6 +73,7 @@ def of_run(job: Job, workdir: Path, place: int | None) -> Record:
         job.seed,
         job.config,
         job.flags,
+        digest(json.loads((workdir / CONFIG).read_text())),
         job.pairs,
         {row["key"]: row["value"] for row in rows},
         {row["key"]: row["blind"] for row in rows if row["blind"] is not None},
@@ -169,5 +171,5 @@ def read(folder: Path) -> list[Record]:
 
 
 def is_of(record: Record, job: Job) -> bool:
-    """Whether the record is of this very run: the same config and flags."""
-    return (record.config, record.flags) == (job.config, job.flags)
+    """Whether the record is of this very run, with the config that the job has today."""
+    return record.digest == digest(resolved(job))
