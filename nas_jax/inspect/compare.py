@@ -138,15 +138,17 @@ def judged(run: Entries, references: Sequence[Reference], share: float | None) -
     return verdicts
 
 
-def write(path: str, names: Sequence[str], command: str, code: str) -> None:
-    """Makes a reference file of runs. Raises DataError where these are not alike."""
+def write(path: str, names: Sequence[str], command: str, code: str) -> str:
+    """Makes a reference file of runs; returns a line about it. Raises DataError where these are
+    not alike.
+    """
     references = [averaged(read_run_entries(name), command, code) for name in names]
     check_alike(references)
     text = to_json(references)
     with writing(as_path(path)):
         make_folder(as_path(path).parent)
         write_whole(as_path(path), text)
-    print(f"written: {path} ({len(names)} runs, {len(text) / 1000:.1f} kB)")
+    return f"written: {path} ({len(names)} runs, {len(text) / 1000:.1f} kB)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -177,7 +179,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.write:
         with reaching(args.run):
-            write(args.write, [args.run, *args.references], args.command, args.code)
+            print(write(args.write, [args.run, *args.references], args.command, args.code))
         return 0
     if not args.references:
         raise ConfigError("no REFERENCE", "one or more", "name a file made by --write, or a run")
