@@ -56,7 +56,8 @@ def _how(name: str, preset: Preset, records: Sequence[Record]) -> list[str]:
     lines = [
         f"    python -m benchmarks.study --preset {name} --seeds {seeds}",
         "",
-        f"{len(records)} runs of {min(one.pairs for one in records):,} pairs or more, "
+        f"{len(records)} run{'s' * (len(records) > 1)} of {min(one.pairs for one in records):,} "
+        "pairs or more, "
         f"{hours:.1f} hours of training in all; {_listed(one.hardware for one in records)}; "
         f"{_listed(one.date for one in records)}; code {_listed(one.code for one in records)}.",
         "",

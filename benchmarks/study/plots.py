@@ -15,6 +15,7 @@ from benchmarks.study.statistics import mean_over_seeds
 
 # Okabe and Ito's blue and orange, which colour-blind readers tell apart
 MEAN, SEED, INK, SOFT, GRID = "#0072b2", "#e69f00", "#202020", "#5a5a5a", "#dddddd"
+LEAST_RANGE = 10.0  # percentage points of a panel: less would make noise look like news
 COLUMNS, WIDTH, ROW = 4, 3.1, 0.34  # panels in a row; inches
 
 
@@ -58,6 +59,9 @@ def _panel(panel, key: str, title: str, variants: Mapping[str, Mapping[int, Reco
     base = [one.metrics[key] for one in variants.get(BASELINE, {}).values() if key in one.metrics]
     if base:
         panel.axvline(sum(base) / len(base), color=INK, linewidth=1, linestyle=":")
+    low, high = panel.get_xlim()
+    missing = max(0.0, LEAST_RANGE - (high - low)) / 2
+    panel.set_xlim(low - missing, high + missing)
     panel.grid(axis="x", color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=INK, labelsize=9, length=0)

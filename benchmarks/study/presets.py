@@ -29,6 +29,11 @@ VARIANTS = {
 LONG = "4260"
 MORE = {
     "albef_long": Choice("ALBEF for as much time as `nas`", "variant=albef", {"train.steps": LONG}),
+    "nas_weighted": Choice(
+        "`nas` with NVA and NTA beside ITM, a third each, not in one mean with it",
+        "variant=nas",
+        {"method.itm.form": "weighted"},
+    ),
     "nas_early": Choice(
         "`nas` with its negatives from the first step, not in the last third",
         "variant=nas",
