@@ -96,7 +96,8 @@ class Method:
     wants: ClassVar[tuple[Any, ...]] = ()
     # Names of scores that `compare` gives from features alone.
     feature_scores: ClassVar[tuple[str, ...]] = ("itc",)
-    # Names of scores that `score` gives for picture and text read together.
+    # Names of scores that `score` gives for picture and text read together; a method without a
+    # fusion encoder has none.
     pair_scores: ClassVar[tuple[str, ...]] = ()
     # Names of scores that are the sum of others.
     summed_scores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -196,9 +197,11 @@ class Method:
         return self.apply(params).encode_text(token_ids_BxL, token_mask_BxL)
 
     def compare(self, name: str, image_RxE: np.ndarray, text_CxE: np.ndarray) -> np.ndarray:
-        """The feature score of R pictures with C texts, (R, C), on the host.
+        """The feature score of R pictures with C texts, (R, C): here the dot product, on the host.
 
-        Summed in float64, so that equal features tie in whatever order the sum is taken.
+        Summed in float64, so that equal features tie in whatever order the sum is taken. Another
+        score of features (R, ...) and (C, ...), as `encode_image` and `encode_text` give them, may
+        be computed on the devices; the caller bounds R and C, the method its memory.
         """
         return image_RxE.astype(np.float64) @ text_CxE.astype(np.float64).T
 

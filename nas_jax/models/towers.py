@@ -32,15 +32,19 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalise_image(image_BxHxWx3: Array) -> Array:
-    """uint8 pixels -> float32 with CLIP's mean and deviation.
+def normalise_image(
+    image_BxHxWx3: Array,
+    mean: tuple[float, ...] = IMAGE_MEAN,
+    std: tuple[float, ...] = IMAGE_STD,
+) -> Array:
+    """uint8 pixels -> float32 with a mean and a deviation of each colour, by default CLIP's.
 
     Float images are taken as normalised already.
     """
     if image_BxHxWx3.dtype != jnp.uint8:
         return image_BxHxWx3.astype(jnp.float32)
     scaled_BxHxWx3 = image_BxHxWx3.astype(jnp.float32) / 255.0
-    return (scaled_BxHxWx3 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
+    return (scaled_BxHxWx3 - jnp.array(mean)) / jnp.array(std)
 
 
 def unit(x: Array) -> Array:

@@ -2,8 +2,8 @@
 JSON.
 
 A program of its own because the number of devices is fixed when jax starts:
-python tests/parallel/step_on_meshes.py [--own] [CASE ...]
---own: the method that only the tests have, instead.
+python tests/parallel/step_on_meshes.py [--own | --NAME] [CASE ...]
+--own: the method that only the tests have, instead; --NAME: that row of OTHERS.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 FLAGS = (
@@ -29,7 +30,9 @@ import numpy as np  # noqa: E402
 import own_method  # noqa: E402
 import tiny  # noqa: E402
 
+from nas_jax.methods.clip import ClipConfig, SiglipConfig  # noqa: E402
 from nas_jax.methods.config import ItcConfig  # noqa: E402
+from nas_jax.methods.filip import FilipConfig  # noqa: E402
 from nas_jax.models import codebook  # noqa: E402
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch  # noqa: E402
 from nas_jax.parallel.rules import state_shardings  # noqa: E402
@@ -39,6 +42,11 @@ from nas_jax.train.step import make_train_step, sharded_step  # noqa: E402
 from nas_jax.utils.trees import named_leaves  # noqa: E402
 
 BATCH, STEPS = 32, 5
+OTHERS = {  # in blocks on every mesh but the first, which has all pairs at once
+    "clip": ClipConfig(block=8),
+    "siglip": SiglipConfig(block=8, towers="siglip"),
+    "filip": FilipConfig(block=8),
+}
 CASES = {  # (data, fsdp, tensor), pieces
     "one": ((1, 1, 1), 1),
     "data8": ((8, 1, 1), 1),
@@ -48,9 +56,22 @@ CASES = {  # (data, fsdp, tensor), pieces
 }
 
 
-def run(case: str, own: bool = False) -> tuple[list[float], dict[str, np.ndarray]]:
+def built(other: str, case: str):
+    """The method of a case; other: "own", a row of OTHERS, or "" for NAS."""
+    pieces = CASES[case][1]
+    if other == "own":
+        setting = tiny.setting(pieces=pieces)
+        return own_method.Own.build(own_method.OwnConfig(), tiny.model(), setting)
+    if other:
+        config = replace(OTHERS[other], block=0) if case == "one" else OTHERS[other]
+        model = tiny.model(embed_dim=16)
+        return tiny.built(config, model=model, run=tiny.setting(pieces=pieces))
+    return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
+
+
+def run(case: str, other: str = "") -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and the state after them."""
-    sizes, pieces = CASES[case]
+    sizes, _ = CASES[case]
     whole = codebook.ema_update
     # as if each device kept the statistics of its own eighth of the batch
     if case == "without the sum":
@@ -59,14 +80,12 @@ def run(case: str, own: bool = False) -> tuple[list[float], dict[str, np.ndarray
         )
     try:
         mesh = make_mesh(MeshConfig(*sizes))
-        method = tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
-        if own:
-            setting = tiny.setting(pieces=pieces)
-            method = own_method.Own.build(own_method.OwnConfig(), tiny.model(), setting)
+        method = built(other, case)
         optimizer, schedule = make_optimizer(
             OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
         )
-        shardings = state_shardings(jax.eval_shape(lambda: init_state(method, optimizer, 0)), mesh)
+        abstract = jax.eval_shape(lambda: init_state(method, optimizer, 0))
+        shardings = state_shardings(abstract, mesh, method.sharding)
         state = jax.jit(lambda: init_state(method, optimizer, 0), out_shardings=shardings)()
         step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
         losses = []
@@ -117,12 +136,13 @@ def difference(
 
 def main(cases: list[str]) -> None:
     """Prints one JSON object: case -> differences to the first."""
-    own, cases = "--own" in cases, [case for case in cases if case != "--own"]
-    losses, expected = run("one", own)
+    other = "".join(case.removeprefix("--") for case in cases if case.startswith("--"))
+    cases = [case for case in cases if not case.startswith("--")]
+    losses, expected = run("one", other)
     entries = {name.split("/")[1] for name in expected if name.startswith("method_state/")}
     report = {}
     for case in cases or list(CASES)[1:]:
-        found, state = run(case, own)
+        found, state = run(case, other)
         report[case] = {
             "loss": max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True)),
             "params": difference(state, expected, "params/"),

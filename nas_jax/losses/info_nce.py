@@ -1,0 +1,38 @@
+"""Symmetric contrastive loss of a batch (CLIP, Radford et al. 2021, section 2.3, figure 3).
+
+ALIGN's is the same with label smoothing (Jia et al. 2021, eq. 1 and 2, section 5).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.losses.blocks import add_to_log_sum, empty_log_sum, in_blocks, scan_blocks
+from nas_jax.parallel.mesh import pin_rows
+from nas_jax.typing import Array
+
+
+def info_nce(
+    image_BxE: Array, text_BxE: Array, scale: Array, block: int = 0, smoothing: float = 0.0
+) -> Array:
+    """The mean of both directions' cross-entropy, whose target is the own pair.
+
+    image, text: unit features, float32. scale: 1 / temperature. block: captions at a time, a
+    divisor of B; 0 = all. smoothing: share of the target that is spread over all B keys.
+    Both directions read the same similarities: of a block, its columns are summed whole, and its
+    rows are added to those of the blocks before.
+    """
+    image_BxE = pin_rows(image_BxE) * scale
+    own_B = jnp.sum(image_BxE * text_BxE, -1)
+
+    def add(rows_B: Array, text_CxE: Array) -> tuple[Array, Array]:
+        logits_BxC = pin_rows(jnp.einsum("be,ce->bc", image_BxE, text_CxE))
+        return add_to_log_sum(rows_B, logits_BxC), jax.nn.logsumexp(logits_BxC, axis=0)
+
+    blocks = in_blocks(text_BxE, block)
+    rows_B, columns = scan_blocks(add, empty_log_sum(len(image_BxE)), blocks)
+    # The mean of all logits is the dot product of the mean features.
+    everywhere = jnp.dot(image_BxE.mean(0), text_BxE.mean(0))
+    target = (1 - smoothing) * own_B.mean() + smoothing * everywhere
+    return (rows_B.mean() + columns.mean()) / 2 - target
