@@ -128,7 +128,7 @@ class Encodings:
     def encode_images(self, images: np.ndarray) -> None:
         """Encodes on this process those of the images that it has not encoded yet."""
         scorer, missing = self.scorer, _missing(images, self._batch_of)
-        for rows in _slices(len(missing), scorer.batch_size):
+        for rows in slices(len(missing), scorer.batch_size):
             chunk = missing[rows]
             shown = np.stack([self._picture(index) for index in chunk])
             tokens_BxTxD, features = scorer.call(
@@ -169,7 +169,7 @@ class Encodings:
             [texts[index] for index in missing], self.text_length
         )
         tables = [] if self._text_tables is None else [self._text_tables]
-        for rows in _slices(len(missing), scorer.batch_size):
+        for rows in slices(len(missing), scorer.batch_size):
             ids_BxL, mask_BxL = (_pad(x[rows], scorer.batch_size) for x in (ids_MxL, mask_MxL))
             tokens_BxLxD, features = scorer.call(
                 scorer.functions.encode_text, scorer.by_rows(ids_BxL), scorer.by_rows(mask_BxL)
@@ -228,7 +228,8 @@ def _missing(indices: np.ndarray, known: dict[int, Any]) -> list[int]:
     return [int(index) for index in np.unique(indices) if int(index) not in known]
 
 
-def _slices(count: int, size: int) -> Iterable[slice]:
+def slices(count: int, size: int) -> Iterable[slice]:
+    """All of `count` rows, at most `size` at a time."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -1,11 +1,12 @@
 """Scores of (picture, text) pairs by the names that a method gives them.
 
-A *feature score* compares the features of the two encoders, on the host and cheap for all pairs: of
-ALBEF ``itc``, the cosine. A *pair score* needs picture and text read together: ``itm``, the logit
-of "match" minus that of "no match" (the order of the probability, but without the ties that a
-saturated softmax makes), and ``itm_logit``, the logit of "match" alone, with which ALBEF ranks
-(ALBEF code, Retrieval.py). A *summed score* is the sum of others: ``itm+itc``, with which X-VLM
-and BLIP rank (ARO code, model_zoo).
+A *feature score* compares the features of the two encoders and is cheap for all pairs: of ALBEF
+``itc``, the cosine, on the host. A method may have another comparison (`Method.compare`): FILIP's
+``late`` compares all tokens, on the device. A *pair score* needs picture and text read together:
+``itm``, the logit of "match" minus that of "no match" (the order of the probability, but without
+the ties that a saturated softmax makes), and ``itm_logit``, the logit of "match" alone, with which
+ALBEF ranks (ALBEF code, Retrieval.py). A method without a fusion encoder has none. A *summed score*
+is the sum of others: ``itm+itc``, with which X-VLM and BLIP rank (ARO code, model_zoo).
 
 The **blind** score of a text is its score with `BLANK`, a picture of constant mid-grey (the mean
 that the pixels are normalised with). It shows what a score knows from the text alone: foils of
@@ -24,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from nas_jax.evals.config import EvalConfig, check_scorers
-from nas_jax.evals.encodings import BLANK, Encodings, mine, sum_of_processes
+from nas_jax.evals.encodings import BLANK, Encodings, mine, slices, sum_of_processes
 from nas_jax.evals.functions import ScoredModel
 from nas_jax.evals.matching import score_pairs
 from nas_jax.methods.method import Method
@@ -43,6 +44,7 @@ under each scorer in turn.
 """
 
 COMPARED = 4096  # texts that are compared with one picture at a time
+TABLE = 1024  # pictures, and texts, whose features are put together for a part of a table
 
 
 class Scorer:
@@ -150,9 +152,19 @@ class SetScores:
     def matrix(
         self, name: str, image_indices_R: np.ndarray, text_indices_C: np.ndarray
     ) -> np.ndarray:
-        """A feature score of R images with C texts, float32 (R, C)."""
-        images, texts = self.image_features(image_indices_R), self.text_features(text_indices_C)
-        return _finite(self.method.compare(name, images, texts).astype(np.float32), name)
+        """A feature score of R images with C texts, float32 (R, C).
+
+        In parts, as a feature may be many numbers: all tokens of a picture.
+        """
+        self.encodings.know_images(image_indices_R)
+        self.encodings.encode_texts(text_indices_C)
+        scores_RxC = np.empty((len(image_indices_R), len(text_indices_C)), np.float32)
+        for rows in slices(len(image_indices_R), TABLE):
+            images = self.image_features(image_indices_R[rows])
+            for columns in slices(len(text_indices_C), TABLE):
+                texts = self.text_features(text_indices_C[columns])
+                scores_RxC[rows, columns] = self.method.compare(name, images, texts)
+        return _finite(scores_RxC, name)
 
     def _scores(self, name: str, pairs: _Pairs) -> np.ndarray:
         if name in self.method.summed_scores:
@@ -193,8 +205,8 @@ def _runs(images_U: np.ndarray) -> Iterator[slice]:
     """Rows of one image after the other, at most `COMPARED` at a time."""
     ends = [*np.flatnonzero(images_U[1:] != images_U[:-1]) + 1, len(images_U)]
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        for first in range(start, end, COMPARED):
-            yield slice(first, min(first + COMPARED, end))
+        for part in slices(end - start, COMPARED):
+            yield slice(start + part.start, start + part.stop)
 
 
 def _on_mesh(tree: PyTree, mesh: Mesh | None) -> PyTree:

@@ -17,11 +17,12 @@ import tiny
 from test_processes import free_port
 
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.evals import retrieval
+from nas_jax.evals import retrieval, scorers
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.encodings import BLANK, BLANK_RGB
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.scorers import Scorer
+from nas_jax.methods import filip
 from nas_jax.parallel.mesh import MeshConfig, make_mesh
 from nas_jax.utils.errors import ConfigError
 
@@ -168,3 +169,55 @@ def test_two_processes_share_the_work_and_agree_with_one():
         assert found["pairs_matched"] < 0.75 * one["pairs_matched"]
     # Both have the blank picture; the others are dealt.
     assert one["images_encoded"] == 8 and sorted(found["images_encoded"] for found in two) == [4, 5]
+
+
+# ------------------------------------------------------------------ features of several tokens
+
+
+@pytest.fixture(scope="module")
+def late_model():
+    """The smallest FILIP, and its scores of all pairs by NumPy, each text without its padding."""
+    method = tiny.built(filip.FilipConfig(), model=tiny.model(init_std=0.3))
+    params, state = jax.jit(method.init)(jax.random.key(0))
+    pictures = RNG.integers(0, 256, (IMAGES, 16, 16, 3)).astype(np.uint8)
+    eval_set = EvalSet("set", pictures, tuple(zip(TEXTS[::2], TEXTS[1::2], strict=True)), (), ())
+    shown = np.concatenate([np.full((1, 16, 16, 3), BLANK_RGB, np.uint8), pictures])
+    _, image = jax.jit(method.encode_image)(params, state, shown)
+    encode_text = jax.jit(method.encode_text)
+    expected = {name: [] for name in filip.SCORES}
+    for patches in np.asarray(image, np.float64):
+        for text in TEXTS:
+            ids, mask = Numbers().encode([text], len(text.split()) + 1)
+            words = np.asarray(encode_text(params, ids, mask)[1][0, :, :-1], np.float64)
+            dots = patches @ words.T
+            by_image, by_text = dots.max(1).mean(), dots.max(0).mean()
+            for name, score in zip(
+                filip.SCORES, ((by_image + by_text) / 2, by_image, by_text), strict=True
+            ):
+                expected[name].append(score)
+    return ScoringFunctions.of(method), params, state, eval_set, expected
+
+
+@pytest.mark.parametrize("name", filip.SCORES)
+def test_late_scores_of_pairs_and_tables_in_any_blocks(late_model, name, monkeypatch):
+    """Also blind; the padding of a text and the edge of a block change nothing."""
+    expected = np.array(late_model[-1][name])
+    np.testing.assert_allclose(
+        scores_of(late_model).scores(name, *all_pairs()), expected, atol=1e-5
+    )
+    for table, rows, columns in ((1024, 16, 64), (5, 2, 3)):
+        monkeypatch.setattr(scorers, "TABLE", table)
+        monkeypatch.setattr(filip, "ROWS", rows)
+        monkeypatch.setattr(filip, "COLUMNS", columns)
+        images = np.arange(BLANK, IMAGES)
+        found = scores_of(late_model).matrix(name, images, np.arange(len(TEXTS)))
+        np.testing.assert_allclose(found.ravel(), expected, atol=1e-5)
+
+
+def test_retrieval_ranks_by_late_interaction(late_model):
+    scores = scores_of(late_model)
+    config = EvalConfig(scorers=("late",), rerank_k=4)
+    found = {metric.key: metric for metric in retrieval.retrieval_metrics(scores, config)}
+    table = np.array(late_model[-1]["late"]).reshape(IMAGES + 1, -1)[1:]
+    right = np.argmax(table, axis=1) // 2 == np.arange(IMAGES)
+    assert found["set/retrieval/late/image_to_text_r@1"].value == pytest.approx(100 * right.mean())
