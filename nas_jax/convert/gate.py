@@ -49,7 +49,7 @@ CAPTIONS = (
     " ".join(f"word {number}," for number in range(60)),  # longer than any text is
 )
 """Captions for the tokenizer alone, beside those of the pictures."""
-_EXACT = ("input_ids", "attention_mask", "code_ids")
+_EXACT = ("input_ids", "attention_mask", "code_ids", "missing")
 _ROWS = 12  # of the table of a refusal
 _SHOWN = (
     "image_embeds", "text_embeds", "dictionary_tokens", "itm_logits", "mlm_logits",
@@ -126,7 +126,7 @@ def check(
         outputs = run_jax(trained, config, given)
         given |= {name: array for name, array in outputs.items() if name.endswith("/code_ids")}
         given |= {
-            f"{case}/plain_pixel_values": _channels_first(given[f"{case}/pixels"]) for case in CASES
+            f"{case}/plain_pixel_values": channels_first(given[f"{case}/pixels"]) for case in CASES
         }
         np.savez(
             inputs, **{name: array for name, array in given.items() if not name.endswith("/pixels")}
@@ -143,11 +143,11 @@ def check(
             facts = json.loads(str(right["facts"]))
             ties = sum(int(right[f"{case}/ties"]) for case in CASES if f"{case}/ties" in right)
     report = GateReport(rows, facts["transformers"], ties, facts["peak_bytes"])
-    _judge(report, say)
+    judge(report, say)
     return report
 
 
-def _judge(report: GateReport, say: Callable[[str], None]) -> None:
+def judge(report: GateReport, say: Callable[[str], None]) -> None:
     """Says what was found. Raises GateRefused where an array is above its tolerance."""
     if report.failed:
         say(report.table(report.failed[:_ROWS]))
@@ -189,7 +189,7 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     return {
         "cases": np.asarray(json.dumps(CASES)),
         "random/pixels": noise,
-        "random/pixel_values": _channels_first(noise),
+        "random/pixel_values": channels_first(noise),
         "random/input_ids": rng.integers(0, config["vocab_size"], (2, longest)),
         "random/attention_mask": mask.astype(np.int64),
         "real/pixels": np.asarray(normalise_image(images)),
@@ -201,7 +201,8 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     }
 
 
-def _channels_first(pixels_BxHxWx3: np.ndarray) -> np.ndarray:
+def channels_first(pixels_BxHxWx3: np.ndarray) -> np.ndarray:
+    """Pixels as PyTorch has them, (B, 3, H, W)."""
     return np.ascontiguousarray(pixels_BxHxWx3.transpose(0, 3, 1, 2))
 
 
@@ -232,9 +233,9 @@ def run_jax(
             inputs = pixels, ids.astype(np.int32), mask > 0
             outputs = _outputs(method, params, state, inputs, config)
             results |= {f"{case}/{name}": np.asarray(array) for name, array in outputs.items()}
-    results["real/pixel_values"] = _channels_first(given["real/pixels"])
+    results["real/pixel_values"] = channels_first(given["real/pixels"])
     size = config["image_size"]
-    results["real/resized"] = _channels_first(
+    results["real/resized"] = channels_first(
         np.asarray(normalise_image(resize(given["real/large"], size)[None]))
     )
     results |= {f"real/{name}": given[f"real/{name}"] for name in ("input_ids", "attention_mask")}
@@ -408,6 +409,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray, scale: float | None = None)
 
 
 _ORDER = (
+    "missing",
     "input_ids",
     "attention_mask",
     "pixel_values",

@@ -21,6 +21,7 @@ HOOKED = re.compile(
     r"text_encoder\.embedding_norm|(text|fusion)_encoder\.layers\.\d+(\.(cross_)?attention)?"
 )
 """Modules whose outputs are compared."""
+DUAL = ("clip", "siglip")  # model types that transformers itself has
 WORDS = 32  # positions of a text whose MLM logits are compared: V numbers each
 TIE = 1e-5  # two codes as near as this, as a share of the squared norms, are equally near
 
@@ -66,9 +67,14 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     results: dict[str, np.ndarray] = {}
-    model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype=torch.float32).eval()
-    # for config.json, which it reads too
-    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
+    kind = json.loads(Path(export, "config.json").read_text())["model_type"]
+    dual, info = kind in DUAL, {}
+    ours = {} if dual else {"trust_remote_code": True}  # for config.json, which both read
+    model = AutoModel.from_pretrained(export, dtype=torch.float32, output_loading_info=dual, **ours)
+    if dual:
+        model, info = model
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(export, **ours)
     processor = AutoImageProcessor.from_pretrained(export)
     for case in json.loads(str(given["cases"])):
         pixels = given.get(f"{case}/pixel_values")
@@ -80,7 +86,13 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             large = processor(images=[given[f"{case}/large"]], return_tensors="np")["pixel_values"]
             results[f"{case}/resized"] = np.asarray(large)
             captions = json.loads(str(given[f"{case}/captions"]))
-            words = tokenizer(captions, padding="max_length", truncation=True, return_tensors="np")
+            words = tokenizer(
+                captions,
+                padding="max_length",
+                truncation=True,
+                return_tensors="np",
+                return_attention_mask=True,
+            )
             results[f"{case}/input_ids"] = np.asarray(words["input_ids"])
             results[f"{case}/attention_mask"] = np.asarray(words["attention_mask"])
         pairs = len(pixels)
@@ -89,10 +101,28 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             name: torch.from_numpy(np.asarray(array[:pairs])) for name, array in texts.items()
         }
         inputs["pixel_values"] = torch.from_numpy(np.array(pixels, np.float32))
-        results |= {
-            f"{case}/{name}": array for name, array in _outputs(model, inputs, given, case).items()
-        }
+        if dual:
+            outputs = _dual_outputs(model, inputs, kind, info)
+        else:
+            outputs = _outputs(model, inputs, given, case)
+        results |= {f"{case}/{name}": array for name, array in outputs.items()}
     return results
+
+
+def _dual_outputs(model, inputs: dict, kind: str, info: dict) -> dict[str, np.ndarray]:
+    """Features and logits of a class of transformers, and how many tensors it did not find or
+    know.
+    """
+    import torch
+
+    if kind == "siglip":  # is trained to read its padding
+        inputs = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
+    with torch.inference_mode():
+        output = model(**inputs)
+    names = ("image_embeds", "text_embeds", "logits_per_image")
+    found = {name: output[name].numpy() for name in names}
+    missing = len(info["missing_keys"]) + len(info["unexpected_keys"])
+    return found | {"missing": np.asarray(float(missing))}
 
 
 _TEXT = ("input_ids", "attention_mask")

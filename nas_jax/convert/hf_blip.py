@@ -133,7 +133,7 @@ def write(
 ) -> None:
     """Writes the plain model to `folder`; tokenizer and processor are those of the full export.
 
-    write_tensors: `to_hf.write_safetensors`.
+    write_tensors: `hf_writing.write_safetensors`.
     """
     folder.mkdir()
     for name in _TOKENIZER_FILES:

@@ -256,7 +256,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def open_export(folder: str | Path) -> dict[str, Callable[[], np.ndarray]]:
     """Our name -> how to read that array of an export. Errors: `read_export`."""
-    expected, tensors = shapes_in(read_config(folder)), _open_tensors(Path(folder))
+    expected, tensors = shapes_in(read_config(folder)), open_tensors(Path(folder))
     there = {our_name(name) for name in tensors}
     for got, names in (
         ("without", expected.keys() - there),
@@ -284,7 +284,7 @@ def open_export(folder: str | Path) -> dict[str, Callable[[], np.ndarray]]:
     return {name: functools.partial(read, name) for name in expected}
 
 
-def _open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+def open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Name of a tensor -> how to read it."""
     index, opened = folder / INDEX, {}
     try:

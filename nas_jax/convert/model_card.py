@@ -78,6 +78,51 @@ def write(
     return "\n\n".join(sections) + "\n"
 
 
+_DUAL_USE = """```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+model = AutoModel.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+processor = AutoImageProcessor.from_pretrained(folder)
+pixels = processor(images=Image.open("picture.jpg"), return_tensors="pt")
+words = tokenizer(["a red square"], padding="max_length", truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    output = model(**pixels, input_ids=words["input_ids"])
+output.image_embeds, output.text_embeds  # unit features
+output.logits_per_image  # of all pictures with all texts
+```"""
+
+
+def write_dual(trained: Trained, facts: Mapping[str, Any], report: GateReport) -> str:
+    """The text of the card of an export as CLIPModel or SiglipModel.
+
+    facts: see `hf_dual.facts_of`.
+    """
+    name, size = trained.config.get("name", "model"), facts["image_size"]
+    numbers = sum(int(np.prod(shape)) for shape, _ in trained.shapes.values())
+    tags = ("vision-language", "image-text-retrieval", facts["method"])
+    front = ("---", "library_name: transformers", "pipeline_tag: zero-shot-image-classification")
+    front = (*front, "tags:", *(f"- {tag}" for tag in tags), "---")
+    summary = (
+        f"Trained with nas_jax {__version__} by the method {facts['method']}, to step "
+        f"{trained.step}; not the authors' own weights. {numbers / 1e6:.1f} M parameters, pictures "
+        f"of {size} x {size} pixels, texts of up to {facts['text_length']} tokens."
+    )
+    sections = [
+        "\n".join(front),
+        f"# {name}\n\n{summary}",
+        f"## Use\n\n{_DUAL_USE}",
+        f"## Data\n\n{_data(trained.config.get('data', {}), facts)}",
+        f"## Training\n\n{_training(trained)}",
+        f"## Metrics\n\n{_metrics(trained)}",
+        f"## Agreement\n\n{_agreement(report, '')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def _front_matter(config: Mapping[str, Any]) -> str:
     tags = ("vision-language", "image-text-retrieval", "image-text-matching", config["method"])
     lines = (
@@ -165,7 +210,8 @@ def _training(trained: Trained) -> str:
         )
         method = run["method"]
         parts = [part for part in _PARTS if method.get(part, {}).get("enabled")]
-        lines.append(f"* method {method['name']}; parts of NAS: {', '.join(parts) or 'none'}")
+        of_nas = f"; parts of NAS: {', '.join(parts) or 'none'}" * (method["name"] in _PAPERS)
+        lines.append(f"* method {method['name']}{of_nas}")
         lines.append(f"* computed in {run['model']['dtype']}, parameters in float32")
     losses = _last_entry(trained)
     if losses:

@@ -12,22 +12,18 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
-import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nas_jax.convert import gate, hf_blip, model_card
+from nas_jax.convert import gate, hf_blip, hf_dual, model_card
 from nas_jax.convert.hf_names import (
     CONFIG,
     INDEX,
     MODEL_TYPE,
-    SAFETENSORS_DTYPES,
     WEIGHTS,
     hf_class,
     hf_name,
@@ -37,12 +33,12 @@ from nas_jax.convert.hf_names import (
     torch_shape,
 )
 from nas_jax.convert.hf_tokenizer import write_tokenizer
+from nas_jax.convert.hf_writing import bytes_of, write_json, write_processor, write_safetensors
 from nas_jax.data.config import DataConfig
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import method_config
 from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
-from nas_jax.models.towers import IMAGE_MEAN, IMAGE_STD
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
@@ -50,8 +46,6 @@ FILES = Path(__file__).parent / "hf_files"  # copied into every export
 SHARD_BYTES = 400 * 10**6
 PLAIN = ("blip",)
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of <malloc.h>
-_BICUBIC = 3  # Pillow's number
-_DTYPES = {ours: theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
 
 Say = Callable[[str], None]
 
@@ -113,27 +107,20 @@ def export(
     out = Path(out).absolute()
     _check_out(out)
     trained = open_trained(checkpoint, tokenizer_folder)
-    hf_class(method_config(trained.config["method"]).name)  # refused first, if it is
+    method = method_config(trained.config["method"])
+    dual = hf_dual.class_of(method)
+    if not dual:
+        hf_class(method.name)  # refused first, if it is
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
-    tokenizer = trained.tokenizer
-    config = export_config(trained, tokenizer)
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)  # of a killed export
     try:
         unchecked.mkdir(parents=True)
-        write_files(unchecked, trained, config, tokenizer)
-        write_weights(unchecked, trained, say, shard_bytes)
-        if plain:
-            hf_blip.write(unchecked / plain, trained, config, unchecked, write_safetensors)
-            say(f"{plain}: written")
-        report = gate.check(unchecked, trained, config, plain, python, say)
-        compare_bits(unchecked, trained)
-        say("read back: the same bits")
-        card = model_card.write(
-            trained, config, report, tokenizer.tokens()[tokenizer.mask_id], plain
-        )
-        (unchecked / "README.md").write_text(card, encoding="utf-8")
+        if dual:
+            report = hf_dual.write(unchecked, trained, plain, python, say)
+        else:
+            report = _write(unchecked, trained, plain, shard_bytes, python, say)
         os.replace(unchecked, out)
     except OSError as error:
         raise CheckpointError(
@@ -144,6 +131,25 @@ def export(
     finally:
         shutil.rmtree(unchecked, ignore_errors=True)
     say(f"passed the gate: {out}")
+    return report
+
+
+def _write(
+    folder: Path, trained: Trained, plain: str, shard_bytes: int, python: str, say: Say
+) -> gate.GateReport:
+    """All files of an export with a class of `hf_files`, which have passed the gate."""
+    tokenizer = trained.tokenizer
+    config = export_config(trained, tokenizer)
+    write_files(folder, trained, config, tokenizer)
+    write_weights(folder, trained, say, shard_bytes)
+    if plain:
+        hf_blip.write(folder / plain, trained, config, folder, write_safetensors)
+        say(f"{plain}: written")
+    report = gate.check(folder, trained, config, plain, python, say)
+    compare_bits(folder, trained)
+    say("read back: the same bits")
+    card = model_card.write(trained, config, report, tokenizer.tokens()[tokenizer.mask_id], plain)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 
 
@@ -252,30 +258,9 @@ def write_files(
     """All files but weights and card."""
     for source in sorted(FILES.glob(f"*_{hf_class(config['method'])}.py")):
         shutil.copyfile(source, folder / source.name)
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
     write_processor(folder, config["image_size"])
     write_tokenizer(folder, tokenizer, config)
-
-
-def write_processor(folder: Path, image_size: int) -> None:
-    """How pictures become `pixel_values`: Pillow's bicubic to a square, as in evaluations."""
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
-        "resample": _BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": IMAGE_MEAN,
-        "image_std": IMAGE_STD,
-    }
-    _write_json(folder / "preprocessor_config.json", processor)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -290,13 +275,13 @@ def write_weights(folder: Path, trained: Trained, say: Say, shard_bytes: int = S
     shards: list[list[list[str]]] = [[]]
     filled = 0
     for group in trained.groups():
-        size = sum(_bytes(*trained.shapes[name]) for name in group)
+        size = sum(bytes_of(*trained.shapes[name]) for name in group)
         if filled and filled + size > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(group)
         filled += size
-    total, done = sum(_bytes(*kind) for kind in trained.shapes.values()), 0
+    total, done = sum(bytes_of(*kind) for kind in trained.shapes.values()), 0
     weight_map: dict[str, str] = {}
     for number, groups in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -311,39 +296,10 @@ def write_weights(folder: Path, trained: Trained, say: Say, shard_bytes: int = S
             folder / file, kinds, ((hf_name(name), to_torch(name, array)) for name, array in arrays)
         )
         weight_map |= dict.fromkeys(kinds, file)
-        done += sum(_bytes(*kind) for kind in kinds.values())
+        done += sum(bytes_of(*kind) for kind in kinds.values())
         say(f"{file}: {done / 1e6:.1f} of {total / 1e6:.1f} MB written")
     if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_safetensors(
-    path: Path,
-    kinds: dict[str, tuple[tuple[int, ...], str]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-) -> None:
-    """A safetensors file, tensor after tensor (format: huggingface.co/docs/safetensors).
-
-    kinds: name -> shape and dtype, in the order in which `tensors` gives them. The library's own
-    writer wants all tensors of a file at once, and writes the wrong numbers for one that is not
-    contiguous.
-    """
-    # without it, transformers refuses the file
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (shape, dtype) in kinds.items():
-        begin, end = end, end + _bytes(shape, dtype)
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for (name, kind), (given, tensor) in zip(kinds.items(), tensors, strict=True):
-            if (given, tensor.shape, str(tensor.dtype)) != (name, *kind):
-                raise ValueError(
-                    f"tensor {given} {tensor.dtype}{tensor.shape} in the place of {name} {kind}"
-                )
-            file.write(np.ascontiguousarray(tensor).data)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def compare_bits(folder: Path, trained: Trained) -> None:
@@ -360,7 +316,3 @@ def compare_bits(folder: Path, trained: Trained) -> None:
                     "those of the checkpoint",
                     "report this",
                 )
-
-
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape)) * np.dtype(dtype).itemsize
