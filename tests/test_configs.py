@@ -196,6 +196,9 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
         len(charts["val: retrieval, R@1"]["lines"]) == 2 * len(scores)
         and charts[f"val: foils, {scores[-1]}"]["tip"][0] == f"step {STEPS}"
     )
+    if name in SCORES:  # neither picture negatives nor a dictionary to draw
+        assert seen["pictures"] == []
+        return
     ((width, height, shown),) = seen["pictures"]
     assert min(width, height) > 500 and shown > 500
 
