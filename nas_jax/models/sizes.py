@@ -82,26 +82,17 @@ class ModelConfig:
             )
         if self.dim % 4:
             raise ConfigError(f"dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
-        if self.dtype not in DTYPES:
-            raise ConfigError(
-                f"dtype={self.dtype!r}", f"one of {', '.join(DTYPES)}", "set one of them"
-            )
-        if self.fusion_reads not in FUSION_READS:
-            raise ConfigError(
-                f"fusion_reads={self.fusion_reads!r}",
-                f"one of {', '.join(FUSION_READS)}",
-                "set one of them",
-            )
-        if self.remat not in POLICIES:
-            raise ConfigError(
-                f"remat={self.remat!r}", f"one of {', '.join(POLICIES)}", "set one of them"
-            )
-        if self.attention not in IMPLEMENTATIONS:
-            raise ConfigError(
-                f"attention={self.attention!r}",
-                f"one of {', '.join(IMPLEMENTATIONS)}",
-                "set one of them",
-            )
+        for name, known in (
+            ("dtype", DTYPES),
+            ("fusion_reads", FUSION_READS),
+            ("remat", POLICIES),
+            ("attention", IMPLEMENTATIONS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"{name}={value!r}", f"one of {', '.join(known)}", "set one of them"
+                )
         if self.attention == "cudnn" and self.cls_apart:
             raise ConfigError(
                 "attention='cudnn' with cls_apart=True",
