@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, flip, rand_augment
+from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, distort, flip, rand_augment
 from nas_jax.data.records import Draw, Record
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -155,13 +155,16 @@ class ImageId(Field):
 class SecondView(Field):
     """The same picture, cropped and augmented a second time, independently of the first."""
 
+    distortion: float = 0.0  # strength of a change of light and sharpness besides (`distort`)
+
     def spec(self, config: DataConfig) -> Spec:
         """See Field."""
         return {"image2_BxHxWx3": _picture(config)}
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        return {"image2_BxHxWx3": example.view(example.rng("second view"))}
+        rng = example.rng("second view")
+        return {"image2_BxHxWx3": distort(example.view(rng), rng, self.distortion)}
 
 
 STANDARD: tuple[Field, ...] = (Picture(), Caption(), ImageId())

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
-from nas_jax.methods.added import added_terms, check_terms
+from nas_jax.methods.added import added_terms, added_wants, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.matching import MatchingRows, read_rows
@@ -103,6 +104,11 @@ class Albef(Method):
     default_scores = ("itc", "itm")
     hf_class = "nas"
 
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """What the terms of the config read; methods put their own fields before these."""
+        return added_wants(self.config.terms)
+
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """Fresh parameters (float32); the teacher starts as the student, the queue as noise."""
         model_key, queue_key, _ = jax.random.split(rng, 3)
@@ -144,11 +150,22 @@ class Albef(Method):
     def see(self, seen: Seen) -> Seen:
         """Student and teacher read the batch, with all captions of the terms; ITC compares it."""
         texts = further_texts(self.terms(seen.stage), seen.batch, seen.draw)
-        inputs, teacher = (seen.batch, texts, seen.draw), jax.lax.stop_gradient(seen.teacher)
-        student = self.encode(seen.params, *inputs, "student")
-        taught = jax.lax.stop_gradient(self.encode(teacher, *inputs, "teacher"))
+        teacher, (own, other) = jax.lax.stop_gradient(seen.teacher), self.views(seen)
+        student = self.encode(seen.params, own, texts, seen.draw, "student")
+        taught = jax.lax.stop_gradient(self.encode(teacher, other, texts, seen.draw, "teacher"))
         seen = seen._replace(student=student, taught=taught)
         return seen._replace(itc=self.contrast(seen))
+
+    def views(self, seen: Seen) -> tuple[Batch, Batch]:
+        """The batch as the student and as the teacher read it.
+
+        Where it has a second view of the pictures, the teacher reads that, as in TCL. Evaluations
+        have one view only.
+        """
+        second = seen.batch.get("image2_BxHxWx3")
+        if second is None:
+            return seen.batch, seen.batch
+        return seen.batch, seen.batch | {"image_BxHxWx3": second}
 
     def matching_rows(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
