@@ -86,5 +86,8 @@ def batch(
     for name, like in batch_spec(config, size, wants).items():
         if name not in found:
             high = 256 if like.dtype == np.uint8 else 2
-            found[name] = jnp.asarray(rng.integers(0, high, like.shape), like.dtype)
+            array = rng.integers(0, high, like.shape)
+            if "mask" in name:
+                array[..., 0] = 1  # [CLS]
+            found[name] = jnp.asarray(array, like.dtype)
     return found

@@ -52,10 +52,10 @@ def check_every_group_is_trained(grads) -> None:
         assert 0 < largest(leaves) < np.inf, group
 
 
-def check_pieces(config, **others) -> None:
-    """A batch in three pieces has the loss and the gradients of the whole batch."""
+def check_pieces(config, **model) -> None:
+    """A batch in three pieces has the loss and the gradients of the whole batch. model: sizes."""
     whole, pieced = (
-        gradients(tiny.built(config, run=tiny.setting(pieces=pieces)), **others)
+        gradients(tiny.built(config, model=tiny.model(**model), run=tiny.setting(pieces=pieces)))
         for pieces in (1, 3)
     )
     np.testing.assert_allclose(pieced[0], whole[0], rtol=1e-5)
@@ -63,10 +63,10 @@ def check_pieces(config, **others) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-5)
 
 
-def check_bfloat16(config) -> None:
+def check_bfloat16(config, **model) -> None:
     """bfloat16 gives about the numbers of float32, and leaves state and gradients in float32."""
     exact, rounded = (
-        gradients(tiny.built(config, model=tiny.model(dtype=dtype, dropout=0.0)))
+        gradients(tiny.built(config, model=tiny.model(dtype=dtype, dropout=0.0, **model)))
         for dtype in ("float32", "bfloat16")
     )
     assert exact[0] != rounded[0]  # otherwise nothing was rounded
@@ -85,14 +85,14 @@ def check_devices(name: str, *cases: str) -> None:
         assert all(error < 1e-3 for error, _ in case.values()), case
 
 
-def check_run(config, folder: Path, scorers: tuple[str, ...] = ()) -> None:
+def check_run(config, folder: Path, scorers: tuple[str, ...] = (), **model) -> None:
     """A run falls, is continued to the same bits, and is scored by all scorers, seen and blind."""
     run = RunConfig(
         data=DataConfig(
             num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=17,
             vocab_size=200, batch_size=8, threads=1,
         ),
-        model=tiny.model(vocab_size=0, max_text_length=32),
+        model=tiny.model(vocab_size=0, max_text_length=32, **model),
         method=config,
         # the same rate whatever the number of steps
         optimizer=OptimizerConfig(schedule="smooth", lr=1e-3, lr_min=1e-3, warmup_steps=1),
@@ -112,7 +112,7 @@ def check_run(config, folder: Path, scorers: tuple[str, ...] = ()) -> None:
     assert train(folder / "parts")[-4:] == whole[-4:]  # every bit, state and draws among them
     metrics = json.loads((folder / "whole/evals/6.json").read_text())["metrics"]
     for scorer in scorers:
-        found = [metric for metric in metrics if metric["scorer"] == scorer]
-        assert found and all(np.isfinite(metric["value"]) for metric in found), scorer
-        blind = [metric["blind"] for metric in found if metric["blind"] is not None]
+        found = [one for one in metrics if one["key"].split("/")[2] == scorer]
+        assert found and all(np.isfinite(one["value"]) for one in found), scorer
+        blind = [one["blind"] for one in found if one.get("blind") is not None]
         assert blind and np.isfinite(blind).all(), scorer

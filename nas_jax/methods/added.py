@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.intra import own_cross_entropy
 from nas_jax.losses.itc import positives
 from nas_jax.losses.soft_targets import soft_cross_entropy
+from nas_jax.methods.masked_codes import MaskedCodes
 from nas_jax.methods.terms import Seen, Term, Terms
-from nas_jax.typing import Array, Metrics
+from nas_jax.typing import Array, Metrics, Params
 from nas_jax.utils.errors import ConfigError
 
 FOCUS = 2.0  # gamma of the focal loss; the paper's value is not known
@@ -90,19 +92,26 @@ class IntraModal(Term):
         return (image + text) / 2, {"intra/image": image, "intra/text": text}
 
 
-TERMS: dict[str, Callable[[Any], Term]] = {
+TERMS: dict[str, type[Term]] = {
     "focal_itc": FocalItc,
     "intra_text": IntraText,
     "intra_modal": IntraModal,
+    "masked_codes": MaskedCodes,
 }
 """Name -> term."""
 
 
-def check_terms(terms: tuple[tuple[str, float], ...]) -> None:
-    """Raises ConfigError on a name that TERMS does not have."""
-    for name, _ in terms:
+def check_terms(config: Any) -> None:
+    """Raises ConfigError on a name in config.terms that TERMS does not have, or that is there
+    twice, and on a term that the method cannot have.
+    """
+    names = [name for name, _ in config.terms]
+    for name in names:
         if name not in TERMS:
             raise ConfigError(f"terms with {name!r}", f"names of {', '.join(TERMS)}", "mend it")
+        if names.count(name) > 1:
+            raise ConfigError(f"terms with {name!r} twice", "each term once", "add the weights")
+        TERMS[name].check(config)
 
 
 def added_terms(method: Any) -> Terms:
@@ -110,7 +119,16 @@ def added_terms(method: Any) -> Terms:
     return {name: (weight, TERMS[name](method)) for name, weight in method.config.terms}
 
 
+def added_params(method: Any, key: Array) -> Params:
+    """Fresh parameters of the added terms, under the names of the terms."""
+    params = {}
+    for name, (_, term) in added_terms(method).items():
+        found = term.init(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        params |= {name: found} if found else {}
+    return params
+
+
 def added_wants(terms: tuple[tuple[str, float], ...]) -> tuple[Any, ...]:
     """The fields of a batch that the added terms read, each once."""
-    wanted = [field for name, _ in terms for field in getattr(TERMS[name], "wants", ())]
+    wanted = [field for name, _ in terms for field in TERMS[name].wants]
     return tuple(dict.fromkeys(wanted))

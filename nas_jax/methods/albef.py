@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
-from nas_jax.methods.added import added_terms, added_wants, check_terms
+from nas_jax.methods.added import added_params, added_terms, added_wants, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.matching import MatchingRows, read_rows
@@ -65,7 +65,7 @@ class AlbefConfig(MethodConfig):
                 "shares of 1",
                 "0.995 and 0.4 are ALBEF's",
             )
-        check_terms(self.terms)
+        check_terms(self)
 
     def mesh_advice(self, row_devices: int) -> str:
         """Hard negatives that stay on the device of their row move no image tokens."""
@@ -114,6 +114,7 @@ class Albef(Method):
         model_key, queue_key, _ = jax.random.split(rng, 3)
         params, _ = super().init(model_key)
         params["temp"] = jnp.float32(self.config.itc.temp_init)
+        params |= added_params(self, model_key)
         queue = init_queue(queue_key, self.config.itc.queue_size, self.network.config.embed_dim)
         return params, {"teacher": self.fresh_teacher(params), "queue": queue}
 

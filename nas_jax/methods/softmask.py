@@ -27,6 +27,8 @@ from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.terms import Itm, Mlm, Seen, Terms
 from nas_jax.models.attention_maps import attention_map, grad_cam, soft_mask, softly_masked
 from nas_jax.models.rows import Rows
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.models.towers import AlbefNetwork
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import gather_positions
 from nas_jax.typing import Array, Batch, Params
@@ -63,6 +65,19 @@ class SoftMask(Albef):
     """State: ALBEF's."""
 
     Config = SoftMaskConfig
+
+    @classmethod
+    def make_network(cls, config: SoftMaskConfig, model: ModelConfig) -> AlbefNetwork:
+        """ALBEF's network. Raises ConfigError with one fusion layer: what a word attends to in the
+        last layer does not reach [CLS], which is asked for the match.
+        """
+        if config.soft_weight > 0 and model.fusion_layers < 2:
+            raise ConfigError(
+                f"model.fusion_layers={model.fusion_layers}",
+                "at least 2, so that the match depends on what the words attend to",
+                "raise it, or set method.soft_weight=0",
+            )
+        return super().make_network(config, model)
 
     @property
     def wants(self) -> tuple[Any, ...]:

@@ -70,6 +70,14 @@ class Term:
     # Fields of a batch that it reads beyond those of every batch (data/readers.py).
     wants: ClassVar[tuple[Any, ...]] = ()
 
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raises ConfigError where the config of the method lacks what the term reads."""
+
+    def init(self, key: Array) -> Params:
+        """Parameters of the term's own (float32), which stand under its name; {}: none."""
+        return {}
+
     def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
         """Captions (B, L) besides the true one that both text encoders should read, by name."""
         return {}

@@ -60,7 +60,10 @@ def build(name: str, pieces: int):
     config = method_config({"name": name})
     if hasattr(config, "itc"):
         config = replace(config, itc=replace(config.itc, queue_size=3 * BATCH))
-    return tiny.built(config, run=setting)
+    if hasattr(config, "tokens"):
+        config = replace(config, tokens=32)
+    model = tiny.model(fusion_layers=2 if name == "softmask" else 1)
+    return tiny.built(config, model=model, run=setting)
 
 
 def run(case: str, name: str = "nas") -> tuple[list[float], dict[str, np.ndarray]]:
