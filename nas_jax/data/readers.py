@@ -167,6 +167,15 @@ class SecondView(Field):
         return {"image2_BxHxWx3": distort(example.view(rng), rng, self.distortion)}
 
 
+def second_view(batch: Batch) -> Batch:
+    """The batch with the second view of each picture, where it has one: evaluations have not.
+
+    The teacher reads it, as in TCL.
+    """
+    second = batch.get("image2_BxHxWx3")
+    return batch if second is None else batch | {"image_BxHxWx3": second}
+
+
 STANDARD: tuple[Field, ...] = (Picture(), Caption(), ImageId())
 
 

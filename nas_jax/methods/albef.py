@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
+from nas_jax.data.readers import second_view
+from nas_jax.losses.itc import init_queue, itc_loss, positives
 from nas_jax.methods.added import added_params, added_terms, added_wants, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.matching import MatchingRows, read_rows
 from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
-from nas_jax.methods.states import filled, saved_queue
+from nas_jax.methods.states import filled, saved_queue, with_new_keys
 from nas_jax.methods.terms import (
     Contrast,
     Encoded,
@@ -39,9 +40,6 @@ from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array, Batch, Metrics, Params
 from nas_jax.utils.errors import ConfigError
-
-# The parameters whose gradients are the last to read the queue.
-QUEUE_READERS = ("image_proj", "text_proj")
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Albef(Method):
 
     @property
     def wants(self) -> tuple[Any, ...]:
-        """What the terms of the config read; methods put their own fields before these."""
+        """What the terms of the config read; a method puts its own fields before these."""
         return added_wants(self.config.terms)
 
     def init(self, rng: Array) -> tuple[Params, MethodState]:
@@ -158,15 +156,8 @@ class Albef(Method):
         return seen._replace(itc=self.contrast(seen))
 
     def views(self, seen: Seen) -> tuple[Batch, Batch]:
-        """The batch as the student and as the teacher read it.
-
-        Where it has a second view of the pictures, the teacher reads that, as in TCL. Evaluations
-        have one view only.
-        """
-        second = seen.batch.get("image2_BxHxWx3")
-        if second is None:
-            return seen.batch, seen.batch
-        return seen.batch, seen.batch | {"image_BxHxWx3": second}
+        """The batch as the student and as the teacher read it."""
+        return seen.batch, second_view(seen.batch)
 
     def matching_rows(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
@@ -273,13 +264,7 @@ class Albef(Method):
         They do not where a gradient that reads the queue is not finite. Such a run is lost anyway,
         but now the gradients must come first, so the queue is overwritten in place and not copied.
         """
-        keys = state["new_keys"]
-        state = {name: entry for name, entry in state.items() if name != "new_keys"}
-        if keys is None:
-            return state
-        leaves = jax.tree.leaves({name: grads[name] for name in QUEUE_READERS})
-        finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
-        return state | {"queue": enqueue(state["queue"], **keys, keep=finite)}
+        return with_new_keys(state, grads)
 
     def observe(self, params: Params, state: MethodState) -> Metrics:
         """teacher/distance: |teacher - student| / |student| over what the teacher has."""

@@ -71,7 +71,7 @@ class MaskedCodes(Term):
             )
             patches_BxNxD = method.apply(params).neck.finish(filled_BxNxD)
             tokens_BxTxD = with_cls(inputs["image"], patches_BxNxD)
-            given = *inputs["text"], tokens_BxTxD, 1 + masked.positions_BxM, inputs["seeds"]
+            given = inputs["text"], tokens_BxTxD, 1 + masked.positions_BxM, inputs["seeds"]
             fused_BxMxD = fuse_together(method.network, params, *given)
             return code_rows(fused_BxMxD, words.state.codes_KxD, masked, TEMPERATURE)
 

@@ -140,7 +140,7 @@ class TextGuidedImages(Term):
             net, image_BxHxWx3 = method.apply(seen.params), normalise_image(inputs["image"])
             hidden = hide_patches(image_BxHxWx3, inputs["where"], net.config.patch_size)
             tokens_BxTxD, _ = net.encode_image(hidden)
-            given = *inputs["text"], tokens_BxTxD, 1 + inputs["positions"], inputs["seeds"]
+            given = inputs["text"], tokens_BxTxD, 1 + inputs["positions"], inputs["seeds"]
             return net.pixels(fuse_together(method.network, seen.params, *given))
 
         return in_pieces(piece, method.setting.pieces, inputs)

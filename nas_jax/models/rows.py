@@ -122,8 +122,7 @@ def first_tokens(
 def fuse_together(
     network: AlbefNetwork,
     params: PyTree,
-    text_tokens_BxLxD: Array,
-    token_mask_BxL: Array,
+    text: tuple[Array, Array],
     image_tokens_BxTxD: Array,
     positions_BxM: Array,
     seeds_B: Array | None = None,
@@ -133,7 +132,10 @@ def fuse_together(
     Text and image tokens go through the fusion encoder as one sequence, all of whose tokens attend
     to each other and to the image tokens: so image tokens can be asked for too, as in models of one
     stream.
+
+    text: tokens (B, L, D) and mask (B, L).
     """
+    text_tokens_BxLxD, token_mask_BxL = text
     length, dtype = token_mask_BxL.shape[1], text_tokens_BxLxD.dtype
     image_BxTxD = image_tokens_BxTxD.astype(dtype)
     both_BxSxD = pin_rows(jnp.concatenate([text_tokens_BxLxD, image_BxTxD], axis=1))

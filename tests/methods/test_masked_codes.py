@@ -67,16 +67,15 @@ def test_image_tokens_are_fused_with_the_caption_and_not_with_its_padding():
     positions = jnp.asarray([[1, 5, 16], [3, 2, 9]])
 
     def fused(text):
-        return fuse_together(method.network, params, text, mask, image, positions)
+        return fuse_together(method.network, params, (text, mask), image, positions)
 
     found = fused(text)
     assert found.shape == (2, 3, 16)
     np.testing.assert_allclose(fused(text.at[:, 3].set(9.0)), found, atol=1e-5)
     assert np.abs(fused(text.at[:, 1].set(9.0)) - found).max() > 1e-3
     # the same by reading all tokens of the sequence
-    every = fuse_together(
-        method.network, params, text, mask, image, jnp.broadcast_to(jnp.arange(17), (2, 17))
-    )
+    everywhere = jnp.broadcast_to(jnp.arange(17), (2, 17))
+    every = fuse_together(method.network, params, (text, mask), image, everywhere)
     picked = np.take_along_axis(np.asarray(every), np.asarray(positions)[..., None], 1)
     np.testing.assert_allclose(found, picked, atol=1e-5)
 
