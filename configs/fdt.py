@@ -29,7 +29,7 @@ def get_config(argument: str = ""):
     if given["size"] == "scenes":
         method = FdtConfig(
             tokens=256,
-            # at 1 every picture and caption is the same single token from the first step on, which
+            # at 1 the mix of every picture and caption is a single token at step 25 already, which
             # has no gradient
             attention_temp=20.0,
             temp_max=0.1,
