@@ -6,13 +6,17 @@ TEST_STAMP := .venv/.stamp-test
 # Test files at a time; each takes a core and up to 5 GB.
 JOBS := 2
 
-.PHONY: demo test docs venv lint format
+.PHONY: demo test test-slow docs venv lint format
 
 demo: venv
 	$(PYTHON) -m benchmarks.study --preset demo --out runs/demo --runs runs/demo
 
 test: $(TEST_STAMP) lint
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile
+
+# What make test leaves out: whole runs of methods that share their code with a tested one.
+test-slow: $(TEST_STAMP)
+	$(PYTHON) -m pytest -n $(JOBS) -m slow
 
 # Warnings are errors (mkdocs.yml). The variable silences a notice about the next version of MkDocs.
 docs: $(TEST_STAMP)

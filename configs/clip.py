@@ -3,20 +3,17 @@
     python main.py --config=configs/clip.py:method=siglip --workdir=runs/siglip
     python main.py --config=configs/clip.py:size=base,folder=DIR --workdir=gs://...
 
-method: clip, align or siglip. size=scenes: with the data, encoders and steps of configs/demo.py, to
-compare methods by. size=base: the paper's sizes and optimizer, on the pairs of DIR/train.json
-(ALBEF's list form; none of the papers' pairs are public).
+method: clip, align or siglip. scenes: the part of a run that all methods share (configs/demo.py).
+base: on the pairs of DIR/train.json (ALBEF's list form; none of the papers' pairs are public).
 
-clip: ViT-B/32, text encoder of width 512, batch 32768, decay 0.2, learning rate 5e-4 with 2000
-steps of warm-up and one cosine to 0, 32 epochs (appendix F). align: batch 16384, learning rate 1e-3
-with 10000 steps of warm-up, decay 1e-5, 1.2 M steps (section 5). siglip: ViT-B/16, texts of 64
-tokens, batch 32768.
+The sizes of clip (ViT-B/32, text encoder of width 512, 77 tokens) and of siglip (ViT-B/16, 64
+tokens) are those of the published weights. Batch, rate, warm-up, decay, Adam's numbers and the
+length of all three runs, and ALIGN's smoothing, have not been checked against the papers: check
+them before you spend a pod on them.
 
-Uncertain. All: the papers' tokenizers are no WordPiece, so that of BERT stands in. clip: the paper
-takes a random square crop, here one of at least 0.9 of the picture. align: its image encoder is
-EfficientNet and its optimizer LAMB with linear decay; here ViT-B/16 of BERT's size and AdamW with a
-cosine. siglip: the optimizer's numbers are not those of a published table. Expected numbers:
-unmeasured; nobody has yet run size=base to the end.
+Uncertain. All: the papers' tokenizers are no WordPiece, so that of BERT stands in. clip: pictures
+are cropped to at least 0.9 of their area. align: its image encoder is EfficientNet; here it is
+ViT-B/16 beside BERT, with AdamW. Expected numbers: unmeasured.
 """
 
 from __future__ import annotations
@@ -33,24 +30,19 @@ from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
 
 METHODS = {"clip": ClipConfig(), "align": AlignConfig(), "siglip": SiglipConfig()}
-SIZES = ("scenes", "base")
 ADAM = OptimizerConfig(schedule="smooth", lr_min=0.0, warmup_lr=0.0, b2=0.98, eps=1e-6)
 
 
 def get_config(argument: str = ""):
-    """method: clip, align or siglip; size: scenes or base; folder: of the json list of base; world:
-    of the scenes.
-    """
-    given = arguments(
-        argument, method="clip", size="scenes", folder="data/pairs", world="small"
-    )  # fmt: skip
+    """method: clip, align or siglip; size: scenes or base; folder: of the json list of base."""
+    given = arguments(argument, method="clip", size="scenes", folder="data/pairs")
     name, size = given["method"], given["size"]
-    for field, known in (("method", tuple(METHODS)), ("size", SIZES)):
-        if given[field] not in known:
-            got = f"{field}={given[field]!r}"
-            raise ConfigError(got, f"one of {', '.join(known)}", "name one of them")
+    if size not in ("scenes", "base"):
+        raise ConfigError(f"size={size!r}", "scenes or base", "name one of them")
+    if name not in METHODS:
+        raise ConfigError(f"method={name!r}", "clip, align or siglip", "name one of them")
     if size == "scenes":
-        return to_config_dict(scenes_run(f"{name}-scenes", METHODS[name], given["world"]))
+        return to_config_dict(scenes_run(f"{name}-scenes", METHODS[name]))
     recipe = {"clip": clip_base, "align": align_base, "siglip": siglip_base}[name]
     return to_config_dict(recipe(f"{given['folder'].rstrip('/')}/train.json"))
 

@@ -3,14 +3,14 @@
     python main.py --config=configs/filip.py --workdir=runs/filip
     python main.py --config=configs/filip.py:size=base,folder=DIR --workdir=gs://...
 
-size=scenes: with the data, encoders and steps of configs/demo.py, to compare methods by. size=base:
-ViT-B/32 at 224 px, features of 256 numbers, a quarter of the tokens travels (section 3.1), on the
-pairs of DIR/train.json (ALBEF's list form; the paper's 340 M pairs are not public).
+scenes: the part of a run that all methods share (configs/demo.py). base: ViT-B/32 at 224 px and
+features of 256 numbers, on the pairs of DIR/train.json (ALBEF's list form; the paper's pairs are
+not public), with the optimizer of a public re-implementation (DeCLIP's code: b2 0.98, decay 0.5,
+learning rate from 1e-4 to 5e-4 in 2500 steps, one cosine to 0, 128000 steps).
 
-Uncertain: the optimizer is that of a public re-implementation (DeCLIP's code: b2 0.98, decay 0.5,
-learning rate 5e-4 after 2500 steps of warm-up, one cosine to 0, 128000 steps); the paper's is LAMB.
-The text encoder is BERT and its tokenizer BERT's, not the paper's; prompts and back-translation are
-left out. Expected numbers: unmeasured; nobody has yet run size=base to the end.
+Uncertain: the paper's own optimizer and batch, and the share of a quarter of the tokens, have not
+been checked against the paper. The text encoder is BERT with BERT's tokenizer. Expected numbers:
+unmeasured.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from nas_jax.utils.errors import ConfigError
 
 
 def get_config(argument: str = ""):
-    """size: scenes or base; folder: of the json list of base; world: of the scenes."""
-    given = arguments(argument, size="scenes", folder="data/pairs", world="small")
+    """size: scenes or base; folder: of the json list of base."""
+    given = arguments(argument, size="scenes", folder="data/pairs")
+    if given["size"] not in ("scenes", "base"):
+        raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
     if given["size"] == "scenes":
-        return to_config_dict(scenes_run("filip-scenes", FilipConfig(), given["world"]))
-    if given["size"] != "base":
-        raise ConfigError(f"size={given['size']!r}", "one of scenes, base", "name one of them")
+        return to_config_dict(scenes_run("filip-scenes", FilipConfig()))
     return to_config_dict(base(f"{given['folder'].rstrip('/')}/train.json"))
 
 

@@ -33,9 +33,10 @@ from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.trees import num_params
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 ABLATIONS = ("demo", "emoji", "nas_base_4m")  # configs that take variant=
-SCORES = {"clip": ("itc",), "filip": ("late",)}  # where they are not those of ALBEF
+# configs of other methods; these take size=, and tests/methods trains them
+METHOD_CONFIGS = sorted({path.stem for path in CONFIGS.glob("*.py")} - set(ABLATIONS))
+SEVERAL = {"align": "clip", "siglip": "clip"}  # method -> the config that has it beside its own
 WORDS = ("red", "blue", "cat", "dog", "runs", "sleeps", "left", "right")
 STEPS = 4
 
@@ -108,19 +109,13 @@ def json_folder(folder: Path) -> str:
 
 def reduced(run, **data):
     """The same recipe for a model of 16 units and batches of 2."""
-    small = {
-        "itc": {"queue_size": 8},
-        "dictionary": {"codes": 8},
-        "nva": {"start_epoch": 0.0, "neighbour_from": 1, "neighbours": 3},
-        "nta": {"start_epoch": 0.0},
-    }
+    method = run.method
     method = replace(
-        run.method,
-        **{
-            section: replace(getattr(run.method, section), **fields)
-            for section, fields in small.items()
-            if hasattr(run.method, section)
-        },
+        method,
+        itc=replace(method.itc, queue_size=8),
+        dictionary=replace(method.dictionary, codes=8),
+        nva=replace(method.nva, start_epoch=0.0, neighbour_from=1, neighbours=3),
+        nta=replace(method.nta, start_epoch=0.0),
     )
     return replace(
         run,
@@ -137,7 +132,7 @@ def reduced(run, **data):
     )
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ABLATIONS)
 def trained(request, tmp_path_factory):
     """The name of a recipe, and the work directory of a run of it."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -172,8 +167,12 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
     seen = look((workdir / REPORT).read_text(), tmp_path)
     assert seen["asked"] == seen["requests"] == seen["blocked"] == []
     charts = {chart["title"]: chart for chart in seen["charts"]}
-    titles = {"Losses by part", "Temperature", "Pairs a second"}
-    assert titles | ({"Dictionary: perplexity"} if name in ABLATIONS else set()) <= charts.keys()
+    assert {
+        "Losses by part",
+        "Temperature",
+        "Dictionary: perplexity",
+        "Pairs a second",
+    } <= charts.keys()
     assert all(chart["lines"] and min(chart["lines"]) > 100 for chart in charts.values())  # pixels
     last = entries(workdir)[-1]
     assert charts["Loss"]["tip"] == [
@@ -183,7 +182,7 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
     assert (
         len(charts["Gradient norm by module"]["lines"])
         == sum(key.startswith("grad_norm/") for key in last)
-        > 4
+        > 5
     )
     assert seen["rows"]["checkpoints"] == 1 + 2 and seen["rows"]["summary"] > 8
     if name == "nas_base_4m":  # holds nothing out: neither evaluations nor a picture
@@ -191,16 +190,31 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
     metrics = json.loads((workdir / f"evals/{STEPS}.json").read_text())["metrics"]
     tables = {tuple(metric["key"].split("/")[:2]) for metric in metrics}
     assert seen["rows"]["results"] == len(metrics) + len(tables) > 20
-    scores = SCORES.get(name, ("itc", "itm"))
     assert (
-        len(charts["val: retrieval, R@1"]["lines"]) == 2 * len(scores)
-        and charts[f"val: foils, {scores[-1]}"]["tip"][0] == f"step {STEPS}"
+        len(charts["val: retrieval, R@1"]["lines"]) == 4
+        and charts["val: foils, itm"]["tip"][0] == f"step {STEPS}"
     )
-    if name in SCORES:  # neither picture negatives nor a dictionary to draw
-        assert seen["pictures"] == []
-        return
     ((width, height, shown),) = seen["pictures"]
     assert min(width, height) > 500 and shown > 500
+
+
+@pytest.mark.parametrize("size", ["scenes", "base"])
+@pytest.mark.parametrize("name", [*METHOD_CONFIGS, *SEVERAL])
+def test_the_config_of_a_method_has_both_sizes(name, size):
+    """Both have parameters, and on scenes all share data, model and optimizer."""
+    config, chosen = (SEVERAL[name], f"method={name},") if name in SEVERAL else (name, "")
+    run = load(config, f"{chosen}size={size}")
+    assert run.method.name == name
+    run.method.check_batch(run.data.batch_size)
+    method = make_method(run.method, run.model, Setting(Vocabulary.blank(30522)))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    assert (num_params(params) > 1e8) == (size == "base")
+    if size == "scenes":
+        demo = load("demo")
+        for section in ("data", "model", "optimizer", "train"):
+            assert getattr(run, section) == getattr(demo, section)
+    with pytest.raises(ConfigError, match="scenes or base"):
+        load(config, "size=huge")
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -258,8 +272,5 @@ def test_clip_and_siglip_have_the_published_numbers_of_parameters():
         built = make_method(run.method, model, Setting(Vocabulary.blank(words)))
         params, _ = jax.eval_shape(built.init, jax.random.key(0))
         assert num_params(params) == expected
-    assert load("clip", "method=align,size=base").method.smoothing == 0.1
-    assert load("filip", "size=base").method.share == 0.25
-    for name in ("clip", "filip"):
-        with pytest.raises(ConfigError, match="size='huge'"):
-            load(name, "size=huge")
+    with pytest.raises(ConfigError, match="clip, align or siglip"):
+        load("clip", "method=blip")

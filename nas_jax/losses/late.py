@@ -70,20 +70,20 @@ def _best_match(tokens: Tokens, partners: Tokens) -> Array:
 
 
 def late_loss(
-    image: Tokens, text: Tokens, scale: Array, share: float = 1.0, block: int = 0
+    image: Tokens, text: Tokens, temp: Array, share: float = 1.0, block: int = 0
 ) -> Array:
     """The mean of both directions' cross-entropy (eq. 1 and 2), each with its own similarity.
 
-    scale: 1 / temperature. share: of the tokens of a sample that others see (section 3.1,
-    "Training efficiency"); a row keeps all of its own. block: samples at a time, a divisor of B; 0
-    = all. Of the token-wise similarities (B, A, block, P) stand in memory.
+    share: of the tokens of a sample that others see (section 3.1, "Training efficiency"); a row
+    keeps all of its own. block: samples at a time, a divisor of B; 0 = all. Of the token-wise
+    similarities (B, A, block, P) stand in memory.
     """
 
     def direction(rows: Tokens, keys: Tokens) -> Array:
         seen = keep_best(keys, rows, share)
         log_sum_B = streaming_log_sum(
-            lambda keys: pin_rows(late_similarity(rows, keys)) * scale, len(rows[0]), seen, block
+            lambda keys: pin_rows(late_similarity(rows, keys)) / temp, len(rows[0]), seen, block
         )
-        return (log_sum_B - own_similarity(rows, seen) * scale).mean()
+        return (log_sum_B - own_similarity(rows, seen) / temp).mean()
 
     return (direction(image, text) + direction(text, image)) / 2

@@ -7,21 +7,31 @@ from dataclasses import replace
 from typing import Any
 
 from nas_jax.methods.albef import Albef
+from nas_jax.methods.c2lip import C2lip
 from nas_jax.methods.clip import Align, Clip, Siglip
+from nas_jax.methods.fdt import Fdt
 from nas_jax.methods.filip import Filip
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
+from nas_jax.methods.softmask import SoftMask
+from nas_jax.methods.sycoca import Sycoca
+from nas_jax.methods.tcl import Tcl
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build
 
 METHODS: dict[str, type[Method]] = {
     "albef": Albef,
-    "nas": Nas,
-    "clip": Clip,
     "align": Align,
-    "siglip": Siglip,
+    "c2lip": C2lip,
+    "clip": Clip,
+    "fdt": Fdt,
     "filip": Filip,
+    "nas": Nas,
+    "siglip": Siglip,
+    "softmask": SoftMask,
+    "sycoca": Sycoca,
+    "tcl": Tcl,
 }
 
 _GONE = ("plain",)  # fields of older configs that are no more

@@ -14,14 +14,14 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nas_jax.losses.info_nce import info_nce
+from nas_jax.losses.infonce import infonce
 from nas_jax.losses.sigmoid import sigmoid_loss
 from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.method import Method, MethodState, Setting
 from nas_jax.models.clip_towers import ClipTowers, SiglipTowers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import TwoTowers
-from nas_jax.typing import Array, Params, PyTree
+from nas_jax.typing import Array, Metrics, Params, PyTree
 from nas_jax.utils.errors import ConfigError
 
 TOWERS = {"shared": TwoTowers, "clip": ClipTowers, "siglip": SiglipTowers}
@@ -71,9 +71,9 @@ class Clip(DualEncoder):
         """
         return cls(config, _network(config, model, setting.vocabulary.pad), setting)
 
-    def compare_batch(self, params: Params, read: PyTree, scale: Array) -> Array:
-        """See `losses/info_nce.py`."""
-        return info_nce(*read, scale, self.config.block, self.config.smoothing)
+    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+        """See `losses/infonce.py`."""
+        return infonce(*read, temp, self.config.block, self.config.smoothing), {}
 
 
 def _network(config: ClipConfig, model: ModelConfig, pad: int) -> nn.Module:
@@ -139,6 +139,7 @@ class Siglip(Clip):
         params, state = super().init(rng)
         return params | {"logit_bias": jnp.full((1,), self.config.bias_init, jnp.float32)}, state
 
-    def compare_batch(self, params: Params, read: PyTree, scale: Array) -> Array:
+    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
         """See `losses/sigmoid.py`."""
-        return sigmoid_loss(*read, scale, params["logit_bias"][0], self.config.block)
+        bias = params["logit_bias"][0]
+        return sigmoid_loss(*read, temp, bias, self.config.block), {"itc/bias": bias}

@@ -7,6 +7,7 @@ There is no matching score: evaluations have feature scores alone. A paper says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -26,17 +27,19 @@ class DualConfig(MethodConfig):
 
     temp_init: float = 0.07
     temp_min: float = 0.01  # the temperature is held above it before every step
+    temp_max: float = 0.0  # and below this one; 0 = no bound
     # keys of a block: the similarities of all pairs are computed so many columns at a time. It must
     # divide a larger batch; 0 = all at once. It changes no number
     block: int = 1024
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        if not 0 < self.temp_min <= self.temp_init:
+        highest = self.temp_max or math.inf
+        if not 0 < self.temp_min <= min(self.temp_init, highest):
             raise ConfigError(
-                f"temp_init={self.temp_init}, temp_min={self.temp_min}",
-                "0 < temp_min <= temp_init",
-                "0.07 and 0.01 are CLIP's",
+                f"temp_init={self.temp_init}, temp_min={self.temp_min}, temp_max={self.temp_max}",
+                "0 < temp_min <= temp_init and temp_max (0: none)",
+                "0.07, 0.01 and 0 are CLIP's",
             )
         if self.block < 0:
             raise ConfigError(f"block={self.block}", "0 or more", "0 computes all at once")
@@ -65,9 +68,10 @@ class DualEncoder(Method):
         return params, state
 
     def constrain(self, params: Params) -> Params:
-        """The temperature above its bound (CLIP, section 2.5: logits are scaled by 100 at most)."""
-        most = -jnp.log(jnp.float32(self.config.temp_min))
-        return params | {"logit_scale": jnp.minimum(params["logit_scale"], most)}
+        """The temperature inside its bounds (CLIP: logits are scaled by 100 at most)."""
+        config, most = self.config, -jnp.log(jnp.float32(self.config.temp_min))
+        least = -jnp.log(jnp.float32(config.temp_max)) if config.temp_max else None
+        return params | {"logit_scale": jnp.clip(params["logit_scale"], least, most)}
 
     def loss(
         self,
@@ -79,23 +83,23 @@ class DualEncoder(Method):
         stage: Hashable,
     ) -> tuple[Array, tuple[MethodState, Metrics]]:
         """The contrastive loss of the whole batch, on whatever mesh and in whatever pieces."""
-        rows = {name: batch[name] for name in ("image_BxHxWx3", "token_ids_BxL", "token_mask_BxL")}
-        rows["seeds_B"] = draw.seeds("caption", len(rows["token_ids_BxL"]))
+        rows = self.rows(batch, draw)
         read = in_pieces(lambda rows: self.read(params, rows), self.setting.pieces, rows)
-        scale = jnp.exp(params["logit_scale"][0])
-        value = self.compare_batch(params, read, scale)
-        return value, (state, {"loss": value, "loss/itc": value, "itc/temp": 1 / scale})
+        temp = jnp.exp(-params["logit_scale"][0])
+        value, metrics = self.compare_batch(params, read, temp)
+        return value, (state, {"loss": value, "itc/temp": temp} | metrics)
+
+    def rows(self, batch: Batch, draw: Draws) -> Batch:
+        """What `read` is given, row by row: here the batch, and `seeds_B` of the dropout."""
+        return {**batch, "seeds_B": draw.seeds("caption", len(batch["token_ids_BxL"]))}
 
     def read(self, params: Params, rows: Batch) -> PyTree:
-        """What the loss compares, row by row: here unit features (B, E) of picture and caption.
-
-        rows: of a batch, and `seeds_B` of the dropout.
-        """
+        """What the loss compares, row by row: here unit features (B, E) of picture and caption."""
         net = self.apply(params)
         _, image_BxE = net.encode_image(rows["image_BxHxWx3"])
         texts = rows["token_ids_BxL"], rows["token_mask_BxL"], rows["seeds_B"]
         return image_BxE, net.encode_text(*texts)[1]
 
-    def compare_batch(self, params: Params, read: PyTree, scale: Array) -> Array:
-        """The loss of all pairs. read: what `read` gave; scale: 1 / temperature."""
+    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+        """The loss of all pairs, and metrics beside it. read: what `read` gave of the batch."""
         raise NotImplementedError

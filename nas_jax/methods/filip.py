@@ -17,7 +17,7 @@ from nas_jax.losses.late import Tokens, every_token, late_loss, late_similarity
 from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.method import MethodState
 from nas_jax.models.towers import unit
-from nas_jax.typing import Array, Batch, Params, PyTree
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 from nas_jax.utils.errors import ConfigError
 
 SCORES = ("late", "late_image", "late_text")
@@ -57,9 +57,9 @@ class Filip(DualEncoder):
         image = every_token(unit(net.image_proj(image_BxTxD[:, 1:])))
         return image, Tokens(unit(net.text_proj(text_BxLxD)), mask_BxL)
 
-    def compare_batch(self, params: Params, read: PyTree, scale: Array) -> Array:
+    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
         """See `losses/late.py`."""
-        return late_loss(*read, scale, self.config.share, self.config.block)
+        return late_loss(*read, temp, self.config.share, self.config.block), {}
 
     # ---------------------------------------------------------------------------------- scoring
 

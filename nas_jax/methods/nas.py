@@ -44,6 +44,7 @@ from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import (
     NvaConfig,
     NvaImages,
+    as_published,
     draw_neighbour,
     draw_objects,
     patches_of_objects,
@@ -139,7 +140,8 @@ class Nas(Albef):
     def stage_starts(self) -> tuple[int, ...]:
         """The first step, and the first of each epoch at which a part comes in."""
         config = self.config
-        epochs = config.nva.start_epoch, config.nta.start_epoch, config.mlm.dictionary_from_epoch
+        epochs = [part.start_epoch for part in (config.nva, config.nta) if part.enabled]
+        epochs.append(config.mlm.dictionary_from_epoch)
         steps = {math.ceil(max(epoch, 0) * self.setting.steps_per_epoch) for epoch in epochs}
         return tuple(sorted(steps | {0}))
 
@@ -219,13 +221,11 @@ class Nas(Albef):
         config = self.config.nva
         similarity_BxN = find_object(self, params, encoded, words, batch)
         among = 0 if config.similarity == "random" else config.object_candidates
-        objects_BxU = draw(
-            "object_patch_B",
-            lambda key: draw_objects(key, similarity_BxN, among, config.objects),
-        )
+        inputs = similarity_BxN, among, config.objects
+        objects_BxU = draw("object_patch_B", lambda key: draw_objects(key, *inputs))
         # R: the objects of all pictures
-        inputs = config, words, objects_BxU, encoded.text_tokens_BxLxD[:, 0]
-        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, *inputs)
+        given = config, words, objects_BxU, encoded.text_tokens_BxLxD[:, 0]
+        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, *given)
         code_R = draw("code_B", lambda key: draw_neighbour(key, code_RxC, log_weight_RxC))
         codes_BxU = code_R.reshape(objects_BxU.shape)
         found_BxU = jnp.isfinite(log_weight_RxC).any(-1).reshape(objects_BxU.shape)
@@ -240,12 +240,9 @@ class Nas(Albef):
 
     def with_published_negatives(self) -> Nas | None:
         """With NVA in the authors' form."""
-        nva = self.config.nva
-        times = {"start_epoch": nva.start_epoch, "ramp_epochs": nva.ramp_epochs}
-        authors = NvaConfig(**times, stop_gradient=nva.stop_gradient)
-        if not nva.enabled or nva == authors:
-            return None
-        return replace(self, config=replace(self.config, nva=authors))
+        nva = as_published(self.config.nva)
+        same = nva == self.config.nva or not nva.enabled
+        return None if same else replace(self, config=replace(self.config, nva=nva))
 
     def explain_negatives(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,17 @@ class Term:
     """One objective. The defaults read nothing beyond what every method encodes."""
 
     method: Any  # the Method that the term is part of
+
+    # Fields of a batch that it reads beyond those of every batch (data/readers.py).
+    wants: ClassVar[tuple[Any, ...]] = ()
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raises ConfigError where the config of the method lacks what the term reads."""
+
+    def init(self, key: Array) -> Params:
+        """Parameters of the term's own (float32), which stand under its name; {}: none."""
+        return {}
 
     def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
         """Captions (B, L) besides the true one that both text encoders should read, by name."""

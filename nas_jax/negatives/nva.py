@@ -85,6 +85,12 @@ class NvaConfig:
                 raise ConfigError(f"{name}={value}", "0 or more", "0 switches it off")
 
 
+def as_published(nva: NvaConfig) -> NvaConfig:
+    """The authors' form, at the times of the given one and with the same gradient."""
+    kept = "enabled", "start_epoch", "ramp_epochs", "stop_gradient"
+    return NvaConfig(**{name: getattr(nva, name) for name in kept})
+
+
 class NvaImages(NamedTuple):
     """Negative pictures and how they were made."""
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from nas_jax.losses.info_nce import info_nce
+from nas_jax.losses.infonce import infonce
 from nas_jax.losses.late import Tokens, every_token, keep_best, late_loss, late_similarity
 from nas_jax.losses.sigmoid import sigmoid_loss
 from nas_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 SCALE, BIAS = 3.0, -1.0
+TEMP = 1 / SCALE
 HIGHEST = jax.default_matmul_precision("highest")
 
 
@@ -32,7 +33,7 @@ def cross_entropy(logits, smoothing=0.0):
     return -(1 - smoothing) * np.diag(log_p).mean() - smoothing * log_p.mean()
 
 
-def plain_info_nce(image, text, smoothing=0.0):
+def plain_infonce(image, text, smoothing=0.0):
     logits = SCALE * image.astype(np.float64) @ text.T
     return (cross_entropy(logits, smoothing) + cross_entropy(logits.T, smoothing)) / 2
 
@@ -86,16 +87,16 @@ def test_they_are_the_formulae_in_any_blocks(block):
     @jax.jit
     def losses(image, text, patches, words):
         return (
-            info_nce(image, text, SCALE, block),
-            info_nce(image, text, SCALE, block, smoothing=0.1),
-            sigmoid_loss(image, text, SCALE, BIAS, block),
-            late_loss(patches, words, SCALE, 1.0, block),
-            late_loss(patches, words, SCALE, 0.5, block),
+            infonce(image, text, TEMP, block),
+            infonce(image, text, TEMP, block, smoothing=0.1),
+            sigmoid_loss(image, text, TEMP, BIAS, block),
+            late_loss(patches, words, TEMP, 1.0, block),
+            late_loss(patches, words, TEMP, 0.5, block),
         )
 
     expected = (
-        plain_info_nce(image, text),
-        plain_info_nce(image, text, 0.1),
+        plain_infonce(image, text),
+        plain_infonce(image, text, 0.1),
         plain_sigmoid(image, text),
         plain_late(patches, words, 1.0),
         plain_late(patches, words, 0.5),
@@ -106,21 +107,21 @@ def test_they_are_the_formulae_in_any_blocks(block):
 
 
 def test_gradients_in_blocks_are_those_of_finite_differences():
-    image, text, scale, bias = unit(4, 5), unit(4, 5, seed=1), jnp.float32(SCALE), jnp.float32(BIAS)
+    image, text, temp, bias = unit(4, 5), unit(4, 5, seed=1), jnp.float32(TEMP), jnp.float32(BIAS)
     patches, words = tokens(4)
 
     def check(loss, arguments, eps=1e-2):
         check_grads(jax.jit(loss), arguments, 1, ["rev"], atol=1e-2, rtol=1e-2, eps=eps)
 
-    def late(patches_BxNxE, words_BxLxE, scale):
+    def late(patches_BxNxE, words_BxLxE, temp):
         pair = Tokens(patches_BxNxE, patches.mask_BxA), Tokens(words_BxLxE, words.mask_BxA)
-        return late_loss(*pair, scale, 0.5, 2)
+        return late_loss(*pair, temp, 0.5, 2)
 
     with HIGHEST:
-        check(lambda *x: info_nce(*x, block=2, smoothing=0.1), (image, text, scale))
-        check(lambda *x: sigmoid_loss(*x, block=2), (image, text, scale, bias))
+        check(lambda *x: infonce(*x, block=2, smoothing=0.1), (image, text, temp))
+        check(lambda *x: sigmoid_loss(*x, block=2), (image, text, temp, bias))
         # steps so small that no other token becomes the largest
-        check(late, (patches[0], words[0], scale), 1e-3)
+        check(late, (patches[0], words[0], temp), 1e-3)
 
 
 def test_padding_never_changes_a_similarity_nor_the_loss():
@@ -135,7 +136,7 @@ def test_padding_never_changes_a_similarity_nor_the_loss():
         similar = late_similarity(image, words), late_similarity(words, image)
 
         def loss(patches_BxNxE, share):
-            return late_loss(every_token(patches_BxNxE), words, SCALE, share)
+            return late_loss(every_token(patches_BxNxE), words, TEMP, share)
 
         return similar, [jax.value_and_grad(loss)(patches_BxNxE, share) for share in (0.25, 1.0)]
 
@@ -177,12 +178,12 @@ def programs(mesh):
     mask = put(np.arange(WORDS) < np.arange(1, FEW + 1)[:, None] % WORDS + 1)
 
     def late(patches, words, mask, block):
-        return late_loss(every_token(patches), Tokens(words, mask), SCALE, 1.0, block)
+        return late_loss(every_token(patches), Tokens(words, mask), TEMP, 1.0, block)
 
     return {
-        "info_nce": (lambda x, y, b: info_nce(x, y, SCALE, b), (image, text), BLOCK, BATCH**2),
+        "infonce": (lambda x, y, b: infonce(x, y, TEMP, b), (image, text), BLOCK, BATCH**2),
         "sigmoid": (
-            lambda x, y, b: sigmoid_loss(x, y, SCALE, BIAS, b), (image, text), BLOCK, BATCH**2
+            lambda x, y, b: sigmoid_loss(x, y, TEMP, BIAS, b), (image, text), BLOCK, BATCH**2
         ),
         "late": (
             late, (patches, words, mask), FEW_BLOCK, FEW**2 * PATCHES * WORDS
@@ -203,7 +204,7 @@ def largest(program) -> int:
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid", "late"])
+@pytest.mark.parametrize("name", ["infonce", "sigmoid", "late"])
 def test_no_device_ever_has_all_pairs(name, devices):
     """Read from the compiled program, gradients included; the same numbers as with all pairs."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])

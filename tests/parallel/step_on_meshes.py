@@ -2,8 +2,8 @@
 JSON.
 
 A program of its own because the number of devices is fixed when jax starts:
-python tests/parallel/step_on_meshes.py [--own | --NAME] [CASE ...]
---own: the method that only the tests have, instead; --NAME: that row of OTHERS.
+python tests/parallel/step_on_meshes.py [--own | --method=NAME] [CASE ...]
+--own: the method that only the tests have, instead; --method: another one, with its defaults.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ import numpy as np  # noqa: E402
 import own_method  # noqa: E402
 import tiny  # noqa: E402
 
-from nas_jax.methods.clip import ClipConfig, SiglipConfig  # noqa: E402
+from nas_jax.methods import method_config  # noqa: E402
 from nas_jax.methods.config import ItcConfig  # noqa: E402
-from nas_jax.methods.filip import FilipConfig  # noqa: E402
 from nas_jax.models import codebook  # noqa: E402
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch  # noqa: E402
 from nas_jax.parallel.rules import state_shardings  # noqa: E402
@@ -42,11 +41,6 @@ from nas_jax.train.step import make_train_step, sharded_step  # noqa: E402
 from nas_jax.utils.trees import named_leaves  # noqa: E402
 
 BATCH, STEPS = 32, 5
-OTHERS = {  # in blocks on every mesh but the first, which has all pairs at once
-    "clip": ClipConfig(block=8),
-    "siglip": SiglipConfig(block=8, towers="siglip"),
-    "filip": FilipConfig(block=8),
-}
 CASES = {  # (data, fsdp, tensor), pieces
     "one": ((1, 1, 1), 1),
     "data8": ((8, 1, 1), 1),
@@ -56,22 +50,32 @@ CASES = {  # (data, fsdp, tensor), pieces
 }
 
 
-def built(other: str, case: str):
-    """The method of a case; other: "own", a row of OTHERS, or "" for NAS."""
-    pieces = CASES[case][1]
-    if other == "own":
-        setting = tiny.setting(pieces=pieces)
+def build(name: str, pieces: int, block: int):
+    """The smallest method of that name; "own": of the tests. block: of losses that have blocks."""
+    setting = tiny.setting(pieces=pieces)
+    if name == "own":
         return own_method.Own.build(own_method.OwnConfig(), tiny.model(), setting)
-    if other:
-        config = replace(OTHERS[other], block=0) if case == "one" else OTHERS[other]
-        model = tiny.model(embed_dim=16)
-        return tiny.built(config, model=model, run=tiny.setting(pieces=pieces))
-    return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
+    if name == "nas":
+        return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
+    config = method_config({"name": name})
+    if hasattr(config, "itc"):
+        config = replace(config, itc=replace(config.itc, queue_size=3 * BATCH))
+    if hasattr(config, "tokens"):
+        # at its 1000, gradients are so small that Adam makes steps of what rounding leaves of them
+        config = replace(config, tokens=32, attention_temp=1.0)
+    if hasattr(config, "block"):
+        config = replace(config, block=block)
+    if name in ("clip", "siglip"):
+        config = replace(config, towers=name)
+    # SigLIP's image encoder has no projection: its features are as wide as its tokens
+    sizes = {"softmask": {"fusion_layers": 2}, "siglip": {"embed_dim": 16}}
+    model = tiny.model(**sizes.get(name, {}))
+    return tiny.built(config, model=model, run=setting)
 
 
-def run(case: str, other: str = "") -> tuple[list[float], dict[str, np.ndarray]]:
+def run(case: str, name: str = "nas") -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and the state after them."""
-    sizes, _ = CASES[case]
+    sizes, pieces = CASES[case]
     whole = codebook.ema_update
     # as if each device kept the statistics of its own eighth of the batch
     if case == "without the sum":
@@ -80,19 +84,18 @@ def run(case: str, other: str = "") -> tuple[list[float], dict[str, np.ndarray]]
         )
     try:
         mesh = make_mesh(MeshConfig(*sizes))
-        method = built(other, case)
+        # all pairs at once in the first case, in blocks in the others
+        method = build(name, pieces, block=0 if case == "one" else 8)
         optimizer, schedule = make_optimizer(
             OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
         )
-        abstract = jax.eval_shape(lambda: init_state(method, optimizer, 0))
-        shardings = state_shardings(abstract, mesh, method.sharding)
+        shardings = state_shardings(jax.eval_shape(lambda: init_state(method, optimizer, 0)), mesh)
         state = jax.jit(lambda: init_state(method, optimizer, 0), out_shardings=shardings)()
         step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
         losses = []
         for number in range(STEPS):
-            batch = {
-                name: np.asarray(value) for name, value in tiny.batch(BATCH, seed=number).items()
-            }
+            made = tiny.batch(BATCH, seed=number, wants=method.wants)
+            batch = {key: np.asarray(value) for key, value in made.items()}
             state, metrics = step(state, put_batch(batch, mesh), method.stage(number))
             losses.append(float(metrics["loss"]))
     finally:
@@ -136,13 +139,14 @@ def difference(
 
 def main(cases: list[str]) -> None:
     """Prints one JSON object: case -> differences to the first."""
-    other = "".join(case.removeprefix("--") for case in cases if case.startswith("--"))
-    cases = [case for case in cases if not case.startswith("--")]
-    losses, expected = run("one", other)
+    flags = [case for case in cases if case.startswith("--")]
+    cases = [case for case in cases if case not in flags]
+    name = flags[0].removeprefix("--method=").removeprefix("--") if flags else "nas"
+    losses, expected = run("one", name)
     entries = {name.split("/")[1] for name in expected if name.startswith("method_state/")}
     report = {}
     for case in cases or list(CASES)[1:]:
-        found, state = run(case, other)
+        found, state = run(case, name)
         report[case] = {
             "loss": max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True)),
             "params": difference(state, expected, "params/"),

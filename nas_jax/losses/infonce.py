@@ -1,6 +1,7 @@
-"""Symmetric contrastive loss of a batch (CLIP, Radford et al. 2021, section 2.3, figure 3).
+"""Contrast of the pairs of one batch in both directions (InfoNCE; CLIP, Radford et al. 2021,
+section 2.3, figure 3).
 
-ALIGN's is the same with label smoothing (Jia et al. 2021, eq. 1 and 2, section 5).
+ALIGN's is the same with label smoothing (Jia et al. 2021, eq. 1 and 2).
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
 
-def info_nce(
-    image_BxE: Array, text_BxE: Array, scale: Array, block: int = 0, smoothing: float = 0.0
+def infonce(
+    image_BxE: Array, text_BxE: Array, temp: Array, block: int = 0, smoothing: float = 0.0
 ) -> Array:
-    """The mean of both directions' cross-entropy, whose target is the own pair.
+    """-log softmax(image . text / temp) at the own pair, the mean over pairs and directions.
 
-    image, text: unit features, float32. scale: 1 / temperature. block: captions at a time, a
-    divisor of B; 0 = all. smoothing: share of the target that is spread over all B keys.
-    Both directions read the same similarities: of a block, its columns are summed whole, and its
-    rows are added to those of the blocks before.
+    Features are unit vectors in float32; all other pairs of the (global) batch are negatives.
+    block: captions at a time, a divisor of B; 0 = all. smoothing: share of the target that is
+    spread over all B keys. Both directions read the same similarities: of a block, its columns are
+    summed whole, and its rows are added to those of the blocks before.
     """
-    image_BxE = pin_rows(image_BxE) * scale
+    image_BxE = pin_rows(image_BxE) / temp
     own_B = jnp.sum(image_BxE * text_BxE, -1)
 
     def add(rows_B: Array, text_CxE: Array) -> tuple[Array, Array]:
