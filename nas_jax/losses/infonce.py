@@ -1,7 +1,6 @@
-"""Contrast of the pairs of one batch in both directions (InfoNCE; CLIP, Radford et al. 2021,
-section 2.3, figure 3).
+"""Contrast of the pairs of one batch in both directions (InfoNCE; CLIP, Radford et al. 2021).
 
-ALIGN's is the same with label smoothing (Jia et al. 2021, eq. 1 and 2).
+ALIGN's is the same with label smoothing (Jia et al. 2021).
 """
 
 from __future__ import annotations

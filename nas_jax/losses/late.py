@@ -1,4 +1,4 @@
-"""Token-wise late interaction and its contrastive loss (FILIP, Yao et al. 2022, section 3.1).
+"""Token-wise late interaction and its contrastive loss (FILIP, Yao et al. 2022).
 
 Letters of this file: A tokens of a row, P tokens of a key, of which there are C at a time.
 """
@@ -29,8 +29,9 @@ def every_token(unit_BxAxE: Array) -> Tokens:
 
 
 def late_similarity(rows: Tokens, keys: Tokens) -> Array:
-    """s(row, key) = mean over the row's tokens of the largest dot product with the key's (eq. 3 to
-    5), (B, C). It is not symmetric.
+    """s(row, key) = mean over the row's tokens of the largest dot product with the key's, (B, C).
+
+    It is not symmetric.
     """
     dots_BxAxCxP = jnp.einsum("bae,cpe->bacp", rows.unit_BxAxE, keys.unit_BxAxE)
     largest_BxAxC = jnp.where(keys.mask_BxA, dots_BxAxCxP, -jnp.inf).max(-1)
@@ -52,8 +53,8 @@ def keep_best(tokens: Tokens, partners: Tokens, share: float) -> Tokens:
     """The tokens that travel to other samples: of each sample its `share` of best ones, rounded up.
 
     The best have the largest dot product with a token of their own pair, so that the choice does
-    not depend on the mesh (the paper looks at all samples of a device). The choice has no gradient,
-    the chosen tokens have one.
+    not depend on the mesh; DeCLIP's code takes the sum over the tokens of the own pair. The choice
+    has no gradient, the chosen tokens have one.
     """
     best_B = jnp.where(tokens.mask_BxA, _best_match(tokens, partners), -jnp.inf)
     places_BxP = jnp.argsort(-best_B, axis=1)[:, : math.ceil(share * tokens.mask_BxA.shape[1])]
@@ -72,11 +73,11 @@ def _best_match(tokens: Tokens, partners: Tokens) -> Array:
 def late_loss(
     image: Tokens, text: Tokens, temp: Array, share: float = 1.0, block: int = 0
 ) -> Array:
-    """The mean of both directions' cross-entropy (eq. 1 and 2), each with its own similarity.
+    """The mean of both directions' cross-entropy, each with its own similarity.
 
-    share: of the tokens of a sample that others see (section 3.1, "Training efficiency"); a row
-    keeps all of its own. block: samples at a time, a divisor of B; 0 = all. Of the token-wise
-    similarities (B, A, block, P) stand in memory.
+    share: of the tokens of a sample that others see; a row keeps all of its own. block: samples at
+    a time, a divisor of B; 0 = all. Of the token-wise similarities (B, A, block, P) stand in
+    memory.
     """
 
     def direction(rows: Tokens, keys: Tokens) -> Array:

@@ -1,5 +1,5 @@
-"""A sigmoid for each picture with each text of a batch (SigLIP, Zhai et al. 2023, eq. 2 and
-algorithm 1; its code in big_vision).
+"""A sigmoid for each picture with each text of a batch (SigLIP, Zhai et al. 2023; its code
+in big_vision).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ phrases by a list of words (data/phrases.py) in place of a language model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,7 +103,7 @@ class C2lip(DualEncoder):
         image_BxE, caption_BxE, phrase_BxCxE, real_BxC, patches_BxNxE = read
         config, bias = self.config, params["logit_bias"][0]
 
-        def contrast(cosines_of) -> Array:
+        def contrast(cosines_of: Callable[[Array], Array]) -> Array:
             def logits(text_JxCxE: Array) -> Array:
                 return cosines_of(text_JxCxE) / temp + bias
 

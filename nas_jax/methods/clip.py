@@ -52,12 +52,12 @@ class ClipConfig(DualConfig):
                 "set text_dim=0",
             )
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"smoothing={self.smoothing}", "a share in [0, 1)", "0.1 is ALIGN's")
+            raise ConfigError(f"smoothing={self.smoothing}", "a share in [0, 1)", "0 has none")
 
 
 @dataclass(frozen=True)
 class Clip(DualEncoder):
-    """Symmetric cross-entropy over the batch (figure 3)."""
+    """Symmetric cross-entropy over the batch."""
 
     Config = ClipConfig
     # beside the table: the pooling query of SigLIP's image encoder
@@ -96,29 +96,29 @@ def _network(config: ClipConfig, model: ModelConfig, pad: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class AlignConfig(ClipConfig):
-    """ALIGN's temperature and label smoothing (section 5)."""
+    """ALIGN's temperature (transformers' AlignConfig) and label smoothing."""
 
     name: str = "align"
     temp_init: float = 1.0
-    smoothing: float = 0.1
+    smoothing: float = 0.1  # not checked against the paper
 
 
 @dataclass(frozen=True)
 class Align(Clip):
-    """CLIP's loss with label smoothing (eq. 1 and 2)."""
+    """CLIP's loss with label smoothing."""
 
     Config = AlignConfig
 
 
 @dataclass(frozen=True)
 class SiglipConfig(ClipConfig):
-    """SigLIP's temperature and bias (section 3.2): most pairs of a batch are no pairs, and the
+    """SigLIP's temperature and bias (big_vision): most pairs of a batch are no pairs, and the
     start says so.
     """
 
     name: str = "siglip"
     temp_init: float = 0.1
-    temp_min: float = 1e-4  # the paper has no bound; this one only keeps 1 / temperature finite
+    temp_min: float = 1e-4  # no bound of the paper: it only keeps 1 / temperature finite
     bias_init: float = -10.0
 
     def validate(self) -> None:
@@ -130,7 +130,7 @@ class SiglipConfig(ClipConfig):
 
 @dataclass(frozen=True)
 class Siglip(Clip):
-    """The sigmoid loss (eq. 2), with one more parameter, `logit_bias`."""
+    """The sigmoid loss, with one more parameter, `logit_bias`."""
 
     Config = SiglipConfig
 

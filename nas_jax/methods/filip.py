@@ -29,7 +29,7 @@ class FilipConfig(DualConfig):
     """How many tokens travel, and how many samples are compared at once."""
 
     name: str = "filip"
-    # of a sample's tokens that other samples see (section 3.1, "Training efficiency"); 1 = all
+    # of a sample's tokens that other samples see; 1 = all. Not checked against the paper
     share: float = 0.25
     block: int = 32  # of (B, patches, block, words) numbers at a time
 
@@ -37,12 +37,12 @@ class FilipConfig(DualConfig):
         """Raises ConfigError on unusable values."""
         super().validate()
         if not 0 < self.share <= 1:
-            raise ConfigError(f"share={self.share}", "0 < share <= 1", "0.25 is the paper's")
+            raise ConfigError(f"share={self.share}", "0 < share <= 1", "0.25 is the default")
 
 
 @dataclass(frozen=True)
 class Filip(DualEncoder):
-    """Scores: late_image is s^I (eq. 4), late_text is s^T (eq. 5), late is their mean."""
+    """Scores: late_image is s^I, late_text is s^T, late is their mean."""
 
     Config = FilipConfig
     feature_scores = SCORES

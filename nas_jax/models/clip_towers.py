@@ -1,6 +1,6 @@
 """The two towers of CLIP and of SigLIP, as their published weights need them.
 
-CLIP (Radford et al. 2021, section 2.4): pre-norm ViT and causal text encoder with quick GELU, which
+CLIP (Radford et al. 2021): pre-norm ViT and causal text encoder with quick GELU, which
 is read at its last token. SigLIP (Zhai et al. 2023; big_vision): no [CLS], an attention head that
 pools the patches, a text encoder that sees its padding and is read at the last position. Neither
 has dropout. `models/towers.py` has the towers that the other methods share; these have the same

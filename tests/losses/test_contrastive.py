@@ -14,7 +14,8 @@ from jax.test_util import check_grads
 
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.late import Tokens, every_token, keep_best, late_loss, late_similarity
-from nas_jax.losses.sigmoid import sigmoid_loss
+from nas_jax.losses.phrases import attended_cosines
+from nas_jax.losses.sigmoid import sigmoid_contrast, sigmoid_loss
 from nas_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 SCALE, BIAS = 3.0, -1.0
@@ -180,6 +181,12 @@ def programs(mesh):
     def late(patches, words, mask, block):
         return late_loss(every_token(patches), Tokens(words, mask), TEMP, 1.0, block)
 
+    def phrases(patches, phrases, block):
+        real = jnp.ones(phrases.shape[:2], bool)
+        return sigmoid_contrast(
+            lambda text: attended_cosines(patches, text) / TEMP + BIAS, phrases, real, block
+        )
+
     return {
         "infonce": (lambda x, y, b: infonce(x, y, TEMP, b), (image, text), BLOCK, BATCH**2),
         "sigmoid": (
@@ -188,6 +195,7 @@ def programs(mesh):
         "late": (
             late, (patches, words, mask), FEW_BLOCK, FEW**2 * PATCHES * WORDS
         ),
+        "phrases": (phrases, (patches, words[:, :2]), FEW_BLOCK, FEW**2 * PATCHES),
     }  # fmt: skip
 
 
@@ -204,7 +212,7 @@ def largest(program) -> int:
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("name", ["infonce", "sigmoid", "late"])
+@pytest.mark.parametrize("name", ["infonce", "sigmoid", "late", "phrases"])
 def test_no_device_ever_has_all_pairs(name, devices):
     """Read from the compiled program, gradients included; the same numbers as with all pairs."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
