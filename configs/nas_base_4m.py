@@ -20,6 +20,7 @@ from dataclasses import replace
 from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
 from nas_jax.methods.config import NasMlmConfig
+from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.methods.variants import nva_form, with_variant
 from nas_jax.models.codebook import DictionaryConfig
@@ -42,23 +43,28 @@ def get_config(argument: str = ""):
         nva=replace(nva_form(given["nva"], DictionaryConfig().codes), start_epoch=30.0),
         nta=NtaConfig(start_epoch=30),
     )
-    return to_config_dict(
-        RunConfig(
-            name=f"nas-base-4m-{variant}",
-            seed=42,
-            data=DataConfig(
-                train=tuple(f"{folder}/{name}.json" for name in LISTS),
-                image_size=256,
-                flip=True,  # ALBEF's; captions of the 4 M pictures rarely say left or right
-                text_length=25,
-                tokenizer="bert-base-uncased",
-                batch_size=512,
-                workers=12,
-            ),
-            # 256 tokens fill the tiles of a TPU, 257 do not.
-            model=model_config("base", dtype="bfloat16", cls_apart=True),
-            method=with_variant(method, variant),
-            optimizer=OptimizerConfig(cosine_epochs=30),
-            train=TrainConfig(epochs=31, log_every=50, checkpoint_every=2000),
-        )
+    return to_config_dict(base_run(f"nas-base-4m-{variant}", with_variant(method, variant), folder))
+
+
+def base_run(
+    name: str, method: MethodConfig, folder: str = "data/4m", epochs: int = 31
+) -> RunConfig:
+    """A run of any method of ALBEF's size on the 4 M pictures: what all of them share."""
+    return RunConfig(
+        name=name,
+        seed=42,
+        data=DataConfig(
+            train=tuple(f"{folder}/{name}.json" for name in LISTS),
+            image_size=256,
+            flip=True,  # ALBEF's; captions of the 4 M pictures rarely say left or right
+            text_length=25,
+            tokenizer="bert-base-uncased",
+            batch_size=512,
+            workers=12,
+        ),
+        # 256 tokens fill the tiles of a TPU, 257 do not.
+        model=model_config("base", dtype="bfloat16", cls_apart=True),
+        method=method,
+        optimizer=OptimizerConfig(cosine_epochs=30),
+        train=TrainConfig(epochs=epochs, log_every=50, checkpoint_every=2000),
     )

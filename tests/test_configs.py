@@ -33,8 +33,9 @@ from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.trees import num_params
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 ABLATIONS = ("demo", "emoji", "nas_base_4m")  # configs that take variant=
+# configs of other methods; these take size=, and tests/methods trains them
+METHOD_CONFIGS = sorted({path.stem for path in CONFIGS.glob("*.py")} - set(ABLATIONS))
 WORDS = ("red", "blue", "cat", "dog", "runs", "sleeps", "left", "right")
 STEPS = 4
 
@@ -130,7 +131,7 @@ def reduced(run, **data):
     )
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ABLATIONS)
 def trained(request, tmp_path_factory):
     """The name of a recipe, and the work directory of a run of it."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -194,6 +195,24 @@ def test_the_report_of_the_run_opens_in_a_browser(trained, tmp_path, capsys):
     )
     ((width, height, shown),) = seen["pictures"]
     assert min(width, height) > 500 and shown > 500
+
+
+@pytest.mark.parametrize("size", ["scenes", "base"])
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_the_config_of_a_method_has_both_sizes(name, size):
+    """Both have parameters, and on scenes all share data, model and optimizer."""
+    run = load(name, f"size={size}")
+    assert run.method.name == name
+    run.method.check_batch(run.data.batch_size)
+    method = make_method(run.method, run.model, Setting(Vocabulary.blank(30522)))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    assert (num_params(params) > 1e8) == (size == "base")
+    if size == "scenes":
+        demo = load("demo")
+        for section in ("data", "model", "optimizer", "train"):
+            assert getattr(run, section) == getattr(demo, section)
+    with pytest.raises(ConfigError, match="scenes or base"):
+        load(name, "size=huge")
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

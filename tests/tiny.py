@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.data.config import DataConfig
+from nas_jax.data.readers import batch_spec
 from nas_jax.methods import make_method
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.method import Method, Setting
@@ -22,7 +24,8 @@ from nas_jax.utils.fields import validate_tree
 VOCAB = 24
 IDS = np.arange(VOCAB)
 CONTENT = (IDS >= 8) & (IDS < 20)
-VOCABULARY = Vocabulary(VOCAB, 0, 2, 3, 4, CONTENT, CONTENT, IDS >= 20)
+WORDS = tuple("" if number < 5 or number >= 20 else f"w{number}" for number in range(VOCAB))
+VOCABULARY = Vocabulary(VOCAB, 0, 2, 3, 4, CONTENT, CONTENT, IDS >= 20, WORDS)
 
 
 def model(**overrides) -> ModelConfig:
@@ -65,15 +68,27 @@ def built(config, variant: str = "", model: ModelConfig | None = None, run=None)
     return make_method(config, model or _model(), run or setting())
 
 
-def batch(size: int = 6, length: int = 8, seed: int = 0) -> dict[str, jnp.ndarray]:
+def batch(
+    size: int = 6, length: int = 8, seed: int = 0, wants: tuple = ()
+) -> dict[str, jnp.ndarray]:
+    """wants: the fields beside those of every batch, of which each array is made up."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(5, 20, (size, length))
     ids[:, 0] = VOCABULARY.cls
     lengths = rng.integers(4, length + 1, size)
     mask = np.arange(length)[None] < lengths[:, None]
-    return {
+    found = {
         "image_BxHxWx3": jnp.asarray(rng.integers(0, 256, (size, 16, 16, 3)), jnp.uint8),
         "token_ids_BxL": jnp.asarray(np.where(mask, ids, VOCABULARY.pad), jnp.int32),
         "token_mask_BxL": jnp.asarray(mask),
         "image_id_B": jnp.arange(size, dtype=jnp.int32),
     }
+    config = DataConfig(image_size=16, text_length=length)
+    for name, like in batch_spec(config, size, wants).items():
+        if name not in found:
+            high = 256 if like.dtype == np.uint8 else 2
+            array = rng.integers(0, high, like.shape)
+            if "mask" in name:
+                array[..., 0] = 1  # [CLS]
+            found[name] = jnp.asarray(array, like.dtype)
+    return found

@@ -7,13 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from nas_jax.methods.albef import Albef
+from nas_jax.methods.ceclip import CeClip
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
+from nas_jax.methods.negclip import NegClip
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build
 
-METHODS: dict[str, type[Method]] = {"albef": Albef, "nas": Nas}
+METHODS: dict[str, type[Method]] = {
+    "albef": Albef,
+    "nas": Nas,
+    "negclip": NegClip,
+    "ceclip": CeClip,
+}
 
 _GONE = ("plain",)  # fields of older configs that are no more
 _NOT_ALBEF = ("dictionary", "nva", "nta")  # sections that its older configs had, switched off

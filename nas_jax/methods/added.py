@@ -15,6 +15,7 @@ from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.itc import positives
 from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.methods.terms import Seen, Term, Terms
+from nas_jax.methods.text_negatives import NEGATIVE_TERMS
 from nas_jax.typing import Array, Metrics
 from nas_jax.utils.errors import ConfigError
 
@@ -64,7 +65,11 @@ class IntraText(Term):
         return soft_cross_entropy((logits_BxB,), None, (own_B,), jnp.float32(0)).mean(), {}
 
 
-TERMS: dict[str, Callable[[Any], Term]] = {"focal_itc": FocalItc, "intra_text": IntraText}
+TERMS: dict[str, Callable[[Any], Term]] = {
+    "focal_itc": FocalItc,
+    "intra_text": IntraText,
+    **NEGATIVE_TERMS,
+}
 """Name -> term."""
 
 

@@ -2,8 +2,8 @@
 JSON.
 
 A program of its own because the number of devices is fixed when jax starts:
-python tests/parallel/step_on_meshes.py [--own] [CASE ...]
---own: the method that only the tests have, instead.
+python tests/parallel/step_on_meshes.py [--own | --method=NAME] [CASE ...]
+--own: the method that only the tests have, instead; --method: another one, with its defaults.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 FLAGS = (
@@ -29,6 +30,7 @@ import numpy as np  # noqa: E402
 import own_method  # noqa: E402
 import tiny  # noqa: E402
 
+from nas_jax.methods import method_config  # noqa: E402
 from nas_jax.methods.config import ItcConfig  # noqa: E402
 from nas_jax.models import codebook  # noqa: E402
 from nas_jax.parallel.mesh import MeshConfig, make_mesh, put_batch  # noqa: E402
@@ -48,7 +50,23 @@ CASES = {  # (data, fsdp, tensor), pieces
 }
 
 
-def run(case: str, own: bool = False) -> tuple[list[float], dict[str, np.ndarray]]:
+def build(name: str, pieces: int):
+    """The smallest method of that name; "own": of the tests."""
+    setting = tiny.setting(pieces=pieces)
+    if name == "own":
+        return own_method.Own.build(own_method.OwnConfig(), tiny.model(), setting)
+    if name == "nas":
+        return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
+    config = method_config({"name": name})
+    if hasattr(getattr(config, "itc", None), "queue_size"):
+        config = replace(config, itc=replace(config.itc, queue_size=3 * BATCH))
+    if hasattr(config, "tokens"):
+        config = replace(config, tokens=32)
+    model = tiny.model(fusion_layers=2 if name == "softmask" else 1)
+    return tiny.built(config, model=model, run=setting)
+
+
+def run(case: str, name: str = "nas") -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and the state after them."""
     sizes, pieces = CASES[case]
     whole = codebook.ema_update
@@ -59,10 +77,7 @@ def run(case: str, own: bool = False) -> tuple[list[float], dict[str, np.ndarray
         )
     try:
         mesh = make_mesh(MeshConfig(*sizes))
-        method = tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
-        if own:
-            setting = tiny.setting(pieces=pieces)
-            method = own_method.Own.build(own_method.OwnConfig(), tiny.model(), setting)
+        method = build(name, pieces)
         optimizer, schedule = make_optimizer(
             OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
         )
@@ -71,9 +86,8 @@ def run(case: str, own: bool = False) -> tuple[list[float], dict[str, np.ndarray
         step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
         losses = []
         for number in range(STEPS):
-            batch = {
-                name: np.asarray(value) for name, value in tiny.batch(BATCH, seed=number).items()
-            }
+            made = tiny.batch(BATCH, seed=number, wants=method.wants)
+            batch = {key: np.asarray(value) for key, value in made.items()}
             state, metrics = step(state, put_batch(batch, mesh), method.stage(number))
             losses.append(float(metrics["loss"]))
     finally:
@@ -117,12 +131,14 @@ def difference(
 
 def main(cases: list[str]) -> None:
     """Prints one JSON object: case -> differences to the first."""
-    own, cases = "--own" in cases, [case for case in cases if case != "--own"]
-    losses, expected = run("one", own)
+    flags = [case for case in cases if case.startswith("--")]
+    cases = [case for case in cases if case not in flags]
+    name = flags[0].removeprefix("--method=").removeprefix("--") if flags else "nas"
+    losses, expected = run("one", name)
     entries = {name.split("/")[1] for name in expected if name.startswith("method_state/")}
     report = {}
     for case in cases or list(CASES)[1:]:
-        found, state = run(case, own)
+        found, state = run(case, name)
         report[case] = {
             "loss": max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True)),
             "params": difference(state, expected, "params/"),
