@@ -11,6 +11,9 @@ from nas_jax.methods.ceclip import CeClip
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
 from nas_jax.methods.negclip import NegClip
+from nas_jax.methods.rvlm import Rvlm
+from nas_jax.methods.vilta import Vilta
+from nas_jax.methods.vlmatch import VlMatch
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build
@@ -20,6 +23,9 @@ METHODS: dict[str, type[Method]] = {
     "nas": Nas,
     "negclip": NegClip,
     "ceclip": CeClip,
+    "vlmatch": VlMatch,
+    "vilta": Vilta,
+    "rvlm": Rvlm,
 }
 
 _GONE = ("plain",)  # fields of older configs that are no more
