@@ -8,10 +8,12 @@ from typing import Any
 
 from nas_jax.methods.albef import Albef
 from nas_jax.methods.ceclip import CeClip
+from nas_jax.methods.gnm import Gnm
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
 from nas_jax.methods.negclip import NegClip
 from nas_jax.methods.rvlm import Rvlm
+from nas_jax.methods.svco import Svco
 from nas_jax.methods.vilta import Vilta
 from nas_jax.methods.vlmatch import VlMatch
 from nas_jax.models.sizes import ModelConfig
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     "vlmatch": VlMatch,
     "vilta": Vilta,
     "rvlm": Rvlm,
+    "gnm": Gnm,
+    "svco": Svco,
 }
 
 _GONE = ("plain",)  # fields of older configs that are no more
