@@ -57,9 +57,12 @@ def test_scenes_in_pairs_contradict_each_other_and_differ_in_little(world, split
         assert not any(holds(text, one) for text in varied)
         places = [{(item.x, item.y) for item in scene.items} for scene in (one, other)]
         same_places += places[0] == places[1]
+        looks = [{(item.shape, item.colour, item.size) for item in s.items} for s in (one, other)]
+        # only where the side is what differs, things stand elsewhere
+        assert places[0] == places[1] or looks[0] == looks[1]
         if split == "train":
             assert other.pairs.isdisjoint(WORLDS[world].held_out)
-    assert same_places == 60
+    assert 50 <= same_places < 60
     assert source.key(6) == f"{split}-0-3#0" and source.key(7) == f"{split}-0-3#1"
     assert source.identity() != SceneSource(split, 120, 0, 48, WORLDS[world]).identity()
 
