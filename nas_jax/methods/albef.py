@@ -72,7 +72,7 @@ class AlbefConfig(MethodConfig):
     @property
     def has_generator(self) -> bool:
         """Whether the method trains a language model on captions, which can fill in words."""
-        return False
+        return bool(getattr(self, "nta", None) and self.nta.enabled)
 
     def mesh_advice(self, row_devices: int) -> str:
         """Hard negatives that stay on the device of their row move no image tokens."""

@@ -64,11 +64,6 @@ class NasConfig(AlbefConfig):
     nva: NvaConfig = field(default_factory=NvaConfig)
     nta: NtaConfig = field(default_factory=NtaConfig)
 
-    @property
-    def has_generator(self) -> bool:
-        """See AlbefConfig."""
-        return self.nta.enabled
-
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()

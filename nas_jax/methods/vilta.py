@@ -52,11 +52,6 @@ class ViltaConfig(AlbefConfig):
     # these as the run started ("frozen"), which asks for a start from a trained language model
     language_model: str = "teacher"
 
-    @property
-    def has_generator(self) -> bool:
-        """See AlbefConfig."""
-        return True
-
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()

@@ -50,11 +50,6 @@ class VlMatchConfig(AlbefConfig):
     negatives: NegativeTextConfig = field(default_factory=lambda: NegativeTextConfig(("refill",)))
     rtd_weight: float = 1.0  # of the detector's loss
 
-    @property
-    def has_generator(self) -> bool:
-        """See AlbefConfig."""
-        return True
-
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()
