@@ -159,7 +159,7 @@ def vary(world: World, statement: Statement, held_out: bool = False) -> Statemen
     """A full statement that says one thing of two otherwise, in the same words where it can.
 
     The first of these that the world allows: the two colours change places; the relation is turned
-    round; so are the numbers, or the sizes; the first thing has the next colour.
+    round; so are the numbers, or the sizes; the first thing has a colour that is not said.
     """
     one, other, *rest = statement.nouns
     exchanged = replace(one, colour=other.colour), replace(other, colour=one.colour)
@@ -174,9 +174,9 @@ def vary(world: World, statement: Statement, held_out: bool = False) -> Statemen
         if mine != others:
             pair = replace(one, **{name: others}), replace(other, **{name: mine})
             return replace(statement, nouns=(*pair, *rest))
-    colours = [colour for colour, shape in allowed if shape == one.shape]
-    place = (colours.index(one.colour) + 1) % len(colours)
-    return replace(statement, nouns=(replace(one, colour=colours[place]), other, *rest))
+    taken = [noun.pair for noun in statement.nouns]
+    colour = next(c for c, shape in allowed if shape == one.shape and (c, shape) not in taken)
+    return replace(statement, nouns=(replace(one, colour=colour), other, *rest))
 
 
 def draw_example(
