@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator_parts import ABOVE, Part, last_json, parts
+from benchmarks.checkout import ROOT, commit
 
-ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 540.0  # seconds of a call
 LEAST = 60.0  # seconds that a part is started with
 MARGIN = 45.0  # seconds at the end in which the study's runs save
@@ -164,17 +164,6 @@ def stop(process: subprocess.Popen) -> int:
         except subprocess.TimeoutExpired:
             continue
     return process.wait()
-
-
-def commit() -> str:
-    """Of the code; "" outside of a checkout."""
-    asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(
-            asked, cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 # ---------------------------------------------------------------------------------------- all parts

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nas_jax.config import RunConfig, arguments, to_config_dict
+from nas_jax.config import RunConfig, arguments, to_config_dict, whole_number
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, NasMlmConfig
@@ -33,19 +33,16 @@ CODES = 128
 
 def get_config(argument: str = ""):
     """variant: a row of the ablation; nva: the form of NVA (methods/variants.py); world: of the
-    scenes; pictures: that are trained on.
+    scenes; pictures: that are trained on; steps: of the run, in whose last third the negatives are.
     """
-    given = arguments(argument, variant="nas", nva="whole", world="small", pictures="12000")
-    variant, world, pictures = given["variant"], given["world"], given["pictures"]
+    sizes = {"pictures": "12000", "steps": f"{STEPS}"}
+    given = arguments(argument, variant="nas", nva="whole", world="small", **sizes)
+    variant, world = given["variant"], given["world"]
+    pictures, steps = whole_number(given, "pictures", BATCH), whole_number(given, "steps", 1)
     if world not in TEXT_LENGTH:
         known = ", ".join(TEXT_LENGTH)
         raise ConfigError(f"world={world!r}", f"one of {known}", "name one of them")
-    if not pictures.isdecimal() or int(pictures) < BATCH:
-        raise ConfigError(
-            f"pictures={pictures!r}", f"a number from {BATCH}", "12000 is the default"
-        )
-    # the negatives come in for the last third of the run
-    last_stage = 2 / 3 * STEPS * BATCH / int(pictures)
+    last_stage = 2 / 3 * steps * BATCH / pictures  # in epochs
     method = NasConfig(
         momentum=0.98,  # a teacher that keeps up with a run of some thousand steps
         alpha=0.2,
@@ -56,12 +53,16 @@ def get_config(argument: str = ""):
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(top_words=5, stop_gradient=False, start_epoch=last_stage, exchange=0.3),
     )
-    run = scenes_run(f"demo-{variant}", with_variant(method, variant), world, int(pictures))
+    run = scenes_run(f"demo-{variant}", with_variant(method, variant), world, pictures, steps)
     return to_config_dict(run)
 
 
 def scenes_run(
-    name: str, method: MethodConfig, world: str = "small", pictures: int = 12_000
+    name: str,
+    method: MethodConfig,
+    world: str = "small",
+    pictures: int = 12_000,
+    steps: int = STEPS,
 ) -> RunConfig:
     """A run of any method on scenes: what all of them share, so that they can be compared."""
     return RunConfig(
@@ -85,6 +86,6 @@ def scenes_run(
         optimizer=OptimizerConfig(
             schedule="smooth", lr=2e-3, lr_min=1e-5, warmup_steps=100, clip_norm=1.0
         ),
-        train=TrainConfig(steps=STEPS, log_every=25, eval_every=1500, checkpoint_every=500),
+        train=TrainConfig(steps=steps, log_every=25, eval_every=1500, checkpoint_every=500),
         eval=EvalConfig(rerank_k=16, batch_size=100, max_images=100),
     )

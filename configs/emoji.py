@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nas_jax.config import RunConfig, arguments, to_config_dict
+from nas_jax.config import RunConfig, arguments, to_config_dict, whole_number
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
 from nas_jax.methods.config import ItcConfig, NasMlmConfig
@@ -33,9 +33,10 @@ CODES = 512
 
 def get_config(argument: str = ""):
     """folder: of the tars; variant: a row of the ablation; nva: the form of NVA
-    (methods/variants.py); weights: converted, to start from.
+    (methods/variants.py); weights: converted, to start from; steps: instead of 30 epochs.
     """
-    given = arguments(argument, folder="data/emoji", variant="nas", nva="whole", weights="")
+    known = {"folder": "data/emoji", "variant": "nas", "nva": "whole", "weights": "", "steps": "0"}
+    given = arguments(argument, **known)
     folder, variant = given["folder"].rstrip("/"), given["variant"]
     method = NasConfig(
         momentum=0.99,  # a teacher that keeps up with a run of an hour
@@ -76,7 +77,13 @@ def get_config(argument: str = ""):
             clip_norm=1.0,
             weight_decay=0.05,
         ),
-        train=TrainConfig(epochs=30, log_every=50, eval_every=2000, checkpoint_every=500),
+        train=TrainConfig(
+            epochs=30,
+            steps=whole_number(given, "steps", 0),
+            log_every=50,
+            eval_every=2000,
+            checkpoint_every=500,
+        ),
         eval=EvalConfig(rerank_k=32, batch_size=128),
     )
     return to_config_dict(from_weights(run, given["weights"]) if given["weights"] else run)

@@ -209,3 +209,10 @@ def arguments(text: str, **defaults: str) -> dict[str, str]:
             )
         values[name] = value
     return values
+
+
+def whole_number(given: Mapping[str, str], name: str, least: int) -> int:
+    """One of the `arguments` as a number. Raises ConfigError on one that is none, or too small."""
+    if not given[name].isdecimal() or int(given[name]) < least:
+        raise ConfigError(f"{name}={given[name]!r}", f"a whole number from {least}", "raise it")
+    return int(given[name])

@@ -99,13 +99,13 @@ def main(
         if mode == "compile":
             return compile_step(run, topology, folder, compile_effort)
         start(processes)
-        jax.config.update("jax_compilation_cache_dir", str(_compile_cache(folder)))
+        jax.config.update("jax_compilation_cache_dir", str(compile_cache(folder)))
         # the many small ones add up to seconds
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         return {"train": train, "eval": evaluate}[mode](run, folder)
 
 
-def _compile_cache(workdir: Path) -> Path | str:
+def compile_cache(workdir: Path) -> Path | str:
     """Where compiled programs are kept: a restart finds the step of the run it continues.
 
     JAX's own variable comes first, so that runs of one study share them. Not in a bucket: it would
@@ -231,6 +231,11 @@ class Parts:
     def summary(self, run: RunConfig, devices: int) -> str:
         """What a reader wants to know before the first step."""
         params = num_params(jax.eval_shape(self.init_state).params)
+        late = [step for step in self.method.stage_starts() if step >= self.total_steps]
+        warning = late and (
+            f"\nwarning: a part of {run.method.name} begins at step {min(late)}, after the last of "
+            f"{self.total_steps}; lower its start_epoch, or train longer"
+        )
         return (
             f"{run.name}: {run.method.name}, {params / 1e6:.1f} M parameters, vocabulary "
             f"{self.tokenizer.vocab_size}\n"
@@ -238,7 +243,7 @@ class Parts:
             f"{len(self.source)} training pictures in all, digest {self.source.identity()}\n"
             f"{self.total_steps} steps of {run.data.batch_size} pairs, {self.steps_per_epoch} an "
             f"epoch, on {devices} "
-            f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
+            f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}{warning or ''}"
         )
 
 

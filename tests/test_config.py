@@ -119,6 +119,8 @@ def test_check_field():
         ({"optimizer.lr": -1.0}, r"^optimizer\.lr=-1.0, lr_min"),
         ({"train.best_mode": "most"}, r"^train\.best_mode='most'"),
         ({"data.batch_size": 0}, r"^data\.batch_size=0"),
+        ({"data.scene_foils": 7}, r"^data\.scene_foils=7; .* Remedy: set data.scene_foils=8"),
+        ({"model.position_std": -1.0}, r"^model\.position_std=-1"),
         ({"eval.rerank_k": 0}, r"^eval\.rerank_k=0"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -96,15 +98,36 @@ def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
     assert any((leaf != one[0][name]).any() for name, leaf in earlier.items() if "teacher" in name)
 
     # The same checkpoint through --mode=eval gives the numbers of the end of the run.
-    before = (straight / "evals" / "20.json").read_text()
+    before, answers = (straight / "evals" / "20.json").read_text(), straight / "evals/20"
+    scores = json.loads((answers / "results.json").read_text())["results"]  # of the last one
+    shutil.rmtree(answers)
     (straight / "evals" / "20.json").unlink()
     assert runner.evaluate(RUN, straight) == 0
     assert (straight / "evals" / "20.json").read_text() == before
+    assert json.loads((answers / "results.json").read_text())["results"] == scores
     # Another config in the same place is refused, by name and with both values.
     other_rate = replace(RUN, optimizer=replace(RUN.optimizer, lr=2e-3))
     with pytest.raises(CheckpointError, match=r"optimizer.lr.*0\.001.*0\.002"):
         runner.train(other_rate, straight)
     assert to_dict(RUN) != to_dict(other_rate)
+
+
+def test_a_part_that_begins_after_the_last_step_is_said(tmp_path):
+    def said(**nva):
+        run = replace(RUN, method=replace(RUN.method, nva=replace(RUN.method.nva, **nva)))
+        return runner.assemble(run, tmp_path, learn=True).summary(run, 1)
+
+    line = "warning: a part of nas begins at step 30, after the last of 20; lower its start_epoch"
+    assert line in said(start_epoch=2.0)  # 15 steps an epoch
+    assert "warning" not in said(start_epoch=1.0)
+    assert "warning" not in said(start_epoch=2.0, enabled=False)
+
+
+def test_compiled_programs_are_where_jax_is_told_or_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "shared"))
+    assert runner.compile_cache(tmp_path / "run") == str(tmp_path / "shared")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert runner.compile_cache(tmp_path / "run") == tmp_path / "run/compile_cache"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):

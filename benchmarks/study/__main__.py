@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.checkout import commit
 from benchmarks.study import page, records
 from benchmarks.study.plan import Job, Preset, chosen, jobs, named
 from benchmarks.study.presets import PRESETS
@@ -25,7 +26,7 @@ from benchmarks.study.table import as_text
 from nas_jax.inspect.compare import write as write_reference
 from nas_jax.train.workdir import METRICS
 from nas_jax.utils.commands import Parser, exit_code
-from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.errors import ConfigError, DataError
 
 EVERY = 60.0  # seconds between two lines about the runs
 
@@ -86,19 +87,22 @@ def run(argv: Sequence[str]) -> int:
     planned = chosen(jobs(preset, args.seeds or preset.seeds), args.only)
     out, folder = Path(args.out), Path(args.runs or Path("runs", "study", args.preset)).absolute()
     study = Study(args.preset, preset, out, folder)
-    done = study.done(planned)
+    done = {one.name for one in study.records()}
     waiting = [job for job in planned if job.name not in done]
     if args.list:
         for job in planned:
-            say(f"{'done' if job.name in done else 'to do':<6} {job.name:<24} {job.pairs:,} pairs")
+            say(f"{'to do' if job in waiting else 'done':<6} {job.name:<24} {job.pairs:,} pairs")
         return 0
-    say(f"{len(planned)} runs, {len(done)} of them done; records and page in {out}")
-    left = study.run(waiting, args.jobs, args.budget) if waiting else []
-    if study.records():
-        say(f"page: {study.write()}\n\n{as_text(preset, study.records())}")
+    say(f"{len(planned)} runs, {len(planned) - len(waiting)} of them done; page in {out}")
+    if waiting:
+        study.run(waiting, args.jobs, args.budget)
+    found = study.records()
+    if found:
+        say(f"page: {study.write()}\n\n{as_text(preset, found)}")
     if preset.report:
         for job in planned:
             say(f"{job.name}: {folder / job.name / 'report.html'}")
+    left = [job.name for job in waiting if job.name not in {one.name for one in found}]
     for name in left:
         say(f"left to do: {name}")
     return 1 if left else 0
@@ -111,19 +115,11 @@ class Study:
         self.name, self.preset, self.out, self.folder = name, preset, out, folder
 
     def records(self) -> list[records.Record]:
-        """All that are there."""
-        return records.read(self.out / self.name)
-
-    def done(self, planned: Sequence[Job]) -> set[str]:
-        """Names of runs with a record. One of another config is named, and is no record of it."""
-        found = {one.name: one for one in self.records()}
-        done = set()
-        for job in planned:
-            if job.name in found and records.is_of(found[job.name], job):
-                done.add(job.name)
-            elif job.name in found:
-                say(f"{job.name}: the record is of another config; the run is done again")
-        return done
+        """Those of runs with today's configs; others are left where they are."""
+        found = records.read(self.out / self.name)
+        seeds = 1 + max((one.seed for one in found), default=0)
+        today = {job.name: job for job in jobs(self.preset, max(seeds, self.preset.seeds))}
+        return [one for one in found if one.name in today and records.is_of(one, today[one.name])]
 
     def write(self) -> Path:
         """The page."""
@@ -144,15 +140,18 @@ class Study:
             path = self.out / self.name / "curves" / f"{label}.json"
             path.parent.mkdir(exist_ok=True)
             command = f"python -m benchmarks.study --preset {self.name}"
-            write_reference(str(path), [str(one) for one in workdirs], command, records.commit())
+            write_reference(str(path), [str(one) for one in workdirs], command, commit())
 
-    def run(self, waiting: Sequence[Job], at_a_time: int, budget: float) -> list[str]:
-        """Runs the jobs; returns the names of those that have no record after it."""
+    def run(self, waiting: Sequence[Job], at_a_time: int, budget: float) -> None:
+        """Runs the jobs; each that comes to its end leaves a record and a new page."""
         began = time.monotonic()
         where = places(at_a_time)
 
         def finished(job: Job, place: int | None) -> None:
             record = records.of_run(job, self.folder / job.name, place)
+            if missing := self.preset.metrics.keys() - record.metrics.keys():
+                names = ", ".join(sorted(missing))
+                raise DataError(f"no {names} in its evaluation", "them", "mend the preset")
             records.write(self.out / self.name, record)
             self.write()
             self.write_curves(job)
@@ -178,8 +177,6 @@ class Study:
 
         with interrupted_by(signal.SIGINT, signal.SIGTERM):
             running.run(waiting, watch)
-        done = {one.name for one in self.records()}
-        return [job.name for job in waiting if job.name not in done]
 
 
 @contextlib.contextmanager

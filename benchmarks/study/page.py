@@ -11,6 +11,7 @@ from benchmarks.study.plots import draw
 from benchmarks.study.records import Record
 from benchmarks.study.statistics import Difference, Mean, difference, mean_over_seeds
 from nas_jax.storage.files import write_whole
+from nas_jax.utils.tables import markdown
 
 Variants = Mapping[str, Mapping[int, Record]]  # variant -> seed -> record
 
@@ -66,7 +67,7 @@ def _how(name: str, preset: Preset, records: Sequence[Record]) -> list[str]:
         "",
     ]
     rows = [(f"`{variant}`", choice.about) for variant, choice in preset.variants.items()]
-    return lines + table(("variant", "what it is"), rows)
+    return lines + markdown(("variant", "what it is"), rows)
 
 
 def _numbers(preset: Preset, variants: Variants) -> list[str]:
@@ -81,7 +82,7 @@ def _numbers(preset: Preset, variants: Variants) -> list[str]:
         rows.append((*about, *cells))
     blind = [_blind(variants, key) for key in preset.metrics]
     rows.append(("text alone", "", "", "", *blind))
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 def of_metric(runs: Mapping[int, Record], key: str) -> Mean | None:
@@ -109,7 +110,7 @@ def _differences(preset: Preset, variants: Variants) -> list[str]:
         "and, where there are questions, over pictures (paired bootstrap). Bold where neither "
         "contains 0."
     )
-    return [text, "", *table(("variant", *preset.metrics.values()), rows)]
+    return [text, "", *markdown(("variant", *preset.metrics.values()), rows)]
 
 
 def _negatives(variants: Variants) -> list[str]:
@@ -126,7 +127,7 @@ def _negatives(variants: Variants) -> list[str]:
         "The negatives at the end of training (`python -m nas_jax.inspect.negatives`). AUC: told "
         "apart from true pairs; alone: without the caption, or without the picture."
     )
-    return [text, "", *table(head, rows)]
+    return [text, "", *markdown(head, rows)]
 
 
 def _kind(found: Sequence[Mapping]) -> tuple[str, str, str]:
@@ -144,12 +145,6 @@ def _truth(runs: Mapping[int, Record], kind: str) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------------------------- cells
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Of Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [*("| " + " | ".join(cells) + " |" for cells in lines), ""]
 
 
 def number(mean: Mean) -> str:

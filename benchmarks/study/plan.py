@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.checkout import ROOT
 from nas_jax.config import from_config_dict, to_dict
 from nas_jax.utils.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 BASELINE = "albef"  # the variant that all others are compared with
 
@@ -24,7 +21,8 @@ class Choice:
     """A column or a row of the table: arguments of the config, and flags."""
 
     about: str
-    arguments: str = ""  # of the config file, as "variant=nas,world=large"
+    # of the config file, after its colon
+    arguments: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)  # without "--config."
 
 
@@ -33,7 +31,7 @@ class Preset:
     """A study before it is run."""
 
     title: str
-    config: str
+    config: str  # a file that takes the argument `steps`
     steps: int  # of a run with `batch_size` pairs, unless a choice says otherwise
     batch_size: int
     settings: Mapping[str, Choice]  # worlds, or amounts of data
@@ -56,7 +54,7 @@ class Job:
     flags: tuple[str, ...]
     steps: int
     batch_size: int
-    numbered: bool = True  # the name says the seed
+    numbered: bool  # the name says the seed
 
     @property
     def name(self) -> str:
@@ -78,26 +76,30 @@ def jobs(preset: Preset, seeds: int) -> list[Job]:
     """All runs, seed by seed, so that a study that is stopped has compared all variants."""
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}", "1 or more", "3 give an interval")
-    found = []
-    for seed in range(seeds):
-        for setting in preset.settings:
-            for variant in preset.only.get(setting, tuple(preset.variants)):
-                found.append(_job(preset, setting, variant, seed))
-    return (
-        found if seeds > 1 or preset.seeds > 1 else [replace(job, numbered=False) for job in found]
-    )
+    numbered = seeds > 1 or preset.seeds > 1
+    return [
+        _job(preset, setting, variant, seed, numbered)
+        for seed in range(seeds)
+        for setting in preset.settings
+        for variant in preset.only.get(setting, tuple(preset.variants))
+    ]
 
 
-def _job(preset: Preset, setting: str, variant: str, seed: int) -> Job:
-    parts = preset.settings[setting], preset.variants[variant]
-    flags = {"seed": str(seed), "train.steps": str(preset.steps)}
-    for part in parts:
+def _job(preset: Preset, setting: str, variant: str, seed: int, numbered: bool) -> Job:
+    arguments, flags = {"steps": str(preset.steps)}, {"seed": str(seed)}
+    for part in (preset.settings[setting], preset.variants[variant]):
+        arguments |= part.arguments
         flags |= part.flags
-    arguments = ",".join(part.arguments for part in parts if part.arguments)
-    config = f"{preset.config}:{arguments}" if arguments else preset.config
-    listed = tuple(f"--config.{name}={value}" for name, value in flags.items())
-    steps = int(flags["train.steps"])
-    return Job(setting, variant, seed, config, listed, steps, preset.batch_size)
+    return Job(
+        setting,
+        variant,
+        seed,
+        f"{preset.config}:{','.join(f'{name}={value}' for name, value in arguments.items())}",
+        tuple(f"--config.{name}={value}" for name, value in flags.items()),
+        int(arguments["steps"]),
+        preset.batch_size,
+        numbered,
+    )
 
 
 def resolved(job: Job) -> dict[str, Any]:
@@ -114,16 +116,25 @@ def resolved(job: Job) -> dict[str, Any]:
     return to_dict(from_config_dict(config))
 
 
-def digest(config: Mapping[str, Any]) -> str:
-    """Of what decides the numbers of a run: not of how often it saves, nor of parts that are off.
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that decide the numbers of a run: not how often it saves, nor of parts that are
+    off. Fields that are newer than the config have their defaults.
 
-    config: of `resolved`, or of config.json, where fields that are newer have their defaults.
+    config: of `resolved`, of config.json, or of this function. Raises ConfigError on fields that
+    are no more.
     """
     fields = to_dict(from_config_dict(config))
     kept = {name: fields[name] for name in ("seed", "data", "model", "method", "optimizer")}
-    kept["length"] = [fields["train"][name] for name in ("steps", "epochs")]
-    text = json.dumps(_without_off(kept), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    kept["train"] = {name: fields["train"][name] for name in ("steps", "epochs")}
+    return json.loads(json.dumps(_without_off(kept)))
+
+
+def same_run(config: Mapping[str, Any], job: Job) -> bool:
+    """Whether a config is that of the job, as far as it decides numbers."""
+    try:
+        return decisive(config) == decisive(resolved(job))
+    except ConfigError:  # of the older one: a field or a value that is no more
+        return False
 
 
 def _without_off(value: Any) -> Any:

@@ -18,25 +18,27 @@ FOILS = {
     "val/retrieval/itm/text_to_image_r@1": "text to image R@1",
 }
 VARIANTS = {
-    "albef": Choice("ALBEF: no dictionary, no negatives but the batch's", "variant=albef"),
-    "vd": Choice("with the visual dictionary", "variant=vd"),
-    "vd_nva": Choice("dictionary and NVA", "variant=vd_nva"),
-    "vd_nta": Choice("dictionary and NTA", "variant=vd_nta"),
-    "nas": Choice("dictionary, NVA and NTA", "variant=nas"),
-    "nas_authors": Choice("`nas` with NVA in the authors' form", "variant=nas,nva=authors"),
+    "albef": Choice("ALBEF: no dictionary, no negatives but the batch's", {"variant": "albef"}),
+    "vd": Choice("with the visual dictionary", {"variant": "vd"}),
+    "vd_nva": Choice("dictionary and NVA", {"variant": "vd_nva"}),
+    "vd_nta": Choice("dictionary and NTA", {"variant": "vd_nta"}),
+    "nas": Choice("dictionary, NVA and NTA", {"variant": "nas"}),
+    "nas_authors": Choice(
+        "`nas` with NVA in the authors' form", {"variant": "nas", "nva": "authors"}
+    ),
 }
-# A step of nas takes 1.42 times the time of one of albef: 225 and 320 pairs/s on one core
-LONG = "4260"
+# as many more steps as a step of nas takes longer: 225 and 320 pairs/s on one core of an AMD EPYC
+LONG = {"variant": "albef", "steps": "4260"}
 MORE = {
-    "albef_long": Choice("ALBEF for as much time as `nas`", "variant=albef", {"train.steps": LONG}),
+    "albef_long": Choice("ALBEF for as much time as `nas`", LONG),
     "nas_weighted": Choice(
         "`nas` with NVA and NTA beside ITM, a third each, not in one mean with it",
-        "variant=nas",
+        {"variant": "nas"},
         {"method.itm.form": "weighted"},
     ),
     "nas_early": Choice(
         "`nas` with its negatives from the first step, not in the last third",
-        "variant=nas",
+        {"variant": "nas"},
         {"method.nva.start_epoch": "0.0", "method.nta.start_epoch": "0.0"},
     ),
 }
@@ -61,15 +63,15 @@ STUDY = Preset(
     settings={
         "large": Choice(
             "The large world: 10 shapes, 10 colours, 3 fills; 12,000 training pictures.",
-            "world=large",
+            {"world": "large"},
             LARGER_SETS,
         ),
         "small": Choice(
-            "The small world: 5 shapes, 6 colours; 12,000 training pictures.", "", LARGER_SETS
+            "The small world: 5 shapes, 6 colours; 12,000 training pictures.", {}, LARGER_SETS
         ),
         "few": Choice(
             "The large world with 1,500 training pictures.",
-            "world=large,pictures=1500",
+            {"world": "large", "pictures": "1500"},
             LARGER_SETS,
         ),
     },
@@ -85,7 +87,7 @@ EMOJI = Preset(
     settings={"": Choice("", flags=AT_THE_END)},
     variants={
         "albef": VARIANTS["albef"],
-        "nas": Choice("dictionary, NVA and NTA", "variant=nas"),
+        "nas": Choice("dictionary, NVA and NTA", {"variant": "nas"}),
     },
     metrics={
         "val/foils/itm/macro": "all foils",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.plan import Job, digest, resolved
+from benchmarks.checkout import commit
+from benchmarks.study.plan import Job, decisive, same_run
 from nas_jax.evals.results import read as read_results
+from nas_jax.inspect.negatives_found import NEGATIVES
+from nas_jax.storage.files import write_whole
 from nas_jax.train.workdir import CONFIG, EVALS, STARTS, TIMINGS
 from nas_jax.utils.errors import DataError
 
@@ -31,7 +33,7 @@ class Record:
     seed: int
     config: str
     flags: tuple[str, ...]
-    digest: str  # of the config that these give, see `plan.digest`
+    fields: Mapping[str, Any]  # of the config that these give, see `plan.decisive`
     pairs: int
     metrics: Mapping[str, float]  # key of an evaluation -> percent
     blind: Mapping[str, float]  # the same of the text alone
@@ -57,7 +59,7 @@ class Record:
 def of_run(job: Job, workdir: Path, place: int | None) -> Record:
     """Reads a finished work directory."""
     evaluation = json.loads((workdir / EVALS / f"{job.steps}.json").read_text())
-    diagnosis = json.loads((workdir / "negatives.json").read_text())
+    diagnosis = json.loads((workdir / NEGATIVES).read_text())
     _, results = read_results(workdir / EVALS / str(job.steps))
     hits, units = {}, {}
     for result in (one for one in results if one.form == "foil" or one.name.endswith(":foils")):
@@ -73,7 +75,7 @@ def of_run(job: Job, workdir: Path, place: int | None) -> Record:
         job.seed,
         job.config,
         job.flags,
-        digest(json.loads((workdir / CONFIG).read_text())),
+        decisive(json.loads((workdir / CONFIG).read_text())),
         job.pairs,
         {row["key"]: row["value"] for row in rows},
         {row["key"]: row["blind"] for row in rows if row["blind"] is not None},
@@ -127,29 +129,11 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def commit() -> str:
-    """Of the code that runs; "" outside of a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
-
-
 def write(folder: Path, record: Record) -> None:
     """NAME.json in the folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{record.name}.json"
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps({"format": FORMAT, **asdict(record)}) + "\n")
-    partial.replace(target)
+    text = json.dumps({"format": FORMAT, **asdict(record)}) + "\n"
+    write_whole(folder / f"{record.name}.json", text)
 
 
 def read(folder: Path) -> list[Record]:
@@ -172,4 +156,4 @@ def read(folder: Path) -> list[Record]:
 
 def is_of(record: Record, job: Job) -> bool:
     """Whether the record is of this very run, with the config that the job has today."""
-    return record.digest == digest(resolved(job))
+    return same_run(record.fields, job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import queue
 import signal
@@ -12,25 +14,32 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.study.plan import Job
+from benchmarks.checkout import ROOT
+from benchmarks.study.plan import Job, same_run
+from nas_jax.train.workdir import CONFIG
+from nas_jax.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 SAVING_SECONDS = 120  # that a stopped run has for its checkpoint
 LOG_LINES = 3  # of a failed run that are shown
 
 
 def places(jobs_at_a_time: int) -> list[int | None]:
-    """The cores that runs are bound to, or [None] where there is an accelerator.
+    """The cores that runs are bound to; None for each where there is an accelerator, or where the
+    system binds no processes.
 
-    jobs_at_a_time: 0 = one a core that this process may use.
+    jobs_at_a_time: 0 = one a core that this process may use, or one on an accelerator.
     """
     # in a process of its own, which gives an accelerator back
     asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     backend = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[-1]
-    if backend != "cpu":
+    if backend != "cpu" or not hasattr(os, "sched_getaffinity"):
         return [None] * max(1, jobs_at_a_time)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
-    return list(cores[-jobs_at_a_time:] if jobs_at_a_time else cores)
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs_at_a_time > len(cores):
+        raise ConfigError(
+            f"--jobs {jobs_at_a_time}", f"at most {len(cores)}, the cores", "leave it out"
+        )
+    return cores[-jobs_at_a_time:]  # of 0, all
 
 
 def environment(place: int | None, cache: Path) -> dict[str, str]:
@@ -52,6 +61,22 @@ def of_job(job: Job, workdir: Path, report: bool = False) -> list[list[str]]:
         [sys.executable, "main.py", *job.command(str(workdir))],
         *([sys.executable, "-m", module, str(workdir)] for module in modules),
     ]
+
+
+def set_aside(workdir: Path, job: Job) -> Path | None:
+    """Renames a work directory of another config, as a run of this one could not go on there.
+
+    Returns its new name, or None where there was no need.
+    """
+    known = workdir / CONFIG
+    if not known.exists() or same_run(json.loads(known.read_text()), job):
+        return None
+    free = next(
+        path
+        for number in itertools.count(1)
+        if not (path := workdir.with_name(f"{workdir.name}.{number}")).exists()
+    )
+    return workdir.rename(free)
 
 
 class Running:
@@ -76,8 +101,8 @@ class Running:
         self.now: dict[int, tuple[Job, Path]] = {}
         self._stop, self._lock = threading.Event(), threading.Lock()
 
-    def run(self, jobs: Sequence[Job], watch: Callable[[], None]) -> bool:
-        """Returns whether all jobs were tried. watch: called every half second.
+    def run(self, jobs: Sequence[Job], watch: Callable[[], None]) -> None:
+        """watch: called every half second.
 
         An interruption stops the runs, waits until they have saved, and is raised.
         """
@@ -100,7 +125,6 @@ class Running:
             self._stop.set()
             for thread in threads:
                 thread.join()
-        return waiting.empty()
 
     def _work(self, number: int, waiting: queue.SimpleQueue[Job]) -> None:
         while not self._stop.is_set():
@@ -116,9 +140,11 @@ class Running:
                 self.now.pop(number, None)
 
     def _one(self, number: int, job: Job) -> None:
-        workdir = self.folder / job.name
+        workdir, place = self.folder / job.name, self.places[number]
+        if aside := set_aside(workdir, job):
+            self.say(f"{job.name}: what was there is of another config, and is now {aside}")
         workdir.mkdir(parents=True, exist_ok=True)
-        log, place = self.folder / f"{job.name}.log", self.places[number]
+        log = self.folder / f"{job.name}.log"
         self.now[number] = job, log
         for command in self.commands(job, workdir):
             code = self._process(command, place, log)

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from benchmarks.study.records import Record
 from nas_jax.evals.statistics import interval, resampled_weights
 from nas_jax.utils.errors import DataError
 
 RESAMPLES = 2000
-# Student's t at 97.5 % for 1 to 9 degrees of freedom (Student 1908; any table), then the normal's
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,8 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     count, mean = len(numbers), float(numbers.mean())
     if count == 1:
         return Mean(tuple(values), mean, math.nan, math.nan)
-    factor = T975[count - 2] if count - 2 < len(T975) else 1.96
-    half = factor * float(numbers.std(ddof=1)) / math.sqrt(count)
-    return Mean(tuple(values), mean, mean - half, mean + half)
+    half = stdtrit(count - 1, 0.975) * numbers.std(ddof=1) / math.sqrt(count)
+    return Mean(tuple(values), mean, float(mean - half), float(mean + half))
 
 
 def difference(

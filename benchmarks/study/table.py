@@ -9,6 +9,7 @@ from benchmarks.study.page import by_setting, of_metric
 from benchmarks.study.plan import BASELINE, Preset
 from benchmarks.study.records import Record
 from benchmarks.study.statistics import Difference, difference
+from nas_jax.utils.tables import aligned
 
 Variants = Mapping[str, Mapping[int, Record]]  # variant -> seed -> record
 
@@ -37,15 +38,8 @@ def _lines(preset: Preset, variants: Variants) -> list[str]:
         if compared:
             row.append(_difference(difference(variants[BASELINE], variants[compared], key)))
         rows.append(row + _beside(variants, key))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    lines = aligned(rows)
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def _difference(found: Difference | None) -> str:

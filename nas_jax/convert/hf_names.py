@@ -164,7 +164,6 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         image_layers=config["image_layers"],
         text_layers=config["text_layers"],
         fusion_layers=config["fusion_layers"],
-        fusion_reads=config.get("fusion_reads", "all"),
         mlp_ratio=config["mlp_ratio"],
         image_size=config["image_size"],
         patch_size=config["patch_size"],

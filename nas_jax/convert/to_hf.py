@@ -205,7 +205,6 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
         "image_layers": model["image_layers"],
         "text_layers": model["text_layers"],
         "fusion_layers": model["fusion_layers"],
-        "fusion_reads": model.get("fusion_reads", "all"),
         "mlp_ratio": model["mlp_ratio"],
         "image_size": model["image_size"],
         "patch_size": model["patch_size"],

@@ -100,6 +100,12 @@ class DataConfig:
                 raise ConfigError(
                     f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}"
                 )
+        if self.scene_foils % 2:
+            raise ConfigError(
+                f"data.scene_foils={self.scene_foils}",
+                "an even number, as foils come in pairs",
+                f"set data.scene_foils={self.scene_foils + 1}",
+            )
         if self.scene_world not in WORLDS:
             raise ConfigError(
                 f"data.scene_world={self.scene_world!r}",

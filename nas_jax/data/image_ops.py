@@ -449,6 +449,23 @@ def rand_augment(
     return image_HxWx3
 
 
+def distort(image_HxWx3: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """The picture darker or brighter, with more or less contrast, and half of the time blurred.
+
+    strength: 0 changes nothing; with 1 both factors are uniform in 0.6..1.4 and the deviation of
+    the Gaussian is uniform in 0.1..2 pixels, as usual in contrastive learning (SimCLR, Chen et al.
+    2020). Hues stay, as captions name colours.
+    """
+    if strength == 0:
+        return image_HxWx3
+    bright, contrast = 1 + 0.4 * strength * rng.uniform(-1, 1, 2)
+    blurred, deviation = rng.random() < 0.5, strength * rng.uniform(0.1, 2.0)
+    values_256 = _VALUES * bright
+    mean = image_HxWx3.mean() * bright
+    image_HxWx3 = cv2.LUT(image_HxWx3, _table(contrast * (values_256 - mean) + mean))
+    return cv2.GaussianBlur(image_HxWx3, (0, 0), deviation) if blurred else image_HxWx3
+
+
 _VALUES = np.arange(256)
 _BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 

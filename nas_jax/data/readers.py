@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, flip, rand_augment
+from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, distort, flip, rand_augment
 from nas_jax.data.records import Draw, Record
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -155,13 +155,25 @@ class ImageId(Field):
 class SecondView(Field):
     """The same picture, cropped and augmented a second time, independently of the first."""
 
+    distortion: float = 0.0  # strength of a change of light and sharpness besides (`distort`)
+
     def spec(self, config: DataConfig) -> Spec:
         """See Field."""
         return {"image2_BxHxWx3": _picture(config)}
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        return {"image2_BxHxWx3": example.view(example.rng("second view"))}
+        rng = example.rng("second view")
+        return {"image2_BxHxWx3": distort(example.view(rng), rng, self.distortion)}
+
+
+def second_view(batch: Batch) -> Batch:
+    """The batch with the second view of each picture, where it has one: evaluations have not.
+
+    The teacher reads it, as in TCL.
+    """
+    second = batch.get("image2_BxHxWx3")
+    return batch if second is None else batch | {"image_BxHxWx3": second}
 
 
 STANDARD: tuple[Field, ...] = (Picture(), Caption(), ImageId())

@@ -39,6 +39,7 @@ from nas_jax.evals.published import check
 from nas_jax.evals.rescore import score
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.tables import aligned
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -92,10 +93,7 @@ def format_rows(found: Sequence[Metric]) -> str:
         interval = f"{number(row.low)} to {number(row.high)}"
         values = number(row.value), interval, number(row.chance)
         lines.append((row.key, *values, f"{row.ties}", f"{row.count}"))
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        "  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
     python -m nas_jax.inspect.negatives runs/demo/nas
     python -m nas_jax.inspect.negatives runs/demo/nas/checkpoints/500 --out diagnosis --pairs 256
+    python -m nas_jax.inspect.negatives runs/demo/nas --nva similarity=gradient --out gradient
 
 Prints a table and writes negatives.json and negatives.png, which the report of the run shows.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 
@@ -29,6 +31,8 @@ from nas_jax.inspect.negatives_measure import Model, kinds_found, scene_truth, s
 from nas_jax.inspect.negatives_picture import draw_negatives
 from nas_jax.inspect.run_files import read_run
 from nas_jax.inspect.validation import validation_pairs
+from nas_jax.methods.method import Method
+from nas_jax.negatives.nva import NvaConfig
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.files import make_folder, through_disk, write_whole
 from nas_jax.storage.paths import as_path, reaching
@@ -36,6 +40,7 @@ from nas_jax.train.trained import Trained, open_trained
 from nas_jax.train.workdir import writing
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.fields import build, validate_tree
 from nas_jax.utils.logging import set_up_logging
 
 PAIRS = 512
@@ -43,14 +48,46 @@ PUBLISHED = "nva"  # the kind that `Method.with_published_negatives` makes in an
 MOST_ROWS = 64  # pairs of a batch, where the run had more
 
 
-def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = print) -> Found:
-    """Reads a checkpoint and up to `count` validation pairs. Raises UserError."""
+def with_nva(method: Method, settings: Sequence[str]) -> Method:
+    """The method with other fields of `method.nva`, each as "name=value".
+
+    Raises ConfigError where there is no such field or the method has no NVA.
+    """
+    if not settings:
+        return method
+    nva = getattr(method.config, "nva", None)
+    if nva is None or not method.config.dictionary.enabled:
+        got = f"--nva and a run of {method.config.name} without a dictionary"
+        raise ConfigError(got, "a dictionary, whose codes come in", "leave out --nva")
+    fields = asdict(nva)
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    config = replace(method.config, nva=build(NvaConfig, fields, "method.nva"))
+    validate_tree(config, "method")
+    return replace(method, config=config)
+
+
+def diagnose(
+    trained: Trained,
+    count: int = PAIRS,
+    nva: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> Found:
+    """Reads a checkpoint and up to `count` validation pairs. nva: see `with_nva`.
+
+    Raises UserError.
+    """
+    method = with_nva(trained.method, nva)
     data = trained.section(DataConfig, "data")
     teacher = trained.has("teacher")
     mesh = make_mesh(devices=jax.devices()[:1])
     params, state = trained.load(mesh, say, ("teacher",) if teacher else ())
     pairs = validation_pairs(data, trained.config["seed"], count)
-    model = Model(trained.method, params, state, trained.tokenizer.encode, data.text_length)
+    model = Model(method, params, state, trained.tokenizer.encode, data.text_length)
     size = min(data.batch_size, MOST_ROWS, len(pairs.captions))
     scored, made = score_pairs(model, pairs, size)
 
@@ -64,7 +101,7 @@ def diagnose(trained: Trained, count: int = PAIRS, say: Callable[[str], None] = 
         for one in kinds_found(scored)
     ]
     published, published_truth = None, None
-    other = trained.method.with_published_negatives()
+    other = method.with_published_negatives()
     if other:
         scored_other, made_other = score_pairs(replace(model, method=other), pairs, size)
         published = next(one for one in kinds_found(scored_other) if one.name == PUBLISHED)
@@ -98,12 +135,21 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--pairs", type=int, default=PAIRS, help=f"validation pairs read (default {PAIRS})"
     )
+    parser.add_argument(
+        "--nva",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another method.nva than the run was trained with, any number of times; needs --out",
+    )
     args = parser.parse_args(argv)
+    if args.nva and not args.out:
+        raise ConfigError("--nva without --out", "another place than the run's own", "set --out")
     if args.pairs < 2:
         raise ConfigError(f"--pairs {args.pairs}", "2 or more", f"leave it out for {PAIRS}")
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
-        found = diagnose(trained, args.pairs)
+        found = diagnose(trained, args.pairs, args.nva)
         folder = as_path(args.out) if args.out else trained.workdir
         with writing(folder):
             make_folder(folder)

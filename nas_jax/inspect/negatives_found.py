@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from nas_jax.utils.tables import aligned
+
 NEGATIVES, NEGATIVES_PICTURE = "negatives.json", "negatives.png"
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of the training, at which accuracies are shown
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of P(match)
@@ -244,14 +246,7 @@ def truth_lines(truth: SceneTruth) -> list[tuple[str, float]]:
 def as_text(found: Found) -> str:
     """The table, what the scenes say, and warnings."""
     rows = [header(), *(cells(one) for one in all_kinds(found))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [headline(found)]
-    for row in rows:
-        columns = [
-            cell.ljust(width) if not number else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(columns).rstrip())
+    lines = [headline(found), *aligned(rows)]
     lines += LEGEND
     if found.truth:
         lines.append("the truth of the scenes, of the picture negatives that the method makes:")

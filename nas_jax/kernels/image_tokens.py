@@ -97,11 +97,6 @@ def cls_apart(image: tuple[ImageTokens, ...]) -> tuple[ImageTokens, ...]:
     return tuple(one.replace(tokens=(one.tokens[0][:, :1], one.tokens[0][:, 1:])) for one in image)
 
 
-def patches_only(image: tuple[ImageTokens, ...]) -> tuple[ImageTokens, ...]:
-    """The tokens without [CLS], the first."""
-    return tuple(one.replace(tokens=(one.tokens[0][:, 1:],)) for one in image)
-
-
 def some_texts(image: tuple[ImageTokens, ...], texts: Sequence[int]) -> tuple[ImageTokens, ...]:
     """Image tokens with some of the texts beside each image.
 

@@ -19,29 +19,26 @@ from nas_jax.typing import Array
 def itc_with_negatives(
     image_BxE: Array,
     text_BxE: Array,
-    negative_BxCxE: Array | None,
+    negative_BxCxE: Array,
     temp: Array,
-    usable_BxBxC: Array | None,
+    usable_BxBxC: Array,
     ignored_BxB: Array | None = None,
 ) -> Array:
     """1/2 [CE(picture -> captions and negative captions) + CE(caption -> pictures)].
 
-    Negative captions are keys and never queries (NegCLIP's code); None: there are none, and this is
-    CLIP's loss, with gradients on both sides. usable: negative c of picture j
-    is a key of picture i. ignored: caption j is no negative of picture i, and picture j none of
-    caption i; never on the diagonal.
+    Negative captions are keys and never queries (NegCLIP's code); gradients go to both sides.
+    usable: negative c of picture j is a key of picture i. ignored: caption j is no negative of
+    picture i, and picture j none of caption i; never on the diagonal.
     """
     i2t_BxB = image_BxE @ pin(text_BxE, None, None).T / temp
     t2i_BxB = text_BxE @ pin(image_BxE, None, None).T / temp
     i2t_BxB, t2i_BxB = without(i2t_BxB, ignored_BxB), without(t2i_BxB, ignored_BxB)
     own_B, zero = jnp.arange(len(image_BxE)), jnp.float32(0)
-    groups = (i2t_BxB,)
-    if negative_BxCxE is not None:
-        size, count, width = negative_BxCxE.shape
-        keys_PxE = pin(negative_BxCxE.reshape(size * count, width), None, None)
-        unusable_BxP = ~usable_BxBxC.reshape(size, size * count)
-        groups += (without(image_BxE @ keys_PxE.T / temp, unusable_BxP),)
-    i2t_B = soft_cross_entropy(groups, None, (own_B, None)[: len(groups)], zero)
+    size, count, width = negative_BxCxE.shape
+    keys_PxE = pin(negative_BxCxE.reshape(size * count, width), None, None)
+    unusable_BxP = ~usable_BxBxC.reshape(size, size * count)
+    near_BxP = without(image_BxE @ keys_PxE.T / temp, unusable_BxP)
+    i2t_B = soft_cross_entropy((i2t_BxB, near_BxP), None, (own_B, None), zero)
     t2i_B = soft_cross_entropy((t2i_BxB,), None, (own_B,), zero)
     return (i2t_B.mean() + t2i_B.mean()) / 2
 

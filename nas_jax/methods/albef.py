@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
-from nas_jax.methods.added import added_terms, check_terms
+from nas_jax.data.readers import second_view
+from nas_jax.losses.itc import init_queue, itc_loss, positives
+from nas_jax.methods.added import added_params, added_terms, added_wants, check_terms
 from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig, NegativeTextConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.matching import MatchingRows, read_rows
 from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
 from nas_jax.methods.same import ignored_keys
-from nas_jax.methods.states import filled, saved_queue
+from nas_jax.methods.states import filled, saved_queue, with_new_keys
 from nas_jax.methods.terms import (
     Contrast,
     Encoded,
@@ -39,9 +41,6 @@ from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.typing import Array, Batch, Metrics, Params
 from nas_jax.utils.errors import ConfigError
-
-# The parameters whose gradients are the last to read the queue.
-QUEUE_READERS = ("image_proj", "text_proj")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class AlbefConfig(MethodConfig):
                 "shares of 1",
                 "0.995 and 0.4 are ALBEF's",
             )
-        check_terms(self.terms)
+        check_terms(self)
         self.negatives.check_model(self.has_generator)
 
     @property
@@ -111,11 +110,17 @@ class Albef(Method):
     default_scores = ("itc", "itm")
     hf_class = "nas"
 
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """What the terms of the config read; a method puts its own fields before these."""
+        return added_wants(self.config.terms)
+
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """Fresh parameters (float32); the teacher starts as the student, the queue as noise."""
         model_key, queue_key, _ = jax.random.split(rng, 3)
         params, _ = super().init(model_key)
         params["temp"] = jnp.float32(self.config.itc.temp_init)
+        params |= added_params(self, model_key)
         queue = init_queue(queue_key, self.config.itc.queue_size, self.network.config.embed_dim)
         return params, {"teacher": self.fresh_teacher(params), "queue": queue}
 
@@ -153,12 +158,16 @@ class Albef(Method):
         """Student and teacher read the batch, with all captions of the terms; ITC compares it."""
         terms = self.terms(seen.stage)
         texts = further_texts(terms, seen.batch, seen.draw)
-        inputs, teacher = (seen.batch, texts, seen.draw), jax.lax.stop_gradient(seen.teacher)
-        student = self.encode(seen.params, *inputs, "student")
-        taught = jax.lax.stop_gradient(self.encode(teacher, *inputs, "teacher"))
+        teacher, (own, other) = jax.lax.stop_gradient(seen.teacher), self.views(seen)
+        student = self.encode(seen.params, own, texts, seen.draw, "student")
+        taught = jax.lax.stop_gradient(self.encode(teacher, other, texts, seen.draw, "teacher"))
         seen = seen._replace(student=student, taught=taught)
         seen = seen._replace(itc=self.contrast(seen))
         return seen._replace(negatives=wanted_negatives(self, terms, seen))
+
+    def views(self, seen: Seen) -> tuple[Batch, Batch]:
+        """The batch as the student and as the teacher read it."""
+        return seen.batch, second_view(seen.batch)
 
     def matching_rows(
         self, params: Params, state: MethodState, batch: Batch, draw: Draws
@@ -248,13 +257,7 @@ class Albef(Method):
         They do not where a gradient that reads the queue is not finite. Such a run is lost anyway,
         but now the gradients must come first, so the queue is overwritten in place and not copied.
         """
-        keys = state["new_keys"]
-        state = {name: entry for name, entry in state.items() if name != "new_keys"}
-        if keys is None:
-            return state
-        leaves = jax.tree.leaves({name: grads[name] for name in QUEUE_READERS})
-        finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
-        return state | {"queue": enqueue(state["queue"], **keys, keep=finite)}
+        return with_new_keys(state, grads)
 
     def observe(self, params: Params, state: MethodState) -> Metrics:
         """teacher/distance: |teacher - student| / |student| over what the teacher has."""

@@ -17,9 +17,9 @@ class ContrastConfig:
     temp_init: float = 0.07
     temp_min: float = 0.001  # the temperature is clamped to [temp_min, temp_max] before every step
     temp_max: float = 0.5
-    # Other pairs that are left out of the loss and of hard negatives, as they may be right: those
-    # with the same image "id", with a caption of the same "words", or with one that differs by
-    # "synonyms" only. The keys of a queue are told by their image id alone.
+    # Other pairs that are left out of ITC and of hard negatives, as they may be right: those of the
+    # same image "id", with a caption of the same "words", or with one that differs by "synonyms"
+    # only. The keys of a queue are told by their image id alone.
     same: tuple[str, ...] = ()
     # "wordnet" (needs nltk and its WordNet data) or a json file {word: [synonyms]}
     synonyms: str = ""

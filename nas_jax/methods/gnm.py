@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from nas_jax.data.siblings import SourceId
-from nas_jax.losses.text_negatives import itc_with_negatives
+from nas_jax.losses.infonce import infonce
 from nas_jax.methods.negclip import NegClip, NegClipConfig
 from nas_jax.methods.same import same_pairs
 from nas_jax.methods.terms import Seen, Term, Terms
@@ -52,8 +52,7 @@ class BatchItc(Term):
         """The mean of both directions; also how often a sibling is told from the own pair."""
         image_BxE, text_BxE = seen.student.image_BxE, seen.student.text_BxE
         ignored_BxB = same_pairs(self.method, seen.batch)
-        temp = seen.params["temp"]
-        loss = itc_with_negatives(image_BxE, text_BxE, None, temp, None, ignored_BxB)
+        loss = infonce(image_BxE, text_BxE, seen.params["temp"], ignored_BxB)
         source_id_B, image_id_B = seen.batch["source_id_B"], seen.batch["image_id_B"]
         sibling_BxB = source_id_B[:, None] == source_id_B[None]
         sibling_BxB &= image_id_B[:, None] != image_id_B[None]

@@ -146,6 +146,10 @@ class Method:
         """What must hold of the parameters before each step."""
         return params
 
+    def scheduled(self, params: Params, step: Array) -> Params:
+        """The parameters for a step: what follows a schedule, and not the gradient, is set."""
+        return params
+
     def stage(self, step: int) -> Hashable:
         """Which parts of the loss are on at a step; static, so each stage is compiled by itself."""
         return None

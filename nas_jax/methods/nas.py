@@ -139,7 +139,8 @@ class Nas(Albef):
     def stage_starts(self) -> tuple[int, ...]:
         """The first step, and the first of each epoch at which a part comes in."""
         config = self.config
-        epochs = config.nva.start_epoch, config.nta.start_epoch, config.mlm.dictionary_from_epoch
+        epochs = [part.start_epoch for part in (config.nva, config.nta) if part.enabled]
+        epochs.append(config.mlm.dictionary_from_epoch)
         steps = {math.ceil(max(epoch, 0) * self.setting.steps_per_epoch) for epoch in epochs}
         return tuple(sorted(steps | {0}))
 

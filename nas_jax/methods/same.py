@@ -49,6 +49,18 @@ def ignored_keys(
     return same_BxB, same_BxQ
 
 
+def ignored_of_all(
+    method: Any, batch: Batch, queue_id_Q: Array, truth: tuple[Array, Array | None]
+) -> Array | None:
+    """`ignored_keys` of batch and queue side by side (B, B + Q); None: the config asks for none."""
+    same_BxB, same_BxQ = ignored_keys(method, batch, queue_id_Q, truth)
+    if same_BxB is None:
+        return None
+    if same_BxQ is None:
+        same_BxQ = jnp.zeros((len(same_BxB), len(queue_id_Q)), bool)
+    return jnp.concatenate([same_BxB, same_BxQ], axis=1)
+
+
 def apart(method: Any, batch: Batch, negatives: TextNegatives) -> Array:
     """True (B, B, C) where negative caption c of pair j may be a negative of pair i.
 

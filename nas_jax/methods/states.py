@@ -5,13 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 
-from nas_jax.losses.itc import QueueState, init_queue
+from nas_jax.losses.itc import QueueState, enqueue, init_queue
 from nas_jax.typing import Params
 
 if TYPE_CHECKING:
     from nas_jax.methods.albef import Albef
     from nas_jax.methods.method import MethodState, Saved
+
+
+# The parameters whose gradients are the last to read the queue.
+QUEUE_READERS = ("image_proj", "text_proj")
+
+
+def with_new_keys(state: MethodState, grads: Params) -> MethodState:
+    """A state whose "new_keys" are in the queue, unless a gradient that reads it is not finite."""
+    keys = state["new_keys"]
+    state = {name: entry for name, entry in state.items() if name != "new_keys"}
+    if keys is None:
+        return state
+    leaves = jax.tree.leaves({name: grads[name] for name in QUEUE_READERS})
+    finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+    return state | {"queue": enqueue(state["queue"], **keys, keep=finite)}
 
 
 def saved_queue(saved: Saved, fresh: QueueState) -> QueueState:

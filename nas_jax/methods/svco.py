@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 from nas_jax.data.siblings import SourceId
 from nas_jax.methods.added import added_terms
@@ -71,7 +72,11 @@ class Svco(Albef):
     """State: ALBEF's."""
 
     Config = SvcoConfig
-    wants = (SourceId(),)
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """Who is whose sibling."""
+        return (SourceId(), *super().wants)
 
     def terms(self, stage: Hashable) -> Terms:
         """ALBEF's three losses, and the two margins."""

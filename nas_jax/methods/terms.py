@@ -77,8 +77,18 @@ class Term:
 
     method: Any  # the Method that the term is part of
 
+    # Fields of a batch that it reads beyond those of every batch (data/readers.py).
+    wants: ClassVar[tuple[Any, ...]] = ()
     # Whether it reads `Seen.negatives`, which are made once for all terms that do.
     reads_negatives: ClassVar[bool] = False
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raises ConfigError where the config of the method lacks what the term reads."""
+
+    def init(self, key: Array) -> Params:
+        """Parameters of the term's own (float32), which stand under its name; {}: none."""
+        return {}
 
     def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
         """Captions (B, L) besides the true one that both text encoders should read, by name."""

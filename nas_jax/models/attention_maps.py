@@ -57,3 +57,21 @@ def mean_over_words(probabilities_RxHxLxT: Array, words_RxL: Array) -> Array:
         jnp.einsum("rhlt,rl->rt", probabilities_RxHxLxT, weights_RxL)
         / (probabilities_RxHxLxT.shape[1])
     )
+
+
+def soft_mask(map_RxN: Array) -> Array:
+    """A map of patches moved and scaled to 0..1 in each row, (R, N); a constant map gives 0."""
+    map_RxN = map_RxN.astype(jnp.float32)
+    lowest_Rx1 = map_RxN.min(-1, keepdims=True)
+    range_Rx1 = map_RxN.max(-1, keepdims=True) - lowest_Rx1
+    return jnp.where(
+        range_Rx1 > 0, (map_RxN - lowest_Rx1) / jnp.where(range_Rx1 > 0, range_Rx1, 1), 0
+    )
+
+
+def softly_masked(tokens_RxTxD: Array, mask_RxN: Array) -> Array:
+    """Image tokens whose patches are scaled by 1 - mask; [CLS] stays (SoftMask++, Park and Han
+    2023).
+    """
+    kept_RxTx1 = jnp.pad(1 - mask_RxN, ((0, 0), (1, 0)), constant_values=1)[..., None]
+    return (tokens_RxTxD * kept_RxTx1).astype(tokens_RxTxD.dtype)

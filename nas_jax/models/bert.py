@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nas_jax.kernels.dropout import dropout, layer_seeds, token_seeds
 from nas_jax.kernels.gelu import gelu
-from nas_jax.kernels.image_tokens import ImageTokens, cls_apart, patches_only
+from nas_jax.kernels.image_tokens import ImageTokens, cls_apart
 from nas_jax.kernels.last_layer import Readout, TextRows, read_last_layer
 from nas_jax.models.attention import CrossAttention, SelfAttention
 from nas_jax.models.layers import Dense, feed_forward, rematerialised, run_layers
@@ -150,9 +150,7 @@ class FusionEncoder(nn.Module):
         """
         config, first = self.config, self.config.text_layers
         rows = TextRows(token_mask_RxL, token_seeds(seeds_R, text_tokens_RxLxD.shape[1]))
-        if config.fusion_reads == "patches":
-            image = patches_only(image)
-        elif config.cls_apart:
+        if config.cls_apart:
             image = cls_apart(image)
         layers = self.layer if readouts is None else self.layer[:-1]
         x_RxLxD = run_layers(layers, config.scan_layers, first, text_tokens_RxLxD, rows, image)
@@ -176,13 +174,9 @@ class FusionEncoder(nn.Module):
         (R, H, L, T) with which one layer attends to these; without dropout.
 
         layer: its number among these layers. offset: zeros, added to the probabilities; the
-        gradient of any score with respect to it is that of the probabilities. Where the layers do
-        not read the image's [CLS], its probability is 0.
+        gradient of any score with respect to it is that of the probabilities.
         """
         rows, image = TextRows(token_mask_RxL), (ImageTokens((image_tokens_RxTxD,)),)
-        unread = 1 if self.config.fusion_reads == "patches" else 0
-        if unread:
-            image, offset_RxHxLxT = patches_only(image), offset_RxHxLxT[..., unread:]
         layers, probabilities = list(range(len(self.layer))), None
         chosen, x_RxLxD = layers[layer], text_tokens_RxLxD
         for number in layers:
@@ -191,7 +185,7 @@ class FusionEncoder(nn.Module):
                 x_RxLxD, probabilities = self.layer[number](*inputs, offset_RxHxLxT)
             else:
                 x_RxLxD = self.layer[number](*inputs)
-        return x_RxLxD, jnp.pad(probabilities, (*((0, 0),) * 3, (unread, 0)))
+        return x_RxLxD, probabilities
 
 
 class MlmHead(nn.Module):

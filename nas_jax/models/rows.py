@@ -119,6 +119,34 @@ def first_tokens(
     return fused_GxCx1xD[:, :, 0]
 
 
+def fuse_together(
+    network: AlbefNetwork,
+    params: PyTree,
+    text: tuple[Array, Array],
+    image_tokens_BxTxD: Array,
+    positions_BxM: Array,
+    seeds_B: Array | None = None,
+) -> Array:
+    """Fused image tokens (B, M, D) at `positions` of theirs.
+
+    Text and image tokens go through the fusion encoder as one sequence, all of whose tokens attend
+    to each other and to the image tokens: so image tokens can be asked for too, as in models of one
+    stream.
+
+    text: tokens (B, L, D) and mask (B, L).
+    """
+    text_tokens_BxLxD, token_mask_BxL = text
+    length, dtype = token_mask_BxL.shape[1], text_tokens_BxLxD.dtype
+    image_BxTxD = image_tokens_BxTxD.astype(dtype)
+    both_BxSxD = pin_rows(jnp.concatenate([text_tokens_BxLxD, image_BxTxD], axis=1))
+    mask_BxS = jnp.pad(token_mask_BxL, ((0, 0), (0, image_BxTxD.shape[1])), constant_values=True)
+    net = network.bind({"params": params})
+    readout = Readout((0,), (length + positions_BxM)[:, None])
+    inputs = both_BxSxD, mask_BxS, (ImageTokens((image_BxTxD,)),), seeds_B, [readout]
+    (fused_Bx1xMxD,) = net.fuse(*inputs)
+    return fused_Bx1xMxD[:, 0]
+
+
 def tokens_seen(row: Rows, image_tokens_BxTxD: Array, shards: int = 1) -> Array:
     """The image tokens (B, T, D) that a kind of rows sees."""
     tokens_BxTxD = image_tokens_BxTxD if row.tokens_BxTxD is None else row.tokens_BxTxD

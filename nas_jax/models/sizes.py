@@ -9,7 +9,6 @@ from nas_jax.models.layers import POLICIES
 from nas_jax.utils.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
-FUSION_READS = ("all", "patches")
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class ModelConfig:
     image_heads: int = 0
     # of fresh kernels and embeddings; narrow models need about 0.02 * sqrt(768 / dim) to start
     init_std: float = 0.02
-    # of a fresh position table of the image encoder; 0 = init_std. A patch of bright pixels is
-    # embedded far longer than that, so a short run does not learn where things are (docs/notes)
+    # of a fresh position table of the image encoder; 0 = init_std. A wider one lets a short run
+    # learn which colour is where (docs/notes/relations.md)
     position_std: float = 0.0
     dropout: float = 0.1  # BERT hidden and attention dropout (the ViT has none)
     # none | dots | full: what each layer computes again in the backward pass, to save memory
@@ -41,9 +40,6 @@ class ModelConfig:
     scan_layers: bool = False
     # the ViT keeps [CLS] beside the patches: 256 tokens fill the tiles of a TPU, 257 do not
     cls_apart: bool = False
-    # "all": the patches and [CLS], as ALBEF; "patches": without [CLS], whose summary a fusion
-    # encoder can match a caption with and not look at the patches at all
-    fusion_reads: str = "all"
     attention: str = "xla"  # xla | cudnn: NVIDIA's kernel wherever attention has no dropout
     # of matmuls and activations; parameters, losses and similarities stay float32
     dtype: str = "float32"
@@ -84,7 +80,6 @@ class ModelConfig:
             raise ConfigError(f"dim={self.dim}", "a multiple of 4 (the 2-D sine code)", "round it")
         for name, known in (
             ("dtype", DTYPES),
-            ("fusion_reads", FUSION_READS),
             ("remat", POLICIES),
             ("attention", IMPLEMENTATIONS),
         ):

@@ -51,6 +51,14 @@ def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
     return grid.reshape(batch, -1, patch_size * patch_size * channels)
 
 
+def hide_patches(image_BxHxWxC: Array, where_BxN: Array, patch_size: int) -> Array:
+    """A normalised picture with the mean colour in the patches where `where` is True."""
+    batch, height, width, _ = image_BxHxWxC.shape
+    where = where_BxN.reshape(batch, height // patch_size, width // patch_size)
+    where_BxHxW = where.repeat(patch_size, axis=1).repeat(patch_size, axis=2)
+    return jnp.where(where_BxHxW[..., None], 0.0, image_BxHxWxC)
+
+
 class VisionTransformer(nn.Module):
     """ViT with a CLS token, learned absolute positions and a final LayerNorm over all tokens; no
     dropout.

@@ -43,9 +43,10 @@ def make_train_step(
             "optim/grad_norm": optax.tree.norm(grads),
             **{f"grad_norm/{module}": optax.tree.norm(part) for module, part in grads.items()},
         }
+        params = method.scheduled(optax.apply_updates(params, updates), state.step + 1)
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(params, updates),
+            params=params,
             opt_state=opt_state,
             method_state=method_state,
             rng=state.rng,

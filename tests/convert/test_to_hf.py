@@ -47,16 +47,11 @@ def tokenizer() -> TextTokenizer:
 
 
 def save_run(
-    workdir: Path,
-    tokenizer: TextTokenizer,
-    variant: str = "nas",
-    step: int = 3,
-    reads: str = "all",
-    **data,
+    workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step: int = 3, **data
 ) -> Path:
     """A work directory with a checkpoint of random numbers; nothing is compiled for it."""
     model = tiny.model(
-        vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14, fusion_reads=reads
+        vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
     )  # as long as captions: one shape to compile
     method = tiny.method(variant, model=model).config
     run = RunConfig(
@@ -209,11 +204,8 @@ def test_an_export_gives_back_its_bits(
 
 def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
     report = to_hf.export(
-        save_run(tmp_path / "run", tokenizer, "albef", reads="patches"),
-        tmp_path / "out",
-        say=lambda line: None,
+        save_run(tmp_path / "run", tokenizer, "albef"), tmp_path / "out", say=lambda line: None
     )
-    assert json.loads((tmp_path / "out/config.json").read_text())["fusion_reads"] == "patches"
     names = {row.name.split("/")[1] for row in report.rows}
     assert "itm_logits" in names and not names & {
         "code_ids",

@@ -51,6 +51,7 @@ from nas_jax.methods.terms import Itm
 from nas_jax.models.rows import Rows
 from nas_jax.negatives.nva import NvaConfig
 from nas_jax.train.trained import Trained, open_trained
+from nas_jax.utils.errors import ConfigError
 
 # ---------------------------------------------------------------------------------- numbers
 
@@ -329,6 +330,26 @@ def test_every_kind_of_a_run_is_in_the_table_the_files_and_the_report(workdir, c
     assert negatives.main([str(folder), "--pairs", "1"]) != 0
     assert negatives.main([str(out)]) != 0
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_another_form_of_nva_is_asked_of_the_same_checkpoint(workdir, tmp_path, capsys):
+    run, folder = workdir
+    form = ["--pairs", "16", "--nva", "similarity=random", "--nva", "object_candidates=2"]
+    assert negatives.main([str(folder), *form, "--out", str(tmp_path)]) == 0
+    stored = json.loads((tmp_path / "negatives.json").read_text())
+    assert stored["published"] and {"nva"} <= {one["name"] for one in stored["kinds"]}
+    changed = negatives.with_nva(tiny.method("vd_nva"), ("similarity=norm", "objects=2"))
+    assert changed.config.nva == NvaConfig(similarity="norm", objects=2)
+    assert negatives.with_nva(tiny.method("vd_nva"), ()) == tiny.method("vd_nva")
+    for wrong, said in (
+        (["--nva", "similarity=norm"], "--nva without --out"),
+        (["--nva", "simil=norm", "--out", "a"], "unknown config field method.nva.simil"),
+        (["--nva", "similarity=size", "--out", "a"], "similarity='size'"),
+    ):
+        assert negatives.main([str(folder), *wrong]) == ConfigError.exit_code
+        assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="a run of albef without a dictionary"):
+        negatives.with_nva(tiny.method("albef"), ("similarity=norm",))
 
 
 def test_the_evaluation_and_the_report_repeat_the_warnings(workdir, capsys):

@@ -257,11 +257,18 @@ def test_what_is_hopeless_ends_the_watch_and_stop_by_hand_does_too(place, tmp_pa
         "--grace=5",
     ]
     end = ["--", "--workdir=gs://bucket/a"]
+
+    def status():
+        command = [*tpu, "status"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
     codes(place, 2, 2)
     done = subprocess.run(
         [*tpu, "watch", *end], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "ended with exit code 2, and would again" in done.stdout
+    # one worker was enough for that verdict; the other must have ended too, or it is not started
+    wait_for(lambda: "running" not in status(), place[2])
     place[2].unlink()
     codes(place, "waits", "waits")
     assert subprocess.run([*tpu, "start", *end], env=environment, timeout=30).returncode == 0
@@ -278,10 +285,8 @@ def test_what_is_hopeless_ends_the_watch_and_stop_by_hand_does_too(place, tmp_pa
     )
     assert subprocess.run([*tpu, "stop"], env=environment, timeout=30).returncode == 0
     assert "stopped by hand" in watch.communicate(timeout=30)[0] and watch.returncode == 0
-    status = subprocess.run(
-        [*tpu, "status"], env=environment, capture_output=True, text=True
-    ).stdout
-    assert "slice: READY" in status and "0 stopped\n1 stopped\n" in status
+    found = status()
+    assert "slice: READY" in found and "0 stopped\n1 stopped\n" in found
     assert len(place[2].read_text().splitlines()) == 2  # nothing was started twice
 
 

@@ -9,10 +9,10 @@ import pytest
 import tiny
 
 from nas_jax.losses.itc import init_queue
-from nas_jax.methods.albef import QUEUE_READERS
 from nas_jax.methods.config import ItcConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.nas import Stage
+from nas_jax.methods.states import QUEUE_READERS
 from nas_jax.methods.terms import Encoded, Seen
 from nas_jax.methods.variants import VARIANTS
 from nas_jax.models.codebook import DictionaryConfig, start_from_data

@@ -26,18 +26,24 @@ STILL = tiny.model(dropout=0.0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pieces_precision_and_gradients(name):
+def test_every_part_is_trained(name):
     grads = whole.gradients(tiny.built(CONFIGS[name]))[3]
     whole.check_every_group_is_trained(grads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_works_in_pieces_and_in_bfloat16(name):
     whole.check_pieces(CONFIGS[name])
-    whole.check_bfloat16(CONFIGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_give_the_same_numbers(name):
     whole.check_devices(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_falls_resumes_and_is_scored(name, tmp_path):
     config = replace(

@@ -7,6 +7,7 @@ tables that the tests add them to.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,8 +69,14 @@ def test_it_trains_resumes_is_evaluated_and_has_no_export(tmp_path):
     losses = [entry["loss"] for entry in whole if entry["kind"] == "train"]
     assert losses[-1] < losses[0]
     assert any(key.startswith("val/foils/distance/") for key in whole[-1])
-    train(tmp_path / "parts", steps=3)
-    assert train(tmp_path / "parts")[-1] == whole[-1]  # every bit, state and draws among them
+    parts = tmp_path / "parts"
+    for kept in ("metrics.jsonl", "timings.jsonl", "starts.jsonl", "config.json", "tokenizer"):
+        copy = shutil.copytree if (tmp_path / "whole" / kept).is_dir() else shutil.copy
+        parts.mkdir(exist_ok=True)
+        copy(tmp_path / "whole" / kept, parts / kept)
+    # as if it had been killed after its first checkpoint, at step 3 of 6
+    shutil.copytree(tmp_path / "whole/checkpoints/3", parts / "checkpoints/3")
+    assert train(parts) == whole  # every bit, state and draws among them
 
     out = evaluate(["--checkpoint", str(tmp_path / "whole"), "--benchmark", "val",
                     "--scorer", "distance", "--out", str(tmp_path / "out")])  # fmt: skip

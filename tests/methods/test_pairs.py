@@ -10,8 +10,8 @@ import tiny
 import whole
 from jax.test_util import check_grads
 
+from nas_jax.losses.infonce import infonce
 from nas_jax.losses.minimal_pairs import symmetric_margin
-from nas_jax.losses.text_negatives import itc_with_negatives
 from nas_jax.methods.config import ContrastConfig, ItcConfig, ItmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.gnm import GnmConfig
@@ -100,7 +100,7 @@ def test_gnm_is_clips_loss_and_leaves_out_what_the_config_says():
         text = method.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])[1]
         ignored = np.zeros((6, 6), bool)
         ignored[2, 3] = ignored[3, 2] = bool(same)
-        expected = itc_with_negatives(image, text, None, params["temp"], None, ignored)
+        expected = infonce(image, text, params["temp"], ignored)
         np.testing.assert_allclose(losses[same], expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["siblings/count"], 4 / 6)
     assert losses["words",] < losses[()] - 1e-3
@@ -110,20 +110,26 @@ def test_gnm_is_clips_loss_and_leaves_out_what_the_config_says():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pieces_precision_and_gradients(name):
+def test_every_part_is_trained(name):
     whole.check_every_group_is_trained(whole.gradients(tiny.built(CONFIGS[name]))[3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_works_in_pieces_and_in_bfloat16(name):
     whole.check_pieces(CONFIGS[name])
-    whole.check_bfloat16(CONFIGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_give_the_same_numbers(name):
     whole.check_devices(name)
 
 
-def test_a_run_falls_resumes_and_is_scored(tmp_path):
-    config = SvcoConfig(itc=ItcConfig(queue_size=16))
-    whole.check_run(config, tmp_path, ("itc", "itm"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_falls_resumes_and_is_scored(name, tmp_path):
+    whole.check_run(CONFIGS[name], tmp_path, {"gnm": ("itc",), "svco": ("itc", "itm")}[name])
 
 
 def test_settings_that_cannot_be_met_are_refused():

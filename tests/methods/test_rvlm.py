@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import jax
@@ -26,12 +25,8 @@ STILL = tiny.model(dropout=0.0)
 @pytest.fixture
 def config(tmp_path):
     """RVLM with a table in which all content words are sister terms of each other."""
-    words = [f"w{number}" for number in range(8, 20)]
-    path = tmp_path / "sisters.json"
-    path.write_text(json.dumps({one: [w for w in words if w != one] for one in words}))
-    return RvlmConfig(
-        itc=ItcConfig(queue_size=24), negatives=NegativeTextConfig(("sister",), sisters=str(path))
-    )
+    negatives = NegativeTextConfig(("sister",), sisters=tiny.sisters(tmp_path))
+    return RvlmConfig(itc=ItcConfig(queue_size=24), negatives=negatives)
 
 
 def test_the_rewritten_word_is_asked_for_first_and_the_others_are_real():
@@ -75,12 +70,21 @@ def test_a_picture_has_its_own_rewritten_caption_as_a_key_and_no_other(config):
     assert metrics["negatives/sister"] == made.valid_BxC.mean() > 0.5
 
 
-def test_pieces_precision_and_gradients(config):
+def test_every_part_is_trained(config):
     whole.check_every_group_is_trained(whole.gradients(tiny.built(config))[3])
+
+
+@pytest.mark.slow
+def test_it_works_in_pieces_and_in_bfloat16(config):
     whole.check_pieces(config)
-    whole.check_bfloat16(config)
 
 
+@pytest.mark.slow
+def test_eight_devices_give_the_same_numbers():
+    whole.check_devices("rvlm")
+
+
+@pytest.mark.slow
 def test_a_run_falls_resumes_and_is_scored(config, tmp_path):
     words = NegativeTextConfig(("sister",), sisters="world:small")
     config = replace(config, itc=ItcConfig(queue_size=16), negatives=words)

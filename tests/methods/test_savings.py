@@ -107,11 +107,9 @@ def read(method, inputs, detached, pieces, index):
     )
 
 
-@pytest.mark.parametrize(
-    ("detached", "pieces", "reads"), [(True, 1, "all"), (False, 2, "all"), (True, 1, "patches")]
-)
-def test_rows_that_share_pictures_equal_rows_alone(detached, pieces, reads):
-    method = built("nas", model={"fusion_reads": reads})
+@pytest.mark.parametrize(("detached", "pieces"), [(True, 1), (False, 2)])
+def test_rows_that_share_pictures_equal_rows_alone(detached, pieces):
+    method = built("nas")
     params, _ = method.init(jax.random.key(0))
     rng, batch = np.random.default_rng(0), tiny.batch()
 

@@ -81,20 +81,26 @@ def test_the_labels_of_a_step_are_right_where_the_generator_restored_a_word(monk
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pieces_precision_and_gradients(name):
+def test_every_part_is_trained(name):
     method = tiny.built(CONFIGS[name])
     _, _, metrics, grads = whole.gradients(method)
     whole.check_every_group_is_trained(grads)
-    assert metrics["negatives/refill" if "negatives/refill" in metrics else "loss/itm"] > 0
+    assert metrics["loss/itm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_works_in_pieces_and_in_bfloat16(name):
     whole.check_pieces(CONFIGS[name])
-    whole.check_bfloat16(CONFIGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_give_the_same_numbers(name):
     whole.check_devices(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_falls_resumes_and_is_scored(name, tmp_path):
     config = replace(CONFIGS[name], itc=ItcConfig(queue_size=16))

@@ -58,18 +58,3 @@ def test_probabilities_and_their_gradient(given, layer):
     by_hand = np.mean(np.maximum(gradient, 0) * np.asarray(probabilities), axis=1)
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
     assert found.shape == (ROWS, LENGTH, TOKENS) and (found >= 0).all() and found.max() > 0
-
-
-def test_a_fusion_encoder_that_reads_patches_gives_cls_nothing(given):
-    _, params, (text, mask, image) = given
-    encoder = FusionEncoder(tiny.model(fusion_layers=3, init_std=0.3, fusion_reads="patches"))
-    offset = jnp.zeros((ROWS, HEADS, LENGTH, TOKENS))
-    fused, probabilities = encoder.apply(params, text, mask, image, 1, offset, method="with_map")
-    assert probabilities.shape == offset.shape and not probabilities[..., 0].any()
-    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)
-    whole = encoder.apply(params, text, mask, (ImageTokens((image,)),))
-    np.testing.assert_allclose(fused, whole, atol=1e-5)
-    other = encoder.apply(params, text, mask, (ImageTokens((image.at[:, 0].add(9.0),)),))
-    np.testing.assert_array_equal(other, whole)
-    reads_all = given[0].apply(params, text, mask, (ImageTokens((image,)),))
-    assert np.abs(whole - reads_all).max() > 1e-2

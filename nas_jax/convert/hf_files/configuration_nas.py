@@ -17,7 +17,6 @@ class NasConfig(PretrainedConfig):
         image_layers=12,
         text_layers=6,  # read the text alone
         fusion_layers=6,  # read the text and the image tokens
-        fusion_reads="all",  # image tokens: all | patches, without [CLS]
         mlp_ratio=4,
         image_size=256,
         patch_size=16,
@@ -39,7 +38,6 @@ class NasConfig(PretrainedConfig):
         self.image_layers = image_layers
         self.text_layers = text_layers
         self.fusion_layers = fusion_layers
-        self.fusion_reads = fusion_reads
         self.mlp_ratio = mlp_ratio
         self.image_size = image_size
         self.patch_size = patch_size

@@ -326,8 +326,6 @@ class NasModel(PreTrainedModel):
             if attention_mask is None
             else attention_mask
         )
-        if self.config.fusion_reads == "patches":
-            image_tokens = image_tokens[:, 1:]
         return self.fusion_encoder(text_tokens, mask, image_tokens)
 
     def match(self, image_tokens, text_tokens, attention_mask=None):
