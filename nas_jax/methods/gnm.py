@@ -20,10 +20,12 @@ import jax.numpy as jnp
 
 from nas_jax.data.siblings import SourceId
 from nas_jax.losses.infonce import infonce
+from nas_jax.methods.config import NegativeTextConfig
 from nas_jax.methods.negclip import NegClip, NegClipConfig
 from nas_jax.methods.same import same_pairs
 from nas_jax.methods.terms import Seen, Term, Terms
 from nas_jax.typing import Array, Metrics
+from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,15 @@ class GnmConfig(NegClipConfig):
     """The temperature, and which pairs are no negatives; no negative captions are made."""
 
     name: str = "gnm"
+
+    def validate(self) -> None:
+        """Raises ConfigError where negative captions are asked for."""
+        if self.negatives != NegativeTextConfig():
+            raise ConfigError(
+                f"negatives={self.negatives} with gnm, which makes none",
+                "method.negatives as it is by default",
+                "use method.name=negclip",
+            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from nas_jax.losses.mlm import MaskedText, masked_mean, mlm_rows
 from nas_jax.losses.replaced_tokens import detection_loss, replaced_text, sample_words
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.terms import Seen
 from nas_jax.methods.vilta import ViltaConfig
 from nas_jax.methods.vlmatch import Rtd, VlMatchConfig
 from nas_jax.negatives.nta import NtaConfig
@@ -69,23 +70,27 @@ def test_words_are_drawn_from_the_generator_and_restored_ones_are_not_replaced()
 def test_the_labels_of_a_step_are_right_where_the_generator_restored_a_word(monkeypatch):
     """The true words as the generator's: nothing is replaced; another word: all masked ones are."""
     method, batch = tiny.built(CONFIGS["vlmatch"], model=STILL), tiny.batch()
+    params, state = method.init(jax.random.key(0))
+    seen = Seen(params, {}, state, batch, Draws(jax.random.key(1)), jnp.float32(0), True)
+    fused = {"rtd": jnp.zeros((6, 8, 16))}
     shares = {}
     for kind in ("true", "other"):
         ids = batch["token_ids_BxL"]
         made = ids if kind == "true" else jnp.where(batch["token_mask_BxL"] & (ids > 4), 22, ids)
         monkeypatch.setattr(Rtd, "replaced", lambda self, seen, made=made: made)
-        params, state = method.init(jax.random.key(0))
-        args = params, state, batch, Draws(jax.random.key(1)), jnp.int32(0), True
-        shares[kind] = jax.jit(method.loss, static_argnums=5)(*args)[1][1]["rtd/replaced_share"]
+        term = Rtd(method)
+        rows = term.rows(seen)
+        np.testing.assert_array_equal(rows["rtd"].token_ids_BxL, made)
+        shares[kind] = term.value(seen, rows, fused)[1]["rtd/replaced_share"]
     assert shares == {"true": 0, "other": 1}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_part_is_trained(name):
-    method = tiny.built(CONFIGS[name])
-    _, _, metrics, grads = whole.gradients(method)
+def test_every_part_of_vlmatch_is_trained_and_the_parts_are_added_up():
+    _, _, metrics, grads = whole.gradients(tiny.built(CONFIGS["vlmatch"]))
     whole.check_every_group_is_trained(grads)
-    assert metrics["loss/itm"] > 0
+    assert metrics["negatives/refill"] > 0 and metrics["itm_accuracy/negative_refill"] >= 0
+    parts = [metrics[f"loss/{name}"] for name in ("itc", "itm", "rtd", "generator")]
+    np.testing.assert_allclose(metrics["loss"], sum(parts), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -109,16 +114,18 @@ def test_a_run_falls_resumes_and_is_scored(name, tmp_path):
 
 @pytest.mark.parametrize("language_model", ["teacher", "frozen"])
 def test_the_soft_labels_of_vilta_are_the_language_models(language_model):
-    """By hand from the captions alone; ALBEF's teacher, who sees the picture, has others."""
+    """By hand from the captions alone; ALBEF's teacher, who sees the picture, has others. And every
+    part is trained.
+    """
     weights = {"alpha": 0.7, "alpha_ramp_epochs": 0.0, "momentum": 0.5}
     config = ViltaConfig(itc=ITC, language_model=language_model, **weights)
     method, batch = tiny.built(config, model=STILL), tiny.batch()
     params, state = method.init(jax.random.key(0))
     moved = jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params)
     moved["generator_head"]["bias"] += 3 * jnp.sin(jnp.arange(tiny.VOCAB))
-    draw, found = Draws(jax.random.key(1)), {}
-    loss = jax.jit(method.loss, static_argnums=5)
-    metrics = loss(moved, state, batch, draw, jnp.int32(0), True)[1][1]
+    draw, found = Draws(jax.random.key(9)), {}
+    metrics, grads = whole.gradients(method, params=moved)[2:]
+    whole.check_every_group_is_trained(grads)
     masked = method.terms(True)["mlm"][1].masked(batch, draw)
     teacher = method.moved_teacher(state["teacher"], moved)
     language = {"teacher": teacher, "frozen": params}[language_model]
