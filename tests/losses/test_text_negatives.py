@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from nas_jax.losses.false_negatives import others, same_words
+from nas_jax.losses.infonce import infonce
 from nas_jax.losses.itc import init_queue, itc_loss, positives
 from nas_jax.losses.text_negatives import (
     intra_text_contrast,
@@ -69,6 +70,16 @@ def test_without_usable_negatives_it_is_plain_itc():
     np.testing.assert_allclose(found, plain, rtol=1e-5)
     grad = jax.grad(lambda x: itc_with_negatives(IMAGE, TEXT, x, jnp.float32(TEMP), none))(NEGATIVE)
     assert not grad.any()
+
+
+def test_infonce_leaves_out_ignored_pairs():
+    given, none = (jnp.asarray(IMAGE), jnp.asarray(TEXT), jnp.float32(TEMP)), np.zeros((B, B, C))
+    expected = plain_itc(IMAGE, TEXT, NEGATIVE, none, IGNORED)
+    np.testing.assert_allclose(infonce(*given, jnp.asarray(IGNORED)), expected, rtol=1e-5)
+    assert infonce(*given) > expected + 1e-3
+    check_grads(
+        lambda *x: infonce(*x, jnp.asarray(IGNORED)), given, 1, ["rev"], atol=1e-2, rtol=1e-2
+    )
 
 
 def test_rank_hinge_follows_its_formula_and_is_0_where_the_margin_holds():
