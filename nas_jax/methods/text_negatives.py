@@ -113,6 +113,15 @@ def wanted_negatives(method: Any, terms: Terms, seen: Seen) -> ReadNegatives | N
 # ---------------------------------------------------------------------------------- terms
 
 
+def valid_shares(seen: Seen) -> Metrics:
+    """negatives/KIND: the share of pairs that have one."""
+    made = seen.negatives.texts
+    return {
+        f"negatives/{kind}": made.valid_BxC[:, number].mean()
+        for number, kind in enumerate(made.kinds)
+    }
+
+
 class NegativeTerm(Term):
     """A term that reads negative captions."""
 
@@ -127,14 +136,6 @@ class NegativeTerm(Term):
         student = seen.student
         return student.image_BxE, student.text_BxE, seen.negatives.text_BxCxE, seen.params["temp"]
 
-    def shares(self, seen: Seen) -> Metrics:
-        """negatives/KIND: the share of pairs that have one."""
-        made = seen.negatives.texts
-        return {
-            f"negatives/{kind}": made.valid_BxC[:, number].mean()
-            for number, kind in enumerate(made.kinds)
-        }
-
 
 class NegativeItc(NegativeTerm):
     """ITC of the batch with negative captions as further keys (NegCLIP; ITC-hn of CE-CLIP)."""
@@ -143,7 +144,7 @@ class NegativeItc(NegativeTerm):
         """The mean of both directions."""
         ignored_BxB = same_pairs(self.method, seen.batch)
         loss = itc_with_negatives(*self.features(seen), self.usable(seen), ignored_BxB)
-        return loss, self.shares(seen)
+        return loss, valid_shares(seen)
 
 
 class NegativeRank(NegativeTerm):
@@ -163,7 +164,7 @@ class NegativeRank(NegativeTerm):
         above_BxC = (negative_BxC < true_B[:, None]) & valid_BxC
         right = above_BxC.sum() / jnp.maximum(valid_BxC.sum(), 1)
         loss = rank_hinge(true_B, negative_BxC, valid_BxC, margin_C)
-        return loss, self.shares(seen) | {"rank/right": right, "rank/margin": margin_C.mean()}
+        return loss, valid_shares(seen) | {"rank/right": right, "rank/margin": margin_C.mean()}
 
 
 class NegativeIntraText(NegativeTerm):
@@ -171,7 +172,7 @@ class NegativeIntraText(NegativeTerm):
 
     def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
         """The mean over captions."""
-        return intra_text_contrast(*self.features(seen), self.usable(seen)), self.shares(seen)
+        return intra_text_contrast(*self.features(seen), self.usable(seen)), valid_shares(seen)
 
 
 def negative_rows(method: Any, seen: Seen) -> dict[str, Rows]:
@@ -199,7 +200,7 @@ class NegativeItm(NegativeTerm):
             for kind, row in rows.items()
         }
         metrics = {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
-        return itm_loss(groups), metrics | self.shares(seen)
+        return itm_loss(groups), metrics | valid_shares(seen)
 
 
 class FineItm(Itm):
@@ -210,6 +211,13 @@ class FineItm(Itm):
     def rows(self, seen: Seen) -> dict[str, Rows]:
         """ALBEF's rows, and the negative captions beside their pictures."""
         return super().rows(seen) | negative_rows(self.method, seen)
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """As ITM's, with the shares of pairs that have negative captions."""
+        loss, metrics = super().value(seen, rows, fused)
+        return loss, metrics | valid_shares(seen)
 
 
 NEGATIVE_TERMS: dict[str, type[Term]] = {

@@ -154,7 +154,7 @@ def test_pairs_that_itc_leaves_out_are_left_out_of_its_focal_form_too():
         losses[same] = seen.itc.loss
         focal = Unfocused(method).value(seen, {}, {})[0]
         np.testing.assert_allclose(focal, seen.itc.loss, rtol=1e-5)
-    assert losses["id",] < losses[()] - 1e-2
+    assert abs(losses["id",] - losses[()]) > 1e-3
 
 
 @pytest.mark.slow
