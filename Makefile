@@ -1,5 +1,5 @@
-# make demo: train ALBEF and NAS side by side. make test: lint and tests. make docs: the documentation, in build/docs.
-# All make the virtual environment on their first run.
+# make demo: train ALBEF and NAS side by side. make test: lint and tests. make test-slow: what these leave out.
+# make docs: the documentation, in build/docs. All make the virtual environment on their first run.
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
 TEST_STAMP := .venv/.stamp-test
@@ -14,9 +14,9 @@ demo: venv
 test: $(TEST_STAMP) lint
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
-# What make test leaves out: whole runs of methods that share their code with a tested one.
+# Each method resumed to the same bits, in pieces and on eight devices: a minute or two for each.
 test-slow: $(TEST_STAMP)
-	$(PYTHON) -m pytest -n $(JOBS) -m slow
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 # Warnings are errors (mkdocs.yml). The variable silences a notice about the next version of MkDocs.
 docs: $(TEST_STAMP)

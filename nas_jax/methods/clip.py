@@ -73,7 +73,8 @@ class Clip(DualEncoder):
 
     def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
         """See `losses/infonce.py`."""
-        return infonce(*read, temp, self.config.block, self.config.smoothing), {}
+        config = self.config
+        return infonce(*read, temp, block=config.block, smoothing=config.smoothing), {}
 
 
 def _network(config: ClipConfig, model: ModelConfig, pad: int) -> nn.Module:

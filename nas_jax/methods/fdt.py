@@ -165,7 +165,7 @@ class Fdt(DualEncoder):
         features, mixed = read
         metrics = {f"fdt/{name}_tokens": count_B.mean() for name, count_B in mixed.items()}
         metrics["fdt/attention_temp"] = params["attention_temp"]
-        return infonce(*features, temp, self.config.block), metrics
+        return infonce(*features, temp, block=self.config.block), metrics
 
     def encode_image(
         self, params: Params, state: MethodState, image_BxHxWx3: Array, tokens: str = "method"

@@ -88,8 +88,8 @@ def test_they_are_the_formulae_in_any_blocks(block):
     @jax.jit
     def losses(image, text, patches, words):
         return (
-            infonce(image, text, TEMP, block),
-            infonce(image, text, TEMP, block, smoothing=0.1),
+            infonce(image, text, TEMP, block=block),
+            infonce(image, text, TEMP, block=block, smoothing=0.1),
             sigmoid_loss(image, text, TEMP, BIAS, block),
             late_loss(patches, words, TEMP, 1.0, block),
             late_loss(patches, words, TEMP, 0.5, block),
@@ -188,7 +188,7 @@ def programs(mesh):
         )
 
     return {
-        "infonce": (lambda x, y, b: infonce(x, y, TEMP, b), (image, text), BLOCK, BATCH**2),
+        "infonce": (lambda x, y, b: infonce(x, y, TEMP, block=b), (image, text), BLOCK, BATCH**2),
         "sigmoid": (
             lambda x, y, b: sigmoid_loss(x, y, TEMP, BIAS, b), (image, text), BLOCK, BATCH**2
         ),

@@ -105,8 +105,7 @@ def test_it_trains_resumes_and_is_evaluated(name, tmp_path, capsys):
         return
     out = evaluate(["--checkpoint", str(run), "--benchmark", "val",
                     "--scorer", score, "--out", str(tmp_path / "out")])  # fmt: skip
-    found = (out / "results.json").read_text()
-    assert all(f"val/{part}/{score}/" in found for part in ("foils", "quads", "retrieval"))
+    assert score in (out / "results.json").read_text()
     if name == "siglip":  # its own towers
         to_hf.export(run, tmp_path / "hf")
         assert (tmp_path / "hf/model.safetensors").is_file()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def build(name: str, pieces: int, block: int):
     if name == "nas":
         return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
     config = method_config({"name": name})
-    if hasattr(config, "itc"):
+    if hasattr(getattr(config, "itc", None), "queue_size"):
         config = replace(config, itc=replace(config.itc, queue_size=3 * BATCH))
     if hasattr(config, "tokens"):
         # at its 1000, gradients are so small that Adam makes steps of what rounding leaves of them
@@ -67,6 +68,9 @@ def build(name: str, pieces: int, block: int):
         config = replace(config, block=block)
     if name in ("clip", "siglip"):
         config = replace(config, towers=name)
+    if name == "rvlm":  # its own table, WordNet, need not be installed
+        table = tiny.sisters(Path(tempfile.mkdtemp()))
+        config = replace(config, negatives=replace(config.negatives, sisters=table))
     # SigLIP's image encoder has no projection: its features are as wide as its tokens
     sizes = {"softmask": {"fusion_layers": 2}, "siglip": {"embed_dim": 16}}
     model = tiny.model(**sizes.get(name, {}))
