@@ -93,7 +93,8 @@ def run(case: str, name: str = "nas") -> tuple[list[float], dict[str, np.ndarray
         optimizer, schedule = make_optimizer(
             OptimizerConfig(schedule="smooth", lr=1e-3, warmup_steps=1), 100, 10
         )
-        shardings = state_shardings(jax.eval_shape(lambda: init_state(method, optimizer, 0)), mesh)
+        abstract = jax.eval_shape(lambda: init_state(method, optimizer, 0))
+        shardings = state_shardings(abstract, mesh, method.sharding)
         state = jax.jit(lambda: init_state(method, optimizer, 0), out_shardings=shardings)()
         step = sharded_step(make_train_step(method, optimizer, schedule), mesh, shardings)
         losses = []
