@@ -97,7 +97,7 @@ def test_a_record_of_another_config_does_not_count(tmp_path):
 
     assert known(RUN) and known(replace(RUN, name="other"))  # a name decides no number
     assert not known(replace(RUN, model=replace(RUN.model, text_layers=12)))
-    assert not known(replace(RUN, method=AlbefConfig(itc=ItcConfig(queue_size=32))))
+    assert not known(replace(RUN, method=AlbefConfig(itc=ItcConfig(queue_size=512))))
     gone = to_dict(RUN) | {"model": {"gone": 1}}
     methods.write_record(tmp_path, made | {"fields": gone})
     assert not known(RUN)

@@ -125,7 +125,9 @@ def test_a_variant_of_another_file_sees_the_same_data_for_as_long():
 def test_a_number_of_a_score_that_the_method_lacks_is_a_dash_and_a_misspelt_one_an_error(tmp_path):
     ours, theirs = "val/foils/itc/macro", "val/foils/itm/macro"
     preset = replace(PRESET, metrics={ours: "ITC", theirs: "ITM"})
-    albef = record("albef", 0, 0.7, metrics={ours: 60.0, theirs: 70.0}, seconds=1.0)
+    both = {ours: 60.0, theirs: 70.0}
+    beside = {"chance": dict.fromkeys(both, 50.0), "count": dict.fromkeys(both, 400)}
+    albef = record("albef", 0, 0.7, metrics=both, seconds=1.0, **beside)
     twin = {**albef.fields, "method": resolved(jobs(PRESETS["methods"], 1)[5])["method"]}
     dual = replace(albef, variant="nas", fields=twin, metrics={ours: 65.0}, blind={}, hits={})
     assert twin["method"]["name"] == "fdt"
