@@ -3,6 +3,7 @@
     python -m benchmarks.methods                    counts, of all methods: minutes each
     python -m benchmarks.methods albef tcl          of these
     python -m benchmarks.methods albef --compile    memory and predicted time on TPUs too
+    python -m benchmarks.methods --page             the page from what is recorded; seconds
 
 The methods are those of `METHODS`. The base size of one is what a file in configs/ gives with the
 arguments `size=base`, `method=NAME,size=base` or `variant=NAME`; a file of the method's own name
@@ -412,13 +413,14 @@ def run(argv: Sequence[str]) -> int:
     add("--compile", action="store_true", help="memory and predicted time on chips too")
     add("--topology", default=TOPOLOGY, help=f"of --compile and of the page (default {TOPOLOGY})")
     add("--again", action="store_true", help="also what is recorded")
+    add("--page", action="store_true", help="write the page from the records, compute nothing")
     add("--out", default="docs/results", metavar="DIR", help="of page and records (docs/results)")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in METHODS:
             raise ConfigError(f"{name!r}", f"some of {', '.join(METHODS)}", "name one of them")
     table, failed = Table(Path(args.out), args.topology, args.again), []
-    steps = [table.count, *[table.compile] * args.compile]
+    steps = [] if args.page else [table.count, *[table.compile] * args.compile]
     for step in steps:
         for name in args.names or METHODS:
             if name not in table.configs:

@@ -15,6 +15,8 @@ from nas_jax.methods import METHODS
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.config import ItcConfig
 from nas_jax.models.sizes import SIZES, ModelConfig, model_config
+from nas_jax.parallel.hlo import Program
+from nas_jax.rehearsal.compiled import Rehearsal
 from nas_jax.utils.errors import ConfigError, DataError
 
 RUN = RunConfig(method=AlbefConfig(), model=model_config("base"))
@@ -170,5 +172,34 @@ def test_a_method_that_fails_is_one_line_and_what_is_known_is_not_repeated(
     assert methods.main(command[1:]) == 0 and calls == ["tcl", "albef"]
     assert "albef: counted before" in capsys.readouterr().out
     assert methods.main([*command[1:], "--again"]) == 0 and calls[2:] == ["albef"]
+    (tmp_path / "methods.md").unlink()
+    assert methods.main(["--page", "--out", str(tmp_path)]) == 0 and len(calls) == 3
+    assert "| `albef` |" in (tmp_path / "methods.md").read_text()
     assert methods.main(["moon", "--out", str(tmp_path)]) == 2
     assert "'moon'; expected some of albef" in capsys.readouterr().err
+
+
+def test_what_was_compiled_for_chips_is_kept_program_by_program(tmp_path, monkeypatch, capsys):
+    """Four simulated devices: 128 pairs, hard negatives drawn on each device."""
+    monkeypatch.setattr(methods, "count", lambda run: record("albef", 200.0)["counts"])
+    seen, room = [], 1
+
+    def rehearse(run, topology):
+        layers = run.model.image_layers
+        seen.append((layers, run.data.batch_size, run.method.itm.mining_shards))
+        program = Program((), (), 0) if len(seen) <= room else None
+        return Rehearsal(
+            topology, 4, {}, 128, program is not None, 0, 2.0**30, layers * 2.0**30,
+            capacity_bytes=16 * 2**30, predicted_seconds=0.01 * layers, program=program,
+        )  # fmt: skip
+
+    monkeypatch.setattr(methods, "rehearse", rehearse)
+    command = ["albef", "--compile", "--topology", "local", "--out", str(tmp_path)]
+    assert methods.main(command) == 1
+    assert "albef: failed: nas-base-4m-albef needs" in capsys.readouterr().out
+    room = 9
+    assert methods.main(command) == 0
+    assert "2 + 1 + 1 layers compiled before" in capsys.readouterr().out
+    assert seen == [(2, 128, 4), (4, 128, 4), (4, 128, 4)]
+    text = (tmp_path / "methods.md").read_text()
+    assert "| `albef` | 120.0 | 1.00 | 1.00 GiB | 12.00 GiB | 13.00 GiB |" in text
