@@ -419,6 +419,8 @@ def run(argv: Sequence[str]) -> int:
     for name in args.names:
         if name not in METHODS:
             raise ConfigError(f"{name!r}", f"some of {', '.join(METHODS)}", "name one of them")
+    if args.compile:
+        topology_devices(args.topology)  # without libtpu nothing begins; before JAX looks for chips
     table, failed = Table(Path(args.out), args.topology, args.again), []
     steps = [] if args.page else [table.count, *[table.compile] * args.compile]
     for step in steps:
