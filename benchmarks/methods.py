@@ -219,9 +219,10 @@ def read_record(folder: Path, name: str, config: str, run: RunConfig) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """NAME.json, whole or not at all."""
+    """NAME.json, whole or not at all. Figures are rounded, fields of the config are not."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{record['method']}.json", json.dumps(rounded(record), indent=1) + "\n")
+    text = json.dumps(rounded(record) | {"fields": record["fields"]}, indent=1)
+    write_whole(folder / f"{record['method']}.json", text + "\n")
 
 
 def counted(record: Record) -> Mapping[str, Any] | None:
