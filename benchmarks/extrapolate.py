@@ -23,7 +23,7 @@ from nas_jax.parallel.topology import topology_devices
 from nas_jax.utils.errors import ConfigError, UserError
 
 LAYERS = ("image_layers", "text_layers", "fusion_layers")
-FIGURES = ("predicted_seconds", "flops", "temporaries_bytes", "peak_bytes")
+FIGURES = ("predicted_seconds", "flops", "arguments_bytes", "temporaries_bytes", "peak_bytes")
 
 
 def layers_of(report: dict) -> tuple[int, ...]:

@@ -227,8 +227,13 @@ def compile_step(built: Built, plain: Collection[str] = ()) -> tuple[Any, Counts
         "compile_seconds": time.perf_counter() - wall,
         "compile_cpu_seconds": time.process_time() - cpu,
     }
-    counted = [_flops(compiled), _flops(lowered), matmul_flops(traced.jaxpr.jaxpr)]
-    return compiled, Counts(*(flops / size / 1e9 for flops in counted)), seconds
+    return compiled, counts_of(traced, lowered, compiled, size), seconds
+
+
+def counts_of(traced: Any, lowered: Any, compiled: Any, pairs: int) -> Counts:
+    """The operations of a step of so many pairs, in each of its forms."""
+    counted = _flops(compiled), _flops(lowered), matmul_flops(traced.jaxpr.jaxpr)
+    return Counts(*(flops / pairs / 1e9 for flops in counted))
 
 
 def twins(options: argparse.Namespace) -> Collection[str]:
@@ -236,10 +241,15 @@ def twins(options: argparse.Namespace) -> Collection[str]:
     return KERNELS if options.plain else tuple(filter(None, options.twins.split(",")))
 
 
-def _flops(program: Any) -> float:
+def costs_of(program: Any) -> dict[str, float]:
+    """What the compiler counts in a program, e.g. "flops" and "bytes accessed"."""
     costs = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
-    return (costs or {}).get("flops", 0.0)
+    return costs or {}
+
+
+def _flops(program: Any) -> float:
+    return costs_of(program).get("flops", 0.0)
 
 
 # ----------------------------------------------------------------------------------------- the run

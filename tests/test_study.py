@@ -100,6 +100,53 @@ def test_every_preset_names_configs_that_exist_and_ends_with_its_negatives():
                 assert start <= 20.01, job.name  # a third of the steps is left
 
 
+def test_a_variant_of_another_file_sees_the_same_data_for_as_long():
+    """Configs of their own, of which none takes `steps=`."""
+    planned = jobs(replace(PRESETS["methods"], steps=30), 1)
+    assert [one.name for one in planned][:3] == ["albef-0", "nas-0", "tcl-0"]
+    tcl = planned[2]
+    assert tcl.config == "configs/tcl.py" and "--config.train.steps=30" in tcl.flags
+    assert tcl.pairs == 30 * 32 and planned[0].config == "configs/demo.py:steps=30,variant=albef"
+    configs = [resolved(job) for job in planned]
+    assert [one["method"]["name"] for one in configs] == list(PRESETS["methods"].variants)
+    shared = "num_train", "scene_world", "image_size", "text_length", "vocab_size", "scene_foils"
+    for one in configs:
+        assert one["model"] == configs[0]["model"] and one["optimizer"] == configs[0]["optimizer"]
+        assert [one["data"][name] for name in shared] == [
+            configs[0]["data"][name] for name in shared
+        ]
+        assert one["seed"] == 0 and one["train"]["eval_every"] == 0
+    own = Choice("", {"size": "base", "steps": "7"}, config="configs/tcl.py")
+    (job,) = jobs(replace(PRESET, variants={"tcl": own}, settings={"": Choice("")}), 1)
+    assert (job.config, job.steps) == ("configs/tcl.py:size=base", 7)
+    assert job.flags == ("--config.seed=0", "--config.train.steps=7")
+
+
+def test_a_number_of_a_score_that_the_method_lacks_is_a_dash_and_a_misspelt_one_an_error(tmp_path):
+    ours, theirs = "val/foils/itc/macro", "val/foils/itm/macro"
+    preset = replace(PRESET, metrics={ours: "ITC", theirs: "ITM"})
+    both = {ours: 60.0, theirs: 70.0}
+    beside = {"chance": dict.fromkeys(both, 50.0), "count": dict.fromkeys(both, 400)}
+    albef = record("albef", 0, 0.7, metrics=both, seconds=1.0, **beside)
+    twin = {**albef.fields, "method": resolved(jobs(PRESETS["methods"], 1)[5])["method"]}
+    dual = replace(albef, variant="nas", fields=twin, metrics={ours: 65.0}, blind={}, hits={})
+    assert twin["method"]["name"] == "fdt"
+    records.check_keys(dual, preset.metrics)
+    records.check_keys(albef, preset.metrics)
+    lines = as_text(preset, [albef, dual]).splitlines()
+    assert lines[3].split()[:4] == ["ITC", "60.0", "65.0", "+5.0"]
+    assert lines[4].split()[:4] == ["ITM", "70.0", "-", "-"]
+    text = page.write_page(tmp_path, "study", replace(preset, page="other"), [albef, dual])
+    assert text.name == "other.md" and (tmp_path / "other" / "small.png").exists()
+    assert "| `nas` | 1 | 3,200 | 3200 | 65.0 | - |" in text.read_text()
+    assert "--preset study" in text.read_text() and "(other/small.png)" in text.read_text()
+    for key in ("val/foil/itm/macro", "val/foils/itn/macro", "val/foils/itc/makro", "itm"):
+        with pytest.raises(DataError, match=f"no {key} in its evaluation"):
+            records.check_keys(dual, [ours, key])
+    with pytest.raises(DataError, match="itm"):  # one that the method has
+        records.check_keys(replace(albef, metrics={ours: 60.0}), [theirs])
+
+
 def test_an_interval_is_students_and_one_seed_has_none():
     found = mean_over_seeds([70.0, 74.0, 75.0])
     half = 4.303 * np.std([70, 74, 75], ddof=1) / np.sqrt(3)  # two degrees of freedom
@@ -236,6 +283,9 @@ def test_what_a_job_runs(tmp_path):
     assert train[1:3] == ["main.py", "--config=configs/demo.py:steps=100,variant=albef"]
     assert diagnose[1:] == ["-m", "nas_jax.inspect.negatives", str(tmp_path)]
     assert report[2] == "nas_jax.inspect.run"
+    fdt = next(job for job in jobs(PRESETS["methods"], 1) if job.variant == "fdt")
+    (alone,) = of_job(fdt, tmp_path)  # no match, so no negatives to diagnose
+    assert alone[1:3] == ["main.py", "--config=configs/fdt.py"]
 
 
 def test_wrong_flags_are_one_line(capsys):

@@ -26,7 +26,7 @@ from benchmarks.study.table import as_text
 from nas_jax.inspect.compare import write as write_reference
 from nas_jax.train.workdir import METRICS
 from nas_jax.utils.commands import Parser, exit_code
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.errors import ConfigError
 
 EVERY = 60.0  # seconds between two lines about the runs
 
@@ -113,10 +113,11 @@ class Study:
 
     def __init__(self, name: str, preset: Preset, out: Path, folder: Path):
         self.name, self.preset, self.out, self.folder = name, preset, out, folder
+        self.kept = out / (preset.page or name)  # records, pictures, curves
 
     def records(self) -> list[records.Record]:
         """Those of runs with today's configs; others are left where they are."""
-        found = records.read(self.out / self.name)
+        found = records.read(self.kept)
         seeds = 1 + max((one.seed for one in found), default=0)
         today = {job.name: job for job in jobs(self.preset, max(seeds, self.preset.seeds))}
         return [one for one in found if one.name in today and records.is_of(one, today[one.name])]
@@ -137,7 +138,7 @@ class Study:
         workdirs = [self.folder / one.name for one in alike]
         if all((workdir / METRICS).exists() for workdir in workdirs):
             label = "-".join(filter(None, (job.setting, job.variant)))
-            path = self.out / self.name / "curves" / f"{label}.json"
+            path = self.kept / "curves" / f"{label}.json"
             path.parent.mkdir(exist_ok=True)
             command = f"python -m benchmarks.study --preset {self.name}"
             write_reference(str(path), [str(one) for one in workdirs], command, commit())
@@ -149,10 +150,8 @@ class Study:
 
         def finished(job: Job, place: int | None) -> None:
             record = records.of_run(job, self.folder / job.name, place)
-            if missing := self.preset.metrics.keys() - record.metrics.keys():
-                names = ", ".join(sorted(missing))
-                raise DataError(f"no {names} in its evaluation", "them", "mend the preset")
-            records.write(self.out / self.name, record)
+            records.check_keys(record, self.preset.metrics)
+            records.write(self.kept, record)
             self.write()
             self.write_curves(job)
             say(

@@ -29,21 +29,24 @@ def by_setting(preset: Preset, records: Sequence[Record]) -> dict[str, dict[str,
 
 
 def write_page(folder: Path, name: str, preset: Preset, records: Sequence[Record]) -> Path:
-    """Writes NAME.md, and a PNG for each setting in NAME/; returns the page."""
-    settings = by_setting(preset, records)
-    (folder / name).mkdir(parents=True, exist_ok=True)
+    """Writes the page, and a PNG for each setting in the folder of that name; returns the page.
+
+    name: of the preset.
+    """
+    settings, files = by_setting(preset, records), preset.page or name
+    (folder / files).mkdir(parents=True, exist_ok=True)
     lines = [f"# {preset.title}", "", *_how(name, preset, records)]
     for setting, variants in settings.items():
         lines += [f"## {setting}" if setting else "## Results", ""]
         if preset.settings[setting].about:
             lines += [preset.settings[setting].about, ""]
-        picture = folder / name / f"{setting or 'results'}.png"
+        picture = folder / files / f"{setting or 'results'}.png"
         draw(picture, preset, variants)
-        lines += [f"![{setting}: {preset.title}]({name}/{picture.name})", ""]
+        lines += [f"![{setting}: {preset.title}]({files}/{picture.name})", ""]
         lines += _numbers(preset, variants)
         lines += _differences(preset, variants)
         lines += _negatives(variants)
-    page = folder / f"{name}.md"
+    page = folder / f"{files}.md"
     write_whole(page, "\n".join(lines).rstrip() + "\n")
     return page
 

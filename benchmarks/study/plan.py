@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.checkout import ROOT
-from nas_jax.config import from_config_dict, to_dict
+from nas_jax.config import RunConfig, from_config_dict, to_dict
+from nas_jax.methods import method_class
+from nas_jax.methods.method import Method
 from nas_jax.utils.errors import ConfigError
 
 BASELINE = "albef"  # the variant that all others are compared with
@@ -24,6 +26,8 @@ class Choice:
     # of the config file, after its colon
     arguments: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)  # without "--config."
+    # of a variant: another file than the preset's, which gets `train.steps`, not `steps=`
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Preset:
     variants: Mapping[str, Choice]
     metrics: Mapping[str, str]  # key of an evaluation -> its short name
     seeds: int = 3
+    numbered: bool = True  # names of runs say the seed, also where there is one
+    page: str = ""  # name of the page and its folder; default: the preset's
     report: bool = False  # each run's HTML page too
     # setting -> variants that are run there; all where a setting is not named
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -76,7 +82,7 @@ def jobs(preset: Preset, seeds: int) -> list[Job]:
     """All runs, seed by seed, so that a study that is stopped has compared all variants."""
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}", "1 or more", "3 give an interval")
-    numbered = seeds > 1 or preset.seeds > 1
+    numbered = seeds > 1 or preset.numbered
     return [
         _job(preset, setting, variant, seed, numbered)
         for seed in range(seeds)
@@ -90,13 +96,17 @@ def _job(preset: Preset, setting: str, variant: str, seed: int, numbered: bool) 
     for part in (preset.settings[setting], preset.variants[variant]):
         arguments |= part.arguments
         flags |= part.flags
+    steps, own = arguments["steps"], preset.variants[variant].config
+    if own:
+        flags["train.steps"] = arguments.pop("steps")
+    text = ",".join(f"{name}={value}" for name, value in arguments.items())
     return Job(
         setting,
         variant,
         seed,
-        f"{preset.config}:{','.join(f'{name}={value}' for name, value in arguments.items())}",
+        f"{own or preset.config}{text and ':'}{text}",
         tuple(f"--config.{name}={value}" for name, value in flags.items()),
-        int(arguments["steps"]),
+        int(steps),
         preset.batch_size,
         numbered,
     )
@@ -104,16 +114,26 @@ def _job(preset: Preset, setting: str, variant: str, seed: int, numbered: bool) 
 
 def resolved(job: Job) -> dict[str, Any]:
     """The config of a run, field by field. Raises ConfigError as main.py would."""
-    path, _, argument = job.config.partition(":")
-    config = runpy.run_path(str(ROOT / path))["get_config"](argument)
-    for flag in job.flags:
+    return to_dict(run_config(job.config, job.flags))
+
+
+def run_config(config: str, flags: Sequence[str] = ()) -> RunConfig:
+    """What a recipe gives, "FILE.py:ARGUMENTS", under flags of main.py. Raises ConfigError."""
+    path, _, argument = config.partition(":")
+    found = runpy.run_path(str(ROOT / path))["get_config"](argument)
+    for flag in flags:
         name, _, text = flag.removeprefix("--config.").partition("=")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        config.update_from_flattened_dict({name: value})
-    return to_dict(from_config_dict(config))
+        found.update_from_flattened_dict({name: value})
+    return from_config_dict(found)
+
+
+def method_of(config: Mapping[str, Any]) -> type[Method]:
+    """The method of a config, given field by field."""
+    return method_class(config["method"]["name"])
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,8 +151,13 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def same_run(config: Mapping[str, Any], job: Job) -> bool:
     """Whether a config is that of the job, as far as it decides numbers."""
+    return same(config, resolved(job))
+
+
+def same(older: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether two configs give the same numbers."""
     try:
-        return decisive(config) == decisive(resolved(job))
+        return decisive(older) == decisive(config)
     except ConfigError:  # of the older one: a field or a value that is no more
         return False
 

@@ -53,6 +53,7 @@ DEMO = Preset(
     variants={name: VARIANTS[name] for name in ("albef", "nas")},
     metrics=FOILS,
     seeds=1,
+    numbered=False,
     report=True,
 )
 STUDY = Preset(
@@ -101,4 +102,36 @@ EMOJI = Preset(
         "val/retrieval/itm/text_to_image_r@1": "ITM, text to image R@1",
     },
 )
-PRESETS: dict[str, Preset] = {"demo": DEMO, "scenes": STUDY, "emoji": EMOJI}
+METHODS = Preset(
+    title="All methods on rendered scenes at one budget",
+    config=SCENES,
+    steps=3000,
+    batch_size=32,
+    settings={"": Choice("", flags=LARGER_SETS)},
+    # a new method is one line: what it is and, with arguments if it takes some, its config
+    variants={
+        "albef": Choice("ALBEF", {"variant": "albef"}),
+        "nas": Choice("NAS: dictionary, NVA and NTA", {"variant": "nas"}),
+        "tcl": Choice("TCL: contrast inside each modality too", config="configs/tcl.py"),
+        "softmask": Choice("SoftMask++: softened pictures", config="configs/softmask.py"),
+        "sycoca": Choice("SyCoCa: patches restored from captions", config="configs/sycoca.py"),
+        "fdt": Choice("FDT: two encoders, shared tokens", config="configs/fdt.py"),
+        "c2lip": Choice("C2LIP: two encoders, noun phrases", config="configs/c2lip.py"),
+    },
+    # ITC is of all methods; those of two encoders have no ITM, and a dash there
+    metrics={
+        "val/foils/itc/macro": "ITC, all foils",
+        "val/foils/itc/binding": "ITC, binding",
+        "heldout/foils/itc/macro": "ITC, held-out foils",
+        "val/quads/itc/group": "ITC, quads",
+        "val/retrieval/itc/text_to_image_r@1": "ITC, text to image R@1",
+        "val/foils/itm/macro": "ITM, all foils",
+        "val/foils/itm/binding": "ITM, binding",
+        "heldout/foils/itm/macro": "ITM, held-out foils",
+        "val/quads/itm/group": "ITM, quads",
+        "val/retrieval/itm/text_to_image_r@1": "ITM, text to image R@1",
+    },
+    seeds=1,
+    page="methods_on_scenes",  # beside the page of their costs (benchmarks/methods.py)
+)
+PRESETS: dict[str, Preset] = {"demo": DEMO, "scenes": STUDY, "emoji": EMOJI, "methods": METHODS}

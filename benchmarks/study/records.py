@@ -5,21 +5,24 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.checkout import commit
-from benchmarks.study.plan import Job, decisive, same_run
+from benchmarks.study.plan import Job, decisive, method_of, same_run
 from nas_jax.evals.results import read as read_results
 from nas_jax.inspect.negatives_found import NEGATIVES
+from nas_jax.methods import METHODS
+from nas_jax.methods.method import Method
 from nas_jax.storage.files import write_whole
 from nas_jax.train.workdir import CONFIG, EVALS, STARTS, TIMINGS
 from nas_jax.utils.errors import DataError
 
 FORMAT = 1
 QUANTITY = "accuracy"  # of foils
+NO_DIAGNOSIS = {"kinds": (), "truth": None}
 DIAGNOSED = ("name", "rows", "valid", "changed", "match", "auc", "auc_alone")
 
 
@@ -59,7 +62,9 @@ class Record:
 def of_run(job: Job, workdir: Path, place: int | None) -> Record:
     """Reads a finished work directory."""
     evaluation = json.loads((workdir / EVALS / f"{job.steps}.json").read_text())
-    diagnosis = json.loads((workdir / NEGATIVES).read_text())
+    # a method that does not match has none (running.of_job)
+    diagnosed = (workdir / NEGATIVES).exists()
+    diagnosis = json.loads((workdir / NEGATIVES).read_text()) if diagnosed else NO_DIAGNOSIS
     _, results = read_results(workdir / EVALS / str(job.steps))
     hits, units = {}, {}
     for result in (one for one in results if one.form == "foil" or one.name.endswith(":foils")):
@@ -157,3 +162,31 @@ def read(folder: Path) -> list[Record]:
 def is_of(record: Record, job: Job) -> bool:
     """Whether the record is of this very run, with the config that the job has today."""
     return same_run(record.fields, job)
+
+
+def check_keys(record: Record, keys: Iterable[str]) -> None:
+    """Raises DataError on keys that the evaluation should have given.
+
+    A key may be missing whose score the method does not give, where the same number is there by
+    another score.
+    """
+    wrong = [key for key in keys if key not in record.metrics and not _of_others(record, key)]
+    if wrong:
+        got = f"no {', '.join(sorted(wrong))} in its evaluation"
+        raise DataError(got, "them", "mend the preset")
+
+
+def _of_others(record: Record, key: str) -> bool:
+    """Whether a key is of a score that other methods give."""
+    parts = key.split("/")
+    if len(parts) != 4:
+        return False
+    benchmark, part, scorer, quantity = parts
+    others = {name for method in METHODS.values() for name in _scores(method)}
+    twins = {f"{benchmark}/{part}/{name}/{quantity}" for name in others}
+    own = _scores(method_of(record.fields))
+    return scorer in others - set(own) and not twins.isdisjoint(record.metrics)
+
+
+def _scores(method: type[Method]) -> tuple[str, ...]:
+    return (*method.feature_scores, *method.pair_scores, *method.summed_scores)

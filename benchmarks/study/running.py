@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.checkout import ROOT
-from benchmarks.study.plan import Job, same_run
+from benchmarks.study.plan import Job, method_of, resolved, same_run
+from nas_jax.inspect.negatives_measure import SCORE
 from nas_jax.train.workdir import CONFIG
 from nas_jax.utils.errors import ConfigError
 
@@ -55,8 +56,11 @@ def environment(place: int | None, cache: Path) -> dict[str, str]:
 
 
 def of_job(job: Job, workdir: Path, report: bool = False) -> list[list[str]]:
-    """Trains, diagnoses the negatives and, on request, writes the run's page."""
-    modules = ["nas_jax.inspect.negatives"] + ["nas_jax.inspect.run"] * report
+    """Trains, diagnoses the negatives of a method that matches and, on request, writes the run's
+    page.
+    """
+    matches = SCORE in method_of(resolved(job)).pair_scores
+    modules = ["nas_jax.inspect.negatives"] * matches + ["nas_jax.inspect.run"] * report
     return [
         [sys.executable, "main.py", *job.command(str(workdir))],
         *([sys.executable, "-m", module, str(workdir)] for module in modules),

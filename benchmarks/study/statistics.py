@@ -50,12 +50,13 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 def difference(
     first: Mapping[int, Record], second: Mapping[int, Record], key: str
 ) -> Difference | None:
-    """second - first on the seeds that both have; None where they share none.
+    """second - first on the seeds that both have; None where they share none, or where one of them
+    has no such number.
 
     key: of an evaluation, as "val/foils/itm/binding".
     """
     seeds = sorted(first.keys() & second.keys())
-    if not seeds:
+    if not seeds or any(key not in run[seed].metrics for run in (first, second) for seed in seeds):
         return None
     steps = [second[seed].metrics[key] - first[seed].metrics[key] for seed in seeds]
     over_seeds = mean_over_seeds(steps)
