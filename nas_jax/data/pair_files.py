@@ -127,11 +127,13 @@ class _Finder:
 
     def __init__(self, source: Corpus, images: ImageList):
         self._source, self._images = source, images
-        # by number of the part and key
+        # by number of the part and key; a second one by the key without folders (of tars)
         self._positions: dict[tuple[int, str], list[int]] = {}
+        self._by_base: dict[tuple[int, str], list[int]] = {}
         for position, index in enumerate(images.kept):
-            place = source.part(index), source.key(index)
-            self._positions.setdefault(place, []).append(position)
+            part, key = source.part(index), source.key(index)
+            self._positions.setdefault((part, key), []).append(position)
+            self._by_base.setdefault((part, os.path.basename(key)), []).append(position)
         self._file_words = set(map(_first_word, source.origins))
         self._folder_words = set(map(_folder_word, (*source.origins, *source.files))) - {""}
 
@@ -139,7 +141,12 @@ class _Finder:
         """None where it is not in the set. Raises DataError where two pictures have the name."""
         word, found = _first_word(jsonl), {}
         for number, part in enumerate(self._source.parts):
-            for position in self._positions.get((number, part.key_of(image)), ()):
+            key = part.key_of(image)
+            at = self._positions.get((number, key), ())
+            if not at and part.name_first:
+                base = os.path.basename(key)
+                at = self._positions.get((number, base)) or self._by_base.get((number, base), ())
+            for position in at:
                 if self._goes_with(word, self._images.kept[position]):
                     found.setdefault(self._images.image_ids[position], position)
         if len(found) > 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +18,11 @@ import numpy as np
 
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
+from nas_jax.data.tar_names import IMAGE_SUFFIXES, picture_of, split_name, why_no_picture
 from nas_jax.data.text_ops import clean_words
 from nas_jax.storage import reading
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.utils.errors import DataError
-
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 def image_id_of(key: str) -> int:
@@ -342,10 +340,10 @@ class AlbefJsonSource(_Table):
 class WebDatasetSource(_Table):
     """Tar shards as img2dataset writes them: pictures with KEY.json or KEY.txt.
 
-    Pictures are KEY.png|jpg|jpeg|webp, KEY.json is {caption, captions}. The key is the file name up
-    to its first dot; the same key in two tars means the same content, whatever the folder or tar.
-    Tars are indexed once, from their headers; a record is one `pread` or one request, nothing is
-    unpacked.
+    Pictures are KEY.jpg, KEY.png and so on (`tar_names.IMAGE_SUFFIXES`), KEY.json is {caption,
+    captions}. The key is the path in the tar up to the first dot of the file name; the same key in
+    two tars means the same content. Tars are indexed once, from their headers; a record is one
+    `pread` or one request, nothing is unpacked.
     """
 
     name_first = True
@@ -367,9 +365,9 @@ class WebDatasetSource(_Table):
             for key, parts in members.items():
                 if not split.keeps(key):
                     continue
-                image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+                image = picture_of(parts)
                 if image is None:
-                    self.report.drop("no image", f"{key} in {path}")
+                    self.report.drop("no image", f"{key} in {path}: {why_no_picture(parts)}")
                     continue
                 captions, damaged = self._read_captions(path, parts, texts)
                 if usable := usable_captions(captions, clean):
@@ -409,8 +407,8 @@ class WebDatasetSource(_Table):
 
     @staticmethod
     def key_of(name: str) -> str:
-        """The file name up to its first dot."""
-        return os.path.basename(name).partition(".")[0]
+        """The path up to the first dot of the file name."""
+        return split_name(name)[0]
 
     def _image(self, index: int) -> bytes:
         return reading.read_bytes(self.file(index), *self._slices[index].tolist())

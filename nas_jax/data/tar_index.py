@@ -16,13 +16,13 @@ import msgpack
 from absl import logging
 
 from nas_jax.data.config import cache_for
+from nas_jax.data.tar_names import TEXT_SUFFIXES, Samples, split_name, with_last_dots
 from nas_jax.storage.paths import is_bucket
 from nas_jax.storage.reading import RangedFile, stat
 from nas_jax.utils.errors import DataError
 
-TEXT_SUFFIXES = ("json", "txt")
 _BLOCK = 512  # bytes; a tar ends with a block of zeros
-_FORMAT = 1  # of kept indices
+_FORMAT = 2  # of kept indices
 _ODD = "surrogatepass"  # names of members need not be UTF-8
 
 Place = tuple[int, int]  # offset and size in the tar
@@ -31,7 +31,7 @@ Place = tuple[int, int]  # offset and size in the tar
 class Index(NamedTuple):
     """The members of one tar."""
 
-    members: dict[str, dict[str, Place]]  # key -> suffix -> place, in their order
+    members: Samples[Place]  # in their order
     texts: dict[Place, bytes]  # what has been read already; {} for files
 
 
@@ -60,31 +60,30 @@ def index_tar(path: str, cache: str = "") -> Index:
 
 
 def _walk(path: str, tar: tarfile.TarFile, size: int, read_texts: bool) -> Index:
-    members: dict[str, dict[str, Place]] = {}
+    members: Samples[Place] = {}
     texts: dict[Place, bytes] = {}
     end = 0
     for member in tar:
         end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        name = os.path.basename(member.name)
         if end > size:
             raise tarfile.ReadError(f"member {member.name!r} is cut off")
-        if not member.isreg() or name.startswith("."):
+        if not member.isreg() or os.path.basename(member.name).startswith("."):
             continue
-        key, _, suffix = name.partition(".")
+        key, suffix = split_name(member.name)
         parts = members.setdefault(key, {})
         if suffix.lower() in parts:
             raise DataError(
-                f"{path} with two members {name!r}",
+                f"{path} with two members {member.name!r}",
                 "one file of a name",
                 "give the samples keys of their own",
             )
         place = parts[suffix.lower()] = (member.offset_data, member.size)
-        if read_texts and suffix.lower() in TEXT_SUFFIXES:
+        if read_texts and suffix.lower().rpartition(".")[2] in TEXT_SUFFIXES:
             tar.fileobj.seek(member.offset_data)
             texts[place] = tar.fileobj.read(member.size)
     if size < end + _BLOCK:
         raise tarfile.ReadError("the end mark is missing")
-    return Index(members, texts)
+    return Index(with_last_dots(members), texts)
 
 
 def _walk_object(file: RangedFile) -> Index:

@@ -13,6 +13,8 @@ from PIL import Image
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import linked_keys, open_corpus
 from nas_jax.data.image_ops import decode
+from nas_jax.data.prepare import prepare
+from nas_jax.data.prepared import PreparedSource
 from nas_jax.data.sources import (
     AlbefJsonSource,
     Split,
@@ -23,6 +25,7 @@ from nas_jax.data.sources import (
     image_id_of,
 )
 from nas_jax.utils.errors import DataError
+from nas_jax.utils.logging import Console
 
 
 def png(value: int) -> bytes:
@@ -73,7 +76,7 @@ def test_webdataset_reads_captions_and_slices(tmp_path):
     assert [(r.key, r.captions) for r in records] == [
         ("a", ("first a", "a again")),
         ("b", ("b",)),
-        ("c", ("plain text\n",)),
+        ("deep/c", ("plain text\n",)),
         ("h", ("from the text file",)),
         ("b", ("other b",)),
     ]
@@ -88,6 +91,35 @@ def test_webdataset_reads_captions_and_slices(tmp_path):
     assert len(WebDatasetSource((one, two), clean=False)) == 6  # "..." is a caption then
     with pytest.raises(IndexError):
         source[5]
+
+
+def test_members_of_a_tar_become_the_samples_that_they_are(tmp_path):
+    """Equal names in two folders, dots in names, suffixes: read in place and prepared alike."""
+    members = {
+        "./cats/0000.jpg": png(0), "./cats/0000.json": b'{"caption": "a cat"}',
+        "./dogs/0000.png": png(1), "./dogs/0000.txt": b"a dog",
+        "photo v1.2.JFIF": png(2), "photo v1.2.txt": b"dots", "photo v1.3.tiff": png(3),
+        "photo v1.3.json": b'{"caption": "more dots"}',
+        "v1.0/0000.gif": png(4), "v1.0/0000.txt": b"a folder with a dot",
+        "neg.jpg": png(5), "neg.txt": b"true", "neg.neg_image.jpg": png(6), "neg.neg.txt": b"false",
+        "two.input.jpg": png(7), "two.output.txt": b"of whom",
+    }  # fmt: skip
+    tar = write_tar(tmp_path / "x.tar", members)
+    source = WebDatasetSource((tar,))
+    prepare((tar,), tmp_path / "out", workers=0, max_lost=0.5, console=Console(enabled=False))
+    prepared = PreparedSource(str(tmp_path / "out"))
+    expected = {
+        "cats/0000": "a cat", "dogs/0000": "a dog", "photo v1.2": "dots",
+        "photo v1.3": "more dots", "v1.0/0000": "a folder with a dot", "neg": "true",
+    }  # fmt: skip
+    for read in (source, prepared):
+        records = [read[index] for index in range(len(read))]
+        assert {one.key: one.captions[0] for one in records} == expected
+        values = [decode(one.image)[0, 0, 0] for one in records]
+        assert values == [0, 1, 2, 3, 4, 5]  # each caption has its own picture
+    assert source.report == {"no image": 1}
+    assert "at the first dot of its name it has input.jpg" in source.report.line()
+    assert source.key_of("dogs/0000.png") == "dogs/0000"
 
 
 def test_albef_json_reads_captions_and_files(tmp_path):
@@ -184,8 +216,10 @@ def test_broken_tars_are_named(tmp_path):
         (str(tmp_path / "absent-*.tar"),),
         "data.train",
     )
-    twice = {"a.png": png(1), "x/a.png": png(2), "a.txt": b"a"}
-    refuses("two members 'a.png'", WebDatasetSource, (write_tar(tmp_path / "twice.tar", twice),))
+    twice = {"a.png": png(1), "./a.png": png(2), "a.txt": b"a"}
+    refuses(
+        r"two members '\./a.png'", WebDatasetSource, (write_tar(tmp_path / "twice.tar", twice),)
+    )
     bare = {"a.png": png(1), "a.json": b'{"text": "wrong field"}'}
     refuses(
         r"no usable pairs.*1 no caption.*field caption",

@@ -243,7 +243,7 @@ def loss_table(lost: dict[str, dict[str, Any]], images_in: int) -> str:
     for reason, entry in sorted(lost.items(), key=lambda item: -item[1]["count"]):
         share = 100 * entry["count"] / max(1, images_in)
         example = entry["examples"][0]
-        lines.append(f"  {reason:<{width}} {entry['count']:>9,} {share:>6.2f}%  {example[:100]}")
+        lines.append(f"  {reason:<{width}} {entry['count']:>9,} {share:>6.2f}%  {example[:160]}")
     return "\n".join(lines)
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nas_jax.data.prepare.items import InputPair, Loss, mended_captions, printable
 from nas_jax.data.prepare.lists import DECODER
-from nas_jax.data.sources import IMAGE_SUFFIXES
+from nas_jax.data.tar_index import Place
+from nas_jax.data.tar_names import (
+    Samples,
+    picture_of,
+    split_name,
+    why_no_picture,
+    with_last_dots,
+)
 from nas_jax.utils.errors import DataError
 
 BLOCK = 512  # bytes; a tar ends with a block of zeros
@@ -31,25 +39,32 @@ def check_tar(path: str, block: bytes) -> None:
 
 
 @dataclass
-class _Sample:
-    """The members of one key of a tar."""
+class _Members:
+    """What lies in a tar."""
 
-    parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # suffix -> (offset, size)
-    repeats: dict[str, int] = field(default_factory=dict)
+    samples: Samples[Place] = field(default_factory=dict)
+    repeats: Counter[tuple[str, str]] = field(default_factory=Counter)  # by key and suffix
+    unsafe: dict[str, None] = field(default_factory=dict)  # names, one a sample
+    cut: str = ""  # why the tar ends too early
 
 
 def read_tar(path: str) -> Iterator[InputPair | Loss]:
     """Counts as a picture: each key, each unsafe name, each repetition of a key, and one where a
     tar is cut.
     """
-    samples, unsafe, cut = _index(path)
-    for name in unsafe:
+    found = _index(path)
+    samples, cut = with_last_dots(found.samples), found.cut
+    for name in found.unsafe:
         yield Loss("unsafe name", printable(name), path)
+    repeats: dict[str, int] = {}
+    for (key, _), count in found.repeats.items():
+        repeats[key] = max(count, repeats.get(key, 0))
+    for key, count in repeats.items():
+        for _ in range(count):
+            yield Loss("duplicate key", printable(key), path, "the first is kept")
     with open(path, "rb") as file:
-        for number, (key, sample) in enumerate(samples.items()):
-            for _ in range(max(sample.repeats.values(), default=0)):
-                yield Loss("duplicate key", printable(key), path, "the first is kept")
-            item = _read_sample(path, file.fileno(), key, sample)
+        for number, (key, parts) in enumerate(samples.items()):
+            item = _read_sample(path, file.fileno(), key, parts)
             if cut and number == len(samples) - 1 and isinstance(item, Loss):
                 # its missing part is behind the cut
                 yield Loss("tar cut short", item.name, path, cut)
@@ -60,56 +75,50 @@ def read_tar(path: str) -> Iterator[InputPair | Loss]:
         yield Loss("tar cut short", os.path.basename(path), path, cut)
 
 
-def _index(path: str) -> tuple[dict[str, _Sample], list[str], str]:
-    """The members by key, unsafe names (one a sample), and why the tar ends too early, or ""."""
-    samples: dict[str, _Sample] = {}
-    unsafe: dict[str, None] = {}
-    end, size, cut = 0, os.path.getsize(path), ""
+def _index(path: str) -> _Members:
+    found = _Members()
+    end, size = 0, os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                folder, name = os.path.split(member.name)
-                if not member.isreg() or name.startswith("."):
+                if not member.isreg() or os.path.basename(member.name).startswith("."):
                     continue
-                key, _, suffix = name.partition(".")
+                key, suffix = split_name(member.name)
                 suffix = suffix.lower()
                 if member.name.startswith("/") or ".." in member.name.split("/"):
-                    unsafe.setdefault(os.path.join(folder, key))
+                    found.unsafe.setdefault(key)
                     continue
+                parts = found.samples.setdefault(key, {})
                 if member.offset_data + member.size > size:
-                    cut = f"member {printable(member.name)!r} is not whole"
-                    samples.setdefault(key, _Sample())
+                    found.cut = f"member {printable(member.name)!r} is not whole"
                     break
-                sample = samples.setdefault(key, _Sample())
-                if suffix in sample.parts:
-                    sample.repeats[suffix] = sample.repeats.get(suffix, 0) + 1
+                if suffix in parts:
+                    found.repeats[key, suffix] += 1
                 else:
-                    sample.parts[suffix] = (member.offset_data, member.size)
+                    parts[suffix] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        cut = " ".join(str(error).split()) or "no tar header"
-    if not cut:
+        found.cut = " ".join(str(error).split()) or "no tar header"
+    if not found.cut:
         # tarfile takes a damaged header for the end; the true end is a block of zeros.
         with open(path, "rb") as file:
             file.seek(end)
             block = file.read(BLOCK)
         if block.count(0) != BLOCK:
-            cut = (
+            found.cut = (
                 f"no end mark at byte {end}"
                 if len(block) < BLOCK
                 else f"a damaged header at byte {end}"
             )
-    return samples, list(unsafe), cut
+    return found
 
 
-def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> InputPair | Loss:
+def _read_sample(path: str, descriptor: int, key: str, parts: dict[str, Place]) -> InputPair | Loss:
     name = printable(key)
-    texts, damaged = _tar_captions(descriptor, sample.parts)
-    image = next(
-        (sample.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample.parts), None
-    )
+    texts, damaged = _tar_captions(descriptor, parts)
+    image = picture_of(parts)
     if image is None:
-        return Loss("no image", name, path, "members " + ", ".join(sample.parts), len(texts))
+        return Loss("no image", name, path, why_no_picture(parts), len(texts))
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("damaged json" if damaged else "no caption", name, path, "", len(texts))
@@ -118,7 +127,7 @@ def _read_sample(path: str, descriptor: int, key: str, sample: _Sample) -> Input
     )
 
 
-def _tar_captions(descriptor: int, parts: dict[str, tuple[int, int]]) -> tuple[list[str], bool]:
+def _tar_captions(descriptor: int, parts: dict[str, Place]) -> tuple[list[str], bool]:
     """All captions of a key as WebDatasetSource has them, and whether its json is unreadable."""
     captions: list = []
     damaged = False
