@@ -9,6 +9,8 @@ _DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _SPACES = re.compile(r"\s{2,}")
 _PERSON = re.compile("<person>", re.IGNORECASE | re.ASCII)
 
+ACCENTS = ("auto", "keep", "strip")  # what a learned vocabulary does with the marks of letters
+
 
 def clean_caption(text: str, max_words: int, cased: bool = False) -> str:
     """Lower-cases, drops punctuation and keeps the first `max_words` words.

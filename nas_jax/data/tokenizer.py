@@ -29,7 +29,6 @@ _ROLES = {  # role -> its names in the families of tokenizers
 _SETTINGS = "text_tokenizer.json"
 MAX_LETTERS = 100  # of a word; WordPiece makes [UNK] of longer ones (Devlin et al.'s code)
 MARKED_SHARE = 0.01  # of the words with marks, above which "auto" keeps marks
-ACCENTS = ("auto", "keep", "strip")
 # what byte-level BPE and SentencePiece put before the first piece of a word
 _WORD_START = ("\u0120", "\u2581")
 
@@ -133,8 +132,9 @@ class TextTokenizer:
         """What each entry is.
 
         A piece continues a word if it begins with "##" (WordPiece) or, in a vocabulary that marks
-        the beginnings of words, has no such mark. Content words have letters or digits, with whatever marks
-        on them, and are no FUNCTION_WORDS; those that may be filled in are whole words and no lone ASCII letter.
+        the beginnings of words, has no such mark. Content words have letters or digits, with
+        whatever marks on them, and are no FUNCTION_WORDS; those that may be filled in are whole
+        words and no lone ASCII letter.
         """
         names, special = self.tokens(), self.special_ids()
         marked = any(name.startswith(_WORD_START) for name in names)
@@ -317,9 +317,10 @@ def learn_wordpiece(
     Words of more than MAX_LETTERS letters are left out, with a warning that counts them.
 
     Args:
-      accents: "keep" the marks of letters (accents, Japanese voicing, vowel signs of Hindi or Thai),
-        or "strip" them, as BERT's uncased vocabulary does; "auto": kept where more than MARKED_SHARE
-        of the words have one, which is so in the languages that need them and not in English.
+      accents: "keep" the marks of letters (accents, Japanese voicing, vowel signs of Hindi or
+        Thai), or "strip" them, as BERT's uncased vocabulary does; "auto": kept where more than
+        MARKED_SHARE of the words have one, which is so in the languages that need them and not
+        in English.
 
     Raises:
       ConfigError: `vocab_size` does not hold the special tokens and the alphabet.
