@@ -27,7 +27,7 @@ COMPARED = 20_000  # records whose captions are compared with each other: their 
 UNKNOWN, EQUAL, WORDLESS = 0.01, 0.01, 0.1
 
 
-def scan_captions(source: Corpus, most: int = SCANNED) -> Iterator[tuple[str, ...]]:
+def scan_captions(source: Corpus, most: int) -> Iterator[tuple[str, ...]]:
     """Captions of up to `most` records of each part, evenly spread; no picture is read or drawn.
 
     Records whose captions cannot be read are passed over, with one warning.
@@ -96,7 +96,7 @@ def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig)
     found: Counter[str] = Counter()
     an_unknown = a_wordless = ""
     longest = 0
-    for texts in scan_captions(source):
+    for texts in scan_captions(source, SCANNED):
         for text in texts:
             one = prepared(text, config, tokenizer)
             pieces = tokenizer.pieces(one)
@@ -284,7 +284,7 @@ class Words(NamedTuple):
 def count_words(source: Corpus) -> Words:
     """Counts the words of captions (`scan_captions`), as they are written."""
     words = marked = long = 0
-    for texts in scan_captions(source):
+    for texts in scan_captions(source, SCANNED):
         for word in (word for text in texts for word in text.split()):
             words += 1
             marked += has_marks(word)
