@@ -314,7 +314,8 @@ def learn_wordpiece(
 ) -> TextTokenizer:
     """Learns WordPiece; SPECIAL_TOKENS get ids 0 to 4. Equal captions give equal vocabularies.
 
-    Words of more than MAX_LETTERS letters are left out, with a warning that counts them.
+    Words of more than MAX_LETTERS letters are left out, with a warning that counts them; another
+    says where "auto" takes marks off.
 
     Args:
       accents: "keep" the marks of letters (accents, Japanese voicing, vowel signs of Hindi or
@@ -331,7 +332,14 @@ def learn_wordpiece(
     written: Counter[str] = Counter()
     for caption in captions:
         written.update(caption.split(" "))
-    keep_marks = accents == "keep" or (accents == "auto" and marked_share(written) > MARKED_SHARE)
+    marked = marked_share(written)
+    keep_marks = accents == "keep" or (accents == "auto" and marked > MARKED_SHARE)
+    if accents == "auto" and 0 < marked <= MARKED_SHARE:
+        logging.warning(
+            "%.2g%% of the words have marks (accents, vowel signs), which the learned vocabulary "
+            "takes off; data.accents=keep keeps them",
+            100 * marked,
+        )
     normalizer = _uncased(keep_marks)
     counts = _normalised(written, normalizer)
     if not counts:

@@ -225,7 +225,7 @@ MARKED = {
 
 
 @pytest.mark.parametrize("language", MARKED)
-def test_words_that_differ_in_marks_have_tokens_of_their_own(language):
+def test_words_that_differ_in_marks_have_tokens_of_their_own(language, monkeypatch):
     one, other = MARKED[language]
     captions = [f"{one} 1", f"{other} 2"]
     kept = learn_wordpiece(captions, 100)
@@ -237,7 +237,10 @@ def test_words_that_differ_in_marks_have_tokens_of_their_own(language):
     assert stripped.pieces(one) == stripped.pieces(other)
     # one marked word in two hundred is a foreign name
     rare, bare = ["a b c d"] * 50 + [one], without_marks(one)
+    said = []
+    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: said.append(text % args))
     assert learn_wordpiece(rare, 100).pieces(one) == learn_wordpiece(rare, 100).pieces(bare)
+    assert said[0].startswith("0.5% of the words have marks") and len(said) == 2
     always = learn_wordpiece(rare, 100, accents="keep")
     assert always.pieces(one) != always.pieces(bare)
 
