@@ -1,18 +1,22 @@
-# make demo: train ALBEF and NAS side by side. make test: lint and tests. make docs: the documentation, in build/docs.
-# All make the virtual environment on their first run.
+# make demo: train ALBEF and NAS side by side. make test: lint and tests. make test-slow: what these leave out.
+# make docs: the documentation, in build/docs. All make the virtual environment on their first run.
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
 TEST_STAMP := .venv/.stamp-test
 # Test files at a time; each takes a core and up to 5 GB.
 JOBS := 2
 
-.PHONY: demo test docs venv lint format
+.PHONY: demo test test-slow docs venv lint format
 
 demo: venv
 	$(PYTHON) -m benchmarks.study --preset demo --out runs/demo --runs runs/demo
 
 test: $(TEST_STAMP) lint
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile
+
+# Each method resumed to the same bits, in pieces and on eight devices: a minute or two for each.
+test-slow: $(TEST_STAMP)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 # Warnings are errors (mkdocs.yml). The variable silences a notice about the next version of MkDocs.
 docs: $(TEST_STAMP)

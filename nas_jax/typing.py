@@ -50,6 +50,8 @@ class Vocabulary(NamedTuple):
     # may be put in place of a word: as above, a whole word and no lone letter
     fillable_V: np.ndarray
     continuation_V: np.ndarray  # second and later pieces of a word ("##ing")
+    # the words themselves, "" where an entry is none; () where they are not known
+    words: tuple[str, ...] = ()
 
     @classmethod
     def blank(cls, size: int) -> Vocabulary:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +27,16 @@ from nas_jax.utils.fields import validate_tree
 VOCAB = 24
 IDS = np.arange(VOCAB)
 CONTENT = (IDS >= 8) & (IDS < 20)
-VOCABULARY = Vocabulary(VOCAB, 0, 2, 3, 4, CONTENT, CONTENT, IDS >= 20)
+WORDS = tuple("" if number < 5 or number >= 20 else f"w{number}" for number in range(VOCAB))
+VOCABULARY = Vocabulary(VOCAB, 0, 2, 3, 4, CONTENT, CONTENT, IDS >= 20, WORDS)
+
+
+def sisters(folder: Path) -> str:
+    """The path of a new table in which all content words are sister terms of each other."""
+    words = [word for word, content in zip(WORDS, CONTENT, strict=True) if content]
+    path = Path(folder) / "sisters.json"
+    path.write_text(json.dumps({one: [w for w in words if w != one] for one in words}))
+    return str(path)
 
 
 def model(**overrides) -> ModelConfig:

@@ -29,12 +29,12 @@ def batch(method, size: int = 6, seed: int = 0) -> dict:
     return tiny.batch(size, seed=seed, wants=method.wants)
 
 
-def gradients(method, size: int = 6, params=None, step: int = 3, recorded=None):
-    """Loss, next state, metrics and gradients of one batch; recorded: draws."""
+def gradients(method, size: int = 6, params=None, step: int = 3, recorded=None, given=None):
+    """Loss, next state, metrics and gradients of one batch; recorded: draws; given: the batch."""
     fresh, state = jax.jit(method.init)(jax.random.key(0))
     params = fresh if params is None else params
     draw = Draws(jax.random.key(9), recorded or {})
-    inputs = state, batch(method, size), draw, jnp.int32(step)
+    inputs = state, given or batch(method, size), draw, jnp.int32(step)
     loss = jax.value_and_grad(method.loss, has_aux=True)
     found = jax.jit(loss, static_argnums=5)(params, *inputs, method.stage(step))
     (value, (state, metrics)), grads = found

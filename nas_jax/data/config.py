@@ -37,6 +37,8 @@ class DataConfig:
     num_train: int = 20000  # scenes: number of training pictures
     # scenes: foils of each category in an evaluation set, and as many quads; they come in pairs
     scene_foils: int = 100
+    # scenes: records 2k and 2k + 1 differ in one thing said of two, with keys k#0 and k#1
+    scene_variations: bool = False
     scene_world: str = "small"  # scenes: what they show, a row of WORLDS (data/worlds.py)
     # Pictures.
     image_size: int = 256  # pixels a side
@@ -61,6 +63,9 @@ class DataConfig:
     text_buckets: tuple[int, ...] = ()
     bucket_window: int = 16  # batches among which the captions are sorted by length
     # Batches.
+    # Records of one source that stand next to each other in a batch, filled up with others; their
+    # keys are equal up to the last "#" (data/siblings.py); 0 = records are shuffled one by one
+    siblings: int = 0
     batch_size: int = 512  # pairs in the global batch
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     threads: int = 4  # threads that prepare batches, in each worker or in this process
@@ -117,6 +122,19 @@ class DataConfig:
                 f"data.scene_world={self.scene_world!r}",
                 f"one of {', '.join(WORLDS)}",
                 "small is the default",
+            )
+        mixed = self.weights or self.text_buckets
+        if self.siblings and (self.siblings < 2 or self.batch_size % self.siblings or mixed):
+            raise ConfigError(
+                f"data.siblings={self.siblings} with data.batch_size={self.batch_size}",
+                "0, or 2 or more that divide the batch, without data.weights and data.text_buckets",
+                "change one of them",
+            )
+        if self.scene_variations and self.num_train % 2:
+            raise ConfigError(
+                f"data.num_train={self.num_train} with data.scene_variations",
+                "an even number: scenes come in pairs",
+                "use one more",
             )
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(

@@ -167,8 +167,8 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
 
 
 def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    world = WORLDS[config.scene_world]
-    return SceneSource(split.name, config.num_train, seed, config.image_size, world)
+    world, varied = WORLDS[config.scene_world], config.scene_variations
+    return SceneSource(split.name, config.num_train, seed, config.image_size, world, varied)
 
 
 def _open_tfds(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:

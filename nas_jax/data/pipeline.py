@@ -25,6 +25,7 @@ from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
+from nas_jax.data.siblings import Siblings, groups_of
 from nas_jax.data.sources import Source
 from nas_jax.data.text_check import SCANNED, prepared, scan_captions
 from nas_jax.data.text_ops import prepare_caption
@@ -198,6 +199,8 @@ def train_batches(
 
 def _shuffled(source: Corpus, config: DataConfig, seed: int) -> grain.MapDataset:
     """Endless record indices."""
+    if config.siblings:
+        return Siblings(groups_of(source), config.siblings, seed)
     if not config.weights:
         return grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat(None)
     ranges = [

@@ -155,12 +155,42 @@ def draw_scene(
     return SceneSpec(tuple(items), tuple(rng.integers(232, 256, 3).tolist()), world)
 
 
+def vary(world: World, statement: Statement, held_out: bool = False) -> Statement:
+    """A full statement that says one thing of two otherwise, in the same words where it can.
+
+    The first of these that the world allows: the two colours change places; the relation is turned
+    round; so are the numbers, or the sizes; the first thing has a colour that is not said.
+    """
+    one, other, *rest = statement.nouns
+    exchanged = replace(one, colour=other.colour), replace(other, colour=one.colour)
+    allowed = world.allowed(held_out)
+    told_apart = statement.relation or set(exchanged) != {one, other}
+    if told_apart and one.colour != other.colour and all(n.pair in allowed for n in exchanged):
+        return replace(statement, nouns=(*exchanged, *rest))
+    if statement.relation:
+        return replace(statement, relation=INVERSE[statement.relation])
+    for name in ("number", "size"):
+        mine, others = getattr(one, name), getattr(other, name)
+        if mine != others:
+            pair = replace(one, **{name: others}), replace(other, **{name: mine})
+            return replace(statement, nouns=(*pair, *rest))
+    taken = [noun.pair for noun in statement.nouns]
+    colour = next(c for c, shape in allowed if shape == one.shape and (c, shape) not in taken)
+    return replace(statement, nouns=(replace(one, colour=colour), other, *rest))
+
+
 def draw_example(
-    world: World, rng: np.random.Generator, held_out: bool = False
+    world: World, rng: np.random.Generator, held_out: bool = False, varied: bool = False
 ) -> tuple[SceneSpec, tuple[str, ...]]:
-    """A scene of a random kind with 2 to 4 different captions, all true of it."""
+    """A scene of a random kind with 2 to 4 different captions, all true of it.
+
+    varied: the variation (`vary`) of the scene that the same generator gives without; what neither
+    says, as places and shades, is the same in both.
+    """
     kind = KINDS[int(np.searchsorted(np.cumsum(KIND_SHARE), rng.random(), "right"))]
     statement = draw_statement(world, kind, rng, held_out)
+    if varied:
+        statement = vary(world, statement, held_out)
     scene = draw_scene(world, statement, rng, held_out)
     wanted, captions = int(rng.integers(2, 5)), []
     while len(captions) < wanted:
@@ -180,9 +210,17 @@ class SceneSource:
     name_first = False
     remote = False
 
-    def __init__(self, split: str, size: int, seed: int, image_size: int, world: World):
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        seed: int,
+        image_size: int,
+        world: World,
+        varied: bool = False,
+    ):
         """split: "train", "val" (no held-out pair) or "heldout"; size: number of records;
-        image_size: pixels a side.
+        image_size: pixels a side; varied: records 2k and 2k + 1 are variations of one scene.
 
         Raises:
             ConfigError: an unknown split, or a number out of range.
@@ -197,7 +235,7 @@ class SceneSource:
             )
         check_request(seed, image_size)
         self.split, self.size, self.seed, self.image_size = split, size, seed, image_size
-        self.world = world
+        self.world, self.varied = world, varied
         self.report = Report()
 
     def __len__(self) -> int:
@@ -210,10 +248,12 @@ class SceneSource:
         """
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
+        number, side = divmod(int(index), 2) if self.varied else (int(index), 0)
         return draw_example(
             self.world,
-            np.random.default_rng((STREAMS[self.split], self.seed, int(index))),
+            np.random.default_rng((STREAMS[self.split], self.seed, number)),
             self.split == "heldout",
+            side == 1,
         )
 
     def __getitem__(self, index: int) -> Record:
@@ -221,8 +261,9 @@ class SceneSource:
         return Record(self.key(index), render(scene, self.image_size), captions, int(index))
 
     def key(self, index: int) -> str:
-        """Split, seed and index."""
-        return f"{self.split}-{self.seed}-{index}"
+        """Split, seed and index; of variations the index of the scene and a mark."""
+        name = f"{index // 2}#{index % 2}" if self.varied else str(index)
+        return f"{self.split}-{self.seed}-{name}"
 
     def file(self, index: int) -> str:
         """Scenes come from no file."""
@@ -242,7 +283,8 @@ class SceneSource:
     def identity(self) -> str:
         """Of what decides the scenes. The small world, once the only one, is not named."""
         world = "" if self.world == SMALL else f"-{self.world.name}"
-        return f"scenes-{self.split}-{self.seed}-{self.size}{world}"
+        varied = "-varied" if self.varied else ""
+        return f"scenes-{self.split}-{self.seed}-{self.size}{world}{varied}"
 
 
 def check_request(seed: int, image_size: int) -> None:

@@ -139,6 +139,7 @@ class TextTokenizer:
         names, special = self.tokens(), self.special_ids()
         marked = any(name.startswith(_WORD_START) for name in names)
         content_V, fillable_V, continuation_V = (np.zeros(len(names), bool) for _ in range(3))
+        words = [""] * len(names)
         for token_id, name in enumerate(names):
             if token_id in special or not name:
                 continue
@@ -154,6 +155,7 @@ class TextTokenizer:
             whole = self.whole_words is None or word in self.whole_words
             alone = len(word) > 1 or not word.isascii() or word.isdigit()
             fillable_V[token_id] = content_V[token_id] and whole and alone
+            words[token_id] = "" if continuation_V[token_id] else word
         return Vocabulary(
             self.vocab_size,
             self.pad_id,
@@ -163,6 +165,7 @@ class TextTokenizer:
             content_V,
             fillable_V,
             continuation_V,
+            tuple(words),
         )
 
     def save(self, folder: str | Path) -> None:

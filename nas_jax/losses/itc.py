@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,16 @@ def enqueue(
     )
 
 
+class Truth(NamedTuple):
+    """Which keys are right for each row, the same in both directions."""
+
+    own_BxB: Array  # of the batch; rows sum to 1 over both
+    queued_BxQ: Array | None  # of the queue; None: none
+    # keys that are neither right nor wrong, and take no part; None: none
+    ignored_BxB: Array | None = None
+    ignored_BxQ: Array | None = None
+
+
 def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array, Array | None]:
     """The truth for the keys of the batch (B, B) and of the queue (B, Q), rows summing to 1 over
     both.
@@ -88,6 +100,14 @@ def positives(image_id_B: Array, queue_id_Q: Array, by_id: bool) -> tuple[Array,
     )  # fmt: skip
     total_Bx1 = same_BxB.sum(-1, keepdims=True) + same_BxQ.sum(-1, keepdims=True)
     return same_BxB / total_Bx1, same_BxQ / total_Bx1
+
+
+IGNORED = -1e9  # the similarity of a key that is ignored; finite, so that 0 times it is 0
+
+
+def without(logits_BxP: Array, ignored_BxP: Array | None) -> Array:
+    """Similarities in which ignored keys take no part; None: all take part."""
+    return logits_BxP if ignored_BxP is None else jnp.where(ignored_BxP, IGNORED, logits_BxP)
 
 
 @jax.custom_vjp
@@ -114,7 +134,7 @@ def itc_loss(
     student: tuple[Array, Array],
     teacher: tuple[Array, Array],
     queue: QueueState,
-    truth: tuple[Array, Array | None],
+    truth: Truth | tuple[Array, Array | None],
     temp: Array,
     alpha: Array,
 ) -> tuple[Array, Array, Array]:
@@ -127,7 +147,8 @@ def itc_loss(
     """
     image_BxE, text_BxE = student
     taught_image_BxE, taught_text_BxE = jax.lax.stop_gradient(teacher)
-    queued = queue.image_QxE.shape[0] > 0
+    queued, truth = queue.image_QxE.shape[0] > 0, Truth(*truth)
+    ignored, truth = truth[2:], truth[:2]
 
     def direction(
         rows_BxE: Array, taught_BxE: Array, keys_BxE: Array, queue_QxE: Array
@@ -139,8 +160,13 @@ def itc_loss(
         logits, taught = zip(
             *(similarities(rows_BxE, taught_BxE, keys_PxE) for keys_PxE in groups), strict=True
         )
+        own_BxB = logits[0]
+        logits, taught = (
+            tuple(without(*pair) for pair in zip(groups, ignored, strict=False))
+            for groups in (logits, taught)
+        )
         loss_B = soft_cross_entropy(logits, taught, truth[: 1 + queued], alpha)
-        return loss_B.mean(), logits[0]
+        return loss_B.mean(), own_BxB
 
     loss_i2t, i2t_BxB = direction(image_BxE, taught_image_BxE, taught_text_BxE, queue.text_QxE)
     loss_t2i, t2i_BxB = direction(text_BxE, taught_text_BxE, taught_image_BxE, queue.image_QxE)

@@ -8,12 +8,19 @@ from typing import Any
 
 from nas_jax.methods.albef import Albef
 from nas_jax.methods.c2lip import C2lip
+from nas_jax.methods.ceclip import CeClip
 from nas_jax.methods.fdt import Fdt
+from nas_jax.methods.gnm import Gnm
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
+from nas_jax.methods.negclip import NegClip
+from nas_jax.methods.rvlm import Rvlm
 from nas_jax.methods.softmask import SoftMask
+from nas_jax.methods.svco import Svco
 from nas_jax.methods.sycoca import Sycoca
 from nas_jax.methods.tcl import Tcl
+from nas_jax.methods.vilta import Vilta
+from nas_jax.methods.vlmatch import VlMatch
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build
@@ -21,11 +28,18 @@ from nas_jax.utils.fields import build
 METHODS: dict[str, type[Method]] = {
     "albef": Albef,
     "c2lip": C2lip,
+    "ceclip": CeClip,
     "fdt": Fdt,
+    "gnm": Gnm,
     "nas": Nas,
+    "negclip": NegClip,
+    "rvlm": Rvlm,
     "softmask": SoftMask,
+    "svco": Svco,
     "sycoca": Sycoca,
     "tcl": Tcl,
+    "vilta": Vilta,
+    "vlmatch": VlMatch,
 }
 
 _GONE = ("plain",)  # fields of older configs that are no more

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from nas_jax.data.readers import SecondView
 from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.intra import own_cross_entropy
-from nas_jax.losses.itc import positives
+from nas_jax.losses.itc import positives, without
 from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.methods.masked_codes import MaskedCodes
+from nas_jax.methods.same import ignored_of_all
 from nas_jax.methods.terms import Seen, Term, Terms
+from nas_jax.methods.text_negatives import NEGATIVE_TERMS
 from nas_jax.typing import Array, Metrics, Params
 from nas_jax.utils.errors import ConfigError
 
@@ -28,7 +30,7 @@ FOCUS = 2.0  # gamma of the focal loss; the paper's value is not known
 class FocalItc(Term):
     """ITC with a focal loss (SoftMask++, Park and Han, CVPR 2023): easy pairs weigh less.
 
-    Keys, soft targets and temperature are those of ITC; with gamma 0 it is ITC.
+    Keys, soft targets, what is ignored and the temperature are ITC's; with gamma 0 it is ITC.
     """
 
     def gamma(self) -> float:
@@ -40,14 +42,17 @@ class FocalItc(Term):
         queue, temp = seen.state["queue"], seen.params["temp"]
         student, taught = seen.student, seen.taught
         by_id = self.method.config.itc.positives_by_id
-        own_BxB, queued_BxQ = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
+        truth = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
+        ignored_BxP = ignored_of_all(self.method, seen.batch, queue.image_id_Q, truth)
+        own_BxB, queued_BxQ = truth
         if queued_BxQ is None:
             queued_BxQ = jnp.zeros((len(own_BxB), len(queue.image_id_Q)))
         truth_BxP = jnp.concatenate([own_BxB, queued_BxQ], axis=1)
 
         def direction(rows_BxE: Array, taught_BxE: Array, keys_PxE: Array) -> Array:
-            logits_BxP = rows_BxE @ keys_PxE.T / temp
-            soft_BxP = jax.nn.softmax(taught_BxE @ keys_PxE.T / jax.lax.stop_gradient(temp))
+            logits_BxP = without(rows_BxE @ keys_PxE.T / temp, ignored_BxP)
+            taught_BxP = taught_BxE @ keys_PxE.T / jax.lax.stop_gradient(temp)
+            soft_BxP = jax.nn.softmax(without(taught_BxP, ignored_BxP))
             target_BxP = seen.alpha * soft_BxP + (1 - seen.alpha) * truth_BxP
             return focal_cross_entropy(logits_BxP, target_BxP, self.gamma()).mean()
 
@@ -97,6 +102,7 @@ TERMS: dict[str, type[Term]] = {
     "intra_text": IntraText,
     "intra_modal": IntraModal,
     "masked_codes": MaskedCodes,
+    **NEGATIVE_TERMS,
 }
 """Name -> term."""
 

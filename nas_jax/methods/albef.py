@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from nas_jax.data.readers import second_view
 from nas_jax.losses.itc import init_queue, itc_loss, positives
 from nas_jax.methods.added import added_params, added_terms, added_wants, check_terms
-from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig
+from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig, NegativeTextConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.matching import MatchingRows, read_rows
 from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
+from nas_jax.methods.same import ignored_keys
 from nas_jax.methods.states import filled, saved_queue, with_new_keys
 from nas_jax.methods.terms import (
     Contrast,
@@ -34,10 +36,9 @@ from nas_jax.methods.terms import (
     collect_rows,
     further_texts,
 )
+from nas_jax.methods.text_negatives import wanted_negatives
 from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
-from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array, Batch, Metrics, Params
 from nas_jax.utils.errors import ConfigError
 
@@ -53,6 +54,7 @@ class AlbefConfig(MethodConfig):
     itc: ItcConfig = field(default_factory=ItcConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
+    negatives: NegativeTextConfig = field(default_factory=NegativeTextConfig)
     terms: tuple[tuple[str, float], ...] = ()  # further terms (methods/terms.py) and their weights
 
     def validate(self) -> None:
@@ -64,6 +66,12 @@ class AlbefConfig(MethodConfig):
                 "0.995 and 0.4 are ALBEF's",
             )
         check_terms(self)
+        self.negatives.check_model(self.has_generator)
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether the method trains a language model on captions, which can fill in words."""
+        return bool(getattr(self, "nta", None) and self.nta.enabled)
 
     def mesh_advice(self, row_devices: int) -> str:
         """Hard negatives that stay on the device of their row move no image tokens."""
@@ -148,12 +156,14 @@ class Albef(Method):
 
     def see(self, seen: Seen) -> Seen:
         """Student and teacher read the batch, with all captions of the terms; ITC compares it."""
-        texts = further_texts(self.terms(seen.stage), seen.batch, seen.draw)
+        terms = self.terms(seen.stage)
+        texts = further_texts(terms, seen.batch, seen.draw)
         teacher, (own, other) = jax.lax.stop_gradient(seen.teacher), self.views(seen)
         student = self.encode(seen.params, own, texts, seen.draw, "student")
         taught = jax.lax.stop_gradient(self.encode(teacher, other, texts, seen.draw, "teacher"))
         seen = seen._replace(student=student, taught=taught)
-        return seen._replace(itc=self.contrast(seen))
+        seen = seen._replace(itc=self.contrast(seen))
+        return seen._replace(negatives=wanted_negatives(self, terms, seen))
 
     def views(self, seen: Seen) -> tuple[Batch, Batch]:
         """The batch as the student and as the teacher read it."""
@@ -193,35 +203,14 @@ class Albef(Method):
         texts: captions (B, L) beside the true one. who: names the dropout, as the teacher keeps
         its own.
         """
-        texts = {"caption": batch["token_ids_BxL"]} | texts
-        size = len(batch["token_ids_BxL"])
-        rows = {  # letter P: the captions of a picture
-            "image_BxHxWx3": batch["image_BxHxWx3"],
-            "mask_BxL": batch["token_mask_BxL"],
-            "ids_BxPxL": jnp.stack(list(texts.values()), 1),
-            "seeds_BxP": jnp.stack([draw.seeds(f"{who}/{name}", size) for name in texts], 1),
-        }
-
-        def piece(rows: dict[str, Array]) -> Encoded:
-            net = self.apply(params)
-            image_tokens_BxTxD, image_BxE = net.encode_image(rows["image_BxHxWx3"])
-            mask_BxPxL = jnp.broadcast_to(rows["mask_BxL"][:, None], rows["ids_BxPxL"].shape)
-            inputs = rows["ids_BxPxL"], mask_BxPxL, rows["seeds_BxP"]
-            encoded = net.encode_text(*(pin_rows(x.reshape(-1, *x.shape[2:])) for x in inputs))
-            tokens_BxPxLxD, text_BxPxE = (
-                pin_rows(x.reshape(-1, len(texts), *x.shape[1:])) for x in encoded
-            )
-            others = {name: tokens_BxPxLxD[:, number] for number, name in enumerate(texts)}
-            tokens_BxLxD = others.pop("caption")
-            return Encoded(image_tokens_BxTxD, image_BxE, tokens_BxLxD, text_BxPxE[:, 0], others)
-
-        return in_pieces(piece, self.setting.pieces, rows)
+        return encode_pairs(self, params, batch, texts, draw, who)
 
     def contrast(self, seen: Seen) -> Contrast:
         """ITC (section 3.2, eq. 2 and 6) against the keys of the batch and of the queue."""
         queue = seen.state["queue"]
         by_id = self.config.itc.positives_by_id
         truth = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
+        truth = (*truth, *ignored_keys(self, seen.batch, queue.image_id_Q, truth))
         student, taught = seen.student, seen.taught
         found = itc_loss(
             (student.image_BxE, student.text_BxE),
@@ -239,6 +228,10 @@ class Albef(Method):
             return None
         keys = {"image_BxE": seen.taught.image_BxE, "text_BxE": seen.taught.text_BxE}
         return keys | {"image_id_B": seen.batch["image_id_B"]}
+
+    def generator_params(self, seen: Seen) -> Params:
+        """The parameters of the language model that fills in words, where the method has one."""
+        return seen.teacher
 
     def read_images(self, seen: Seen, state: MethodState) -> tuple[Seen, MethodState, Metrics]:
         """What the fusion encoder reads of the pictures: the tokens of the image encoder."""

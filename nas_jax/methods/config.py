@@ -6,9 +6,40 @@ from dataclasses import dataclass
 
 from nas_jax.utils.errors import ConfigError
 
+SAME = ("id", "words", "synonyms")
+"""What may tell that another pair is as right as the own one."""
+
 
 @dataclass(frozen=True)
-class ItcConfig:
+class ContrastConfig:
+    """Contrastive loss: its temperature, and which other pairs of a batch are no negatives."""
+
+    temp_init: float = 0.07
+    temp_min: float = 0.001  # the temperature is clamped to [temp_min, temp_max] before every step
+    temp_max: float = 0.5
+    # Other pairs that are left out of ITC and of hard negatives, as they may be right: those of the
+    # same image "id", with a caption of the same "words", or with one that differs by "synonyms"
+    # only. The keys of a queue are told by their image id alone.
+    same: tuple[str, ...] = ()
+    # "wordnet" (needs nltk and its WordNet data) or a json file {word: [synonyms]}
+    synonyms: str = ""
+
+    def validate(self) -> None:
+        """Raises ConfigError on unusable values."""
+        if self.temp_init <= 0:
+            raise ConfigError(f"temp_init={self.temp_init}", "above 0", "0.07 is ALBEF's")
+        if unknown := [name for name in self.same if name not in SAME]:
+            raise ConfigError(f"same with {unknown[0]!r}", f"names of {', '.join(SAME)}", "mend it")
+        if ("synonyms" in self.same) != bool(self.synonyms):
+            raise ConfigError(
+                f"same={self.same} with synonyms={self.synonyms!r}",
+                "a table of synonyms where same has 'synonyms', and none elsewhere",
+                "set synonyms to 'wordnet' or to a json file {word: [synonyms]}",
+            )
+
+
+@dataclass(frozen=True)
+class ItcConfig(ContrastConfig):
     """Contrastive loss, its temperature and its queues."""
 
     queue_size: int = 65536  # Q; 0 = no queue; the batch size must divide it
@@ -16,17 +47,15 @@ class ItcConfig:
     queue_frozen: bool = False
     # every key with the same image id is a positive (ALBEF's retrieval fine-tuning)
     positives_by_id: bool = False
-    temp_init: float = 0.07
-    temp_min: float = 0.001  # the temperature is clamped to [temp_min, temp_max] before every step
-    temp_max: float = 0.5
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        if self.queue_size < 0 or self.temp_init <= 0:
+        super().validate()
+        if self.queue_size < 0:
             raise ConfigError(
-                f"queue_size={self.queue_size}, temp_init={self.temp_init}",
-                "a queue of 0 or more rows and a positive temperature",
-                "65536 and 0.07 are ALBEF's",
+                f"queue_size={self.queue_size}",
+                "a queue of 0 or more rows",
+                "65536 is ALBEF's",
             )
 
 
@@ -83,3 +112,64 @@ class NasMlmConfig(MlmConfig):
 
     # epoch from which MLM reads dictionary tokens; negative = never
     dictionary_from_epoch: float = -1.0
+
+
+GENERATORS = ("swap", "sister", "refill", "exchange", "given")
+"""Who makes negative captions (methods/text_negatives.py)."""
+NEED_A_MODEL = ("refill", "exchange")  # the generator of NTA, VL-Match and ViLTA
+
+
+@dataclass(frozen=True)
+class NegativeTextConfig:
+    """Negative captions of the terms that read them; nothing is made where no term does."""
+
+    # One caption each: "swap": two words change places; "sister": a word gives way to a sister
+    # term; "refill" and "exchange": by the method's own language model, as NTA; "given": those that
+    # batches bring (negative_ids_BxCxL, negative_mask_BxCxL)
+    generators: tuple[str, ...] = ("swap",)
+    given: int = 1  # captions of "given"
+    # Words of the same kind that mean something else: "wordnet" (needs nltk and its WordNet data),
+    # "world:NAME" (the words of a world of scenes), or a json file {word: [sister terms]}
+    sisters: str = ""
+    swap_sisters: bool = False  # only sister terms of each other change places
+    rank_margin: float = 10.0  # of the term "negative_rank"; CE-CLIP's own adapts
+    # the rows of negative captions in the matching loss train the fusion encoder and its head only
+    stop_gradient: bool = False
+
+    def validate(self) -> None:
+        """Raises ConfigError on unusable values."""
+        if not self.generators or any(name not in GENERATORS for name in self.generators):
+            raise ConfigError(
+                f"generators={self.generators}", f"some of {', '.join(GENERATORS)}", "name them"
+            )
+        if len(set(self.generators)) < len(self.generators):
+            raise ConfigError(
+                f"generators={self.generators}", "each name once", "name other generators too"
+            )
+        if ("sister" in self.generators or self.swap_sisters) and not self.sisters:
+            raise ConfigError(
+                f"generators={self.generators}, swap_sisters={self.swap_sisters} without sisters",
+                "a table of sister terms",
+                "set sisters to 'wordnet', to world:NAME or to a json file {word: [sister terms]}",
+            )
+        if self.rank_margin < 0 or self.given < 1:
+            raise ConfigError(
+                f"rank_margin={self.rank_margin}, given={self.given}",
+                "a margin of 0 or more, and at least one caption",
+                "10 and 1 are the defaults",
+            )
+
+    @property
+    def count(self) -> int:
+        """C, the negative captions of a pair."""
+        return sum(self.given if name == "given" else 1 for name in self.generators)
+
+    def check_model(self, has_generator: bool) -> None:
+        """Raises ConfigError where a language model is asked for that the method does not train."""
+        asked = [name for name in self.generators if name in NEED_A_MODEL]
+        if asked and not has_generator:
+            raise ConfigError(
+                f"negatives.generators with {asked[0]!r}",
+                "a method that trains a generator, as nas does with nta.enabled, vlmatch and vilta",
+                "use swap, sister or given",
+            )

@@ -23,6 +23,7 @@ from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import MethodState, Saved
+from nas_jax.methods.negative_rows import image_negative_rows, text_negative_rows
 from nas_jax.methods.nva_images import find_object, neighbours, rows_on
 from nas_jax.methods.refill import Generator, negative_texts
 from nas_jax.methods.terms import (
@@ -32,8 +33,6 @@ from nas_jax.methods.terms import (
     Mlm,
     Seen,
     Terms,
-    image_negative_rows,
-    text_negative_rows,
 )
 from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at, init_dictionary
 from nas_jax.models.codebook_size import resized

@@ -1,8 +1,8 @@
 """Negative captions by a language model: content words are refilled, or change places
 (`negatives/nta.py`).
 
-The language model is the teacher's text layers with a head of their own, `generator_head`; it never
-sees a picture. What NAS's NTA, VL-Match and ViLTA have in common.
+The language model is text layers with a head, of the teacher unless the method says otherwise
+(`generator_params`); it never sees a picture. What NAS's NTA, VL-Match and ViLTA have in common.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def exchanged_share(config: NtaConfig, epoch: Array) -> Array | float:
 
 def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
     """One caption for each picture, with some words replaced by what the teacher thinks likely."""
-    vocabulary, draw, teacher = method.setting.vocabulary, seen.draw, seen.teacher
+    vocabulary, draw = method.setting.vocabulary, seen.draw
     ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
-    teacher = jax.lax.stop_gradient(teacher)
+    teacher = jax.lax.stop_gradient(method.generator_params(seen))
     masked = draw(
         "words", lambda key: choose_words(key, ids_BxL, mask_BxL, vocabulary, config.share)
     )
@@ -98,7 +98,7 @@ def exchanged_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegati
     """
     vocabulary, draw = method.setting.vocabulary, seen.draw
     ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
-    teacher = jax.lax.stop_gradient(seen.teacher)
+    teacher = jax.lax.stop_gradient(method.generator_params(seen))
     count = config.exchange_pairs
     pairs = draw("pairs", lambda key: choose_pairs(key, ids_BxL, mask_BxL, vocabulary, count))
 

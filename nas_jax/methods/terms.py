@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
 from nas_jax.losses.mlm import MaskedText, mask_tokens, masked_mean, mlm_rows
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.same import same_pairs
 from nas_jax.models.rows import Rows, fuse
 from nas_jax.negatives.in_batch import allowed_negatives, draw_negative
-from nas_jax.negatives.records import ImageNegatives, TextNegatives
+from nas_jax.negatives.records import TextNegatives
 from nas_jax.parallel.chunks import in_pieces
-from nas_jax.parallel.mesh import pin_rows, take_rows
+from nas_jax.parallel.mesh import take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 
@@ -42,6 +43,14 @@ class Contrast(NamedTuple):
     t2i_BxB: Array
 
 
+class ReadNegatives(NamedTuple):
+    """Negative captions as the student reads them."""
+
+    texts: TextNegatives
+    tokens_BxCxLxD: Array
+    text_BxCxE: Array  # unit features
+
+
 class Seen(NamedTuple):
     """What the terms of a step have before them."""
 
@@ -58,6 +67,7 @@ class Seen(NamedTuple):
     image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
     extra: Any = None  # what a method adds for its own terms
     step: Array | int = 0  # of the run
+    negatives: ReadNegatives | None = None  # where a term reads negative captions
     learning: bool = True  # False: an evaluation, which moves nothing
 
 
@@ -69,6 +79,8 @@ class Term:
 
     # Fields of a batch that it reads beyond those of every batch (data/readers.py).
     wants: ClassVar[tuple[Any, ...]] = ()
+    # Whether it reads `Seen.negatives`, which are made once for all terms that do.
+    reads_negatives: ClassVar[bool] = False
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -151,6 +163,9 @@ class Itm(Term):
         config, draw = self.method.config.itm, seen.draw
         shards, image_id_B = config.mining_shards, seen.batch["image_id_B"]
         allowed_BxB = allowed_negatives(image_id_B, config.exclude_same_id, shards)
+        same_BxB = same_pairs(self.method, seen.batch)
+        if same_BxB is not None:
+            allowed_BxB &= ~same_BxB
         image_B = draw(
             "negative_image_B", lambda key: draw_negative(key, seen.itc.t2i_BxB, allowed_BxB)
         )
@@ -222,74 +237,30 @@ class Mlm(Term):
         self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
     ) -> tuple[Array, Metrics]:
         """(1 - alpha) CE(words) + alpha CE(teacher) over the masked positions (eq. 4 and 7)."""
-        method, teacher = self.method, jax.lax.stop_gradient(seen.teacher)
-        masked, mask_BxL = self.masked(seen.batch, seen.draw), seen.batch["token_mask_BxL"]
-        taught = Rows(seen.taught.others["masked"], mask_BxL, positions_BxM=masked.positions_BxM)
-        inputs = {
-            "masked": masked,
-            "fused_BxMxD": fused["mlm"],
-            "taught": taught,
-            "image_BxTxD": seen.taught.image_tokens_BxTxD,
-            "seeds": {"mlm": seen.draw.seeds("fusion/teacher/mlm", len(mask_BxL))},
-        }
+        method, masked = self.method, self.masked(seen.batch, seen.draw)
+        inputs = {"masked": masked, "fused_BxMxD": fused["mlm"]} | self.lesson(seen, masked)
 
         def piece(inputs: dict[str, PyTree]) -> Array:
-            taught = {"mlm": inputs["taught"]}
-            image_BxTxD, seeds = inputs["image_BxTxD"], inputs["seeds"]
-            taught_BxMxD = fuse(method.network, teacher, image_BxTxD, taught, seeds)["mlm"]
+            taught_BxMxV = self.taught_logits(seen, inputs)
             logits_BxMxV = method.apply(seen.params).mlm_logits(inputs["fused_BxMxD"])
-            taught_BxMxV = method.apply(teacher).mlm_logits(taught_BxMxD)
             return mlm_rows(logits_BxMxV, taught_BxMxV, inputs["masked"], seen.alpha)
 
         return masked_mean(in_pieces(piece, method.setting.pieces, inputs), masked), {}
 
+    def lesson(self, seen: Seen, masked: MaskedText) -> dict[str, PyTree]:
+        """What the soft labels are made from: arrays with rows first."""
+        mask_BxL = seen.batch["token_mask_BxL"]
+        return {
+            "taught": Rows(
+                seen.taught.others["masked"], mask_BxL, positions_BxM=masked.positions_BxM
+            ),
+            "image_BxTxD": seen.taught.image_tokens_BxTxD,
+            "seeds": {"mlm": seen.draw.seeds("fusion/teacher/mlm", len(mask_BxL))},
+        }
 
-# ------------------------------------------------------------ rows of negatives
-
-
-def image_negative_rows(seen: Seen, negatives: ImageNegatives, detached: bool) -> dict[str, Rows]:
-    """The true captions beside negative pictures, one kind of rows for each."""
-    text_BxLxD, mask_BxL = seen.student.text_tokens_BxLxD, seen.batch["token_mask_BxL"]
-    return {
-        kind: Rows(
-            text_BxLxD,
-            mask_BxL,
-            tokens_BxTxD=negatives.tokens_BxCxTxD[:, number],
-            replacement=negatives.replacements[number],
-            valid_B=negatives.valid_BxC[:, number],
-            label=0,
-            detached=detached,
-        )
-        for number, kind in enumerate(negatives.kinds)
-    }
-
-
-def text_negative_rows(
-    method: Any, seen: Seen, negatives: TextNegatives, detached: bool
-) -> dict[str, Rows]:
-    """Negative captions beside the true pictures, one kind of rows for each.
-
-    The captions are read in a call of their own: where they give no gradient (`detached`), rows
-    beside them would make one be computed.
-    """
-    size, count, _ = negatives.ids_BxCxL.shape
-    seeds = [seen.draw.seeds(f"student/{kind}", size) for kind in negatives.kinds]
-
-    def read(rows: tuple[Array, Array, Array]) -> Array:
-        flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in rows]
-        tokens_RxLxD, _ = method.apply(seen.params).encode_text(*flat)
-        return pin_rows(tokens_RxLxD.reshape(-1, count, *tokens_RxLxD.shape[1:]))
-
-    captions = negatives.ids_BxCxL, negatives.mask_BxCxL, jnp.stack(seeds, 1)
-    tokens_BxCxLxD = in_pieces(read, method.setting.pieces, captions)
-    return {
-        kind: Rows(
-            tokens_BxCxLxD[:, number],
-            negatives.mask_BxCxL[:, number],
-            token_ids_BxL=negatives.ids_BxCxL[:, number],
-            valid_B=negatives.valid_BxC[:, number],
-            label=0,
-            detached=detached,
-        )
-        for number, kind in enumerate(negatives.kinds)
-    }
+    def taught_logits(self, seen: Seen, inputs: dict[str, PyTree]) -> Array:
+        """The teacher's logits (B, M, V) of a piece; inputs: `lesson`'s, and `masked`."""
+        method, teacher = self.method, jax.lax.stop_gradient(seen.teacher)
+        image_BxTxD, taught = inputs["image_BxTxD"], {"mlm": inputs["taught"]}
+        taught_BxMxD = fuse(method.network, teacher, image_BxTxD, taught, inputs["seeds"])["mlm"]
+        return method.apply(teacher).mlm_logits(taught_BxMxD)

@@ -161,14 +161,24 @@ def refill(
 
 
 def choose_pairs(
-    key: Array, token_ids_BxL: Array, token_mask_BxL: Array, vocabulary: Vocabulary, pairs: int
+    key: Array,
+    token_ids_BxL: Array,
+    token_mask_BxL: Array,
+    vocabulary: Vocabulary,
+    pairs: int,
+    allowed_BxLxL: Array | None = None,
 ) -> WordPairs:
-    """Masks two content words that differ, in each of some pairs drawn without replacement."""
+    """Masks two content words that differ, in each of some pairs drawn without replacement.
+
+    allowed: the pairs of positions that may be drawn, first one first; None: all.
+    """
     batch, length = token_ids_BxL.shape
     word_BxL = one_piece_words(token_ids_BxL, token_mask_BxL, vocabulary)
     before_LxL = jnp.arange(length)[:, None] < jnp.arange(length)[None]
     pair_BxLxL = word_BxL[:, :, None] & word_BxL[:, None] & before_LxL
     pair_BxLxL &= token_ids_BxL[:, :, None] != token_ids_BxL[:, None]
+    if allowed_BxLxL is not None:
+        pair_BxLxL &= allowed_BxLxL
     score_BxLxL = jnp.where(pair_BxLxL, jax.random.uniform(key, pair_BxLxL.shape), -1.0)
     score_BxP, index_BxP = jax.lax.top_k(
         score_BxLxL.reshape(batch, length * length), min(pairs, length * length)

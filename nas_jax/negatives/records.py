@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.struct
+import jax.numpy as jnp
 
 from nas_jax.kernels.image_tokens import Replacement
 from nas_jax.typing import Array
@@ -27,3 +30,22 @@ class ImageNegatives:
     kinds: tuple[str, ...] = flax.struct.field(pytree_node=False)  # name of each of the C
     # of each of the C: the same tokens as the picture's own with some patches replaced, if they are
     replacements: tuple[Replacement | None, ...] = ()
+
+
+def joined(parts: Sequence[TextNegatives]) -> TextNegatives:
+    """The captions of several makers, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = zip(*((p.ids_BxCxL, p.mask_BxCxL, p.valid_BxC) for p in parts), strict=True)
+    kinds = tuple(kind for part in parts for kind in part.kinds)
+    return TextNegatives(*(jnp.concatenate(of, 1) for of in arrays), kinds)
+
+
+def without_equals(
+    negatives: TextNegatives, token_ids_BxL: Array, token_mask_BxL: Array
+) -> TextNegatives:
+    """The negatives, with those that equal the true caption no longer valid."""
+    real_BxCxL = negatives.mask_BxCxL | token_mask_BxL[:, None]
+    other_BxCxL = negatives.ids_BxCxL != token_ids_BxL[:, None]
+    other_BxCxL |= negatives.mask_BxCxL != token_mask_BxL[:, None]
+    return negatives.replace(valid_BxC=negatives.valid_BxC & (real_BxCxL & other_BxCxL).any(-1))

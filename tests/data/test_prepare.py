@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data import hostile
 from PIL import Image
 
-from data import hostile
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_ops import decode
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches

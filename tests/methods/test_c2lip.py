@@ -106,13 +106,16 @@ def test_the_sum_has_the_weights_of_the_config_and_all_parts_are_trained():
         tiny.built(C2lipConfig(phrases=0))
 
 
+@pytest.mark.slow
 def test_it_works_in_pieces_and_in_bfloat16():
     whole.check_pieces(CONFIG)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_numbers():
     whole.check_devices("c2lip")
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_scored(tmp_path):
     whole.check_run(CONFIG, tmp_path, ("itc",))

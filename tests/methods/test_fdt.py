@@ -130,13 +130,16 @@ def test_every_part_is_trained_but_the_scheduled_one():
     whole.check_every_group_is_trained(grads)
 
 
+@pytest.mark.slow
 def test_it_works_in_pieces_and_in_bfloat16():
     whole.check_pieces(CONFIG)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_numbers():
     whole.check_devices("fdt")
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_scored(tmp_path):
     whole.check_run(CONFIG, tmp_path, ("itc",), falls=False)

@@ -97,5 +97,6 @@ def test_nas_takes_it_by_config_and_others_are_told_what_they_lack():
         tiny.built(NasConfig(terms=(("intra_text", 1.0),) * 2))
 
 
+@pytest.mark.slow
 def test_it_works_in_pieces_and_in_bfloat16():
     whole.check_pieces(CONFIG)

@@ -11,6 +11,8 @@ import whole
 
 from nas_jax.data.readers import SecondView
 from nas_jax.losses.itm import MatchRows, itm_loss
+from nas_jax.methods.added import FocalItc
+from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.softmask import SoftMaskConfig
@@ -133,13 +135,38 @@ def test_without_focus_and_softened_pictures_it_is_albef_and_all_parts_are_train
         tiny.built(CONFIG)
 
 
+class Unfocused(FocalItc):
+    """The focal ITC whose keys all weigh the same."""
+
+    def gamma(self):
+        return 0.0
+
+
+def test_pairs_that_itc_leaves_out_are_left_out_of_its_focal_form_too():
+    losses = {}
+    for same in ((), ("id",)):
+        method = tiny.built(AlbefConfig(itc=ItcConfig(queue_size=24, same=same)))
+        params, state = method.init(jax.random.key(0))
+        state["queue"] = state["queue"].replace(image_id_Q=jnp.arange(24))
+        batch = tiny.batch() | {"image_id_B": jnp.array([1, 1, 2, 3, 4, 5])}
+        given = params, params, state, batch, Draws(jax.random.key(1)), jnp.float32(0.4), None
+        seen = method.see(Seen(*given))
+        losses[same] = seen.itc.loss
+        focal = Unfocused(method).value(seen, {}, {})[0]
+        np.testing.assert_allclose(focal, seen.itc.loss, rtol=1e-5)
+    assert abs(losses["id",] - losses[()]) > 1e-3
+
+
+@pytest.mark.slow
 def test_it_works_in_pieces_and_in_bfloat16():
     whole.check_pieces(CONFIG, fusion_layers=2)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_numbers():
     whole.check_devices("softmask")
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_scored(tmp_path):
     whole.check_run(CONFIG, tmp_path, ("itc", "itm"), fusion_layers=2)

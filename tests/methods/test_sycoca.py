@@ -104,13 +104,16 @@ def test_every_part_is_trained_and_masking_can_be_random():
         tiny.built(SycocaConfig(images=ImageModelling(masking="none")))
 
 
+@pytest.mark.slow
 def test_it_works_in_pieces_and_in_bfloat16():
     whole.check_pieces(CONFIG)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_numbers():
     whole.check_devices("sycoca")
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_scored(tmp_path):
     whole.check_run(CONFIG, tmp_path, ("itc", "itm"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,11 +59,14 @@ def build(name: str, pieces: int):
     if name == "nas":
         return tiny.method("nas", itc=ItcConfig(queue_size=3 * BATCH), pieces=pieces)
     config = method_config({"name": name})
-    if hasattr(config, "itc"):
+    if hasattr(getattr(config, "itc", None), "queue_size"):
         config = replace(config, itc=replace(config.itc, queue_size=3 * BATCH))
     if hasattr(config, "tokens"):
         # at its 1000, gradients are so small that Adam makes steps of what rounding leaves of them
         config = replace(config, tokens=32, attention_temp=1.0)
+    if name == "rvlm":  # its own table, WordNet, need not be installed
+        table = tiny.sisters(Path(tempfile.mkdtemp()))
+        config = replace(config, negatives=replace(config.negatives, sisters=table))
     model = tiny.model(fusion_layers=2 if name == "softmask" else 1)
     return tiny.built(config, model=model, run=setting)
 

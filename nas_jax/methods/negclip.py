@@ -1,0 +1,83 @@
+"""NegCLIP: When and Why Vision-Language Models Behave like Bags-of-Words (Yuksekgonul et al., ICLR
+2023).
+
+Models that are trained to tell a caption from random others need no word order, so each caption
+gets a near copy with words in each other's place, which stands among the keys of all pictures. The
+loss is CLIP's symmetric cross-entropy with those further columns; negative captions are never
+queries (the authors' code, `losses/text_negatives.py`). A second picture, a near neighbour of each,
+is in the authors' batches too: that is a matter of the data and not of this file.
+
+There is no fusion encoder, teacher or queue: two towers and a temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+
+from nas_jax.methods.config import ContrastConfig, NegativeTextConfig
+from nas_jax.methods.draws import Draws
+from nas_jax.methods.encoding import encode_pairs
+from nas_jax.methods.method import Method, MethodConfig, MethodState
+from nas_jax.methods.terms import Seen, Terms, add_up
+from nas_jax.methods.text_negatives import NegativeItc, wanted_negatives
+from nas_jax.models.towers import TwoTowers
+from nas_jax.typing import Array, Batch, Metrics, Params
+
+
+@dataclass(frozen=True)
+class NegClipConfig(MethodConfig):
+    """NegCLIP's switches; the temperature is CLIP's."""
+
+    name: str = "negclip"
+    itc: ContrastConfig = field(default_factory=lambda: ContrastConfig(temp_min=0.01))
+    negatives: NegativeTextConfig = field(default_factory=NegativeTextConfig)
+
+    def validate(self) -> None:
+        """Raises ConfigError on values that are out of range or contradict each other."""
+        self.negatives.check_model(has_generator=False)
+
+
+@dataclass(frozen=True)
+class NegClip(Method):
+    """No state."""
+
+    Config = NegClipConfig
+    Network = TwoTowers
+
+    def init(self, rng: Array) -> tuple[Params, MethodState]:
+        """Fresh parameters (float32)."""
+        params, state = super().init(rng)
+        return {**params, "temp": jnp.float32(self.config.itc.temp_init)}, state
+
+    def constrain(self, params: Params) -> Params:
+        """The temperature inside its bounds."""
+        itc = self.config.itc
+        return {**params, "temp": jnp.clip(params["temp"], itc.temp_min, itc.temp_max)}
+
+    def terms(self) -> Terms:
+        """The terms of the loss, with their weights."""
+        return {"negative_itc": (1.0, NegativeItc(self))}
+
+    def loss(
+        self,
+        params: Params,
+        state: MethodState,
+        batch: Batch,
+        draw: Draws,
+        step: Array,
+        stage: Hashable,
+    ) -> tuple[Array, tuple[MethodState, Metrics]]:
+        """The weighted sum of the terms."""
+        terms = self.terms()
+        seen = Seen(params, {}, state, batch, draw, jnp.float32(0), stage, step=step)
+        seen = seen._replace(student=encode_pairs(self, params, batch, {}, draw, "student"))
+        seen = seen._replace(negatives=wanted_negatives(self, terms, seen))
+        loss, metrics = add_up(terms, seen, {name: {} for name in terms}, {})
+        return loss, (self.next_state(state, seen), metrics | {"itc/temp": params["temp"]})
+
+    def next_state(self, state: MethodState, seen: Seen) -> MethodState:
+        """The state after the step."""
+        return state

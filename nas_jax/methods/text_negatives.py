@@ -1,0 +1,229 @@
+"""Negative captions of a step, whoever makes them, and the terms that read them.
+
+They are made and read once for all terms (`Seen.negatives`). Any method has these terms by config:
+
+    --config.method.terms="(('negative_itc', 1.0), ('negative_itm', 0.5))"
+    --config.method.negatives.generators="('swap', 'sister')"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
+from nas_jax.losses.text_negatives import (
+    intra_text_contrast,
+    itc_with_negatives,
+    own_similarities,
+    rank_hinge,
+)
+from nas_jax.methods.encoding import encode_captions
+from nas_jax.methods.negative_rows import caption_rows
+from nas_jax.methods.refill import exchanged_texts, refilled_texts
+from nas_jax.methods.same import apart, same_pairs
+from nas_jax.methods.terms import Itm, ReadNegatives, Seen, Term, Terms
+from nas_jax.methods.word_tables import sister_terms
+from nas_jax.models.rows import Rows
+from nas_jax.negatives.records import TextNegatives, joined, without_equals
+from nas_jax.negatives.words import swapped, with_sister
+from nas_jax.typing import Array, Metrics
+from nas_jax.utils.errors import ConfigError
+
+# ---------------------------------------------------------------------------------- generators
+
+
+def _sisters(method: Any) -> Array:
+    return jnp.asarray(sister_terms(method.config.negatives.sisters, method.setting.vocabulary))
+
+
+def _swap(method: Any, seen: Seen) -> TextNegatives:
+    sisters_VxS = _sisters(method) if method.config.negatives.swap_sisters else None
+    texts = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
+    inputs = *texts, method.setting.vocabulary, sisters_VxS
+    return seen.draw("swap", lambda key: swapped(key, *inputs))
+
+
+def _sister(method: Any, seen: Seen) -> TextNegatives:
+    texts = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
+    inputs = *texts, method.setting.vocabulary, _sisters(method)
+    return seen.draw("sister", lambda key: with_sister(key, *inputs))
+
+
+def _refill(method: Any, seen: Seen) -> TextNegatives:
+    return refilled_texts(method, method.config.nta, seen).replace(kinds=("refill",))
+
+
+def _exchange(method: Any, seen: Seen) -> TextNegatives:
+    return exchanged_texts(method, method.config.nta, seen).replace(kinds=("exchange",))
+
+
+def _given(method: Any, seen: Seen) -> TextNegatives:
+    if "negative_ids_BxCxL" not in seen.batch:
+        raise ConfigError(
+            "method.negatives.generators with 'given'",
+            "batches with negative_ids_BxCxL and negative_mask_BxCxL",
+            "use data that has negative captions, or another generator",
+        )
+    ids_BxCxL, mask_BxCxL = seen.batch["negative_ids_BxCxL"], seen.batch["negative_mask_BxCxL"]
+    count, wanted = ids_BxCxL.shape[1], method.config.negatives.given
+    if count != wanted:
+        raise ConfigError(
+            f"{count} given negative captions of a pair",
+            f"method.negatives.given={wanted}",
+            f"set method.negatives.given={count}",
+        )
+    kinds = tuple(f"given_{number}" for number in range(count))
+    return TextNegatives(ids_BxCxL, mask_BxCxL, mask_BxCxL[..., 1:].any(-1), kinds)
+
+
+GENERATORS: dict[str, Callable[[Any, Seen], TextNegatives]] = {
+    "swap": _swap,
+    "sister": _sister,
+    "refill": _refill,
+    "exchange": _exchange,
+    "given": _given,
+}
+"""Name in `method.negatives.generators` -> maker of negative captions."""
+
+
+def make_negatives(method: Any, seen: Seen) -> TextNegatives:
+    """The negative captions of all generators; those that equal the true caption are not valid."""
+    made = joined([GENERATORS[name](method, seen) for name in method.config.negatives.generators])
+    return without_equals(made, seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"])
+
+
+def read_negatives(method: Any, seen: Seen) -> ReadNegatives:
+    """The negative captions, read by the student's text encoder."""
+    made, size = make_negatives(method, seen), len(seen.batch["token_ids_BxL"])
+    seeds = [seen.draw.seeds(f"student/negative/{kind}", size) for kind in made.kinds]
+    captions = made.ids_BxCxL, made.mask_BxCxL, jnp.stack(seeds, 1)
+    return ReadNegatives(made, *encode_captions(method, seen.params, *captions))
+
+
+def wanted_negatives(method: Any, terms: Terms, seen: Seen) -> ReadNegatives | None:
+    """The same where a term reads them."""
+    if not any(term.reads_negatives for _, term in terms.values()):
+        return None
+    return read_negatives(method, seen)
+
+
+# ---------------------------------------------------------------------------------- terms
+
+
+def valid_shares(seen: Seen) -> Metrics:
+    """negatives/KIND: the share of pairs that have one."""
+    made = seen.negatives.texts
+    return {
+        f"negatives/{kind}": made.valid_BxC[:, number].mean()
+        for number, kind in enumerate(made.kinds)
+    }
+
+
+class NegativeTerm(Term):
+    """A term that reads negative captions."""
+
+    reads_negatives = True
+
+    def usable(self, seen: Seen) -> Array:
+        """True (B, B, C) where negative caption c of pair j may be a negative of pair i."""
+        return apart(self.method, seen.batch, seen.negatives.texts)
+
+    def features(self, seen: Seen) -> tuple[Array, Array, Array, Array]:
+        """Pictures (B, E), captions (B, E), negative captions (B, C, E), and the temperature."""
+        student = seen.student
+        return student.image_BxE, student.text_BxE, seen.negatives.text_BxCxE, seen.params["temp"]
+
+
+class NegativeItc(NegativeTerm):
+    """ITC of the batch with negative captions as further keys (NegCLIP; ITC-hn of CE-CLIP)."""
+
+    def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
+        """The mean of both directions."""
+        ignored_BxB = same_pairs(self.method, seen.batch)
+        loss = itc_with_negatives(*self.features(seen), self.usable(seen), ignored_BxB)
+        return loss, valid_shares(seen)
+
+
+class NegativeRank(NegativeTerm):
+    """Each negative caption ranks below the true one by a margin (CE-CLIP's rank loss)."""
+
+    def margins(self, seen: Seen) -> Array:
+        """The margin of each kind (C,): the config's, or what the method's state has adapted."""
+        count = seen.negatives.texts.ids_BxCxL.shape[1]
+        fixed_C = jnp.full((count,), self.method.config.negatives.rank_margin)
+        return seen.state.get("rank_margin_C", fixed_C)
+
+    def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
+        """The mean over all negative captions."""
+        true_B, negative_BxC = own_similarities(*self.features(seen))
+        made = seen.negatives.texts
+        valid_BxC, margin_C = made.valid_BxC, self.margins(seen)
+        above_BxC = (negative_BxC < true_B[:, None]) & valid_BxC
+        right = above_BxC.sum() / jnp.maximum(valid_BxC.sum(), 1)
+        loss = rank_hinge(true_B, negative_BxC, valid_BxC, margin_C)
+        return loss, valid_shares(seen) | {"rank/right": right, "rank/margin": margin_C.mean()}
+
+
+class NegativeIntraText(NegativeTerm):
+    """Captions apart from all negative captions (CE-CLIP's intra-modal contrast)."""
+
+    def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
+        """The mean over captions."""
+        return intra_text_contrast(*self.features(seen), self.usable(seen)), valid_shares(seen)
+
+
+def negative_rows(method: Any, seen: Seen) -> dict[str, Rows]:
+    """The negative captions beside their pictures, one kind of rows for each."""
+    made, detached = seen.negatives, method.config.negatives.stop_gradient
+    rows = caption_rows(made.texts, made.tokens_BxCxLxD, detached)
+    return {f"negative_{kind}": row for kind, row in rows.items()}
+
+
+class NegativeItm(NegativeTerm):
+    """Negative captions in the matching loss, as a loss of their own beside ITM."""
+
+    def rows(self, seen: Seen) -> dict[str, Rows]:
+        """The negative captions beside their pictures."""
+        return negative_rows(self.method, seen)
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """Mean cross-entropy over the valid rows."""
+        groups = {
+            kind: MatchRows(
+                self.method.match_logits(seen.params, fused[kind][:, 0]), row.label, row.valid_B
+            )
+            for kind, row in rows.items()
+        }
+        metrics = {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
+        return itm_loss(groups), metrics | valid_shares(seen)
+
+
+class FineItm(Itm):
+    """ITM in whose mean negative captions stand beside the hard negatives of the batch."""
+
+    reads_negatives = True
+
+    def rows(self, seen: Seen) -> dict[str, Rows]:
+        """ALBEF's rows, and the negative captions beside their pictures."""
+        return super().rows(seen) | negative_rows(self.method, seen)
+
+    def value(
+        self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+    ) -> tuple[Array, Metrics]:
+        """As ITM's, with the shares of pairs that have negative captions."""
+        loss, metrics = super().value(seen, rows, fused)
+        return loss, metrics | valid_shares(seen)
+
+
+NEGATIVE_TERMS: dict[str, type[Term]] = {
+    "negative_itc": NegativeItc,
+    "negative_rank": NegativeRank,
+    "negative_intra_text": NegativeIntraText,
+    "negative_itm": NegativeItm,
+}
+"""Rows of TERMS (methods/added.py) that read negative captions."""
