@@ -96,7 +96,7 @@ def measure_prepare(tars: str, out: str, workers: str) -> dict[str, float]:
 
 def measure_reading(entry: str, count: str, batches: str) -> dict[str, float]:
     """Reading for training, step by step."""
-    from nas_jax.data import pipeline
+    from nas_jax.data import pipeline, text_check
     from nas_jax.data.config import DataConfig
 
     config = DataConfig(
@@ -111,7 +111,7 @@ def measure_reading(entry: str, count: str, batches: str) -> dict[str, float]:
     source, _held_out = (pipeline.open_source(config, split, 0) for split in ("train", "val"))
     found["both splits opened"] = peak()
     tokenizer = pipeline.build_tokenizer(config, source)
-    pipeline.caption_report(source, tokenizer, config)
+    text_check.caption_report(source, tokenizer, config)
     found["vocabulary and report"] = peak()
     with pipeline.train_batches(config, tokenizer, seed=0, source=source) as stream:
         for _ in range(int(batches)):

@@ -17,17 +17,17 @@ import jax
 
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.config import RunConfig, check_vocabulary, defaults_of, mesh_of, to_dict
-from nas_jax.data import pipeline
+from nas_jax.data import pipeline, text_check
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
-from nas_jax.methods import method_class
+from nas_jax.methods import method_class, replaces_words
 from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step
 from nas_jax.storage.files import write_whole
-from nas_jax.storage.paths import check_bucket, failures, in_words, is_bucket, reaching
+from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
@@ -35,6 +35,7 @@ from nas_jax.utils.errors import CheckpointError, UserError
 from nas_jax.utils.logging import Console
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
+LEARNED_FROM = 20_000  # records of each part: enough for what is said of a vocabulary
 
 
 @dataclass(frozen=True)
@@ -174,35 +175,42 @@ def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | Non
         return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
     if run.data.tokenizer:
         return load_tokenizer(run.data.tokenizer, run.data.add_sep), run.data.tokenizer
+    if parent := run.train.continue_from or run.train.weights:
+        return load_tokenizer(str(as_path(parent) / TOKENIZER)), f"of {parent}"
     return None, "will be learned from the training captions"
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]:
     tokenizer, origin = _known_tokenizer(run, workdir)
     if tokenizer is None:
-        return OK, origin
-    check_vocabulary(run.model, tokenizer.vocab_size, started=has_checkpoint(workdir))
-    counts = pipeline.caption_report(source, tokenizer, run.data)
-    cut = counts["cut_by_text_length"] / max(counts["captions"], 1)
+        tokenizer = pipeline.build_tokenizer(run.data, source, LEARNED_FROM)
+    started = has_checkpoint(workdir)
+    check_vocabulary(run.model, tokenizer.vocab_size, started=started)
+    report = text_check.caption_report(source, tokenizer, run.data)
+    cut = report.share("cut_by_text_length")
     text = (
         f"{origin}, {tokenizer.vocab_size} entries, {cut:.1%} of captions cut at "
-        f"{run.data.text_length} tokens"
+        f"{run.data.text_length} tokens, {report.line()}"
     )
-    return (WARNING if cut > 0.05 else OK), text
+    wrong = text_check.judge(
+        report, tokenizer, run.data, replaces_words(run.method), stops=not started
+    )
+    return (WARNING if wrong or cut > 0.05 else OK), "; ".join([text, *wrong])
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
-    sets, public = pipeline.open_eval_sets(run.data, run.seed), []
+    tokenizer, _ = _known_tokenizer(run, workdir)
+    cased = tokenizer is not None and tokenizer.cased
+    sets, public = pipeline.open_eval_sets(run.data, run.seed, cased), []
     found = [
         f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads"
         for one in sets
     ]
-    tokenizer, _ = _known_tokenizer(run, workdir)
     unknown = bool(run.eval.benchmarks) and tokenizer is None
     if unknown:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
-        texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+        texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length, cased)
         public = load_all(run.eval, run.model.image_size, texts)
         found += [one.name for one in public]
     if run.train.best_metric:

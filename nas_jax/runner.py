@@ -25,7 +25,7 @@ from nas_jax.config import (
     mesh_of,
     to_dict,
 )
-from nas_jax.data import pipeline
+from nas_jax.data import pipeline, text_check
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
@@ -39,7 +39,7 @@ from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_resul
 from nas_jax.inspect.negatives_found import warnings_of
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.inspect.run_files import read_negatives
-from nas_jax.methods import make_method
+from nas_jax.methods import make_method, replaces_words
 from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.mesh import everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
@@ -126,9 +126,14 @@ def train(run: RunConfig, workdir: Path) -> int:
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=defaults_of(run))
     mesh = mesh_of(run)
     parts = assemble(run, workdir, learn=True, mesh=mesh)
-    # warns of captions that are cut
-    pipeline.caption_report(parts.source, parts.tokenizer, run.data)
+    report = text_check.caption_report(parts.source, parts.tokenizer, run.data)
     console.say(parts.summary(run, mesh.size))
+    console.say(f"captions: {report.line()}")
+    stops = not has_checkpoint(workdir)
+    for line in text_check.judge(
+        report, parts.tokenizer, run.data, replaces_words(run.method), stops
+    ):
+        console.say(f"warning: {line}")
     if mesh.size > 1:
         abstract = jax.eval_shape(parts.init_state)
         console.say(format_placements(placements(abstract, mesh, parts.method.sharding), mesh))
@@ -285,7 +290,7 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> M
     """What an evaluation of the run measures."""
     texts = _texts(run, tokenizer)
     return Measured(
-        pipeline.open_eval_sets(run.data, run.seed),
+        pipeline.open_eval_sets(run.data, run.seed, tokenizer.cased),
         tokenizer,
         run.data.text_length,
         run.model.image_size,
@@ -295,7 +300,8 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> M
 
 
 def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
-    return benchmarks.Texts(tokenizer, run.data.clean_captions, run.model.max_text_length)
+    clean, positions = run.data.clean_captions, run.model.max_text_length
+    return benchmarks.Texts(tokenizer, clean, positions, tokenizer.cased)
 
 
 def _evaluator(

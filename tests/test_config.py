@@ -110,7 +110,7 @@ def test_check_field():
         ({"model.attention": "cudnn", "model.cls_apart": True}, "expected one of the two"),
         ({"seed": -1}, "seed=-1"),
         # Sections below sections, and those that know only their own names.
-        ({"method.itc.queue_size": -1}, r"^method\.itc\.queue_size=-1, temp_init"),
+        ({"method.itc.queue_size": -1}, r"^method\.itc\.queue_size=-1; expected a queue"),
         ({"method.dictionary.codes": 1}, r"^method\.dictionary\.codes=1; "),
         ({"method.momentum": 2.0}, r"^method\.momentum=2.0, alpha"),
         ({"model.heads": 5}, r"^model\.dim=768, heads=5; "),
@@ -138,7 +138,7 @@ def test_the_name_of_the_method_picks_its_config():
     config = to_config_dict(run)
     assert "dictionary" not in config.method and from_config_dict(config) == run
     config.method.name = "albeff"
-    with pytest.raises(ConfigError, match="method.name='albeff'; expected one of albef, nas"):
+    with pytest.raises(ConfigError, match="method.name='albeff'; expected one of albef, c2lip"):
         from_config_dict(config)
     with pytest.raises(ConfigError, match="field of AlbefConfig.*did you mean method.momentum"):
         from_config_dict({"method": {"name": "albef", "momentun": 0.9}})

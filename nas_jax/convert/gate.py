@@ -183,7 +183,8 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     large = SceneSource("val", 3, 0, min(1024, size + size // 2), SMALL)[2].image
     captions = [record.captions[0] for record in records] + list(CAPTIONS)
     cleaned = [
-        prepare_caption(text, config["clean_captions"], config["max_words"]) for text in captions
+        prepare_caption(text, config["clean_captions"], config["max_words"], tokenizer.cased)
+        for text in captions
     ]
     token_ids, token_mask = tokenizer.encode(cleaned, length)
     return {

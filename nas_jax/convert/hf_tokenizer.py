@@ -22,13 +22,16 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
     """tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
     config: the export's, of which `text_length`, `clean_captions` and `max_words` count.
+
+    The `tokenizers` library cuts by tokenizer.json; transformers cuts where it is called with
+    truncation=True, to model_max_length.
     """
     # text_tokenizer.json stays too: our own `load_tokenizer` reads the folder
     tokenizer.save(folder)
     names = tokenizer.tokens()
     special = {f"{role}_token": names[getattr(tokenizer, f"{role}_id")] for role in ROLES}
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    made.normalizer = _normalizer(made, config)
+    made.normalizer = _normalizer(made, config, tokenizer.cased)
     cls, sep = special["cls_token"], special["sep_token"]
     end = [sep] if tokenizer.add_sep else []
     made.post_processor = processors.TemplateProcessing(
@@ -36,6 +39,7 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
         pair=" ".join([cls, "$A", sep, "$B:1", *end]),
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
+    made.enable_truncation(config["text_length"])
     made.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -53,15 +57,18 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
         )
 
 
-def _normalizer(tokenizer: Tokenizer, config: Mapping[str, Any]) -> normalizers.Normalizer:
+def _normalizer(
+    tokenizer: Tokenizer, config: Mapping[str, Any], cased: bool
+) -> normalizers.Normalizer:
     """What `data/text_ops.py` does to a caption, then the tokenizer's own."""
     steps: list[normalizers.Normalizer] = []
     if config["clean_captions"]:
+        if not cased:
+            steps.append(normalizers.Lowercase())
         steps += [
-            normalizers.Lowercase(),
             normalizers.Replace(Regex("[,.'!?\"()*#:;~]"), ""),
             normalizers.Replace(Regex("[-/]"), " "),
-            normalizers.Replace("<person>", "person"),
+            normalizers.Replace(Regex("(?i)<person>"), "person"),
             normalizers.Replace(Regex(r"\s{2,}"), " "),
             normalizers.Strip(),
         ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from nas_jax.data.text_ops import ACCENTS
 from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.local_copy import Cache
 from nas_jax.utils.errors import ConfigError
@@ -48,12 +49,15 @@ class DataConfig:
     rand_augment_ops: int = 2  # RandAugment operations a picture; 0 = off
     rand_augment_magnitude: int = 7  # 0 to 10
     # Captions.
-    clean_captions: bool = True  # lower-case, without punctuation
+    # without punctuation, and lower-case unless the tokenizer tells capitals apart
+    clean_captions: bool = True
     max_words: int = 30  # words of a cleaned caption that are kept
     text_length: int = 25  # tokens a caption, [CLS] included
     # folder or Hugging Face name; "" = learn WordPiece from the training captions
     tokenizer: str = ""
     vocab_size: int = 2000  # entries at most, where the vocabulary is learned
+    # there, of letters: keep | strip | auto: kept where more than 1 word in 100 has one
+    accents: str = "auto"
     add_sep: bool = False  # end captions with [SEP]; ALBEF does not
     # lengths below text_length: batches of captions of like length, padded to these
     text_buckets: tuple[int, ...] = ()
@@ -66,6 +70,13 @@ class DataConfig:
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     threads: int = 4  # threads that prepare batches, in each worker or in this process
     max_skipped_share: float = 0.05  # more unreadable images than this end the run
+    # What the tokenizer makes of the training captions (data/text_check.py). Before its first
+    # checkpoint a run stops above these shares.
+    max_unknown_share: float = 0.2  # of the tokens: [UNK]
+    # of the captions that differ as written: those with the tokens of another one
+    max_equal_share: float = 0.2
+    # of the captions: no word that NTA could replace; judged where the method has NTA
+    max_wordless_share: float = 0.5
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
@@ -142,12 +153,16 @@ class DataConfig:
             raise ConfigError(
                 f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual"
             )
-        if not 0 <= self.max_skipped_share <= 1:
+        if self.accents not in ACCENTS:
             raise ConfigError(
-                f"data.max_skipped_share={self.max_skipped_share}",
-                "a share in [0, 1]",
-                "0.05 is usual",
+                f"data.accents={self.accents!r}", f"one of {', '.join(ACCENTS)}", "auto is usual"
             )
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if field.name.endswith("_share") and not 0 <= share <= 1:
+                raise ConfigError(
+                    f"data.{field.name}={share}", "a share in [0, 1]", f"{field.default} is usual"
+                )
         buckets = (*self.text_buckets, self.text_length)
         if list(buckets) != sorted(set(buckets)) or buckets[0] < 3:
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,10 @@ class ImageList(Sequence):
         return self._read(self.kept[index])[1] if self._cache is None else self._cache[index]
 
 
-def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
+def file_eval_sets(config: DataConfig, cased: bool = False) -> tuple[EvalSet, ...]:
     """The set "val" of a config that reads files; () without data.holdout and data.val.
+
+    cased: the tokenizer tells capitals apart, so that cleaning leaves them.
 
     Pictures: all of the validation split, from every file; those that share an image_id in training
     do so here, so that either drawing answers a caption of the other. Captions: all of an
@@ -103,18 +106,19 @@ def file_eval_sets(config: DataConfig) -> tuple[EvalSet, ...]:
             "pictures",
             "check the files",
         )
+    clean = partial(_clean, config=config, cased=cased)
     captions = [source.retrieval_captions(index) for index in images.kept]
     finder = _Finder(source, images)
     foils, quads = [], []
     for path in expand(config.foils, "data.foils"):
-        foils += _foils(path, finder, config)
+        foils += _foils(path, finder, clean)
     for path in expand(config.quads, "data.quads"):
-        quads += _quads(path, finder, config)
+        quads += _quads(path, finder, clean)
     return (
         EvalSet(
             name="val",
             images=images,
-            captions=tuple(tuple(_clean(text, config) for text in texts) for texts in captions),
+            captions=tuple(tuple(map(clean, texts)) for texts in captions),
             foils=tuple(foils),
             quads=tuple(quads),
             image_ids=tuple(images.image_ids),
@@ -177,11 +181,11 @@ def _folder_word(path: str) -> str:
     return _first_word(os.path.dirname(path))
 
 
-def _clean(text: str, config: DataConfig) -> str:
-    return prepare_caption(text, config.clean_captions, config.max_words)
+def _clean(text: str, config: DataConfig, cased: bool) -> str:
+    return prepare_caption(text, config.clean_captions, config.max_words, cased)
 
 
-def _foils(path: str, finder: _Finder, config: DataConfig) -> list[Foil]:
+def _foils(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Foil]:
     entries = read_jsonl(path, ("image", "caption", "foil", "category"))
     foils = []
     for entry in entries:
@@ -190,8 +194,8 @@ def _foils(path: str, finder: _Finder, config: DataConfig) -> list[Foil]:
             foils.append(
                 Foil(
                     image,
-                    _clean(entry["caption"], config),
-                    _clean(entry["foil"], config),
+                    clean(entry["caption"]),
+                    clean(entry["foil"]),
                     entry["category"],
                 )
             )
@@ -199,13 +203,13 @@ def _foils(path: str, finder: _Finder, config: DataConfig) -> list[Foil]:
     return foils
 
 
-def _quads(path: str, finder: _Finder, config: DataConfig) -> list[Quad]:
+def _quads(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Quad]:
     entries = read_jsonl(path, ("image_0", "image_1", "caption_0", "caption_1"))
     quads = []
     for entry in entries:
         image_0, image_1 = (finder.find(path, entry[name]) for name in ("image_0", "image_1"))
         if image_0 is not None and image_1 is not None:
-            captions = (_clean(entry[name], config) for name in ("caption_0", "caption_1"))
+            captions = (clean(entry[name]) for name in ("caption_0", "caption_1"))
             quads.append(
                 Quad(image_0, image_1, *captions, category=str(entry.get("category", "order")))
             )

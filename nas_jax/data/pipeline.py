@@ -8,7 +8,7 @@ data than the step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +25,16 @@ from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
-from nas_jax.data.scenes import SceneSource
 from nas_jax.data.siblings import Siblings, groups_of
 from nas_jax.data.sources import Source
-from nas_jax.data.text_ops import clean_words, prepare_caption
+from nas_jax.data.text_check import SCANNED, prepared, scan_captions
+from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.data.worlds import WORLDS
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
 MIN_COUNTED = 200  # images before the share of unreadable ones is judged
-SCANNED = 200_000  # records whose captions are read for a vocabulary or a report, evenly spread
-SCANNED_SCENES = 2000  # scenes have few words, and drawing their captions takes longer than reading
 
 
 def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
@@ -59,8 +57,10 @@ def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
     return source
 
 
-def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
+def open_eval_sets(config: DataConfig, seed: int, cased: bool = False) -> tuple[EvalSet, ...]:
     """The evaluation sets: the validation pictures of the config's files, or drawn scenes.
+
+    cased: of the tokenizer that will read their texts.
 
     Errors: as open_source.
     """
@@ -68,15 +68,22 @@ def open_eval_sets(config: DataConfig, seed: int) -> tuple[EvalSet, ...]:
     if SCENES in config.train and not (config.holdout or config.val):
         counts = Counts(foils_per_category=config.scene_foils, num_quads=config.scene_foils)
         return scene_eval_sets(seed, config.image_size, WORLDS[config.scene_world], counts)
-    return file_eval_sets(config)
+    return file_eval_sets(config, cased)
 
 
-def build_tokenizer(config: DataConfig, source: Corpus) -> TextTokenizer:
-    """The tokenizer that data.tokenizer names, or one learned from the captions of `source`."""
+def build_tokenizer(config: DataConfig, source: Corpus, most: int = SCANNED) -> TextTokenizer:
+    """The tokenizer that data.tokenizer names, or one learned from the captions of `source`.
+
+    most: records of each part that are read for it.
+    """
     if config.tokenizer:
         return load_tokenizer(config.tokenizer, config.add_sep)
-    captions = (_prepare(text, config) for texts in _scan(source) for text in texts)
-    return learn_wordpiece(captions, config.vocab_size, config.add_sep)
+    captions = (
+        prepare_caption(text, config.clean_captions, config.max_words)
+        for texts in scan_captions(source, most)
+        for text in texts
+    )
+    return learn_wordpiece(captions, config.vocab_size, config.add_sep, config.accents)
 
 
 def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
@@ -88,34 +95,6 @@ def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
             "lower data.batch_size",
         )
     return len(source) // config.batch_size
-
-
-def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig) -> dict[str, int]:
-    """Counts `captions`, `cut_by_max_words`, `cut_by_text_length`; logs a line if any are cut."""
-    counts = {"captions": 0, "cut_by_max_words": 0, "cut_by_text_length": 0}
-    longest = 0
-    for texts in _scan(source):
-        for text in texts:
-            counts["captions"] += 1
-            counts["cut_by_max_words"] += (
-                config.clean_captions and len(clean_words(text)) > config.max_words
-            )
-            tokens = tokenizer.token_count(_prepare(text, config))
-            counts["cut_by_text_length"] += tokens > config.text_length
-            longest = max(longest, tokens)
-    if counts["cut_by_max_words"] or counts["cut_by_text_length"]:
-        logging.warning(
-            "of %d captions %d are cut at data.max_words=%d and %d at data.text_length=%d; the "
-            "longest has %d tokens. "
-            "Raise the two settings to keep the ends.",
-            counts["captions"],
-            counts["cut_by_max_words"],
-            config.max_words,
-            counts["cut_by_text_length"],
-            config.text_length,
-            longest,
-        )
-    return counts
 
 
 def first_unreadable(source: Source) -> str:
@@ -133,28 +112,6 @@ def _named(source: Source | Corpus, index: int) -> str:
         return f"{source.key(index)} of {source.file(index)}"
     except OSError:
         return f"record {index} of {source.file(index)}"
-
-
-def _scan(source: Corpus) -> Iterator[tuple[str, ...]]:
-    """Captions of up to SCANNED records of each part, evenly spread; no picture is read or drawn.
-
-    Records whose captions cannot be read are passed over, with one warning.
-    """
-    for part in source.parts:
-        step = -(-len(part) // (SCANNED_SCENES if isinstance(part, SceneSource) else SCANNED))
-        for index in range(0, len(part), step):
-            try:
-                texts = part.captions(index)
-            except OSError as error:
-                logging.log_first_n(
-                    logging.WARNING, "captions are passed over that cannot be read: %s", 1, error
-                )
-                continue
-            yield texts
-
-
-def _prepare(text: str, config: DataConfig) -> str:
-    return prepare_caption(text, config.clean_captions, config.max_words)
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -286,8 +243,10 @@ class _CountTokens:
                 logging.WARNING, "captions count as short that cannot be read: %s", 1, error
             )
             return 1
-        return (
-            self.tokenizer.token_count(_prepare(draw.caption(texts), self.config)) if texts else 1
+        if not texts:
+            return 1
+        return self.tokenizer.token_count(
+            prepared(draw.caption(texts), self.config, self.tokenizer)
         )
 
 

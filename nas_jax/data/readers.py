@@ -55,6 +55,7 @@ class Example:
     draw: Draw
     config: DataConfig
     first_rng: np.random.Generator  # of the picture's first view, and of nothing else
+    cased: bool = False  # the tokenizer tells capitals apart
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator for a field that draws. The same draw and name give the same numbers; other
@@ -78,7 +79,8 @@ class Example:
 
     def prepared(self, text: str) -> str:
         """A text, cleaned as captions are."""
-        return prepare_caption(text, self.config.clean_captions, self.config.max_words)
+        config = self.config
+        return prepare_caption(text, config.clean_captions, config.max_words, self.cased)
 
 
 class Field(ABC):
@@ -253,7 +255,7 @@ class Reader:
         for step in range(min(len(self._source), MAX_NEIGHBOURS)):
             try:
                 record = self._source[(draw.index + step) % len(self._source)]
-                example = Example(record, draw, self._config, rng)
+                example = Example(record, draw, self._config, rng, self._tokenizer.cased)
                 values = tuple(field.read(example) for field in self._fields)
             except (OSError, ImageError) as error:
                 first = first or _reason(error)

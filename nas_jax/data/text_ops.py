@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _SPACES = re.compile(r"\s{2,}")
+_PERSON = re.compile("<person>", re.IGNORECASE | re.ASCII)
+
+ACCENTS = ("auto", "keep", "strip")  # what a learned vocabulary does with the marks of letters
 
 
-def clean_caption(text: str, max_words: int) -> str:
+def clean_caption(text: str, max_words: int, cased: bool = False) -> str:
     """Lower-cases, drops punctuation and keeps the first `max_words` words.
+
+    cased: capitals stay, for a vocabulary that has them (`TextTokenizer.cased`).
 
     Deleted: , . ' ! ? " ( ) * # : ; ~   A space instead: - /
     `<person>` (Conceptual Captions) becomes `person`.
     """
-    return " ".join(clean_words(text)[:max_words])
+    return " ".join(clean_words(text, cased)[:max_words])
 
 
-def clean_words(text: str) -> list[str]:
+def clean_words(text: str, cased: bool = False) -> list[str]:
     """All words of a caption, cleaned as `clean_caption` does; [] where nothing is left."""
-    text = text.lower().translate(_DELETED).replace("<person>", "person")
+    if cased:
+        text = _PERSON.sub("person", text.translate(_DELETED))
+    else:
+        text = text.lower().translate(_DELETED).replace("<person>", "person")
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
     return text.split(" ") if text else []
 
 
-def prepare_caption(text: str, clean: bool, max_words: int) -> str:
+def prepare_caption(text: str, clean: bool, max_words: int, cased: bool = False) -> str:
     """What the tokenizer gets: the cleaned caption, or all of it with single blanks."""
-    return clean_caption(text, max_words) if clean else " ".join(text.split())
+    return clean_caption(text, max_words, cased) if clean else " ".join(text.split())
+
+
+def without_marks(text: str) -> str:
+    """The text without what stands on its letters: accents, dots, vowel signs of category Mn.
+
+    That is what BERT's uncased normaliser takes off.
+    """
+    if text.isascii():
+        return text
+    letters = unicodedata.normalize("NFD", text)
+    return "".join(one for one in letters if unicodedata.category(one) != "Mn")
+
+
+def has_marks(text: str) -> bool:
+    """Whether `without_marks` takes something off."""
+    return not text.isascii() and any(
+        unicodedata.category(one) == "Mn" for one in unicodedata.normalize("NFD", text)
+    )
+
+
+def is_word(text: str) -> bool:
+    """Letters and digits alone, with whatever marks: str.isalnum says no to vowel signs."""
+    if text.isalnum():
+        return True
+    letters = [one for one in text if not unicodedata.category(one).startswith("M")]
+    return bool(letters) and all(one.isalnum() for one in letters)

@@ -167,7 +167,8 @@ def _config(args: argparse.Namespace) -> EvalConfig:
 
 def _texts(trained: Trained) -> runs.Texts:
     clean = trained.config.get("data", {}).get("clean_captions", DataConfig.clean_captions)
-    return runs.Texts(trained.tokenizer, clean, trained.model.max_text_length)
+    tokenizer = trained.tokenizer
+    return runs.Texts(tokenizer, clean, trained.model.max_text_length, tokenizer.cased)
 
 
 def _scorer(trained: Trained, config: EvalConfig, console: Console) -> Scorer:
@@ -186,7 +187,7 @@ def _own(scorer: Scorer, trained: Trained) -> list[Result]:
     data = trained.section(DataConfig, "data")
     return [
         result
-        for eval_set in open_eval_sets(data, trained.config["seed"])
+        for eval_set in open_eval_sets(data, trained.config["seed"], trained.tokenizer.cased)
         for result in own_results(scorer.on(eval_set, text_length=data.text_length), scorer.config)
     ]
 

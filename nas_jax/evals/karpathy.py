@@ -78,10 +78,8 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
     if not kept or lost > options.max_dropped * (lost + len(kept)):
         got = f"{name}: {lost} of {lost + len(kept)} images cannot be used: {report.line()}"
         raise DataError(got, f"at most {options.max_dropped:.2%}", "get the missing files")
-    captions = [
-        tuple(prepare_caption(text, options.clean, TEXT_LENGTH) for text in items[index][1])
-        for index in kept
-    ]
+    how = options.clean, TEXT_LENGTH, options.cased
+    captions = [tuple(prepare_caption(text, *how) for text in items[index][1]) for index in kept]
     texts = [text for one in captions for text in one]
     protocol = {
         "file": path.name,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas_jax.data.text_differences import why_equal
 from nas_jax.evals import metrics
 from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.functions import TextEncoding
@@ -192,9 +193,11 @@ def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_len
             got = f"text_length={text_length} cuts {pair[0]!r} and its foil in {benchmark.name!r}"
             remedy = "raise the text length of the evaluation (VALSE fits in 64)"
             raise ConfigError(f"{got} to the same tokens", "pairs that differ", remedy)
+    reason, remedy = why_equal(*collapsed[0], tokenizer)
     _LOG.warning(
-        "%s: %d of %d pairs have the same tokens on both sides and count as wrong, e.g. %r and %r",
-        *(benchmark.name, len(collapsed), len(pairs), *collapsed[0]),
+        "%s: %d of %d pairs have the same tokens on both sides and count as wrong, e.g. %r and "
+        "%r: %s. Remedy: %s.",
+        *(benchmark.name, len(collapsed), len(pairs), *collapsed[0], reason, remedy),
     )
 
 

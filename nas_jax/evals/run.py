@@ -42,6 +42,7 @@ class Texts:
     tokenizer: TextEncoding
     clean: bool  # lower case, without punctuation, as in its training
     positions: int  # rows of its position table: no text may have more tokens
+    cased: bool = False  # its tokenizer tells capitals apart: cleaning leaves them
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -76,12 +77,12 @@ def load(
     Raises ConfigError: a name or text length that does not fit. DataError: those of the loaders.
     """
     check_names([name])
-    options = LoadOptions(image_size, config.max_dropped, texts.clean)
+    options = LoadOptions(image_size, config.max_dropped, texts.clean, cased=texts.cased)
     if name in karpathy.FILES:
         return [karpathy.load(name, folder, options)]
     if name == CLASSES:
         return [zero_shot.load(folder, options, prompts)]
-    found = load_benchmark(name, folder, image_size, config.max_dropped, texts.clean)
+    found = load_benchmark(name, folder, image_size, config.max_dropped, texts.clean, texts.cased)
     for benchmark in found:
         check_answers_differ(benchmark, texts.tokenizer, config.text_length)
     return list(found)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from nas_jax.data.sources import Report
-from nas_jax.data.text_ops import prepare_caption
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, PictureRef
 from nas_jax.evals.benchmarks.reading import each, read_lines, text
@@ -89,7 +88,7 @@ def load(data_dir: Path, options: LoadOptions, prompts: str = "photo@1") -> Clas
 
     def cleaned(name: str) -> tuple[str, ...]:
         sentences = (prompt.format(name) for prompt in PROMPTS[prompts])
-        return tuple(prepare_caption(one, options.clean, options.max_words) for one in sentences)
+        return tuple(options.prepared(one) for one in sentences)
 
     return Classes(benchmark, names, tuple(map(cleaned, names)))
 

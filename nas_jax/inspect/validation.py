@@ -25,8 +25,10 @@ class Pairs:
     scenes: Sequence[SceneSpec] = ()  # of drawn pictures
 
 
-def validation_pairs(data: DataConfig, seed: int, count: int) -> Pairs:
+def validation_pairs(data: DataConfig, seed: int, count: int, cased: bool = False) -> Pairs:
     """Up to `count` pictures that were not trained on, each with its first caption.
+
+    cased: of the tokenizer that will read the captions.
 
     Raises ConfigError where there are none.
     """
@@ -40,7 +42,7 @@ def validation_pairs(data: DataConfig, seed: int, count: int) -> Pairs:
         captions = [record.captions[0] for record in records]
         images, ids = [record.image for record in records], [record.image_id for record in records]
         return Pairs("scenes", images, captions, ids, [source.spec(k)[0] for k in range(count)])
-    for found in open_eval_sets(data, seed):
+    for found in open_eval_sets(data, seed, cased):
         kept = [index for index, captions in enumerate(found.captions) if captions][:count]
         if len(kept) > 1:
             # the place of an id among those that occur: ids have more bits than a batch's

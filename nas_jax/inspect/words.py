@@ -47,7 +47,8 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
     file that is no picture.
     """
     data = trained.section(DataConfig, "data")
-    own = prepare_caption(args.caption, data.clean_captions, data.max_words)
+    cased = trained.tokenizer.cased
+    own = prepare_caption(args.caption, data.clean_captions, data.max_words, cased)
     if args.image:
         if not args.caption or args.picture is not None:
             got = "--image with --picture" if args.caption else "--image without --caption"
@@ -59,7 +60,7 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
             "--picture K --caption TEXT, or --image FILE --caption TEXT",
             "say which picture it is for",
         )
-    pairs = validation_pairs(data, trained.config["seed"], AMONG)
+    pairs = validation_pairs(data, trained.config["seed"], AMONG, cased)
     count = len(pairs.captions)
     if args.picture is not None and not 0 <= args.picture < count:
         raise ConfigError(f"--picture {args.picture}", f"0 to {count - 1}", "name one of these")

@@ -37,6 +37,9 @@ RESUMABLE = (
     "data.threads",
     "data.cache",
     "data.scene_foils",
+    "data.max_unknown_share",
+    "data.max_equal_share",
+    "data.max_wordless_share",
 )
 # What else an evaluation of a trained state may change: what it measures, and on what.
 EVALUABLE = (*RESUMABLE, "data.val", "data.foils", "data.quads")

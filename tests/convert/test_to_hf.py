@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -280,7 +281,6 @@ def test_the_tokenizer_files_do_what_ours_does(tokenizer, tmp_path, clean, max_w
         tmp_path, ours, {"text_length": 12, "clean_captions": clean, "max_words": max_words}
     )
     theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    theirs.enable_truncation(12)
     for caption in (*CAPTIONS, *gate.CAPTIONS, "", "  Two\n dogs ", "a <person>/dog"):
         ids, mask = ours.encode([prepare_caption(caption, clean, max_words)], 12)
         assert theirs.encode(caption).ids == ids[0, mask[0]].tolist(), caption
@@ -290,6 +290,72 @@ def test_the_tokenizer_files_do_what_ours_does(tokenizer, tmp_path, clean, max_w
     np.testing.assert_array_equal(
         again, ours.encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)[0]
     )
+
+
+def test_a_cased_tokenizer_keeps_its_capitals(tmp_path):
+    from tokenizers import Tokenizer
+
+    from nas_jax.data.tokenizer import SPECIAL_TOKENS
+
+    words = [*SPECIAL_TOKENS, "Ein", "Hund", "hund", "person"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = load_tokenizer(str(tmp_path))
+    rules = {"text_length": 12, "clean_captions": True, "max_words": 30}
+    to_hf.write_tokenizer(tmp_path / "out", cased, rules)
+    theirs = Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    for text in ("Ein Hund, hund!", "Ein <PERSON>"):
+        ids, mask = cased.encode([prepare_caption(text, True, 30, cased.cased)], 12)
+        assert theirs.encode(text).ids == ids[0, mask[0]].tolist()
+    assert cased.unk_id not in ids
+
+
+PAGE = Path(__file__).parents[2] / "docs/conversion_out.md"
+
+
+def export_without_gate(workdir: Path, folder: Path) -> None:
+    """All files of an export but the card."""
+    folder.mkdir()
+    trained = open_trained(workdir)
+    config = to_hf.export_config(trained, trained.tokenizer)
+    to_hf.write_files(folder, trained, config, trained.tokenizer)
+    to_hf.write_weights(folder, trained, lambda line: None)
+
+
+def test_long_texts_are_cut_as_on_the_page_and_words_can_be_added(
+    workdir, tokenizer, tmp_path, modules, monkeypatch
+):
+    """The snippet of docs/conversion_out.md with a caption of 60 words, and a larger vocabulary."""
+    from transformers import AutoModel, AutoTokenizer
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    export = tmp_path / "export"
+    export_without_gate(workdir, export)
+    words = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
+    model = AutoModel.from_pretrained(export, trust_remote_code=True).eval()
+    long = " ".join(["a red square left of a blue circle"] * 8)
+    call = re.search(r"\*\*tokenizer\(captions, (.*)\)", PAGE.read_text()).group(1)
+    given = eval(f"words([long, 'a circle'], {call})")
+    ids, _ = tokenizer.encode([prepare_caption(long, True, 30)], 14)
+    assert given["input_ids"][0].tolist() == ids[0].tolist()
+    pixels = torch.zeros(2, 3, 16, 16)
+    with torch.inference_mode():
+        before = model(pixels, **given)
+        with pytest.raises(ValueError, match=r"positions: call the tokenizer with truncation=True"):
+            model(pixels, **words([long, long], return_tensors="pt"))
+        rows = model.config.vocab_size
+        for count in (rows + 9, rows + 4):
+            model.resize_token_embeddings(count, mean_resizing=False)
+            after = model(pixels, **given)
+            assert after.mlm_logits.shape[-1] == count == model.config.vocab_size
+            generated = model.generate_words(after.text_tokens)
+            assert generated.shape[-1] == count
+            torch.testing.assert_close(after.mlm_logits[..., :rows], before.mlm_logits)
+            assert not model.mlm_head.bias[rows:].any() and model.mlm_head.bias[:rows].any()
+    assert model.mlm_head.bias.requires_grad
+    model.save_pretrained(tmp_path / "resized")
+    again = AutoModel.from_pretrained(tmp_path / "resized", trust_remote_code=True)
+    torch.testing.assert_close(again.mlm_head.bias, model.mlm_head.bias)
 
 
 # -------------------------------------------------------------------------------- negative controls

@@ -14,13 +14,13 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.pair_files import ImageList, file_eval_sets
 from nas_jax.data.pipeline import (
     build_tokenizer,
-    caption_report,
     open_eval_sets,
     open_source,
     steps_per_epoch,
     train_batches,
 )
 from nas_jax.data.readers import SKIP_REASONS
+from nas_jax.data.text_check import caption_report
 from nas_jax.utils.errors import ConfigError, DataError
 
 COLOURS = ("red", "green", "blue", "black", "white", "pink")
@@ -199,19 +199,13 @@ def test_epochs_and_captions_are_counted(config, tokenizer, monkeypatch):
     )
     with pytest.raises(DataError, match="24 training pairs for data.batch_size=25"):
         steps_per_epoch(replace(config, batch_size=25), source)
-    assert caption_report(source, tokenizer, config) == {
-        "captions": 48,
-        "cut_by_max_words": 0,
-        "cut_by_text_length": 0,
-    }
+    report = caption_report(source, tokenizer, config)
+    assert (report.captions, report.cut_by_max_words, report.cut_by_text_length) == (48, 0, 0)
     assert not warnings
     # "picture 7 in red" has four words and five tokens; "number 7" has two and three.
     short = replace(config, max_words=3, text_length=3)
-    assert caption_report(source, tokenizer, short) == {
-        "captions": 48,
-        "cut_by_max_words": 24,
-        "cut_by_text_length": 24,
-    }
+    report = caption_report(source, tokenizer, short)
+    assert (report.captions, report.cut_by_max_words, report.cut_by_text_length) == (48, 24, 24)
     assert len(warnings) == 1 and "data.text_length=3; the longest has 4 tokens" in warnings[0]
 
 
@@ -359,7 +353,7 @@ def test_scenes_need_no_files(world, text_length, vocab_size, categories):
     )
     source = open_source(config, "train", 5)
     tokenizer = build_tokenizer(config, source)
-    assert caption_report(source, tokenizer, config)["cut_by_text_length"] == 0
+    assert caption_report(source, tokenizer, config).cut_by_text_length == 0
     first = take(config, tokenizer, 3, seed=5)
     assert_same(first[2:], take(config, tokenizer, 1, seed=5, start_step=2))
     sets = open_eval_sets(config, 5)

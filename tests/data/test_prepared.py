@@ -16,6 +16,7 @@ from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
 from nas_jax.data.prepare import prepare, verify
 from nas_jax.data.prepared import PreparedSource, is_prepared, iter_about, read_manifest
 from nas_jax.data.sources import Split, WebDatasetSource, image_id_of
+from nas_jax.data.text_check import caption_report
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
 
@@ -152,7 +153,7 @@ def test_captions_that_cannot_be_read_end_no_run(tars, tmp_path, monkeypatch):
             source.captions(index)
     tokenizer = build_tokenizer(config, source)
     assert len(warnings) == 64  # of which log_first_n prints the first
-    assert pipeline.caption_report(source, tokenizer, config)["captions"] == 2 * (347 - 64)
+    assert caption_report(source, tokenizer, config).captions == 2 * (347 - 64)
     warnings.clear()
     with train_batches(config, tokenizer, seed=0, source=source) as stream:
         found = [next(stream) for _ in range(6)]

@@ -1,19 +1,25 @@
 """Cleaning of captions, and the tokenizer."""
 
+import hashlib
+import json
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 
 from nas_jax.data import tokenizer as tokenizer_module
-from nas_jax.data.text_ops import clean_caption, clean_words, prepare_caption
+from nas_jax.data.text_ops import clean_caption, clean_words, prepare_caption, without_marks
 from nas_jax.data.tokenizer import (
     FUNCTION_WORDS,
+    MAX_LETTERS,
     SPECIAL_TOKENS,
     learn_wordpiece,
     load_tokenizer,
@@ -27,6 +33,7 @@ CAPTIONS = [
     "the walking woman is not running behind a walker",
     "no entry 18 o\u2019clock",
 ] * 3
+DIGEST = "25d0ebaa5da23041"
 
 
 def by_the_definition(text: str, max_words: int) -> str:
@@ -185,6 +192,123 @@ def test_vocabulary():
         "two",
     }
     assert not spatial & FUNCTION_WORDS
+
+
+def test_a_vocabulary_of_english_is_as_it_was():
+    """A digest made before marks were kept, of captions with an accent or a Korean word here and
+    there.
+    """
+    rng = random.Random(1)
+    syllables = ("bcdfgmnprst", "aeiou")
+    words = [
+        "".join(rng.choice(syllables[0]) + rng.choice(syllables[1]) for _ in range(length))
+        for length in (rng.randint(1, 4) for _ in range(200))
+    ]
+    words += ["caf\u00e9", "na\u00efve", "o\u2019clock", "\u4e2d\u56fd", "\ud55c\uad6d", "e\u0301"]
+    weights = [1.0] * 200 + [0.12] * 6
+    captions = [" ".join(rng.choices(words, weights, k=8)) for _ in range(500)]
+    learned = learn_wordpiece(captions, 400)
+    ids_BxL, _ = learned.encode(captions, 20)
+    content = " ".join(learned.tokens()).encode() + ids_BxL.astype("<i4").tobytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == DIGEST
+    assert learned.pieces("caf\u00e9") == learned.pieces("cafe")
+
+
+# of each language two words that differ in marks alone, in the forms that typing gives
+MARKED = {
+    "japanese": ("\u30d1\u30f3\u30c0", "\u30cf\u30f3\u30bf"),  # panda, solder
+    "hindi": ("\u092a\u0947\u0921", "\u092a\u0921"),  # tree, lie
+    "thai": ("\u0e2b\u0e21\u0e35", "\u0e2b\u0e21\u0e37"),
+    "french": ("p\u00eache", "peche"),
+    "vietnamese": ("m\u1ed9t", "mot"),
+}
+
+
+@pytest.mark.parametrize("language", MARKED)
+def test_words_that_differ_in_marks_have_tokens_of_their_own(language, monkeypatch):
+    one, other = MARKED[language]
+    captions = [f"{one} 1", f"{other} 2"]
+    kept = learn_wordpiece(captions, 100)
+    assert kept.pieces(one) != kept.pieces(other)
+    assert kept.unk_id not in kept.pieces(one)
+    for form in ("NFC", "NFD"):  # as a Mac's files write them
+        assert kept.pieces(unicodedata.normalize(form, one)) == kept.pieces(one)
+    stripped = learn_wordpiece(captions, 100, accents="strip")
+    assert stripped.pieces(one) == stripped.pieces(other)
+    # one marked word in two hundred is a foreign name
+    rare, bare = ["a b c d"] * 50 + [one], without_marks(one)
+    said = []
+    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: said.append(text % args))
+    assert learn_wordpiece(rare, 100).pieces(one) == learn_wordpiece(rare, 100).pieces(bare)
+    assert said[0].startswith("0.5% of the words have marks") and len(said) == 2
+    always = learn_wordpiece(rare, 100, accents="keep")
+    assert always.pieces(one) != always.pieces(bare)
+
+
+def test_words_with_vowel_signs_are_content_words():
+    captions = ["\u0915\u093e\u0932\u093e \u0918\u094b\u0921\u093c\u093e"] * 3  # black horse
+    learned = learn_wordpiece(captions, 100)
+    words, pieces = learned.vocabulary(), learned.pieces(captions[0])
+    assert len(pieces) == 2 and words.content_V[pieces].all() and words.fillable_V[pieces].all()
+    alone = learned.tokens().index("\u093e")  # a sign is no word
+    assert not words.content_V[alone] and not words.fillable_V[alone]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": True},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "tokenize_chinese_chars": False},
+    ],
+)
+def test_a_word_list_is_read_as_transformers_reads_it(tmp_path, settings):
+    from transformers import BertTokenizer
+
+    words = "Apfel apfel \u00c4pfel \u00e4pfel T\u00fcr t\u00fcr tur \u4e2d ##\u56fd \u56fd"
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *words.split()]) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = load_tokenizer(str(tmp_path)), BertTokenizer.from_pretrained(tmp_path)
+    for text in ("\u00c4pfel Apfel", "T\u00fcr t\u00fcr TUR", "\u4e2d\u56fd \u4e2d", "x [MASK]"):
+        wanted = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.pieces(text) == wanted, text
+    (tmp_path / "tokenizer_config.json").write_text('{"strip_accents": "no"}')
+    with pytest.raises(DataError, match="undamaged"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_cased_vocabulary_gets_its_capitals(tmp_path):
+    words = [*SPECIAL_TOKENS, "Ein", "Hund", "Mann", "person", "und"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = load_tokenizer(str(tmp_path))
+    assert cased.cased
+    text = prepare_caption("Ein Hund, und <PERSON>.", True, 30, cased.cased)
+    assert text == "Ein Hund und person" and cased.unk_id not in cased.pieces(text)
+    cased.save(tmp_path / "run")
+    assert load_tokenizer(str(tmp_path / "run")).cased and pickle.loads(pickle.dumps(cased)).cased
+    # The run of an older version lower-cased its captions, and goes on so.
+    settings = json.loads((tmp_path / "run/text_tokenizer.json").read_text())
+    del settings["cased"]
+    (tmp_path / "run/text_tokenizer.json").write_text(json.dumps(settings))
+    assert not load_tokenizer(str(tmp_path / "run")).cased
+    # no capital in the vocabulary: nothing to tell apart
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "ein", "hund"]) + "\n")
+    assert not load_tokenizer(str(tmp_path)).cased
+    assert not learn_wordpiece(CAPTIONS, 300).cased
+
+
+def test_a_word_of_too_many_letters_is_left_out_and_counted(monkeypatch):
+    said = []
+    monkeypatch.setattr(absl_logging, "warning", lambda text, *args: said.append(text % args))
+    most = "ab" * (MAX_LETTERS // 2)
+    long = "pngbase64" + "Qr5" * 7000
+    learned = learn_wordpiece([*CAPTIONS, f"a {long} {long}", most], 300)
+    assert learned.tokens() == learn_wordpiece([*CAPTIONS, "a", most], 300).tokens()
+    assert len(said) == 1 and "2 words of more than 100 letters (1 different ones)" in said[0]
+    assert learned.pieces(long) == [learned.unk_id] and learned.unk_id not in learned.pieces(most)
 
 
 def test_errors_of_the_tokenizer(tmp_path, monkeypatch):

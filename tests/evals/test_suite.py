@@ -398,6 +398,7 @@ def test_a_length_that_cuts_the_deciding_word_is_refused(caplog):
     same = (Foil(0, "1 a", "1  a", "x"),)
     evaluator(Oracle(), eval_sets=[replace(make_set(), foils=same)])
     assert "1 of 1 pairs have the same tokens" in caplog.text
+    assert "differ in case, punctuation or spaces alone. Remedy: leave them out" in caplog.text
 
 
 def test_results_file(tmp_path):

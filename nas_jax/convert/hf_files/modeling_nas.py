@@ -154,6 +154,12 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, input_ids, mask):
+        length, places = input_ids.shape[1], len(self.position_embedding.weight)
+        if length > places:
+            raise ValueError(
+                f"texts of {length} tokens for a model of {places} positions: call the tokenizer "
+                "with truncation=True, which cuts as in training"
+            )
         positions = self.position_embedding.weight[: input_ids.shape[1]]
         tokens = self.embedding_norm(
             self.word_embedding(input_ids) + positions + self.type_embedding.weight[0]
@@ -184,6 +190,13 @@ class MlmHead(nn.Module):
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=TEXT_NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def resize(self, vocab_size):
+        """A bias of so many words: those of the first ones kept, 0 for new ones."""
+        bias = self.bias.new_zeros(vocab_size)
+        kept = min(vocab_size, len(self.bias))
+        bias[:kept] = self.bias.data[:kept]
+        self.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
 
     def forward(self, tokens, word_table):
         return F.linear(self.norm(F.gelu(self.transform(tokens))), word_table, self.bias)
@@ -285,6 +298,17 @@ class NasModel(PreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.text_encoder.word_embedding = value
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As of any model; the biases of the heads that predict words follow, with 0 for new ones.
+
+        Their decoder is the table of words.
+        """
+        table = super().resize_token_embeddings(*args, **kwargs)
+        for head in (self.mlm_head, self.generator_head):
+            if head is not None:
+                head.resize(len(table.weight))
+        return table
 
     def encode_image(self, pixel_values):
         """Normalised pictures (B, 3, S, S) -> tokens (B, N + 1, D) and unit ITC features (B, E)."""

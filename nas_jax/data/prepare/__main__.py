@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from nas_jax.data.overlap import MAX_DISTANCE
 from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
+from nas_jax.data.prepare.texts import say_texts
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console
@@ -65,6 +66,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SHARE",
         help="a larger share lost ends it (default 0.05)",
     )
+    add(
+        "--tokenizer",
+        default="",
+        metavar="FOLDER",
+        help="say what this tokenizer makes of the captions (folder, or name on the hub)",
+    )
     against = "look for the pictures of these evaluation sets: prepared folders, or files as INPUT"
     add("--against", nargs="+", default=[], metavar="OTHER", help=against)
     distance = (
@@ -95,9 +102,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and "
                 "name the folder there",
             )
-    if not (args.inputs or args.against or args.verify):
+    if not (args.inputs or args.against or args.verify or args.tokenizer):
         raise ConfigError(
-            "no INPUT", "files to prepare, or --against or --verify", "name the files before --out"
+            "no INPUT",
+            "files to prepare, or --against, --tokenizer or --verify",
+            "name the files before --out",
         )
     return args
 
@@ -116,6 +125,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
     for other in args.against:
         distance = MAX_DISTANCE if args.max_distance is None else args.max_distance
         check_overlap(args.out, other, args.leave_out, args.workers, distance, console)
+    if args.inputs or args.tokenizer:
+        say_texts(args.out, args.tokenizer, console)
     if args.verify:
         verify(args.out, console)
 

@@ -70,6 +70,7 @@ def load_benchmark(
     image_size: int | None = None,
     max_dropped: float = 0.01,
     clean: bool = True,
+    cased: bool = False,
 ) -> tuple[Benchmark, ...]:
     """Loads a benchmark; some are several.
 
@@ -80,6 +81,7 @@ def load_benchmark(
       image_size: height and width of the pictures, pixels; None: annotations only.
       max_dropped: a larger share of items that cannot be used is an error.
       clean: whether texts are cleaned as ALBEF cleans them (lower case, no punctuation).
+      cased: then too capitals stay, for a tokenizer that tells them apart.
 
     Raises:
       ConfigError: an unknown name, or an option without sense.
@@ -94,6 +96,6 @@ def load_benchmark(
         raise DataError(
             f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md"
         )
-    options = LoadOptions(image_size, max_dropped, clean)
+    options = LoadOptions(image_size, max_dropped, clean, cased=cased)
     options.validate()
     return BENCHMARKS[name].load(folder, options)

@@ -28,6 +28,11 @@ class LoadOptions:
     clean: bool = True
     # longer texts are cut; VALSE's longest has fewer, the 30 of pretraining would cut answers off
     max_words: int = 64
+    cased: bool = False  # cleaning leaves capitals, for a tokenizer that tells them apart
+
+    def prepared(self, text: str) -> str:
+        """A text as the tokenizer gets it."""
+        return prepare_caption(text, self.clean, self.max_words, self.cased)
 
     def validate(self) -> None:
         """Raises ConfigError on the first field with an unusable value."""
@@ -143,7 +148,7 @@ def _questions(
 
 
 def _cleaned(draft: Draft, options: LoadOptions, report: Report) -> Draft | None:
-    texts = tuple(prepare_caption(text, options.clean, options.max_words) for text in draft.texts)
+    texts = tuple(options.prepared(text) for text in draft.texts)
     if not all(texts):
         report.drop("empty text", draft.key)
         return None
