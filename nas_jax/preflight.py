@@ -31,7 +31,7 @@ from nas_jax.storage.paths import check_bucket, failures, in_words, is_bucket, r
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
-from nas_jax.utils.errors import CheckpointError, UserError
+from nas_jax.utils.errors import CheckpointError, DataError, UserError
 from nas_jax.utils.logging import Console
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
@@ -155,17 +155,27 @@ def _memory(run: RunConfig) -> tuple[str, str]:
 
 def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     steps = pipeline.steps_per_epoch(run.data, source)
-    # One record of each part is read and decoded: paths that do not match show here.
-    read = [pipeline.first_unreadable(part) for part in source.parts]
     text = (
         f"{len(source)} records in {len(source.parts)} sources, digest {source.identity()}, "
         f"{steps} steps an epoch"
     )
-    broken = [name for name in read if name]
+    # Paths that do not match, and pictures that are not read, show here.
+    broken = [name for part in source.parts for name in pipeline.unreadable(part, run.data)]
+    looked = pipeline.missing_files(source)
+    if looked.of:
+        text += f"; looked for {looked.looked_at} of {looked.of} picture files"
+        text += f", {looked.missing} are missing, like {looked.example}" if looked.missing else ""
+    if looked.missing > run.data.max_skipped_share * max(1, looked.looked_at):
+        raise DataError(
+            text,
+            f"at most a share of {run.data.max_skipped_share:g} missing",
+            "mend the files, or raise data.max_skipped_share",
+        )
     if broken:
-        return WARNING, f"{text}; unreadable: {broken[0]}"
-    dropped = source.report.line()
-    return (WARNING, f"{text}; dropped on opening: {dropped}") if dropped else (OK, text)
+        text += f"; unreadable: {broken[0]}"
+    if dropped := source.report.line():
+        text += f"; dropped on opening: {dropped}"
+    return (WARNING if looked.missing or broken or dropped else OK), text
 
 
 def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
