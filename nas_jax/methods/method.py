@@ -178,6 +178,12 @@ class Method:
         """Metrics of the steps that are recorded only, as they cost too much for every step."""
         return {}
 
+    def renumbered(self, state: MethodState, by: int | Array) -> MethodState:
+        """The state of a run that goes on with another batch size, so that step k is k + by: what
+        counts steps itself is moved; traceable by `jax.jit`.
+        """
+        return state
+
     def start_from(self, params: Params, state: MethodState, saved: Saved) -> MethodState:
         """The fresh state of a run whose parameters are those of a checkpoint."""
         return state
