@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from absl import logging
 
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
@@ -248,6 +249,32 @@ def usable_captions(captions: list, clean: bool) -> list[str]:
     ]
 
 
+class Alike:
+    """Finds tars of several folders that number other pictures alike: as neighbours they are one
+    collection, in which a key names one picture. Only the first tar of each folder is looked at.
+    """
+
+    def __init__(self, files: tuple[str, ...]):
+        first: dict[str, str] = {}
+        for path in files:
+            first.setdefault(os.path.dirname(path), path)
+        self._first = set(first.values()) if len(first) > 1 else set()
+        self._seen: dict[str, tuple[str, list[str]]] = {}
+
+    def add(self, path: str, key: str, captions: list[str]) -> None:
+        """Warns, once, where another tar has the key with other captions."""
+        if path not in self._first:
+            return
+        other, theirs = self._seen.setdefault(key, (path, captions))
+        if other != path and theirs != captions:
+            self._first = set()
+            logging.warning(
+                "%s is in %s (%r) and in %s (%r): taken for one picture, as neighbouring tars are "
+                "one collection; give data.weights, or prepare each, if they are two",
+                *(key, other, theirs[0], path, captions[0]),
+            )
+
+
 class AlbefJsonSource(_Table):
     """The json lists ALBEF trains on: [{"image": path, "caption": text or list of texts}, ...].
 
@@ -373,6 +400,7 @@ class WebDatasetSource(_Table):
         """
         super().__init__(files)
         slices: list[Place] = []
+        alike = Alike(files)
         index = partial(index_tar, cache=cache)
         indices = reading.each(index, files) if self.remote else map(index, files)
         for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
@@ -387,6 +415,7 @@ class WebDatasetSource(_Table):
                 if usable := usable_captions(captions, clean):
                     self._add(key, number, usable)
                     slices.append(image)
+                    alike.add(path, key, usable)
                 else:
                     self.report.drop(
                         "damaged json" if damaged else "no caption", f"{key} in {path}"

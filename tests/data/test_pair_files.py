@@ -110,3 +110,16 @@ def test_a_key_of_two_pictures_is_refused(folder):
     (folder / "00000-foils.jsonl").write_text((folder / "any-foils.jsonl").read_text())
     with pytest.raises(DataError, match="00000-foils.jsonl: the picture"):
         file_eval_sets(replace(config, foils=(str(folder / "00000-foils.jsonl"),)))
+
+
+def test_neighbouring_tars_that_number_other_pictures_alike_are_said(folder, caplog):
+    """They are one collection without weights, in which both pictures would have one id."""
+    config = config_of(folder, *TARS, foils="any-foils")
+    with caplog.at_level("WARNING", logger="absl"):
+        open_corpus(replace(config, val=(str(folder / TARS[0]),) * 2), "val", 0)
+        open_corpus(config_of(folder, *TARS, holdout=0.6, weights=(1.0, 1.0)), "val", 0)
+        assert not caplog.records
+        open_corpus(config, "val", 0)
+    (record,) = caplog.records
+    assert "000000000 is in" in record.message and "'second 0'" in record.message
+    assert "give data.weights, or prepare each" in record.message
