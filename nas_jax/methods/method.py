@@ -180,9 +180,12 @@ class Method:
 
     def renumbered(self, state: MethodState, by: int | Array) -> MethodState:
         """The state of a run that goes on with another batch size, so that step k is k + by: what
-        counts steps itself is moved; traceable by `jax.jit`.
+        counts steps itself is moved, by its own `renumbered`; traceable by `jax.jit`.
         """
-        return state
+        return {
+            name: part.renumbered(by) if hasattr(part, "renumbered") else part
+            for name, part in state.items()
+        }
 
     def start_from(self, params: Params, state: MethodState, saved: Saved) -> MethodState:
         """The fresh state of a run whose parameters are those of a checkpoint."""

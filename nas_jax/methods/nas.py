@@ -200,15 +200,6 @@ class Nas(Albef):
             return None
         return self.apply(params).patch_codes(state["dictionary"], image_BxHxWx3)
 
-    def renumbered(self, state: MethodState, by: int | Array) -> MethodState:
-        """See `Method`. The ages of the codes stay, and so does being past the start from data."""
-        if not self.config.dictionary.enabled:
-            return state
-        words = state["dictionary"]
-        moved = jnp.where(words.step > 0, jnp.maximum(words.step + by, 1), 0)
-        last_use_K = words.last_use_K + moved - words.step
-        return state | {"dictionary": words.replace(step=moved, last_use_K=last_use_K)}
-
     def start_from(self, params: Params, state: MethodState, saved: Saved) -> MethodState:
         """As ALBEF's, with the checkpoint's dictionary if it has one."""
         state = super().start_from(params, state, saved)
