@@ -61,7 +61,7 @@ def begin(
     if config.continue_from:
         with _open(config.continue_from, say) as manager:
             state, position = go_on(manager, jax.eval_shape(init_state), shardings, say, course)
-        say(f"case 2: going on from step {position['next_step']} of {config.continue_from}")
+        say(f"case 2: going on at step {position['next_step']}, from {config.continue_from}")
         return state, position
     state = jax.jit(init_state, out_shardings=shardings)()
     if config.weights:
