@@ -29,9 +29,10 @@ from nas_jax.rehearsal.compiled import abstract_step
 from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
+from nas_jax.train.going_on import Course, beginning
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
-from nas_jax.utils.errors import CheckpointError, UserError
+from nas_jax.utils.errors import CheckpointError, DataError, UserError
 from nas_jax.utils.logging import Console
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
@@ -86,7 +87,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
     yield "data", lambda: _data(run, corpus())
     yield "tokenizer", lambda: _tokenizer(run, workdir, corpus())
     yield "evaluation", lambda: _evaluation(run, workdir)
-    yield "checkpoint", lambda: _checkpoint(run, workdir)
+    yield "checkpoint", lambda: _checkpoint(run, workdir, corpus())
 
 
 def _config(run: RunConfig, workdir: Path) -> tuple[str, str]:
@@ -156,17 +157,27 @@ def _memory(run: RunConfig) -> tuple[str, str]:
 
 def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     steps = pipeline.steps_per_epoch(run.data, source)
-    # One record of each part is read and decoded: paths that do not match show here.
-    read = [pipeline.first_unreadable(part) for part in source.parts]
     text = (
         f"{len(source)} records in {len(source.parts)} sources, digest {source.identity()}, "
         f"{steps} steps an epoch"
     )
-    broken = [name for name in read if name]
+    # Paths that do not match, and pictures that are not read, show here.
+    broken = [name for part in source.parts for name in pipeline.unreadable(part, run.data)]
+    looked = pipeline.missing_files(source)
+    if looked.of:
+        text += f"; looked for {looked.looked_at} of {looked.of} picture files"
+        text += f", {looked.missing} are missing, like {looked.example}" if looked.missing else ""
+    if looked.missing > run.data.max_skipped_share * max(1, looked.looked_at):
+        raise DataError(
+            text,
+            f"at most a share of {run.data.max_skipped_share:g} missing",
+            "mend the files, or raise data.max_skipped_share",
+        )
     if broken:
-        return WARNING, f"{text}; unreadable: {broken[0]}"
-    dropped = source.report.line()
-    return (WARNING, f"{text}; dropped on opening: {dropped}") if dropped else (OK, text)
+        text += f"; unreadable: {broken[0]}"
+    if dropped := source.report.line():
+        text += f"; dropped on opening: {dropped}"
+    return (WARNING if looked.missing or broken or dropped else OK), text
 
 
 def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
@@ -223,9 +234,16 @@ def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
     return OK, "; ".join(found)
 
 
-def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:
+def _checkpoint(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]:
+    said, course = beginning(run.train, workdir), Course(to_dict(run), len(source))
+    if not has_checkpoint(workdir) and not run.train.continue_from:
+        weights = run.train.weights
+        return OK, f"none yet: starts from {f'weights of {weights}' if weights else 'nothing'}"
     if not has_checkpoint(workdir):
-        return OK, "none yet: starts from nothing"
+        other = as_path(run.train.continue_from)
+        with CheckpointManager(other / CHECKPOINTS, read_only=True) as manager:
+            text = f"none yet: goes on from step {manager.latest_step()} of {other}"
+            return _changes(manager, course, [text])
     check_config(workdir, to_dict(run), RESUMABLE, defaults_of(run))
     rows = run.model.vocab_size or load_tokenizer(str(workdir / TOKENIZER)).vocab_size
     model = replace(run.model, vocab_size=rows)
@@ -233,4 +251,11 @@ def _checkpoint(run: RunConfig, workdir: Path) -> tuple[str, str]:
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
         step = manager.latest_step()
         manager.check_shapes(abstract.state, step)
-    return OK, f"would go on from step {step}"
+        return _changes(manager, course, [f"would go on from step {step}", *filter(None, [said])])
+
+
+def _changes(manager: CheckpointManager, course: Course, said: list[str]) -> tuple[str, str]:
+    """What was said, and what changes where the run goes on."""
+    step = manager.latest_step()
+    _, lines = course.after(manager.metadata(step).get("config", {}), step)
+    return (WARNING if lines or len(said) > 1 else OK), "; ".join([*said, *lines])

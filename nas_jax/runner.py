@@ -49,6 +49,7 @@ from nas_jax.rehearsal import compile_step
 from nas_jax.storage.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
+from nas_jax.train.going_on import Course, beginning
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step
@@ -122,6 +123,8 @@ def train(run: RunConfig, workdir: Path) -> int:
     """Trains to the end of the config, from the newest checkpoint in `workdir` if there is one."""
     console = Console(enabled=jax.process_index() == 0)
     check_trackers(run.train, workdir)
+    if line := beginning(run.train, workdir):
+        console.say(line)
     # Before the tokenizer, which must not come from another config's run.
     open_workdir(workdir, to_dict(run), write=jax.process_index() == 0, defaults=defaults_of(run))
     mesh = mesh_of(run)
@@ -166,6 +169,7 @@ def _training(run: RunConfig, workdir: Path, parts: Parts, mesh: Mesh) -> loop.T
         observe=lambda state: method.observe(state.params, state.method_state),
         shardings=functools.partial(state_shardings, own=method.sharding),
         start_from=method.start_from,
+        course=Course(to_dict(run), len(parts.source), method.renumbered),
         data_id=parts.source.identity(),
         report=lambda step, metrics: _report(run, workdir, step, metrics),
     )

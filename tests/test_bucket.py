@@ -227,7 +227,7 @@ def test_weights_of_a_run_in_a_bucket(bucket, tmp_path, capfd):
         )
         == 0
     )
-    assert f"case 2: going on from step 2 of {bucket.url}/a" in capfd.readouterr().out
+    assert f"case 2: going on at step 2, from {bucket.url}/a" in capfd.readouterr().out
 
 
 # State of the bucket, mode -> exit code, line.

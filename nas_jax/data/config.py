@@ -42,6 +42,8 @@ class DataConfig:
     scene_world: str = "small"  # scenes: what they show, a row of WORLDS (data/worlds.py)
     # Pictures.
     image_size: int = 256  # pixels a side
+    # values that are black and white in pictures of more than 8 bits; () = as the file says
+    image_range: tuple[float, ...] = ()
     # share of the area a random crop keeps; () = plain resize
     crop_scale: tuple[float, ...] = (0.2, 1.0)
     # mirror half of the pictures, as ALBEF does; wrong wherever captions say left and right
@@ -149,6 +151,7 @@ class DataConfig:
                 "two shares with 0 < smallest <= largest <= 1",
                 "use () for a plain resize",
             )
+        check_image_range(self.image_range, "data.image_range")
         if not 0 <= self.holdout < 1:
             raise ConfigError(
                 f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual"
@@ -192,6 +195,16 @@ class DataConfig:
                 "pictures that are not trained on",
                 "set data.holdout=0.1",
             )
+
+
+def check_image_range(ends: tuple[float, ...], setting: str) -> None:
+    """Raises ConfigError unless `ends` is () or two numbers, the first below the second."""
+    if ends and not (len(ends) == 2 and ends[0] < ends[1]):
+        raise ConfigError(
+            f"{setting}={tuple(ends)}",
+            "the values that are black and white, the first below the second",
+            "name both, as in (0,4095) or (-1000,400)",
+        )
 
 
 def cache_for(path: str, folder: str) -> Cache:

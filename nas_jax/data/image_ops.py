@@ -18,12 +18,14 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from nas_jax.data.deep_pixels import Range, is_deep, to_levels
+from nas_jax.data.image_errors import ImageError
+
 # more is refused before it is decoded: a small file can unpack to gigabytes
 MAX_IMAGE_PIXELS = 64_000_000
 # none that runs programs, as EPS does
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-# what ImageError.reason may be
-REASONS = ("empty file", "not an image", "image too large", "damaged image")
+_TIFF = (b"II*\0", b"MM\0*")
 CROP_RATIO = (3 / 4, 4 / 3)
 FILL = (128, 128, 128)  # what warps show where they leave the picture
 
@@ -33,23 +35,14 @@ cv2.setNumThreads(0)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageError(ValueError):
-    """Bytes that are no usable picture. `reason` is one of REASONS, `detail` says more."""
-
-    def __init__(self, reason: str, detail: str):
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason} ({detail})")
-
-    def __reduce__(self):
-        # Exception would pass on the one joined string
-        return type(self), (self.reason, self.detail)
-
-
 # ----------------------------------------------------------------------------------------- decoding
 
 
-def decode(image: bytes | np.ndarray) -> np.ndarray:
+def decode(image: bytes | np.ndarray, value_range: Range | tuple[()] = ()) -> np.ndarray:
     """An encoded file as uint8 (H, W, 3) RGB: upright as EXIF says, transparent parts white.
+
+    value_range: the values that are black and white in pictures of more than 8 bits a sample; ():
+    as the file says (`deep_pixels.py`).
 
     Of an animation, the first frame. RGB and grey JPEGs go through simplejpeg, which gives the same
     bits as Pillow (the same library and inverse DCT). Arrays pass unchanged.
@@ -61,9 +54,17 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
             raise ImageError("not an image", f"array {image.shape} {image.dtype}")
         return image
     opened = _open(image)
-    pixels_HxWx3, _ = _decode_jpeg(image, opened) if _is_plain_jpeg(opened) else (_load(opened), 1)
+    if _is_plain_jpeg(opened):
+        pixels_HxWx3, _ = _decode_jpeg(image, opened)
+    else:
+        pixels_HxWx3 = _load(image, opened, value_range)
     # PNG may tell the orientation after the pixels
     return _turn(pixels_HxWx3, _orientation(opened))
+
+
+def has_deep_pixels(data: bytes) -> bool:
+    """Whether the file has more than 8 bits a sample. Raises ImageError as `decode`."""
+    return is_deep(_open(data), data)
 
 
 def decode_crop(
@@ -71,6 +72,7 @@ def decode_crop(
     rng: np.random.Generator,
     size: int,
     scale: tuple[float, float] | tuple[()],
+    value_range: Range | tuple[()] = (),
 ) -> np.ndarray:
     """`decode` and `random_resized_crop` in less time: uint8 (size, size, 3).
 
@@ -87,7 +89,7 @@ def decode_crop(
         opened = _open(image)
         if _is_plain_jpeg(opened):
             return _jpeg_crop(image, opened, rng, size, scale)
-    image_HxWx3 = decode(image)
+    image_HxWx3 = decode(image, value_range)
     return (
         random_resized_crop(image_HxWx3, rng, size, scale) if scale else resize(image_HxWx3, size)
     )
@@ -133,7 +135,8 @@ def _open(data: bytes) -> Image.Image:
         try:
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.UnidentifiedImageError as error:
-            raise ImageError("not an image", f"{len(data)} bytes of no known format") from error
+            what = "a TIFF of an unknown form" if data[:4] in _TIFF else "no known format"
+            raise ImageError("not an image", f"{len(data)} bytes of {what}") from error
     width, height = opened.size
     if width * height > MAX_IMAGE_PIXELS:
         raise ImageError("image too large", f"{width}x{height} pixels")
@@ -161,23 +164,19 @@ def _decode_jpeg(data: bytes, opened: Image.Image, shrink: int = 1) -> tuple[np.
             return pixels_HxWx3, shrink
     except ValueError:
         pass
-    return _load(opened), 1
+    return _load(data, opened), 1
 
 
-def _load(opened: Image.Image) -> np.ndarray:
+def _load(data: bytes, opened: Image.Image, value_range: Range | tuple[()] = ()) -> np.ndarray:
     """The pixels as stored, over white, by Pillow."""
     with _reading():
+        if is_deep(opened, data):
+            opened = to_levels(opened, data, value_range)
         opened.load()
         return np.asarray(_to_rgb(opened))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        # Sixteen bits a pixel; convert() would clip all above 255 to white.
-        grey = np.asarray(image, np.float64)
-        image = Image.fromarray(
-            np.uint8(np.clip(grey / 257 if grey.max(initial=0) > 255 else grey, 0, 255))
-        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

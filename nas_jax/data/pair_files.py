@@ -14,7 +14,8 @@ from absl import logging
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
-from nas_jax.data.image_ops import ImageError, decode, resize
+from nas_jax.data.image_errors import ImageError
+from nas_jax.data.image_ops import decode, resize
 from nas_jax.data.sources import expand, read_jsonl
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -26,13 +27,13 @@ CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memo
 class ImageList(Sequence):
     """Pictures of a source by index, decoded and resized (no crop): uint8 (size, size, 3)."""
 
-    def __init__(self, source: Corpus, size: int):
-        """Decodes every picture once.
+    def __init__(self, source: Corpus, size: int, value_range: tuple[float, ...] = ()):
+        """Decodes every picture once. value_range: see `decode`.
 
         `kept` has the source indices of the readable ones, and `image_ids` their ids, as training
         has them; the rest is in `dropped`.
         """
-        self._source, self._size = source, size
+        self._source, self._size, self._range = source, size, value_range
         self._cache: list[np.ndarray] | None = (
             [] if len(source) * size * size * 3 <= CACHE_BYTES else None
         )
@@ -60,7 +61,7 @@ class ImageList(Sequence):
 
     def _read(self, index: int) -> tuple[int, np.ndarray]:
         record = self._source[index]
-        return record.image_id, resize(decode(record.image), self._size)
+        return record.image_id, resize(decode(record.image, self._range), self._size)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -93,7 +94,7 @@ def file_eval_sets(config: DataConfig, cased: bool = False) -> tuple[EvalSet, ..
     if not (config.holdout or config.val):
         return ()
     source = open_corpus(config, "val", seed=0)  # of files only, so nothing is drawn
-    images = ImageList(source, config.image_size)
+    images = ImageList(source, config.image_size, config.image_range)
     if images.dropped:
         logging.warning(
             "validation: %d unreadable pictures left out, like %s",

@@ -7,10 +7,11 @@ data than the step.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -20,21 +21,26 @@ from nas_jax.data.buckets import ByLength, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet
-from nas_jax.data.image_ops import ImageError, decode
+from nas_jax.data.image_errors import ImageError
+from nas_jax.data.image_ops import decode
 from nas_jax.data.pair_files import file_eval_sets
-from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader
+from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader, named
 from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.siblings import Siblings, groups_of
-from nas_jax.data.sources import Source
+from nas_jax.data.sources import AlbefJsonSource, Source
 from nas_jax.data.text_check import SCANNED, prepared, scan_captions
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.data.worlds import WORLDS
+from nas_jax.storage.reading import each, is_file
 from nas_jax.typing import Batch
 from nas_jax.utils.errors import ConfigError, DataError
 
 MIN_COUNTED = 200  # images before the share of unreadable ones is judged
+CHANCE = 4  # standard deviations by which it must lie above the share that is allowed
+DECODED = 32  # pictures of each source that --mode=check decodes
+LOOKED_AT, LOOKED_AT_REMOTE = 20_000, 200  # files that it looks for, on the disk and in a bucket
 
 
 def open_source(config: DataConfig, split: str, seed: int) -> Corpus:
@@ -97,21 +103,47 @@ def steps_per_epoch(config: DataConfig, source: Corpus) -> int:
     return len(source) // config.batch_size
 
 
-def first_unreadable(source: Source) -> str:
-    """Reads the first record of a source and decodes its picture: "", or what is wrong with it."""
-    try:
-        decode(source[0].image)
-    except (OSError, ImageError) as error:
-        return f"{_named(source, 0)} ({error})"
-    return ""
+def unreadable(source: Source, config: DataConfig) -> list[str]:
+    """Reads some records of a source, the first and others drawn from a fixed seed, and decodes
+    their pictures: what is wrong with them.
+    """
+    others = np.random.default_rng(len(source)).integers(len(source), size=DECODED - 1)
+    found = []
+    for index in dict.fromkeys((0, *others.tolist())):
+        try:
+            decode(source[index].image, config.image_range)
+        except (OSError, ImageError) as error:
+            found.append(f"{named(source, index)} ({error})")
+    return found
 
 
-def _named(source: Source | Corpus, index: int) -> str:
-    """How a message calls a record; its key may be unreadable too."""
-    try:
-        return f"{source.key(index)} of {source.file(index)}"
-    except OSError:
-        return f"record {index} of {source.file(index)}"
+class Missing(NamedTuple):
+    """Files of pictures that were looked for."""
+
+    looked_at: int
+    of: int  # pictures that are files of their own
+    missing: int
+    example: str
+
+
+def missing_files(source: Corpus) -> Missing:
+    """Looks for the pictures that are files of their own: all of them, or so many drawn from a
+    fixed seed where they are more. In tars and prepared folders none can be missing by itself.
+    """
+    looked_at = total = 0
+    lost: list[str] = []
+    for part in source.parts:
+        if not isinstance(part, AlbefJsonSource):
+            continue
+        limit, total = LOOKED_AT_REMOTE if part.remote else LOOKED_AT, total + len(part)
+        indices = range(len(part))
+        if len(part) > limit:
+            indices = np.random.default_rng(len(part)).choice(len(part), limit, replace=False)
+        paths = [part.picture_path(int(index)) for index in indices]
+        there = each(is_file, paths) if part.remote else map(is_file, paths)
+        lost += [path for path, found in zip(paths, there, strict=True) if not found]
+        looked_at += len(paths)
+    return Missing(looked_at, total, len(lost), lost[0] if lost else "")
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -132,8 +164,9 @@ def train_batches(
     The pairs are shuffled anew each epoch; epochs follow each other without a gap, so a batch may
     hold the end of one and the beginning of the next. With data.weights each entry has epochs of
     its own, and a batch has the given shares of them. Each pair: one caption drawn uniformly, crop,
-    flip, RandAugment (ALBEF code, dataset/__init__.py). A picture that cannot be read is replaced
-    by the next record that can, and marked.
+    flip, RandAugment (ALBEF code, dataset/__init__.py). In place of a picture that cannot be read
+    comes another record, drawn evenly from the corpus (with data.weights, from its entry), and it
+    is marked.
 
     Args:
       process_index, process_count: this process yields its rows of the global batch: row block
@@ -274,7 +307,7 @@ class Batches:
         except ImageError as error:
             self.close()
             raise DataError(
-                f"an {error}", "readable pictures", "check the files of data.train"
+                str(error), "readable pictures", "check the files of data.train"
             ) from error
         skip_Bx2 = batch.pop(SKIPPED)
         batch["record_B"], batch["skipped_B"] = skip_Bx2[:, 0], skip_Bx2[:, 1] >= 0
@@ -290,20 +323,20 @@ class Batches:
             if reason not in self._told:
                 self._told.add(reason)
                 logging.warning(
-                    "%s: %s; the next readable one is used instead", reason, self._name(index)
+                    "%s: %s; another is used instead", reason, named(self._source, index)
                 )
-        if self._seen >= MIN_COUNTED and self._skipped > self._max_share * self._seen:
+        share, seen = self._max_share, self._seen
+        # What chance may add to a share that is allowed: a stream of 4 % has stretches of 6 %.
+        chance = CHANCE * math.sqrt(share * (1 - share) * seen)
+        if seen >= MIN_COUNTED and self._skipped > share * seen + chance:
             self.close()
             index, reason = self._example
             raise DataError(
-                f"{self._skipped} unreadable pictures of {self._seen}, like {self._name(index)} "
-                f"({reason})",
+                f"{self._skipped} unreadable pictures of {self._seen}, like "
+                f"{named(self._source, index)} ({reason})",
                 f"at most a share of {self._max_share:g}",
                 "mend the files, or raise data.max_skipped_share",
             )
-
-    def _name(self, index: int) -> str:
-        return _named(self._source, index)
 
     def close(self) -> None:
         """Ends threads and workers. May be called twice."""

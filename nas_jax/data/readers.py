@@ -15,7 +15,7 @@ names others in its `wants`, from this file or of its own:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,8 @@ import jax
 import numpy as np
 
 from nas_jax.data.config import DataConfig
-from nas_jax.data.image_ops import REASONS, ImageError, decode_crop, distort, flip, rand_augment
+from nas_jax.data.image_errors import REASONS, ImageError
+from nas_jax.data.image_ops import decode_crop, distort, flip, rand_augment
 from nas_jax.data.records import Draw, Record
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -34,10 +35,11 @@ from nas_jax.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from nas_jax.data.corpus import Corpus
+    from nas_jax.data.sources import Source
     from nas_jax.data.tokenizer import TextTokenizer
 
 SKIP_REASONS = ("missing file", "unreadable file", *REASONS)
-MAX_NEIGHBOURS = 100  # records tried in place of an unreadable one
+MAX_TRIES = 100  # records tried in place of an unreadable one
 SKIPPED = "skip_Bx2"  # in the reader's batches: the index drawn, and of SKIP_REASONS or -1
 
 Encode = Callable[[Sequence[Any]], tuple[np.ndarray, np.ndarray]]
@@ -51,7 +53,7 @@ Spec = Mapping[str, tuple[tuple[int, ...], Any]]
 class Example:
     """One drawn pair: what fields are read from."""
 
-    record: Record  # the one drawn, or the next readable one
+    record: Record  # the one drawn, or one that takes its place
     draw: Draw
     config: DataConfig
     first_rng: np.random.Generator  # of the picture's first view, and of nothing else
@@ -70,7 +72,9 @@ class Example:
         Raises ImageError where it cannot be decoded.
         """
         config = self.config
-        image_HxWx3 = decode_crop(self.record.image, rng, config.image_size, config.crop_scale)
+        image_HxWx3 = decode_crop(
+            self.record.image, rng, config.image_size, config.crop_scale, config.image_range
+        )
         if config.flip and rng.random() < 0.5:
             image_HxWx3 = flip(image_HxWx3)
         return rand_augment(
@@ -96,7 +100,7 @@ class Field(ABC):
     def read(self, example: Example) -> Mapping[str, Any]:
         """The values of one pair, by the names in the spec, or whatever `stack` makes these of.
 
-        An OSError or ImageError makes the next record take its place. What is drawn comes from
+        An OSError or ImageError makes another record take its place. What is drawn comes from
         `example.rng` with a name of the field's own.
         """
 
@@ -247,14 +251,17 @@ class Reader:
         self._fields = _fields(config, wants)
 
     def read(self, draw: Draw) -> Pair:
-        """One pair, or the next that can be read.
+        """One pair; in place of one that cannot be read, another drawn evenly from the corpus.
 
-        Raises ImageError where none of MAX_NEIGHBOURS can.
+        So no record stands in for a whole run of missing ones. Which one it is depends on the draw
+        alone.
+
+        Raises ImageError where none of MAX_TRIES can be read.
         """
-        rng, first = np.random.default_rng(draw.seed), ""
-        for step in range(min(len(self._source), MAX_NEIGHBOURS)):
+        first = ""
+        for index in self._candidates(draw):
             try:
-                record = self._source[(draw.index + step) % len(self._source)]
+                rng, record = np.random.default_rng(draw.seed), self._source[index]
                 example = Example(record, draw, self._config, rng, self._tokenizer.cased)
                 values = tuple(field.read(example) for field in self._fields)
             except (OSError, ImageError) as error:
@@ -262,7 +269,21 @@ class Reader:
                 continue
             reason = SKIP_REASONS.index(first) if first else -1
             return Pair(values, draw.length, (draw.index, reason))
-        raise ImageError(first, f"and so are the {step} records after it")
+        drawn = named(self._source, draw.index)
+        others = f"and so are {MAX_TRIES} others drawn in its place"
+        raise ImageError(first, f"{drawn}, {others}")
+
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        """The record drawn, then others. With data.weights from its own entry first, so that the
+        shares stay.
+        """
+        yield draw.index
+        key = (crc32(b"another record"),)
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=key))
+        starts, part = self._source.starts, self._source.part(draw.index)
+        for number in range(MAX_TRIES):
+            own = self._config.weights and number < MAX_TRIES // 2
+            yield int(rng.integers(*(starts[part : part + 2] if own else (0, len(self._source)))))
 
     def stack(self, pairs: Sequence[Pair]) -> Batch:
         """The pairs as one batch, with SKIPPED.
@@ -310,6 +331,14 @@ def _misfit(field: Field, config: DataConfig, got: str) -> DataError:
 
 def _listed(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
     return ", ".join(f"{name} {dtype}{list(shape)}" for name, (shape, dtype) in arrays.items())
+
+
+def named(source: Source | Corpus, index: int) -> str:
+    """How a message calls a record; its key may be unreadable too."""
+    try:
+        return f"{source.key(index)} of {source.file(index)}"
+    except OSError:
+        return f"record {index} of {source.file(index)}"
 
 
 def _reason(error: OSError | ImageError) -> str:

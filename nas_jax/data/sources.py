@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import numpy as np
+from absl import logging
 
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
@@ -23,6 +25,8 @@ from nas_jax.data.text_ops import clean_words
 from nas_jax.storage import reading
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.utils.errors import DataError
+
+SOME_IMAGES = 100  # of a list, evenly spread: one must be where data.image_root says
 
 
 def image_id_of(key: str) -> int:
@@ -245,6 +249,32 @@ def usable_captions(captions: list, clean: bool) -> list[str]:
     ]
 
 
+class Alike:
+    """Finds tars of several folders that number other pictures alike: as neighbours they are one
+    collection, in which a key names one picture. Only the first tar of each folder is looked at.
+    """
+
+    def __init__(self, files: tuple[str, ...]):
+        first: dict[str, str] = {}
+        for path in files:
+            first.setdefault(os.path.dirname(path), path)
+        self._first = set(first.values()) if len(first) > 1 else set()
+        self._seen: dict[str, tuple[str, list[str]]] = {}
+
+    def add(self, path: str, key: str, captions: list[str]) -> None:
+        """Warns, once, where another tar has the key with other captions."""
+        if path not in self._first:
+            return
+        other, theirs = self._seen.setdefault(key, (path, captions))
+        if other != path and theirs != captions:
+            self._first = set()
+            logging.warning(
+                "%s is in %s (%r) and in %s (%r): taken for one picture, as neighbouring tars are "
+                "one collection; give data.weights, or prepare each, if they are two",
+                *(key, other, theirs[0], path, captions[0]),
+            )
+
+
 class AlbefJsonSource(_Table):
     """The json lists ALBEF trains on: [{"image": path, "caption": text or list of texts}, ...].
 
@@ -262,17 +292,21 @@ class AlbefJsonSource(_Table):
         """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
 
         Raises:
-          DataError: a file is missing or no such list, an entry lacks a field, or the first picture
-            of a file is not where it should be.
+          DataError: a file is missing or no such list, an entry lacks a field, or none of some
+            pictures of a file is where it should be.
+
+        An entry whose image or caption is no text is dropped and counted.
         """
         super().__init__(files)
         self.image_root = image_root
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
-            entries = self._read(path)
-            self._check_first_image(path, entries[0]["image"])
-            for position, entry in enumerate(entries):
-                image, captions = self._fields(path, position, entry)
+            entries = [self._fields(path, *item) for item in enumerate(self._read(path))]
+            self._check_some_images(path, [image for image, _ in entries if image])
+            for position, (image, captions) in enumerate(entries):
+                if not image:
+                    self.report.drop("no image", f"entry {position} of {path}")
+                    continue
                 if not split.keeps(image):
                     continue
                 if usable := usable_captions(captions, clean):
@@ -302,31 +336,38 @@ class AlbefJsonSource(_Table):
                 "a list of {image, caption}",
                 "convert the file to that form",
             )
-        AlbefJsonSource._fields(path, 0, entries[0])
         return entries
 
     @staticmethod
     def _fields(path: str, position: int, entry: object) -> tuple[str, list]:
-        image = entry.get("image") if isinstance(entry, dict) else None
-        captions = entry.get("caption") if isinstance(entry, dict) else None
-        if not isinstance(image, str) or not isinstance(captions, str | list):
+        """The picture's path, "" where there is none, and what stands for captions."""
+        if not isinstance(entry, dict) or not {"image", "caption"} <= entry.keys():
             has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
             raise DataError(
                 f"{path}, entry {position}, with {has or 'no field'}",
                 "image (a path) and caption (a text or a list)",
                 "rename the fields, or run python -m nas_jax.data.prepare on the file",
             )
-        return image, [captions] if isinstance(captions, str) else captions
+        image, captions = entry["image"], entry["caption"]
+        return (
+            image if isinstance(image, str) else "",
+            captions if isinstance(captions, list) else [captions],
+        )
 
-    def _check_first_image(self, path: str, image: str) -> None:
-        full = join(self.image_root, image)
-        if not reading.is_file(full):
+    def _check_some_images(self, path: str, images: list[str]) -> None:
+        """Raises DataError where none of some is there: the folder is another, then."""
+        some = images[:: -(-len(images) // SOME_IMAGES)] if images else []
+        if some and not any(reading.is_file(join(self.image_root, image)) for image in some):
             raise DataError(
-                f"no picture {full!r}, the first in {path}",
+                f"no picture {join(self.image_root, some[0])!r}, the first in {path}",
                 "image paths that start from data.image_root",
                 f"set data.image_root (now {self.image_root!r}) to the folder that holds "
-                f"{image.split('/')[0]!r}",
+                f"{some[0].split('/')[0]!r}",
             )
+
+    def picture_path(self, index: int) -> str:
+        """The file of a picture."""
+        return join(self.image_root, self.key(index))
 
     @staticmethod
     def key_of(name: str) -> str:
@@ -334,7 +375,7 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        return reading.read_bytes(join(self.image_root, self.key(index)))
+        return reading.read_bytes(self.picture_path(index))
 
 
 class WebDatasetSource(_Table):
@@ -359,6 +400,7 @@ class WebDatasetSource(_Table):
         """
         super().__init__(files)
         slices: list[Place] = []
+        alike = Alike(files)
         index = partial(index_tar, cache=cache)
         indices = reading.each(index, files) if self.remote else map(index, files)
         for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
@@ -373,6 +415,7 @@ class WebDatasetSource(_Table):
                 if usable := usable_captions(captions, clean):
                     self._add(key, number, usable)
                     slices.append(image)
+                    alike.add(path, key, usable)
                 else:
                     self.report.drop(
                         "damaged json" if damaged else "no caption", f"{key} in {path}"

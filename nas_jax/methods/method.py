@@ -179,6 +179,15 @@ class Method:
         """Metrics of the steps that are recorded only, as they cost too much for every step."""
         return {}
 
+    def renumbered(self, state: MethodState, by: int | Array) -> MethodState:
+        """The state of a run that goes on with another batch size, so that step k is k + by: what
+        counts steps itself is moved, by its own `renumbered`; traceable by `jax.jit`.
+        """
+        return {
+            name: part.renumbered(by) if hasattr(part, "renumbered") else part
+            for name, part in state.items()
+        }
+
     def start_from(self, params: Params, state: MethodState, saved: Saved) -> MethodState:
         """The fresh state of a run whose parameters are those of a checkpoint."""
         return state

@@ -72,6 +72,11 @@ class DictionaryState:
     last_use_K: Array  # step at which the code was last chosen
     step: Array  # updates seen, also while frozen
 
+    def renumbered(self, by: int | Array) -> DictionaryState:
+        """With so many more steps: the ages of codes stay, and so does being past the start."""
+        step = jnp.where(self.step > 0, jnp.maximum(self.step + by, 1), 0)
+        return self.replace(step=step, last_use_K=self.last_use_K + step - self.step)
+
 
 def init_dictionary(key: Array, num_codes: int, dim: int, literal: bool = False) -> DictionaryState:
     """Gaussian codes. Counts and sums agree with them, or are zero in the literal mode."""

@@ -24,13 +24,13 @@ from jax.sharding import Mesh
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
-from nas_jax.parallel.rules import with_shardings
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.going_on import Course
 from nas_jax.train.machine import describe, matmul_flops
 from nas_jax.train.pace import Pace
 from nas_jax.train.profiling import StepProfile
-from nas_jax.train.start import StartFrom, begin
+from nas_jax.train.start import StartFrom, begin, go_on
 from nas_jax.train.step import sharded_step
 from nas_jax.train.watch import open_trackers
 from nas_jax.train.watchdog import Watchdog
@@ -95,8 +95,8 @@ class Training:
     start_from: StartFrom | None = None  # see train/start.py
     # A digest of the records that are read; a checkpoint of a run on others is refused.
     data_id: str = ""
-    # Called on the first process with the step and the metrics of an evaluation; gives what is
-    # printed.
+    course: Course | None = None  # see train/going_on.py; None: the config is not compared
+    # On the first process: (step, metrics of an evaluation) -> what is printed.
     report: Callable[[int, Sequence[Measurement]], str] | None = None
 
 
@@ -192,11 +192,11 @@ class _Run:
         else:
             shardings = jax.tree.map(lambda leaf: replicated(training.mesh), abstract)
         if self.manager.latest_step() is not None:  # case 1 of train/start.py
-            state, position = self.manager.restore(with_shardings(abstract, shardings))
+            state, position = go_on(self.manager, abstract, shardings, say, training.course)
             say(f"going on from step {position['next_step']} of {self.workdir}")
         else:
-            init, start_from = training.init_state, training.start_from
-            state, position = begin(self.config, init, shardings, say, start_from)
+            own = training.start_from, training.course
+            state, position = begin(self.config, training.init_state, shardings, say, *own)
         trained_on = position.get("data", training.data_id)
         if trained_on != training.data_id:
             raise CheckpointError(

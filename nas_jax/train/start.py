@@ -2,7 +2,8 @@
 
 1. continue this run: the work directory has a checkpoint;
 2. continue another run: `train.continue_from` names its work directory, whose newest checkpoint is
-   taken over whole, with optimizer, queues and the position in the data;
+   taken over whole, with optimizer, queues and the position in the data, which is counted in pairs
+   (train/going_on.py);
 3. start from weights: `train.weights` names a work directory or a folder of converted weights
    (docs/conversion.md), of whose newest checkpoint the parameters are taken, and the dictionary if
    both have one, with `train.weights_state` the teacher and the queues too; the rest is new, and
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from nas_jax.methods.method import Saved
 from nas_jax.parallel.rules import with_shardings
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.going_on import Course, renumbered
 from nas_jax.train.state import TrainState
 from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.typing import Params, PyTree
@@ -45,17 +48,20 @@ def begin(
     shardings: PyTree,
     say: Callable[[str], None],
     start_from: StartFrom | None = None,
+    course: Course | None = None,
 ) -> tuple[TrainState, Position]:
     """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the
     data goes on.
 
-    Raises CheckpointError where the other run has no checkpoint that is whole, or another state.
+    course: of this run, for what differs from the other run's.
+
+    Raises CheckpointError where the other run has no checkpoint that is whole, or another state, or
+    where pairs would be repeated or left out.
     """
     if config.continue_from:
         with _open(config.continue_from, say) as manager:
-            abstract = with_shardings(jax.eval_shape(init_state), shardings)
-            state, position = manager.restore(abstract)
-        say(f"case 2: going on from step {position['next_step']} of {config.continue_from}")
+            state, position = go_on(manager, jax.eval_shape(init_state), shardings, say, course)
+        say(f"case 2: going on at step {position['next_step']}, from {config.continue_from}")
         return state, position
     state = jax.jit(init_state, out_shardings=shardings)()
     if config.weights:
@@ -64,6 +70,31 @@ def begin(
             state = with_weights(state, shardings, saved, start_from)
         say(f"case 3: weights of {config.weights}, all else new")
     return state, NOTHING_READ
+
+
+def go_on(
+    manager: CheckpointManager,
+    abstract: TrainState,
+    shardings: PyTree,
+    say: Callable[[str], None],
+    course: Course | None = None,
+) -> tuple[TrainState, Position]:
+    """The state of the newest checkpoint that is whole, and where the data goes on; what `course`
+    changes is said. Errors: as `begin`.
+    """
+    state, position = manager.restore(with_shardings(abstract, shardings))
+    if course is None:
+        return state, position
+    step = position["next_step"]
+    here, lines = course.after(manager.metadata(step).get("config", {}), step)
+    for line in lines:
+        say(line)
+    if here != step:
+        change = jax.jit(
+            partial(renumbered, step=here, course=course), out_shardings=shardings, donate_argnums=0
+        )
+        state, position = change(state), position | {"next_step": here}
+    return state, position
 
 
 def with_weights(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.input import PILLOW_OPS
-from nas_jax.data import image_ops
+from nas_jax.data import image_errors, image_ops
 from nas_jax.data.image_ops import PLAIN_OPS, SIGNED_OPS, ImageError, decode, decode_crop
 
 MEAN, LARGEST = 1.0, 12  # levels of 255 that decode_crop states
@@ -76,7 +76,7 @@ def turned(orientation):
 def reason(data, read=decode):
     with pytest.raises(ImageError) as caught:
         read(data)
-    assert caught.value.reason in image_ops.REASONS
+    assert caught.value.reason in image_errors.REASONS
     return caught.value.reason
 
 

@@ -131,3 +131,16 @@ def test_pictures_in_folders_of_a_tar_are_found_by_path_or_by_a_name_of_their_ow
     (tmp_path / "pets-foils.jsonl").write_text(json.dumps(foil | {"image": "0.jpg"}))
     with pytest.raises(DataError, match="the picture '0.jpg' is in"):
         file_eval_sets(config)
+
+
+def test_neighbouring_tars_that_number_other_pictures_alike_are_said(folder, caplog):
+    """They are one collection without weights, in which both pictures would have one id."""
+    config = config_of(folder, *TARS, foils="any-foils")
+    with caplog.at_level("WARNING", logger="absl"):
+        open_corpus(replace(config, val=(str(folder / TARS[0]),) * 2), "val", 0)
+        open_corpus(config_of(folder, *TARS, holdout=0.6, weights=(1.0, 1.0)), "val", 0)
+        assert not caplog.records
+        open_corpus(config, "val", 0)
+    (record,) = caplog.records
+    assert "000000000 is in" in record.message and "'second 0'" in record.message
+    assert "give data.weights, or prepare each" in record.message

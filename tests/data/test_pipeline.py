@@ -149,7 +149,8 @@ def test_unreadable_pictures_are_replaced_and_counted(config, tokenizer, tmp_pat
     shown_N = np.concatenate([batch["image_id_B"] for batch in batches])
     skipped_N = np.concatenate([batch["skipped_B"] for batch in batches])
     assert skipped_N.sum() == 3 * 10  # each of them once in each of ten epochs
-    assert set(shown_N[skipped_N]) == {ids[5], ids[0]}  # 3 and 4 -> 5, 23 -> 0
+    others = {ids.index(image_id) for image_id in shown_N[skipped_N]}
+    assert len(others) > 10 and not others & broken  # 30 draws among 21
     assert {ids.index(image_id) for image_id in shown_N} == set(range(24)) - broken
     assert len(warnings) == 2 and "damaged image: k" in warnings[0] and path in warnings[0]
     with (
@@ -157,14 +158,14 @@ def test_unreadable_pictures_are_replaced_and_counted(config, tokenizer, tmp_pat
             DataError,
             match=r"unreadable pictures of 200, like k\d+ of .*broken.tar \(damaged image\)",
         ),
-        train_batches(replace(bad, max_skipped_share=0.1), tokenizer, 3) as endless,
+        train_batches(replace(bad, max_skipped_share=0.05), tokenizer, 3) as endless,
     ):
         for _ in range(60):
             next(endless)
     all_bad = replace(
         config, train=(write_tar(tmp_path / "all.tar", 8, range(8)),), max_skipped_share=1.0
     )
-    with pytest.raises(DataError, match="damaged image .and so are the 7 records"):
+    with pytest.raises(DataError, match=r"damaged image \(k\d of .*all.tar, and so are 100 others"):
         take(all_bad, tokenizer, 1)
 
 

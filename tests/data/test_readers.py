@@ -87,10 +87,12 @@ def take(config, tokenizer, steps, **options):
 
 
 def digest(batches):
-    """Of names, shapes, dtypes and values."""
+    """Of names, shapes, dtypes and values, apart from those of replaced pairs."""
     found = hashlib.sha256()
     for batch in batches:
         for name, value in sorted(batch.items()):
+            if name not in HOST:
+                value[batch["skipped_B"]] = 0
             found.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
     return found.hexdigest()[:32]
 
@@ -102,15 +104,16 @@ def assert_same(ones, others, names):
 
 
 def test_batches_keep_their_bits(config, tokenizer):
-    """Recorded before the reader was a file of its own. Runs are continued and compared over
-    versions: a change here changes their data. Only another version of opencv may excuse it.
+    """Recorded before replacements were drawn evenly, and the reader was a file of its own. Runs
+    are continued and compared over versions: a change here changes their data. Only another version
+    of opencv may excuse it.
     """
     plain = {"weights": (), "text_buckets": (), "crop_scale": (), "flip": False}
     plain = replace(config, rand_augment_ops=0, **plain)
     batches = take(config, tokenizer, 12, start_step=2)
     assert sum(batch["skipped_B"].sum() for batch in batches) == 2
-    assert digest(batches) == "6fef2ed5db13406d9948abdca82b1d65"
-    assert digest(take(plain, tokenizer, 12, start_step=2)) == "88c9c3b79adeab3f326f084312c19275"
+    assert digest(batches) == "10dbecc5bf113ab5d35dfdfe5f077f15"
+    assert digest(take(plain, tokenizer, 12, start_step=2)) == "e5a26a3dd09029f541b3a8511a168b4f"
 
 
 def test_what_is_wanted_comes_beside_and_changes_nothing_else(config, tokenizer):
@@ -121,8 +124,8 @@ def test_what_is_wanted_comes_beside_and_changes_nothing_else(config, tokenizer)
         first, second = batch["image_BxHxWx3"], batch["image2_BxHxWx3"]
         assert (first != second).any(axis=(1, 2, 3)).all()
         # `record_B` is the place drawn: in the second tar from 24 on, and replaced if unreadable
-        wanted_B = batch["record_B"] % 24 + batch["skipped_B"]
-        np.testing.assert_array_equal(batch["label_B"], wanted_B)
+        other_B = batch["label_B"] != batch["record_B"] % 24
+        np.testing.assert_array_equal(other_B, batch["skipped_B"])
     # Without crop and augmentation both views are the picture.
     still = replace(config, crop_scale=(), rand_augment_ops=0, flip=False)
     (batch,) = take(still, tokenizer, 1, wants=[SecondView()])
@@ -214,4 +217,4 @@ def test_fields_that_contradict_each_other_or_their_spec(config, tokenizer):
     batches = take(config, tokenizer, 12, wants=(Missing(),))
     labels = np.concatenate([batch["label_B"] for batch in batches])
     records = np.concatenate([batch["record_B"] for batch in batches])
-    assert 3 not in labels and set(labels[records % 24 == 3]) == {4}
+    assert 3 not in labels and len(set(labels[records % 24 == 3])) > 1

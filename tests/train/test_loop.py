@@ -19,6 +19,7 @@ import pytest
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.going_on import Course
 from nas_jax.train.loop import Training, run
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError, DivergedError
 
@@ -262,3 +263,20 @@ def test_data_that_ends_early_is_an_error(tmp_path):
 def test_train_config_names_the_bad_field(field):
     with pytest.raises(ConfigError, match=f"train.{next(iter(field))}"):
         TrainConfig(**field).validate()
+
+
+def test_what_changes_between_two_starts_is_said(tmp_path, capsys):
+    def record(steps):
+        optimizer = {"schedule": "smooth", "lr": 1e-3, "warmup_steps": 2}
+        return {"data": {"batch_size": 8}, "optimizer": optimizer, "train": {"steps": steps}}
+
+    for steps, line in (
+        (5, ""),
+        (10, "train.steps 5 -> 10: the learning rate goes from"),
+        (10, ""),
+    ):
+        config = dataclasses.replace(CONFIG, steps=steps)
+        course = Course(record(steps), 40)
+        train(tmp_path, config, record=record(steps), course=course)
+        out = capsys.readouterr().out
+        assert (line in out) if line else ("the learning rate" not in out)

@@ -52,6 +52,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="store larger pictures shrunk (default: as they are)",
     )
     add("--quality", type=int, default=95, help="of the JPEGs that --short-side makes (default 95)")
+    ends = "what is black and white in pictures of more than 8 bits (default: as the file says)"
+    add("--image-range", nargs=2, type=float, default=(), metavar=("LOW", "HIGH"), help=ends)
     add(
         "--workers",
         type=int,
@@ -118,7 +120,12 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
     if args.inputs:
         splits = tuple(name for name in args.split.split(",") if name)
         options = Options(
-            args.image_root, splits, args.tfds_captions, args.short_side, args.quality
+            args.image_root,
+            splits,
+            args.tfds_captions,
+            args.short_side,
+            args.quality,
+            tuple(args.image_range),
         )
         labels = Labels(args.name, args.licence, args.url)
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)

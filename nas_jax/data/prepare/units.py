@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nas_jax.data.image_ops import ImageError, decode
+from nas_jax.data.config import check_image_range
+from nas_jax.data.image_errors import ImageError
+from nas_jax.data.image_ops import decode, has_deep_pixels
 from nas_jax.data.overlap import exact_hash, perceptual_hash
 from nas_jax.data.prepare.folder import sha256_of, unit_path, write_durably
 from nas_jax.data.prepare.inputs import read_unit
@@ -51,6 +53,9 @@ class Options:
     # pictures with a longer short side are stored shrunk to it; 0 = all as they are
     short_side: int = 0
     quality: int = 95  # of the JPEGs among these
+    # what is black and white in pictures of more than 8 bits a sample, which are stored as PNGs of
+    # 8 then; () = as the file says, and stored as it is
+    image_range: tuple[float, ...] = ()
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
@@ -64,12 +69,17 @@ class Options:
             raise ConfigError(
                 f"--quality {self.quality}", "1 to 100", "95 hardly changes a picture"
             )
+        check_image_range(self.image_range, "--image-range")
 
     def fingerprint(self) -> dict[str, Any]:
         """Equal only for options that give the same records."""
         fields = asdict(self) | {"splits": list(self.splits)}
         fields["image_root"] = os.path.abspath(self.image_root) if self.image_root else ""
-        return fields | {"quality": self.quality if self.short_side else 0}
+        fields |= {"quality": self.quality if self.short_side else 0}
+        ends = list(
+            fields.pop("image_range")
+        )  # folders from before there was one are not made again
+        return fields | ({"image_range": ends} if ends else {})
 
 
 def prepare_unit(
@@ -125,7 +135,9 @@ def _row(pair: InputPair, options: Options) -> tuple[About, bytes] | Loss:
     try:
         if not pair.image:
             raise ImageError("empty file", "0 bytes")
-        image_HxWx3, data = decode(pair.image), pair.image
+        image_HxWx3, data = decode(pair.image, options.image_range), pair.image
+        if options.image_range and has_deep_pixels(pair.image):
+            data = _png(Image.fromarray(image_HxWx3))
     except ImageError as error:
         return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in)
     phash = perceptual_hash(image_HxWx3)
@@ -257,10 +269,15 @@ def shrink(
     small = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     if format_of(data) in ("PNG", "GIF", "BMP", "TIFF") and _few_colours(image_HxWx3):
-        small.save(buffer, "PNG")
-    else:
-        small.save(buffer, "JPEG", quality=quality, subsampling=0)
+        return np.asarray(small), _png(small)
+    small.save(buffer, "JPEG", quality=quality, subsampling=0)
     return np.asarray(small), buffer.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _few_colours(image_HxWx3: np.ndarray) -> bool:

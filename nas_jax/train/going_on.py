@@ -1,0 +1,193 @@
+"""Going on from a checkpoint under another config: what changes is said, what cannot be right is
+refused.
+
+The position in the data is counted in pairs. With another batch size the same pairs are another
+number of steps, and the state is numbered anew: so no pair is repeated or left out, and all that is
+told by the epoch (ramps, stages, the staircase of the learning rate) goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nas_jax.storage.paths import as_path
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig, make_schedule
+from nas_jax.train.schedules import Schedule
+from nas_jax.train.state import TrainState
+from nas_jax.train.workdir import has_checkpoint
+from nas_jax.typing import PyTree
+from nas_jax.utils.errors import CheckpointError
+from nas_jax.utils.fields import build
+
+# of the section data: how pairs become batches of captions of like length
+_GROUPING = ("text_buckets", "bucket_window", "text_length")
+_LENGTH = ("steps", "epochs")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run's way through its data and its schedules depends on."""
+
+    config: Mapping[str, Any]  # nested, with the sections data, train and optimizer
+    records: int  # in the training pairs
+    # `Method.renumbered`: (method state, steps to add to its own counts) -> method state
+    renumber: Callable[[PyTree, int], PyTree] = lambda state, by: state
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs in a batch."""
+        return self.config["data"]["batch_size"]
+
+    @property
+    def unit(self) -> int:
+        """After each so many pairs, the same pairs are done whatever the batch size."""
+        data = self.config["data"]
+        return self.batch_size * (data["bucket_window"] if data.get("text_buckets") else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the records."""
+        return max(1, self.records // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        train = self.config["train"]
+        return train["steps"] or train["epochs"] * self.steps_per_epoch
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each step."""
+        optimizer = build(OptimizerConfig, self.config["optimizer"], "optimizer")
+        return make_schedule(optimizer, self.total_steps, self.steps_per_epoch)
+
+    def after(self, there: Mapping[str, Any], step: int) -> tuple[int, list[str]]:
+        """Going on from `step` of a run with the config `there`: the number of that step here, and
+        a line for each thing that changes.
+
+        Raises CheckpointError where pairs would be repeated or left out, or none are left to train.
+        """
+        if not {"data", "train", "optimizer"} <= there.keys():
+            return step, ["the checkpoint has no config: its batch size is taken for the same"]
+        before = Course(there, self.records)
+        here, lines = self._renumbered(before, step)
+        names = "seed", "data.weights"
+        if order := [name for name in names if not _same(there, self.config, [name])]:
+            lines.append(
+                f"{self._shown(before, order)}: pairs come in another order from here on, so those "
+                "of this epoch may come again or be left out"
+            )
+        return here, lines + self._other_rate(before, step, here)
+
+    def _renumbered(self, before: Course, step: int) -> tuple[int, list[str]]:
+        grouped = any(
+            _get(one.config, "data.text_buckets") for one in (self, before)
+        ) and not _same(before.config, self.config, [f"data.{name}" for name in _GROUPING])
+        if self.batch_size == before.batch_size and not grouped:
+            return step, []
+        pairs = step * before.batch_size
+        what = f"batches of {before.batch_size} pairs, here of {self.batch_size}"
+        for unit in (before.unit, self.unit):
+            if pairs % unit:
+                raise CheckpointError(
+                    f"{pairs} pairs are done (step {step}, {what}), which are not a multiple of "
+                    f"{unit}",
+                    "whole batches, and whole windows of data.text_buckets, so that no pair is "
+                    "repeated or left out",
+                    f"go on from a checkpoint at a multiple of {unit} pairs, or choose another "
+                    "data.batch_size",
+                )
+        if self.batch_size == before.batch_size:
+            return step, []
+        here = pairs // self.batch_size
+        if self.total_steps <= here:
+            raise CheckpointError(
+                f"{self.total_steps} steps of {self.batch_size} pairs, with {pairs} pairs done "
+                f"before (step {step} of {before.batch_size} pairs)",
+                f"more than {here} steps, as the length is that of the whole run",
+                "raise train.steps or train.epochs",
+            )
+        return here, [
+            f"data.batch_size {before.batch_size} -> {self.batch_size}: {pairs} pairs are done, so "
+            f"step {step} there is step {here} here, in epoch {pairs / self.records:.2f} of both"
+        ]
+
+    def _other_rate(self, before: Course, step: int, here: int) -> list[str]:
+        """The learning rate of the last step there and of the next one here, if fields changed
+        that it depends on.
+        """
+        changed = [f"train.{name}" for name in _LENGTH if before.total_steps != self.total_steps]
+        changed += ["data.batch_size", *(f"optimizer.{name}" for name in self.config["optimizer"])]
+        changed = [name for name in changed if not _same(before.config, self.config, [name])]
+        if not changed or not step:
+            return []
+        last, following = float(before.schedule(step - 1)), float(self.schedule(here))
+        return [
+            f"{self._shown(before, changed)}: the learning rate goes from {last:.2g} to "
+            f"{following:.2g}"
+        ]
+
+    def _shown(self, before: Course, names: list[str]) -> str:
+        pairs = ((name, _get(before.config, name), _get(self.config, name)) for name in names)
+        return ", ".join(f"{name} {one} -> {other}" for name, one, other in pairs)
+
+
+def _get(config: Mapping[str, Any], name: str) -> Any:
+    """A field by its dotted name; None where an older config lacks it."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return list(config) if isinstance(config, tuple) else config
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> bool:
+    """Whether fields are equal; one that an older config lacks is as it was by default."""
+    return all(
+        _get(one, name) in (None, _get(other, name)) or _get(other, name) is None for name in names
+    )
+
+
+def renumbered(state: TrainState, step: int, course: Course) -> TrainState:
+    """The state as of another number of steps, for all that goes by it: schedules, random numbers,
+    the counts of the method state. Adam's own count of updates stays.
+    """
+
+    def own(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    def change(part: Any) -> Any:
+        return part._replace(count=jnp.full_like(part.count, step)) if own(part) else part
+
+    return state.replace(
+        step=jnp.full_like(state.step, step),
+        opt_state=jax.tree.map(change, state.opt_state, is_leaf=own),
+        method_state=course.renumber(state.method_state, step - state.step),
+    )
+
+
+def beginning(config: TrainConfig, workdir: Path) -> str:
+    """What is to be said of `train.continue_from` and `train.weights`; "" = nothing.
+
+    Raises CheckpointError where the one that is set names no folder with a checkpoint.
+    """
+    for name in ("continue_from", "weights"):
+        folder = getattr(config, name)
+        if not folder:
+            continue
+        if not has_checkpoint(as_path(folder)):
+            raise CheckpointError(
+                f"train.{name}={folder!r}, where no checkpoint is",
+                "the work directory of a run"
+                + (", or a folder of converted weights" if name == "weights" else ""),
+                f"mend the path, or set train.{name}=''",
+            )
+        if has_checkpoint(workdir):
+            return f"train.{name}={folder} is not read: {workdir} has a checkpoint of its own"
+    return ""
