@@ -7,16 +7,21 @@ send to a worker, and reads one file (or one slice of a tar) an item. Nothing st
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from nas_jax.data.advice import prepare_command
+from nas_jax.data.list_fields import captions_of, image_of
+from nas_jax.data.patterns import expand_braces
+from nas_jax.data.picture_paths import TRIED, find_root, flags_for
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.text_ops import clean_words
@@ -25,6 +30,8 @@ from nas_jax.storage.paths import is_bucket, join
 from nas_jax.utils.errors import DataError
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+
+_MAX_BAD = 0.05  # share of a list without a picture or a caption field; more is another form
 
 
 def image_id_of(key: str) -> int:
@@ -199,18 +206,20 @@ def _some(files: tuple[str, ...]) -> str:
 
 
 def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
-    """Paths and globs to sorted paths.
+    """Paths, globs and {000..012} to paths, those of a glob sorted.
 
     Raises DataError where one names no file; `setting` is for the message.
     """
     paths: list[str] = []
     for pattern in patterns:
-        found = reading.glob(pattern)
-        if not found:
-            raise DataError(
-                f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}"
-            )
-        paths += [path for path in found if path not in paths]
+        # a name with braces in it is itself
+        for one in [pattern] if reading.glob(pattern) else expand_braces(pattern):
+            found = reading.glob(one)
+            if not found:
+                raise DataError(
+                    f"no file {one!r}", "a path or a glob that matches", f"check {setting}"
+                )
+            paths += [path for path in found if path not in paths]
     return tuple(paths)
 
 
@@ -264,17 +273,22 @@ class AlbefJsonSource(_Table):
         """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
 
         Raises:
-          DataError: a file is missing or no such list, an entry lacks a field, or the first picture
-            of a file is not where it should be.
+          DataError: a file is missing or no such list, more than a few entries lack a field, or
+            none of the first pictures of a file is where it should be.
         """
         super().__init__(files)
         self.image_root = image_root
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
-            self._check_first_image(path, entries[0]["image"])
-            for position, entry in enumerate(entries):
-                image, captions = self._fields(path, position, entry)
+            bad = [k for k, entry in enumerate(entries) if _image_and_captions(entry) is None]
+            if len(bad) > _MAX_BAD * len(entries):
+                raise self._other_fields(path, bad[0], entries[bad[0]])
+            for position in bad:
+                self.report.drop("no image or caption", f"entry {position} in {path}")
+            found = list(filter(None, map(_image_and_captions, entries)))
+            self._check_some_exist(path, [image for image, _ in found[:TRIED]])
+            for image, captions in found:
                 if not split.keeps(image):
                     continue
                 if usable := usable_captions(captions, clean):
@@ -291,9 +305,16 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
             ) from error
+        first = content[:2]
+        if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
+            raise DataError(f"{path} in UTF-16", "UTF-8", f"save as UTF-8, or {_prepare(path)}")
         try:
-            entries = json.loads(content.decode())
+            entries = json.loads(content.decode("utf-8-sig"))
         except ValueError as error:
+            if _are_lines(content):
+                raise DataError(
+                    f"{path} with an object a line", "one json list", _prepare(path)
+                ) from error
             raise DataError(
                 f"{path}: {error}", "a json list", "check the file; it may be cut short"
             ) from error
@@ -302,33 +323,51 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"{path} holds {kind}",
                 "a list of {image, caption}",
-                "convert the file to that form",
+                _prepare(path) if isinstance(entries, dict) else "convert the file to that form",
             )
-        AlbefJsonSource._fields(path, 0, entries[0])
         return entries
 
     @staticmethod
-    def _fields(path: str, position: int, entry: object) -> tuple[str, list]:
-        image = entry.get("image") if isinstance(entry, dict) else None
-        captions = entry.get("caption") if isinstance(entry, dict) else None
-        if not isinstance(image, str) or not isinstance(captions, str | list):
-            has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(
-                f"{path}, entry {position}, with {has or 'no field'}",
-                "image (a path) and caption (a text or a list)",
-                "rename the fields, or run python -m nas_jax.data.prepare on the file",
-            )
-        return image, [captions] if isinstance(captions, str) else captions
+    def _other_fields(path: str, position: int, entry: object) -> DataError:
+        has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+        readable = image_of(entry) and captions_of(entry)
+        return DataError(
+            f"{path}, entry {position}, with {has or 'no field'}",
+            "image (a path) and caption (a text or a list)",
+            _prepare(path) if readable else "rename the fields, and give each entry both",
+        )
 
-    def _check_first_image(self, path: str, image: str) -> None:
-        full = join(self.image_root, image)
-        if not reading.is_file(full):
-            raise DataError(
-                f"no picture {full!r}, the first in {path}",
-                "image paths that start from data.image_root",
-                f"set data.image_root (now {self.image_root!r}) to the folder that holds "
-                f"{image.split('/')[0]!r}",
-            )
+    def _check_some_exist(self, path: str, images: Sequence[str]) -> None:
+        """A few dead paths are replaced in training; where none of the first exists, the root is
+        wrong.
+        """
+        if not images or any(self._exists(image) for image in images):
+            return
+        remedy = (
+            f"set data.image_root (now {self.image_root!r}) to the folder that holds "
+            f"{images[0].split('/')[0]!r}"
+        )
+        if not is_bucket(path) and not self.remote:
+            place = find_root(path, self.image_root, images)
+            if place and not place[1] and os.path.isdir(place[0]) and "\\" not in images[0]:
+                remedy = f"set data.image_root={place[0]!r} (now {self.image_root!r})"
+            elif place:
+                remedy = f"run {prepare_command(path, *place)}"
+            elif images[0].startswith("/") or "\\" in images[0]:
+                flags = flags_for(path, self.image_root, images)
+                remedy = f"run python -m nas_jax.data.prepare on it, {flags}"
+        raise DataError(
+            f"no picture {join(self.image_root, images[0])!r}, nor any other of the first "
+            f"{len(images)} in {path}",
+            "image paths that start from data.image_root",
+            remedy,
+        )
+
+    def _exists(self, image: str) -> bool:
+        try:
+            return reading.is_file(join(self.image_root, image))
+        except ValueError:  # a NUL in the path
+            return False
 
     @staticmethod
     def key_of(name: str) -> str:
@@ -337,6 +376,28 @@ class AlbefJsonSource(_Table):
 
     def _image(self, index: int) -> bytes:
         return reading.read_bytes(join(self.image_root, self.key(index)))
+
+
+def _image_and_captions(entry: object) -> tuple[str, list] | None:
+    """None where an entry has no picture or no caption field; a caption that is no text is none."""
+    if not isinstance(entry, dict) or "caption" not in entry:
+        return None
+    image, captions = entry.get("image"), entry["caption"]
+    if not isinstance(image, str) or not image:
+        return None
+    return image, captions if isinstance(captions, list) else [captions]
+
+
+def _are_lines(content: bytes) -> bool:
+    """Whether a json file has an object a line."""
+    try:
+        return isinstance(json.loads(content.partition(b"\n")[0]), dict)
+    except ValueError:
+        return False
+
+
+def _prepare(path: str) -> str:
+    return f"run {prepare_command(path)}"
 
 
 class WebDatasetSource(_Table):

@@ -44,13 +44,15 @@ _MAGIC = (
 class Options:
     """What decides the content of the shards, besides the inputs."""
 
-    image_root: str = ""  # folder that picture paths of lists start from; "" = that of the list
+    # folder or zip that picture paths of lists start from; "" = the folder of the list
+    image_root: str = ""
     splits: tuple[str, ...] = ()  # Karpathy: which splits
     # tfds: the text feature with the captions, where the data set leaves that open
     tfds_captions: str = ""
     # pictures with a longer short side are stored shrunk to it; 0 = all as they are
     short_side: int = 0
     quality: int = 95  # of the JPEGs among these
+    strip: str = ""  # what picture paths of lists begin with on another machine; taken off
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
@@ -69,6 +71,8 @@ class Options:
         """Equal only for options that give the same records."""
         fields = asdict(self) | {"splits": list(self.splits)}
         fields["image_root"] = os.path.abspath(self.image_root) if self.image_root else ""
+        if not self.strip:  # not noted: folders that were made without it stay as they are
+            del fields["strip"]
         return fields | {"quality": self.quality if self.short_side else 0}
 
 
@@ -92,7 +96,7 @@ def prepare_unit(
     tally, losses = Tally(), []
     images_in = captions_in = mended = 0
     with NewShard(out, number, store) as shard:
-        for item in read_unit(unit):
+        for item in read_unit(unit, out):
             images_in += 1
             if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
