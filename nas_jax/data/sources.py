@@ -297,8 +297,7 @@ class AlbefJsonSource(_Table):
                     self.report.drop("no caption", f"{image} in {path}")
         self._close("entries with a picture and a caption")
 
-    @staticmethod
-    def _read(path: str) -> list:
+    def _read(self, path: str) -> list:
         try:
             content = reading.read_bytes(path)
         except OSError as error:
@@ -307,13 +306,15 @@ class AlbefJsonSource(_Table):
             ) from error
         first = content[:2]
         if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
-            raise DataError(f"{path} in UTF-16", "UTF-8", f"save as UTF-8, or {_prepare(path)}")
+            raise DataError(
+                f"{path} in UTF-16", "UTF-8", f"save as UTF-8, or {self._prepare(path)}"
+            )
         try:
             entries = json.loads(content.decode("utf-8-sig"))
         except ValueError as error:
             if _are_lines(content):
                 raise DataError(
-                    f"{path} with an object a line", "one json list", _prepare(path)
+                    f"{path} with an object a line", "one json list", self._prepare(path)
                 ) from error
             raise DataError(
                 f"{path}: {error}", "a json list", "check the file; it may be cut short"
@@ -323,19 +324,25 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"{path} holds {kind}",
                 "a list of {image, caption}",
-                _prepare(path) if isinstance(entries, dict) else "convert the file to that form",
+                self._prepare(path)
+                if isinstance(entries, dict)
+                else "convert the file to that form",
             )
         return entries
 
-    @staticmethod
-    def _other_fields(path: str, position: int, entry: object) -> DataError:
+    def _other_fields(self, path: str, position: int, entry: object) -> DataError:
         has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
         readable = image_of(entry) and captions_of(entry)
         return DataError(
             f"{path}, entry {position}, with {has or 'no field'}",
             "image (a path) and caption (a text or a list)",
-            _prepare(path) if readable else "rename the fields, and give each entry both",
+            self._prepare(path) if readable else "rename the fields, and give each entry both",
         )
+
+    def _prepare(self, path: str) -> str:
+        if is_bucket(path) or self.remote:
+            return "copy it to a disk with its pictures, and run nas_jax.data.prepare on it"
+        return f"run {prepare_command(path, self.image_root)}"
 
     def _check_some_exist(self, path: str, images: Sequence[str]) -> None:
         """A few dead paths are replaced in training; where none of the first exists, the root is
@@ -394,10 +401,6 @@ def _are_lines(content: bytes) -> bool:
         return isinstance(json.loads(content.partition(b"\n")[0]), dict)
     except ValueError:
         return False
-
-
-def _prepare(path: str) -> str:
-    return f"run {prepare_command(path)}"
 
 
 class WebDatasetSource(_Table):
@@ -478,16 +481,28 @@ class WebDatasetSource(_Table):
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a jsonl file.
+    """The objects of a jsonl file, or of a json array.
 
     Raises DataError, with the line, where one is none or lacks a text field.
     """
     try:
-        lines = reading.read_bytes(path).decode().splitlines()
+        whole = reading.read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"
         ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}", "UTF-8", "save as UTF-8") from error
+    lines = whole.splitlines()
+    if whole.lstrip().startswith("["):
+        try:
+            lines = [json.dumps(entry) for entry in json.loads(whole)]
+        except ValueError as error:
+            raise DataError(
+                f"{path}, a json array: {error}",
+                "one json object a line, or a whole array",
+                "copy it again; it may be cut short",
+            ) from error
     entries = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
