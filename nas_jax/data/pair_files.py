@@ -182,7 +182,7 @@ def _foils(path: str, finder: _Finder, config: DataConfig) -> list[Foil]:
         wrong = wrong if isinstance(wrong, list) else [wrong]
         if not wrong or not all(isinstance(text, str) for text in wrong):
             raise DataError(
-                f"{path}, entry {number}, without 'foil'",
+                f"{path}, line {number}, without 'foil'",
                 "image, caption, foil (a text or a list of texts)",
                 "mend that line",
             )

@@ -132,20 +132,20 @@ def flags_for(path: str, root: str, images: Sequence[str]) -> str:
     parts = [part for part in first.split("/") if part]
     # A path from the root of a disk, of this kind of machine or of another.
     if not first.startswith("/") and first[1:3] != ":/":
-        return f"--image-root with the folder that holds {parts[0] if parts else first!r}"
+        return f"--image-root FOLDER, the one that holds {(parts or [first])[0]!r}"
     inner = "/".join(parts[-2:])
     prefix = shlex.quote(first.removesuffix(inner))
-    return f"--image-root with the folder that holds {inner!r} and --strip {prefix}"
+    return f"--image-root FOLDER, the one that holds {inner!r}, and --strip {prefix}"
 
 
 def find_root(path: str, root: str, images: Sequence[str]) -> tuple[str, str] | None:
     """A root under which the first pictures are found, and what to strip from their paths for it.
 
-    Tried are the paths and their ends: in the root, beside the list and around both, in the folders
+    Tried are the paths and their ends: beside the list, in the root and around both, in the folders
     there, and in zip files there.
     """
     names = [_slashed(image) for image in images[:_LOOKED_FOR]]
-    for place in _places(root or ".", os.path.dirname(path) or "."):
+    for place in _places(os.path.dirname(path) or ".", root or "."):
         pictures = Pictures(place)
         for name in names:
             parts = [part for part in name.split("/") if part]

@@ -362,7 +362,7 @@ class AlbefJsonSource(_Table):
                 remedy = f"run {prepare_command(path, *place)}"
             elif images[0].startswith("/") or "\\" in images[0]:
                 flags = flags_for(path, self.image_root, images)
-                remedy = f"run python -m nas_jax.data.prepare on it, {flags}"
+                remedy = f"run python -m nas_jax.data.prepare on it with {flags}"
         raise DataError(
             f"no picture {join(self.image_root, images[0])!r}, nor any other of the first "
             f"{len(images)} in {path}",
