@@ -141,24 +141,29 @@ def flags_for(path: str, root: str, images: Sequence[str]) -> str:
 def find_root(path: str, root: str, images: Sequence[str]) -> tuple[str, str] | None:
     """A root under which the first pictures are found, and what to strip from their paths for it.
 
-    Tried are the paths and their ends: beside the list, in the root and around both, in the folders
-    there, and in zip files there.
+    Tried are the paths and their ends: beside the list, in the root, in the folders and zip files
+    there, and in the folder around the list. More than half of the pictures have to be found:
+    names like 0.jpg are everywhere.
     """
     names = [_slashed(image) for image in images[:_LOOKED_FOR]]
     for place in _places(os.path.dirname(path) or ".", root or "."):
         pictures = Pictures(place)
-        for name in names:
-            parts = [part for part in name.split("/") if part]
-            for start in range(len(parts)):
-                end = "/".join(parts[start:])
-                if pictures.has(end):
-                    return place, "" if is_zip(place) else name.removesuffix(end)
+        found = [end for name in names if (end := _end_in(pictures, name))]
+        if 2 * len(found) > len(names):
+            name = next(name for name in names if name.endswith(found[0]))
+            return place, "" if is_zip(place) else name.removesuffix(found[0])
     return None
 
 
+def _end_in(pictures: Pictures, name: str) -> str:
+    """The longest end of a path that is there, "" if none is."""
+    parts = [part for part in name.split("/") if part]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if pictures.has(end)), "")
+
+
 def _places(*folders: str) -> Iterator[str]:
-    around = [os.path.dirname(os.path.abspath(folder)) for folder in folders]
-    for folder in dict.fromkeys((*folders, *around)):
+    for folder in dict.fromkeys(folders):
         try:
             with os.scandir(folder) as entries:
                 inner = sorted(entry.path for entry in entries if not entry.name.startswith("."))
@@ -167,3 +172,4 @@ def _places(*folders: str) -> Iterator[str]:
         yield folder
         yield from (place for place in inner if os.path.isdir(place))
         yield from (place for place in inner if place.lower().endswith(".zip") and is_zip(place))
+    yield os.path.dirname(os.path.abspath(folders[0]))

@@ -105,7 +105,14 @@ CASES = {
     "absolute, lines": ("a.jsonl", lines(renamed("/data/user/coco/p/{}.jpg"))),
     "Windows": ("a.json", json.dumps(renamed("p\\{}.jpg"))),
     "Windows, absolute": ("a.json", json.dumps(renamed("C:\\my data\\p\\{}.jpg"))),
-    "nowhere": ("a.json", json.dumps(renamed("/elsewhere/{}.png"))),
+    # and a file of one of these names is in a folder near by
+    "nowhere": (
+        "a.json",
+        lambda path: (
+            path.write_text(json.dumps(renamed("/elsewhere/{}.png"))),
+            (path.parent / "p" / "0.png").write_bytes(b"of something else"),
+        ),
+    ),
     "zip of pictures": (
         "a.json",
         lambda path: (path.write_text(json.dumps(LIST)), zip_of_pictures(path.parent)),
