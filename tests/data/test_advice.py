@@ -18,6 +18,7 @@ import pytest
 from data import hostile
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
+from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.sources import read_jsonl
 from nas_jax.utils.errors import DataError
@@ -224,3 +225,26 @@ def test_lines_of_pairs_may_be_an_array(tmp_path):
     path.write_text(json.dumps(rows)[:-3])
     with pytest.raises(DataError, match="a json array.*copy it again"):
         read_jsonl(str(path), ("image",))
+
+
+def test_foils_of_a_run_may_be_lists_and_their_categories_null_or_numbers(tmp_path):
+    pictures(tmp_path / "p")
+    (tmp_path / "a.json").write_text(json.dumps(LIST))
+    pair = {"image": "p/1.jpg", "caption": "a dog"}
+    told = [{"foil": "a cat", "category": 3}, {"foil": ["a cow", "a cup"], "category": None}]
+    (tmp_path / "foils.jsonl").write_text(lines([pair | more for more in told]))
+    config = DataConfig(
+        val=(str(tmp_path / "a.json"),),
+        foils=(str(tmp_path / "foils.jsonl"),),
+        image_root=str(tmp_path),
+        image_size=16,
+    )
+    (found,) = file_eval_sets(config)
+    assert [(foil.image, foil.foil, foil.category) for foil in found.foils] == [
+        (1, "a cat", "3"),
+        (1, "a cow", "none"),
+        (1, "a cup", "none"),
+    ]
+    (tmp_path / "foils.jsonl").write_text(lines([pair | {"foil": []}]))
+    with pytest.raises(DataError, match="line 1, without 'foil'"):
+        file_eval_sets(config)
