@@ -51,6 +51,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "compile": ["libtpu"],
         "gcs": ["gcsfs>=2026.1"],
+        "parquet": ["pyarrow>=20"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "test": ["pytest>=8", "ruff>=0.9"],

@@ -17,6 +17,7 @@ from nas_jax.convert.account import new_lines
 from nas_jax.convert.albef_names import student_entries
 from nas_jax.convert.encoders import EncoderSource, Tower, image_tower, text_tower
 from nas_jax.convert.torch_files import read_folder, read_tensors
+from nas_jax.convert.vit_npz import read_npz
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError, DataError
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the subcommand."""
     add = parser.add_argument
     forms = "a folder, a .safetensors or .pth file, or hub:NAME, which is downloaded"
+    authors = "; an .npz of the ViT authors"
     add(
         "export",
         nargs="?",
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image",
         default="",
         metavar="SRC",
-        help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}",
+        help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}{authors}",
     )
     add("--text", default="", metavar="SRC", help=f"BERT: {forms}")
     add("--out", required=True, metavar="DIR", help="the folder of weights to write")
@@ -146,6 +148,9 @@ def _open(spec: str) -> EncoderSource:
     """Reads what was named on the command line."""
     path = Path(_download(spec.removeprefix(HUB)) if spec.startswith(HUB) else spec)
     place = path if path.is_dir() else path.parent
+    if path.suffix == ".npz":
+        tensors, config = read_npz(path)
+        return EncoderSource(tensors, {}, config, path.name, place)
     tensors, cast = read_folder(path) if path.is_dir() else read_tensors(path)
     config = {}
     if (place / "config.json").is_file():

@@ -22,6 +22,7 @@ Tensors = dict[str, np.ndarray]
 # where training scripts put the weights beside optimizer and config
 STATE_DICTS = ("model", "state_dict")
 INDEX = "model.safetensors.index.json"
+FLAX = "flax_model.msgpack"
 
 
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
@@ -36,6 +37,10 @@ def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
         raise DataError(f"{path}, which is {what}", "a .pth or .safetensors file", "check the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix in (".npz", ".npy"):
+        raise _of_jax(path, "NumPy")
+    if path.suffix == ".msgpack":
+        raise _of_jax(path, "Flax")
     return _plain(_state_dict(_load(path), path), path)
 
 
@@ -47,11 +52,23 @@ def read_folder(folder: str | Path) -> tuple[Tensors, dict[str, str]]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return read_tensors(folder / name)
+    if (folder / FLAX).is_file():
+        raise _of_jax(folder / FLAX, "Flax")
     raise DataError(
         f"{folder} without weights",
         "model.safetensors, its index, or pytorch_model.bin in it",
         "check the folder",
     )
+
+
+def _of_jax(path: Path, kind: str) -> CheckpointError:
+    remedies = {
+        "NumPy": "pass the ViT authors' .npz to from-hf --image; else save it as .safetensors",
+        "Flax": "download model.safetensors of the same model, or, with transformers before "
+        f"version 5, load it by from_pretrained({str(path.parent)!r}, from_flax=True) and "
+        "save_pretrained",
+    }
+    return CheckpointError(f"{path}, a {kind} file", "a .pth or .safetensors file", remedies[kind])
 
 
 def write_state_dict(

@@ -18,8 +18,8 @@ class DataConfig:
     """
 
     # What is read. An entry is "scenes" (drawn from the seed), a folder made by
-    # nas_jax.data.prepare, a path or glob of WebDataset *.tar or of ALBEF's *.json lists, or
-    # tfds:NAME[:SPLIT]. All paths may be gs://BUCKET/...
+    # nas_jax.data.prepare, a path, glob or {000..012} of WebDataset *.tar or of ALBEF's *.json
+    # lists, or tfds:NAME[:SPLIT]. All paths may be gs://BUCKET/...
     train: tuple[str, ...] = ("scenes",)
     # share of each entry in a batch, in any unit; () = every record equally often
     weights: tuple[float, ...] = ()

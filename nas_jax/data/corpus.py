@@ -4,8 +4,8 @@ An entry says by its form what it is:
 
     scenes                    pictures drawn from the seed
     DIR                       a folder made by `python -m nas_jax.data.prepare`
-    *.tar                     WebDataset shards (path or glob)
-    *.json                    ALBEF's lists (path or glob)
+    *.tar                     WebDataset shards (path, glob or {00000..00012})
+    *.json                    ALBEF's lists (likewise)
     tfds:NAME[:SPLIT]         a TensorFlow Datasets data set, by name or folder
 
 Paths may be gs://BUCKET/...: tars and lists are read there, the other two from a copy in
@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from nas_jax.data.advice import prepare_command
 from nas_jax.data.config import DataConfig
-from nas_jax.data.prepared import PreparedSource, is_prepared, local_folder
+from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import Record
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import (
@@ -36,7 +37,8 @@ from nas_jax.data.sources import (
 )
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.data.worlds import WORLDS
-from nas_jax.storage.reading import is_dir
+from nas_jax.storage.paths import is_bucket
+from nas_jax.storage.reading import glob, is_dir
 from nas_jax.utils.errors import DataError
 
 SCENES = "scenes"
@@ -201,13 +203,33 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
     if entry.endswith(".json"):
         return _open_lists
     folder = os.path.expanduser(entry)
-    if is_prepared(folder) or is_dir(folder):
-        return _open_prepared  # which says what is missing in a folder that is not prepared
-    raise DataError(
-        f"the entry {entry!r} of data.train or data.val",
-        "scenes, tfds:NAME, *.tar, *.json or a folder that exists",
-        "correct the path, or run python -m nas_jax.data.prepare on the files",
-    )
+    if is_prepared(folder):
+        return _open_prepared
+    if is_dir(folder) and (is_bucket(folder) or is_dir(os.path.join(folder, UNITS))):
+        return _open_prepared  # which says what is missing
+    raise _other_form(entry)
+
+
+def _other_form(entry: str) -> DataError:
+    """What to do with an entry that is of no form of data.train, or nothing."""
+    got = f"the entry {entry!r} of data.train or data.val"
+    expected = "scenes, tfds:NAME, *.tar, *.json or a prepared folder"
+    if is_bucket(entry):
+        remedy = "correct the path; nas_jax.data.prepare makes folders from other files, on a disk"
+        return DataError(got, expected, remedy)
+    from nas_jax.data.prepare.forms import list_inputs  # here: it imports what this room has
+
+    try:
+        listed = list_inputs([entry])
+    except DataError as error:  # what prepare would say
+        if not glob(entry):
+            return DataError(got, expected, "correct the path")
+        return DataError(f"{got}: {error.got}", expected, error.remedy)
+    tars = sorted({os.path.dirname(path) for kind, path in listed if kind == "webdataset"})
+    if len(tars) == 1 and all(path.endswith(".tar") for _, path in listed):
+        pattern = os.path.join(tars[0], "*.tar")
+        return DataError(got, expected, f"name its tars: data.train=({pattern!r},)")
+    return DataError(got, expected, f"run {prepare_command(entry)}")
 
 
 def linked_keys(config: DataConfig) -> dict[str, str]:

@@ -187,20 +187,26 @@ def _clean(text: str, config: DataConfig, cased: bool) -> str:
 
 
 def _foils(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Foil]:
-    entries = read_jsonl(path, ("image", "caption", "foil", "category"))
-    foils = []
-    for entry in entries:
-        image = finder.find(path, entry["image"])
-        if image is not None:
-            foils.append(
-                Foil(
-                    image,
-                    clean(entry["caption"]),
-                    clean(entry["foil"]),
-                    entry["category"],
-                )
+    entries = read_jsonl(path, ("image", "caption"))
+    foils, about = [], 0
+    for number, entry in enumerate(entries, start=1):
+        wrong = entry.get("foil")
+        wrong = wrong if isinstance(wrong, list) else [wrong]
+        if not wrong or not all(isinstance(text, str) for text in wrong):
+            raise DataError(
+                f"{path}, line {number}, without 'foil'",
+                "image, caption, foil (a text or a list of texts)",
+                "mend that line",
             )
-    _report(path, len(foils), len(entries))
+        image = finder.find(path, entry["image"])
+        if image is None:
+            continue
+        about += 1
+        category = entry.get("category")
+        category = "none" if category is None else str(category)
+        caption = clean(entry["caption"])
+        foils += [Foil(image, caption, clean(text), category) for text in wrong]
+    _report(path, about, len(entries))
     return foils
 
 

@@ -38,7 +38,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 LOSSES = "losses.jsonl"
 UNITS = ".units"  # what each shard adds to the manifest, kept so that an interrupted run goes on
-TARS = "webdataset"  # source.kind of tars
+SAMPLES = {"webdataset", "files"}  # source.kind of tars, and of folders of the same files
 
 _GROUP = 64  # rows of an about file that are compressed together
 _MAX_OPEN = 96  # shards open at a time in one process
@@ -280,7 +280,7 @@ class PreparedSource:
         manifest = read_manifest(folder)
         shards = manifest["shards"]
         self.id, self.report = manifest["id"], Report()
-        self.name_first = manifest["source"]["kind"] == TARS
+        self.name_first = set(manifest["source"]["kind"].split("+")) <= SAMPLES
         self.files = tuple(os.path.join(self.folder, shard["file"]) for shard in shards)
         self.origins = tuple(shard["from"]["path"] for shard in shards)
         self._about_files = tuple(os.path.join(self.folder, shard["about"]) for shard in shards)

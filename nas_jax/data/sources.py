@@ -7,10 +7,11 @@ send to a worker, and reads one file (or one slice of a tar) an item. Nothing st
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -18,6 +19,10 @@ from typing import Protocol
 import numpy as np
 from absl import logging
 
+from nas_jax.data.advice import prepare_command
+from nas_jax.data.list_fields import captions_of, image_of
+from nas_jax.data.patterns import expand_braces
+from nas_jax.data.picture_paths import TRIED, find_root, flags_for
 from nas_jax.data.records import Record
 from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.tar_names import IMAGE_SUFFIXES, picture_of, split_name, why_no_picture
@@ -26,7 +31,7 @@ from nas_jax.storage import reading
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.utils.errors import DataError
 
-SOME_IMAGES = 100  # of a list, evenly spread: one must be where data.image_root says
+_MAX_BAD = 0.05  # share of a list, or one entry, without an image or caption; more: another form
 
 
 def image_id_of(key: str) -> int:
@@ -201,18 +206,20 @@ def _some(files: tuple[str, ...]) -> str:
 
 
 def expand(patterns: tuple[str, ...], setting: str) -> tuple[str, ...]:
-    """Paths and globs to sorted paths.
+    """Paths, globs and {000..012} to paths, those of a glob sorted.
 
     Raises DataError where one names no file; `setting` is for the message.
     """
     paths: list[str] = []
     for pattern in patterns:
-        found = reading.glob(pattern)
-        if not found:
-            raise DataError(
-                f"no file {pattern!r}", "a path or a glob that matches", f"check {setting}"
-            )
-        paths += [path for path in found if path not in paths]
+        # a name with braces in it is itself
+        for one in [pattern] if reading.glob(pattern) else expand_braces(pattern):
+            found = reading.glob(one)
+            if not found:
+                raise DataError(
+                    f"no file {one!r}", "a path or a glob that matches", f"check {setting}"
+                )
+            paths += [path for path in found if path not in paths]
     return tuple(paths)
 
 
@@ -292,21 +299,23 @@ class AlbefJsonSource(_Table):
         """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
 
         Raises:
-          DataError: a file is missing or no such list, an entry lacks a field, or none of some
-            pictures of a file is where it should be.
-
-        An entry whose image or caption is no text is dropped and counted.
+          DataError: a file is missing or no such list, more than a few entries lack a field, or
+            none of some pictures of a file is where it should be.
         """
         super().__init__(files)
         self.image_root = image_root
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
-            entries = [self._fields(path, *item) for item in enumerate(self._read(path))]
-            self._check_some_images(path, [image for image, _ in entries if image])
-            for position, (image, captions) in enumerate(entries):
-                if not image:
-                    self.report.drop("no image", f"entry {position} of {path}")
-                    continue
+            entries = self._read(path)
+            bad = [k for k, entry in enumerate(entries) if _image_and_captions(entry) is None]
+            if len(bad) > max(len(entries) > 1, _MAX_BAD * len(entries)):
+                raise self._other_fields(path, bad[0], entries[bad[0]])
+            for position in bad:
+                self.report.drop("no image or caption", f"entry {position} in {path}")
+            found = list(filter(None, map(_image_and_captions, entries)))
+            images = [image for image, _ in found]
+            self._check_some_exist(path, images[:: max(1, len(images) // TRIED)])
+            for image, captions in found:
                 if not split.keeps(image):
                     continue
                 if usable := usable_captions(captions, clean):
@@ -315,17 +324,25 @@ class AlbefJsonSource(_Table):
                     self.report.drop("no caption", f"{image} in {path}")
         self._close("entries with a picture and a caption")
 
-    @staticmethod
-    def _read(path: str) -> list:
+    def _read(self, path: str) -> list:
         try:
             content = reading.read_bytes(path)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
             ) from error
+        first = content[:2]
+        if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
+            raise DataError(
+                f"{path} in UTF-16", "UTF-8", f"save as UTF-8, or {self._prepare(path)}"
+            )
         try:
-            entries = json.loads(content.decode())
+            entries = json.loads(content.decode("utf-8-sig"))
         except ValueError as error:
+            if _are_lines(content):
+                raise DataError(
+                    f"{path} with an object a line", "one json list", self._prepare(path)
+                ) from error
             raise DataError(
                 f"{path}: {error}", "a json list", "check the file; it may be cut short"
             ) from error
@@ -334,36 +351,57 @@ class AlbefJsonSource(_Table):
             raise DataError(
                 f"{path} holds {kind}",
                 "a list of {image, caption}",
-                "convert the file to that form",
+                self._prepare(path)
+                if isinstance(entries, dict)
+                else "convert the file to that form",
             )
         return entries
 
-    @staticmethod
-    def _fields(path: str, position: int, entry: object) -> tuple[str, list]:
-        """The picture's path, "" where there is none, and what stands for captions."""
-        if not isinstance(entry, dict) or not {"image", "caption"} <= entry.keys():
-            has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(
-                f"{path}, entry {position}, with {has or 'no field'}",
-                "image (a path) and caption (a text or a list)",
-                "rename the fields, or run python -m nas_jax.data.prepare on the file",
-            )
-        image, captions = entry["image"], entry["caption"]
-        return (
-            image if isinstance(image, str) else "",
-            captions if isinstance(captions, list) else [captions],
+    def _other_fields(self, path: str, position: int, entry: object) -> DataError:
+        has = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+        readable = image_of(entry) and captions_of(entry)
+        return DataError(
+            f"{path}, entry {position}, with {has or 'no field'}",
+            "image (a path) and caption (a text or a list)",
+            self._prepare(path) if readable else "rename the fields, and give each entry both",
         )
 
-    def _check_some_images(self, path: str, images: list[str]) -> None:
-        """Raises DataError where none of some is there: the folder is another, then."""
-        some = images[:: -(-len(images) // SOME_IMAGES)] if images else []
-        if some and not any(reading.is_file(join(self.image_root, image)) for image in some):
-            raise DataError(
-                f"no picture {join(self.image_root, some[0])!r}, the first in {path}",
-                "image paths that start from data.image_root",
-                f"set data.image_root (now {self.image_root!r}) to the folder that holds "
-                f"{some[0].split('/')[0]!r}",
-            )
+    def _prepare(self, path: str) -> str:
+        if is_bucket(path) or self.remote:
+            return "copy it to a disk with its pictures, and run nas_jax.data.prepare on it"
+        return f"run {prepare_command(path, self.image_root)}"
+
+    def _check_some_exist(self, path: str, images: Sequence[str]) -> None:
+        """A few dead paths are replaced in training; where none of so many exists, evenly spread,
+        the root is wrong.
+        """
+        if not images or any(self._exists(image) for image in images):
+            return
+        remedy = (
+            f"set data.image_root (now {self.image_root!r}) to the folder that holds "
+            f"{images[0].split('/')[0]!r}"
+        )
+        if not is_bucket(path) and not self.remote:
+            place = find_root(path, self.image_root, images)
+            if place and not place[1] and os.path.isdir(place[0]) and "\\" not in images[0]:
+                remedy = f"set data.image_root={place[0]!r} (now {self.image_root!r})"
+            elif place:
+                remedy = f"run {prepare_command(path, *place)}"
+            elif images[0].startswith("/") or "\\" in images[0]:
+                flags = flags_for(path, self.image_root, images)
+                remedy = f"run python -m nas_jax.data.prepare on it with {flags}"
+        raise DataError(
+            f"no picture {join(self.image_root, images[0])!r}, nor any other of "
+            f"{len(images)} in {path}",
+            "image paths that start from data.image_root",
+            remedy,
+        )
+
+    def _exists(self, image: str) -> bool:
+        try:
+            return reading.is_file(join(self.image_root, image))
+        except ValueError:  # a NUL in the path
+            return False
 
     def picture_path(self, index: int) -> str:
         """The file of a picture."""
@@ -376,6 +414,24 @@ class AlbefJsonSource(_Table):
 
     def _image(self, index: int) -> bytes:
         return reading.read_bytes(self.picture_path(index))
+
+
+def _image_and_captions(entry: object) -> tuple[str, list] | None:
+    """None where an entry has no picture or no caption field; a caption that is no text is none."""
+    if not isinstance(entry, dict) or "caption" not in entry:
+        return None
+    image, captions = entry.get("image"), entry["caption"]
+    if not isinstance(image, str) or not image:
+        return None
+    return image, captions if isinstance(captions, list) else [captions]
+
+
+def _are_lines(content: bytes) -> bool:
+    """Whether a json file has an object a line."""
+    try:
+        return isinstance(json.loads(content.partition(b"\n")[0]), dict)
+    except ValueError:
+        return False
 
 
 class WebDatasetSource(_Table):
@@ -458,16 +514,28 @@ class WebDatasetSource(_Table):
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a jsonl file.
+    """The objects of a jsonl file, or of a json array.
 
     Raises DataError, with the line, where one is none or lacks a text field.
     """
     try:
-        lines = reading.read_bytes(path).decode().splitlines()
+        whole = reading.read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"
         ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}", "UTF-8", "save as UTF-8") from error
+    lines = whole.splitlines()
+    if whole.lstrip().startswith("["):
+        try:
+            lines = [json.dumps(entry) for entry in json.loads(whole)]
+        except ValueError as error:
+            raise DataError(
+                f"{path}, a json array: {error}",
+                "one json object a line, or a whole array",
+                "copy it again; it may be cut short",
+            ) from error
     entries = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -1,7 +1,8 @@
 """COCO and Flickr30k retrieval: the test lists of Karpathy's split, and how papers score them.
 
 Two forms of the list are read: ALBEF's, [{image, caption: [texts]}], and Karpathy's own, {images:
-[{split, filename, filepath, sentences: [{raw}]}]}, of which the split "test" is taken.
+[{split, filename, filepath, sentences: [{raw}]}]}, of which the split "test" is taken. In ALBEF's a
+caption may be one text; entries of one picture are then one, with the captions of all.
 
 Some COCO images have a sixth caption. Papers that ask with all captions have 25,010 texts (ALBEF,
 BLIP), others with the first five have 25,000; the number is part of each metric's name.
@@ -65,7 +66,7 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
     Raises DataError: no file, another form, or more unusable images than `options.max_dropped`.
     """
     options.validate()
-    path = data_dir if data_dir.is_file() else find(data_dir, *FILES[name])
+    path = data_dir if data_dir.is_file() else _list_in(data_dir, name)
     report = Report()
     items = _items(path, report)
     gallery = Gallery(
@@ -109,6 +110,18 @@ class _Kept(Sequence):
         return self._gallery[self._kept[index]]
 
 
+def _list_in(data_dir: Path, name: str) -> Path:
+    """The list of a folder. Raises DataError, which names one that has another name."""
+    try:
+        return find(data_dir, *FILES[name])
+    except DataError as error:
+        others = sorted(data_dir.glob("*.json"))
+        if not others:
+            raise
+        remedy = f"name the list itself, like --data {others[0]}"
+        raise DataError(error.got, error.expected, remedy) from error
+
+
 def _items(path: Path, report: Report) -> list[tuple[str, list[str]]]:
     """(image, captions) of each test image."""
     try:
@@ -124,13 +137,19 @@ def _items(path: Path, report: Report) -> list[tuple[str, list[str]]]:
             for entry in content.get("images", ())
             if entry.get("split") == "test"
         ]
-    items = []
+    items: list[tuple[str, list[str]]] = []
+    single: dict[str, list[str]] = {}  # captions of pictures that come with one text an entry
     for number, entry in enumerate(content):
         image, texts = (
             entry.get(name) if isinstance(entry, Mapping) else None for name in ("image", "caption")
         )
         if not isinstance(image, str) or not image:
             report.drop("no image", f"entry {number}")
+        elif isinstance(texts, str) and image in single:
+            single[image].append(texts)
+        elif isinstance(texts, str):
+            single[image] = [texts]
+            items.append((image, single[image]))
         elif (
             not isinstance(texts, list)
             or not texts
@@ -141,6 +160,8 @@ def _items(path: Path, report: Report) -> list[tuple[str, list[str]]]:
             items.append((image, texts))
     if not items:
         raise DataError(
-            f"{path}: no test images", "[{image, caption: [texts]}]", "check which file it is"
+            f"{path}: no test images" + (f": {report.line()}" if report else ""),
+            "[{image, caption: [texts]}]",
+            "check which file it is",
         )
     return items

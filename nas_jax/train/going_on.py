@@ -175,12 +175,14 @@ def renumbered(state: TrainState, step: int, course: Course) -> TrainState:
 def beginning(config: TrainConfig, workdir: Path) -> str:
     """What is to be said of `train.continue_from` and `train.weights`; "" = nothing.
 
-    Raises CheckpointError where the one that is set names no folder with a checkpoint.
+    Raises CheckpointError where the one that would be read names no folder with a checkpoint.
     """
     for name in ("continue_from", "weights"):
         folder = getattr(config, name)
         if not folder:
             continue
+        if has_checkpoint(workdir):
+            return f"train.{name}={folder} is not read: {workdir} has a checkpoint of its own"
         if not has_checkpoint(as_path(folder)):
             raise CheckpointError(
                 f"train.{name}={folder!r}, where no checkpoint is",
@@ -188,6 +190,4 @@ def beginning(config: TrainConfig, workdir: Path) -> str:
                 + (", or a folder of converted weights" if name == "weights" else ""),
                 f"mend the path, or set train.{name}=''",
             )
-        if has_checkpoint(workdir):
-            return f"train.{name}={folder} is not read: {workdir} has a checkpoint of its own"
     return ""

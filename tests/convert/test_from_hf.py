@@ -227,6 +227,79 @@ def test_other_names_and_files_give_the_same_bits(models, convert, tmp_path):
         assert all(np.array_equal(leaves[name], first[name]) for name in first)
 
 
+def npz_arrays(state) -> dict[str, np.ndarray]:
+    """The tensors of transformers' ViT under the names and in the layouts of the ViT authors."""
+    state = {name: tensor.numpy() for name, tensor in state.items()}
+    found = {
+        "cls": state["embeddings.cls_token"],
+        "embedding/kernel": np.einsum(
+            "oihw->hwio", state["embeddings.patch_embeddings.projection.weight"]
+        ),
+        "embedding/bias": state["embeddings.patch_embeddings.projection.bias"],
+        "Transformer/posembed_input/pos_embedding": state["embeddings.position_embeddings"],
+        "Transformer/encoder_norm/scale": state["layernorm.weight"],
+        "Transformer/encoder_norm/bias": state["layernorm.bias"],
+        "head/kernel": np.zeros((32, 10), np.float32),
+        "head/bias": np.zeros(10, np.float32),
+    }
+    heads, width = 4, 8
+    linear = {
+        "attention.output.dense": "MultiHeadDotProductAttention_1/out",
+        "intermediate.dense": "MlpBlock_3/Dense_0",
+        "output.dense": "MlpBlock_3/Dense_1",
+    }
+    for k in range(2):
+        ours, theirs = f"encoder.layer.{k}.", f"Transformer/encoderblock_{k}/"
+        for name, other in (
+            ("layernorm_before", "LayerNorm_0"),
+            ("layernorm_after", "LayerNorm_2"),
+        ):
+            found[f"{theirs}{other}/scale"] = state[f"{ours}layernorm_{name}.weight"]
+            found[f"{theirs}{other}/bias"] = state[f"{ours}layernorm_{name}.bias"]
+        for name in ("query", "key", "value"):
+            place = f"{theirs}MultiHeadDotProductAttention_1/{name}/"
+            weight = state[f"{ours}attention.attention.{name}.weight"]
+            found[f"{place}kernel"] = weight.T.reshape(32, heads, width)
+            bias = state[f"{ours}attention.attention.{name}.bias"]
+            found[f"{place}bias"] = bias.reshape(heads, width)
+        for name, other in linear.items():
+            kernel = state[f"{ours}{name}.weight"].T
+            is_out = other.endswith("/out")
+            found[f"{theirs}{other}/kernel"] = (
+                kernel.reshape(heads, width, 32) if is_out else kernel
+            )
+            found[f"{theirs}{other}/bias"] = state[f"{ours}{name}.bias"]
+    return found
+
+
+def test_the_vit_authors_files_give_the_same_bits(models, convert, tmp_path):
+    """And the number of heads is that of the file: no config.json, no sizes."""
+    vit = models["vit"][1]
+    assert convert("from-hf", "--image", vit, "--out", tmp_path / "a")[0] == 0
+    np.savez(tmp_path / "vit.npz", **npz_arrays(load_file(vit / "model.safetensors")))
+    code, printed = convert("from-hf", "--image", tmp_path / "vit.npz", "--out", tmp_path / "b")
+    assert code == 0 and "head.weight  a classifier" in printed, printed
+    first, second = (named_leaves(read(tmp_path / name).params) for name in "ab")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert read(tmp_path / "b").model == read(tmp_path / "a").model
+
+
+def test_files_of_jax_are_called_by_their_name(convert, tmp_path):
+    (tmp_path / "flax").mkdir()
+    (tmp_path / "flax" / "flax_model.msgpack").write_bytes(b"x")
+    np.savez(tmp_path / "other.npz", cls=np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:50])
+    for flag, name, says in (
+        ("--image", "flax", "a Flax file.*from_flax=True"),
+        ("--text", "flax/flax_model.msgpack", "a Flax file.*model.safetensors of the same"),
+        ("--image", "other.npz", "a NumPy file without 'Transformer/encoderblock_0"),
+        ("--image", "cut.npz", "a NumPy file, cannot be read"),
+    ):
+        code, printed = convert("from-hf", flag, tmp_path / name, "--out", tmp_path / "w")
+        assert code == 4 and re.search(says, printed) and printed.count("\n") == 1, printed
+
+
 def test_positions_are_resized_as_pytorch_does(models, convert, tmp_path):
     """ALBEF's `interpolate_pos_embed` is this call of PyTorch."""
     for size in (48, 24):

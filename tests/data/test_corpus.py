@@ -95,9 +95,7 @@ def test_entries_say_what_they_are(files):
         for names in (("a.tar",), ("b.tar",))
     }
     assert len(identities | {corpus.identity()}) == 3
-    with pytest.raises(
-        DataError, match="entry 'absent' of data.train.*tfds:NAME.*prepare on the files"
-    ):
+    with pytest.raises(DataError, match="'absent' of data.train.*tfds:NAME.*correct the path"):
         open_corpus(config_of(files, train=("absent",)), "train", 0)
     for changes, match in (
         ({"weights": (1.0, 2.0)}, "data.weights=.*each of the 1 entries"),

@@ -130,7 +130,7 @@ def test_the_check_counts_missing_files(folder, monkeypatch):
         ("caption", None, "no caption"),
         ("caption", float("nan"), "no caption"),
         ("caption", 12, "no caption"),
-        ("image", None, "no image"),
+        ("image", None, "no image or caption"),
         ("caption", [["nested"]], "no caption"),
     ],
 )
@@ -146,5 +146,5 @@ def test_one_entry_that_is_no_text_is_counted(folder, tmp_path, field, value, re
 
 def test_a_list_may_begin_with_a_hole(folder):
     assert len(open_source(config_of(folder, 0, 120), "train", 0)) == COUNT
-    with pytest.raises(DataError, match="no picture .*missing/0.png', the first in"):
+    with pytest.raises(DataError, match="no picture .*missing/0.png', nor any other of 50 in"):
         open_source(config_of(folder, 0, COUNT), "train", 0)

@@ -441,7 +441,7 @@ def test_a_folder_with_one_list(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "x", "no known form"),
+        ("a.csv", "x", "header 'x'"),
         ("a.json", "3", "begins with b'3'"),
         ("a.json", "[]", "without an entry"),
         (

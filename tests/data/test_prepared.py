@@ -52,7 +52,7 @@ def test_records_are_those_of_the_tars(tars, folder):
         assert source.captions(index) == direct.captions(index) and source.key(index) == direct.key(
             index
         )
-    assert source.name_first and source.key_of("dir/n0i1.png") == "n0i1"
+    assert source.name_first and source.key_of("dir/n0i1.png") == "dir/n0i1"
     assert source.identity() == read_manifest(folder)["id"]
     with pytest.raises(IndexError):
         source[347]

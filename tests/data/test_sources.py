@@ -249,7 +249,7 @@ def test_broken_lists_are_named(tmp_path):
     refuses("entry 1, with image;", AlbefJsonSource, written([good, {"image": "x.png"}]), root)
     refuses("entry 1, with int;", AlbefJsonSource, written([good, 5]), root)
     refuses(
-        "no picture 'elsewhere/x.png'.*set data.image_root .now 'elsewhere'.",
+        f"no picture 'elsewhere/x.png'.*set data.image_root='{root}' .now 'elsewhere'.",
         AlbefJsonSource,
         written([good]),
         "elsewhere",

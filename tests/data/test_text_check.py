@@ -172,6 +172,7 @@ def test_prepare_says_what_can_be_said(tmp_path, capsys):
 def german_after_hindi(tmp_path) -> RunConfig:
     """A run on German captions that starts from the weights of a run on Hindi ones."""
     learn_wordpiece(HINDI, 100).save(tmp_path / "hindi/tokenizer")
+    (tmp_path / "hindi/checkpoints/1").mkdir(parents=True)  # refused before it is read
     return RunConfig(
         data=write_list(tmp_path, GERMAN),
         model=tiny.model(vocab_size=0, max_text_length=25),

@@ -8,11 +8,13 @@ So an oracle can be asked for (pixels, text) without knowing what the loader tak
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -701,6 +703,68 @@ def test_pictures_are_found_by_the_end_of_their_name(tmp_path):
     assert seen(gallery[0]) == 2 and [seen(image) for image in gallery[::2]] == [2, 1]
 
 
+PAIR = {"caption": "a dog", "foil": "a cat"}
+OWN = {
+    "array": ("a.jsonl", lambda rows: json.dumps(rows, indent=1)),
+    "array in one line": ("a.jsonl", json.dumps),
+    "array in json": ("a.json", json.dumps),
+    "packed": ("a.jsonl.gz", lambda rows: gzip.compress("\n".join(map(json.dumps, rows)).encode())),
+    "utf-16": ("a.ndjson", lambda rows: "\r\n".join(map(json.dumps, rows)).encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("form", OWN)
+def test_own_pairs_in_other_files(tmp_path, form):
+    name, write = OWN[form]
+    content = write([PAIR | {"image": f"{k}.png"} for k in range(3)])
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    for k in range(3):
+        (tmp_path / f"{k}.png").write_bytes(png(k))
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert found.name == "own:a" and [question.key for question in found.questions] == list("123")
+    assert [seen(image) for image in found.images] == [0, 1, 2] and not found.dropped
+
+
+def test_own_categories_and_foils_of_other_types(tmp_path):
+    lines = [
+        {"category": None},
+        {"category": 3},
+        {"category": ""},
+        {"foil": ["a cat", "a cow"]},
+        {"foil": None, "negative_caption": "a cow"},
+    ]
+    del lines[4]["foil"]
+    dump_lines(tmp_path / "a.jsonl", [{"image": 0, **PAIR, **line} for line in lines[:4]])
+    with open(tmp_path / "a.jsonl", "a") as file:
+        file.write(json.dumps({"image": "0.png", "caption": "a dog"} | lines[4]) + "\n")
+    (tmp_path / "0.png").write_bytes(png(0))
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert [question.category for question in found.questions] == ["none", "3", *["none"] * 3]
+    assert found.questions[3].texts == ("a dog", "a cat", "a cow")
+    assert found.questions[4].texts == ("a dog", "a cow")
+    dump_lines(
+        tmp_path / "a.jsonl", [{"image": 0, "caption": "a", "foil": foil} for foil in ([], [3])]
+    )
+    with pytest.raises(DataError, match="2 no foil"):
+        load_benchmark("own", tmp_path, SIZE)
+
+
+def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
+    image = Image.fromarray(pixels(3))
+    for name, kind in (("a.tif", "TIFF"), ("b.bmp", "BMP"), ("c.gif", "GIF"), ("D.PNG", "PNG")):
+        image.save(tmp_path / name, kind)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("deep/e.png", png(4))
+        packed.writestr("images/f.png", png(5))
+    names = ["x/a.tif", "b.bmp", "c", "d.png", "deep/e.png", "far/F.png", "win\\a.tif", "gone.png"]
+    gallery = Gallery(Files(tmp_path), list(map(PictureRef, names)), SIZE)
+    assert [seen(gallery[k]) for k in range(7)] == [3, 3, 3, 3, 4, 5, 3]
+    assert {k: error.reason for k, error in gallery.failures.items()} == {7: "missing picture"}
+    (tmp_path / "more.zip").write_bytes(b"no zip")
+    with pytest.raises(DataError, match="more.zip.*a whole zip file"):
+        Gallery(Files(tmp_path), [PictureRef("gone.png")], SIZE)
+
+
 @pytest.mark.parametrize(
     ("write", "load", "kind", "message"),
     [
@@ -715,6 +779,7 @@ def test_pictures_are_found_by_the_end_of_their_name(tmp_path):
         (None, {"name": "own", "image_size": 0}, ConfigError, "image_size=0"),
         (None, {"name": "own", "max_dropped": 2}, ConfigError, "max_dropped=2"),
         (("a.jsonl", "{"), {"name": "own"}, DataError, "line 1"),
+        (("a.jsonl", "[{}"), {"name": "own"}, DataError, "a json array"),
         (("a.jsonl", ""), {"name": "own"}, DataError, "no items"),
         (("Questions.csv", "a,b\n1,2\n"), {"name": "mmvp"}, DataError, "without column 'Question "
                                                                        "ID'"),

@@ -124,6 +124,23 @@ def test_both_denominators_and_both_rules(folder):
     assert sorted(keys) == sorted(row.key for result in results for row in result.rows)
 
 
+def test_captions_one_an_entry_are_those_of_their_picture(folder):
+    """The same numbers as from lists of captions; and a list of another name is named."""
+    path = folder / "coco_karpathy_test.json"
+    entries = json.loads(path.read_text())
+    before = karpathy.load("coco", folder, OPTIONS)
+    single = [entry | {"caption": text} for entry in entries for text in entry["caption"]]
+    path.write_text(json.dumps(single))
+    after = karpathy.load("coco", folder, OPTIONS)
+    assert after.eval_set.captions == before.eval_set.captions and after.names == before.names
+    path.write_text(json.dumps([entry | {"caption": None} for entry in entries]))
+    with pytest.raises(DataError, match=r"no test images: 4 no list of captions \(like val2014/0"):
+        karpathy.load("coco", folder, OPTIONS)
+    path.rename(folder / "mine.json")
+    with pytest.raises(DataError, match="name the list itself, like --data .*mine.json"):
+        karpathy.load("coco", folder, OPTIONS)
+
+
 def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):
     entries = json.loads((folder / "coco_karpathy_test.json").read_text())
     whole = {

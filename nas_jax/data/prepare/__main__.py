@@ -24,8 +24,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     forms = (
-        "*.tar, *.json, *.jsonl, *.tsv, a folder with one of the last two, tfds:NAME[:SPLIT]; "
-        "globs are expanded"
+        "*.tar, *.parquet, *.json, *.jsonl, *.csv, *.tsv, also packed, a folder of such files, "
+        "tfds:NAME[:SPLIT]; globs and {000..012} are expanded (docs/what_do_you_have.md)"
     )
     add("inputs", nargs="*", metavar="INPUT", help=forms)
     add("--out", required=True, help="the prepared folder")
@@ -35,7 +35,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--image-root",
         default="",
-        help="where the picture paths of lists start (default: the list's folder)",
+        help="folder or zip where the picture paths of lists start (default: the list's folder)",
+    )
+    add(
+        "--strip",
+        default="",
+        metavar="PREFIX",
+        help="taken off the picture paths of lists: what they begin with on another machine",
     )
     add("--split", default="", help="Karpathy's json: which splits, like train,restval")
     add(
@@ -126,6 +132,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
             args.short_side,
             args.quality,
             tuple(args.image_range),
+            args.strip,
         )
         labels = Labels(args.name, args.licence, args.url)
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)

@@ -62,7 +62,15 @@ def prepare(
     units = (
         []
         if whole
-        else list(plan(listed, options.image_root, options.splits, options.tfds_captions))
+        else list(
+            plan(
+                listed,
+                options.image_root,
+                options.splits,
+                options.tfds_captions,
+                strip=options.strip,
+            )
+        )
     )
     make_folder(out)
     with locked(out):

@@ -1,132 +1,43 @@
 """What can be prepared, cut into units of work and read picture by picture.
 
-A unit is a tar, or some thousand neighbouring entries of a list; which ones follows from the inputs
-alone. Lists of entries are streamed: a unit holds the bytes where it begins and ends.
-
-    *.tar            WebDataset shards as img2dataset writes them
-    *.json           ALBEF's list [{image, caption}]; COCO's captions {images, annotations};
-                     Karpathy's splits of COCO and Flickr30k
-                     {images: [{filename, split, sentences}]}
-    *.jsonl, *.tsv   one picture a line, a path and one caption or several; a folder that holds one
-                     such file
-    tfds:NAME        a TensorFlow Datasets data set
+A unit is a tar, some thousand neighbouring entries of a list, or some row groups of a parquet file;
+which ones follows from the inputs alone. Lists of entries are streamed: a unit holds the bytes
+where it begins and ends. `forms` says which forms there are and tells them apart.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import glob
 import io
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
-from nas_jax.data.prepare.lists import (
+from nas_jax.data.list_fields import (
     CAPTION_FIELDS,
     IMAGE_FIELDS,
     captions_of,
-    columns_of,
     image_of,
-    read_dict,
-    read_list,
-    stream_array,
-    stream_lines,
+    url_advice,
 )
-from nas_jax.data.prepare.tars import BLOCK, check_tar, read_tar
+from nas_jax.data.picture_paths import TRIED, check_some_exist
+from nas_jax.data.prepare.forms import list_inputs
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
+from nas_jax.data.prepare.lists import read_dict, read_list, stream_array, stream_lines
+from nas_jax.data.prepare.pair_folders import pictures_in, read_pair_folder
+from nas_jax.data.prepare.parquet import plan_parquet, read_parquet
+from nas_jax.data.prepare.streams import is_packed, unpacked
+from nas_jax.data.prepare.tables import columns_of, delimiter_of, stream_table
+from nas_jax.data.prepare.tars import read_tar
 from nas_jax.utils.errors import ConfigError, DataError
 
+__all__ = ["UNIT_ENTRIES", "list_inputs", "open_tfds", "plan", "read_unit", "stat_inputs"]
+
 UNIT_ENTRIES = 5000  # entries of a list in one unit
-_TRIED = 50  # pictures of a list of which at least one has to be there
-
-
-def list_inputs(inputs: Sequence[str]) -> list[tuple[str, str]]:
-    """(kind, path) of each file in the given order, globs expanded; cheap, opens each file at most
-    for its first bytes.
-
-    Raises:
-      DataError: an input that is missing, empty or of no known form.
-    """
-    found: list[tuple[str, str]] = []
-    for given in inputs:
-        if given.startswith("tfds:"):
-            found.append(("tfds", given))
-            continue
-        pattern = os.path.expanduser(given)
-        # Files with brackets in their names are themselves, not patterns.
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        if not paths:
-            raise DataError(
-                f"no file {given!r}", "a path or a glob that matches", "check the INPUT arguments"
-            )
-        for path in paths:
-            if os.path.isdir(path):
-                path = _file_of_folder(path)
-            if (entry := (_kind(path), path)) not in found:
-                found.append(entry)
-    return found
-
-
-def _file_of_folder(folder: str) -> str:
-    if os.path.isfile(os.path.join(folder, "manifest.json")):
-        raise DataError(
-            f"{folder} is prepared already",
-            "files to prepare",
-            "use the folder in data.train as it is",
-        )
-    if os.path.isfile(os.path.join(folder, "dataset_info.json")):
-        raise DataError(
-            f"the folder {folder} of a TFDS data set", "tfds:DIR", f"write tfds:{folder}"
-        )
-    names = sorted(os.listdir(folder))
-    lists = [name for name in names if name.endswith((".jsonl", ".tsv"))]
-    if len(lists) == 1:
-        return os.path.join(folder, lists[0])
-    other = next(
-        (suffix for suffix in (".tar", ".json") if any(name.endswith(suffix) for name in names)),
-        None,
-    )
-    raise DataError(
-        f"the folder {folder} with {len(lists)} files *.jsonl or *.tsv",
-        "exactly one",
-        f"name the files: {folder}/*{other}"
-        if other and not lists
-        else "name the one that is meant",
-    )
-
-
-def _kind(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-            file.seek(0)
-            block = file.read(BLOCK)
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}", "a readable file", "check the INPUT arguments"
-        ) from error
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".tar":
-        check_tar(path, block)
-        return "webdataset"
-    if suffix in (".jsonl", ".tsv"):
-        return suffix[1:]
-    if suffix == ".json" and head[:1] == b"[":
-        return "albef"
-    if suffix == ".json" and head[:1] == b"{":
-        return "coco"  # or Karpathy's, which only the whole file shows
-    raise DataError(
-        f"{path}, which begins with {head[:20]!r}"
-        if suffix == ".json"
-        else f"{path} of no known form",
-        "*.tar, *.json (a list, or COCO's captions), *.jsonl, *.tsv, a folder with one of the "
-        "last two, or tfds:NAME",
-        "convert it to one of these",
-    )
 
 
 def stat_inputs(listed: Sequence[tuple[str, str]]) -> list[list]:
@@ -148,15 +59,18 @@ def plan(
     splits: Sequence[str] = (),
     tfds_captions: str = "",
     size: int = UNIT_ENTRIES,
+    strip: str = "",
 ) -> Iterator[Unit]:
     """The units of the listed inputs, in order.
 
     Args:
       listed: what `list_inputs` returned.
-      image_root: the folder that the picture paths of lists start from; "" is the folder of the
-      list.
+      image_root: the folder or zip that the picture paths of lists start from; "" is the folder of
+      the list.
       splits: Karpathy: which splits to take.
       tfds_captions: tfds: the text feature with the captions, where the data set leaves that open.
+      size: entries of a list in one unit.
+      strip: taken off the front of the picture paths of lists.
 
     Raises:
       DataError: a list that is damaged, lacks the fields, or none of whose first pictures exists.
@@ -178,10 +92,17 @@ def plan(
         root = image_root or os.path.dirname(path) or "."
         if kind == "webdataset":
             yield Unit(kind, **base)
+        elif kind == "files":
+            count = len(pictures_in(path))
+            for start in range(0, count, size):
+                end = min(count, start + size)
+                yield Unit(kind, **base, start=start, end=end, count=end - start)
+        elif kind == "parquet":
+            yield from plan_parquet(base, root, strip, size)
         elif kind == "coco":
             kind, entries = read_dict(path, splits)
             used_splits = used_splits or kind == "karpathy"
-            _check_some_exist(path, root, [entry[0] for entry in entries[:_TRIED]])
+            check_some_exist(path, root, strip, [entry[0] for entry in entries[:TRIED]])
             for start in range(0, len(entries), size):
                 part = entries[start : start + size]
                 yield Unit(
@@ -191,10 +112,11 @@ def plan(
                     end=start + len(part),
                     count=len(part),
                     root=root,
+                    strip=strip,
                     entries=part,
                 )
         else:
-            yield from _plan_list(kind, path, base, root, size)
+            yield from _plan_list(kind, base, root, strip, size)
     if splits and not used_splits:
         raise ConfigError(
             f"--split {','.join(splits)} without a Karpathy file",
@@ -203,66 +125,71 @@ def plan(
         )
 
 
-def _plan_list(kind: str, path: str, base: dict[str, Any], root: str, size: int) -> Iterator[Unit]:
+def _plan_list(kind: str, base: dict[str, Any], root: str, strip: str, size: int) -> Iterator[Unit]:
     """Units of a list: cut after `size` entries or more, never between captions of one picture."""
-    columns = columns_of(path) if kind == "tsv" else ()
-    items = stream_array(path) if kind == "albef" else stream_lines(path, columns)
-    start = end = count = total = 0
+    path = base["path"]
+    same: dict[str, Any] = {"root": root, "strip": strip}
+    if kind in ("tsv", "csv", "token"):
+        delimiter = delimiter_of(path, os.path.splitext(path)[1].lower())
+        same |= {"delimiter": delimiter, "columns": columns_of(path, delimiter)}
+        items = stream_table(path, delimiter, same["columns"])
+    else:
+        items = stream_array(path) if kind == "albef" else stream_lines(path)
+    first = list(islice(items, TRIED))
+    _check_fields(path, [entry for _, _, entry in first])
+    check_some_exist(path, root, strip, [i for _, _, entry in first if (i := image_of(entry))])
+    start = end = count = 0
     last = None
-    tried: list[str] = []
-    checked = False
-    for begin, stop, entry in items:
+    for begin, stop, entry in chain(first, items):
         image = image_of(entry)
-        if not total and not (image and captions_of(entry) is not None):
-            has = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(
-                f"{path}, first entry, with {has or 'no field'}",
-                f"a picture ({' | '.join(IMAGE_FIELDS)}) and captions "
-                f"({' | '.join(CAPTION_FIELDS)})",
-                "rename the fields",
-            )
-        if not checked and image:
-            tried.append(image)
-            if len(tried) == _TRIED:
-                checked = _check_some_exist(path, root, tried) or True
         if not count or (count >= size and image != last):
             if count:
-                yield Unit(
-                    kind, **base, start=start, end=end, count=count, root=root, columns=columns
-                )
+                yield Unit(kind, **base, start=start, end=end, count=count, **same)
             start, count = begin, 0
-        end, last, count, total = stop, image, count + 1, total + 1
-    if not total:
+        end, last, count = stop, image, count + 1
+    yield Unit(kind, **base, start=start, end=end, count=count, **same)
+
+
+def _check_fields(path: str, entries: Sequence[Any]) -> None:
+    """A few entries that lack something are losses; where all of the first do, the form is
+    another.
+    """
+    if not entries:
         raise DataError(
             f"{path} without an entry", "a list of pictures and captions", "check the file"
         )
-    if not checked:
-        _check_some_exist(path, root, tried)
-    yield Unit(kind, **base, start=start, end=end, count=count, root=root, columns=columns)
+    if any(image_of(entry) and captions_of(entry) is not None for entry in entries):
+        return
+    entry = next((entry for entry in entries if isinstance(entry, dict)), entries[0])
+    has = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
+    raise DataError(
+        f"{path}, first entry, with {has or 'no field'}",
+        f"a picture ({' | '.join(IMAGE_FIELDS)}) and captions ({' | '.join(CAPTION_FIELDS)})",
+        (url_advice(entry, path) if isinstance(entry, dict) else "") or "rename the fields",
+    )
 
 
-def _check_some_exist(path: str, root: str, images: Sequence[str]) -> None:
-    """A few dead paths are losses; where none of the first exists, the root is wrong."""
-    for image in images:
-        with contextlib.suppress(ValueError):  # a NUL in the path
-            if os.path.exists(os.path.join(root, image)):
-                return
-    if images:
-        raise DataError(
-            f"none of the first {len(images)} pictures of {path}, not even "
-            f"{os.path.join(root, images[0])!r}",
-            "picture paths that start from --image-root",
-            f"pass --image-root with the folder that holds {images[0].split('/')[0]!r}",
-        )
+def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair | Loss]:
+    """The pictures of a unit in their order, each once. Pictures are not decoded here.
 
-
-def read_unit(unit: Unit) -> Iterator[InputPair | Loss]:
-    """The pictures of a unit in their order, each once. Pictures are not decoded here."""
+    scratch: a folder in which a packed tar is unpacked for as long as it is read; default: that of
+    the tar.
+    """
     if unit.kind == "webdataset":
-        return read_tar(unit.path)
+        return _read_tar(unit.path, scratch) if is_packed(unit.path) else read_tar(unit.path)
     if unit.kind == "tfds":
         return _read_tfds(unit)
+    if unit.kind == "files":
+        return read_pair_folder(unit)
+    if unit.kind == "parquet":
+        return read_parquet(unit)
     return read_list(unit)
+
+
+def _read_tar(path: str, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
+    with unpacked(path, scratch or Path(path).parent) as plain:
+        for item in read_tar(plain):
+            yield item._replace(file=path)
 
 
 def open_tfds(entry: str, captions: str):

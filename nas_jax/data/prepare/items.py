@@ -47,24 +47,29 @@ class InputPair(NamedTuple):
 class Unit:
     """One piece of work, and one shard of the result."""
 
-    kind: str  # webdataset, albef, coco, karpathy, jsonl, tsv or tfds
+    kind: str  # webdataset, albef, coco, karpathy, jsonl, tsv, csv, token, files, parquet, tfds
     path: str  # the file, or the tfds entry
     size: int  # of the file, bytes
     mtime_ns: int
-    # where it begins and ends: bytes of the file (lists), or entries (coco, karpathy, tfds)
+    # where it begins and ends: bytes of the plain text (lists), row groups (parquet), or entries
     start: int = 0
     end: int = 0
     count: int = 0  # entries in it, 0 where that is not known yet
-    root: str = ""  # the folder that picture paths start from
-    # tsv: names of the columns; tfds: the feature with the captions, if it was named
+    root: str = ""  # the folder or zip that picture paths start from
+    strip: str = ""  # what is taken off the front of picture paths
+    # tables: names of the columns; parquet: those of pictures, captions and perhaps keys;
+    # tfds: the feature with the captions, if it was named
     columns: tuple[str, ...] = ()
-    # coco, karpathy: path, captions
+    delimiter: str = ""  # tables: what parts the columns
+    # coco, karpathy, entries: path, captions
     entries: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), repr=False)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the unit is made from; equal only where reading it again would give the same."""
         names = ("kind", "path", "size", "mtime_ns", "start", "end", "root")
         values = {name: getattr(self, name) for name in names}
+        if self.strip:  # not noted otherwise: folders that were made without it stay as they are
+            values["strip"] = self.strip
         return values | {
             name: os.path.abspath(values[name]) for name in ("path", "root") if self.kind != "tfds"
         }

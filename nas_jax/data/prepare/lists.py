@@ -1,7 +1,7 @@
-"""Lists of pictures: json lists and lines as a stream, COCO's and Karpathy's json whole.
+"""Lists of pictures: json lists, lines and tables as a stream, COCO's and Karpathy's json whole.
 
 A stream gives each entry with the bytes where it begins and ends, so that a unit is a range of
-bytes.
+bytes: of the plain text, where the file is packed or in UTF-16.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from nas_jax.data.list_fields import captions_of, image_of, texts_of
+from nas_jax.data.picture_paths import Pictures
 from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
+from nas_jax.data.prepare.streams import open_text, unpacking
+from nas_jax.data.prepare.tables import stream_table
 from nas_jax.utils.errors import ConfigError, DataError
 
-IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
-CAPTION_FIELDS = ("caption", "text", "captions")
 DECODER = json.JSONDecoder(strict=False)  # control characters in a text are mended, not refused
 
 _CHUNK = 1 << 20  # bytes read at once from a list
@@ -36,11 +37,11 @@ Entry = tuple[str, Sequence[str]]
 def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
     """(first byte, byte after the last, value) of each entry of a json list, as a stream."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    with open(path, "rb") as file:
-        # of `text[position]` in the file
-        offset = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
-        text, position, number, ended = "", 0, -1, False  # number -1: before the bracket
+    with unpacking(path), open_text(path) as file:
+        # offset: of `text[position]` in the file; number -1: before the bracket
+        mark = file.read(3)
+        offset = len(codecs.BOM_UTF8) if mark == codecs.BOM_UTF8 else 0
+        text, position, number, ended = decode(mark[offset:]), 0, -1, False
         while True:
             stop = _SPACE.match(text, position).end()
             offset, position = offset + _bytes(text[position:stop]), stop
@@ -75,70 +76,50 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-def columns_of(path: str) -> tuple[str, ...]:
-    with open(path, "rb") as file:
-        header = file.readline().removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
-    columns = tuple(name.strip().lower() for name in header.rstrip("\r\n").split("\t"))
-    if not (set(columns) & set(IMAGE_FIELDS) and set(columns) & set(CAPTION_FIELDS)):
-        raise DataError(
-            f"{path} with the header {' | '.join(columns)[:80]!r}",
-            f"tab-separated columns, one of {' | '.join(IMAGE_FIELDS)} and one of "
-            f"{' | '.join(CAPTION_FIELDS)}",
-            "write a header line with these names",
-        )
-    return columns
-
-
-def stream_lines(path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, int, Any]]:
+def stream_lines(path: str) -> Iterator[tuple[int, int, Any]]:
     """(first byte, byte after the last, value) of each line but empty ones; None as the value of
     what is no json.
     """
-    with open(path, "rb") as file:
-        end = len(file.readline()) if columns else 0
+    with unpacking(path), open_text(path) as file:
+        end = 0
         for line in file:
             start, end = end, end + len(line)
             if line.strip():
-                yield start, end, _parse_line(line, columns)
+                yield start, end, _parse_line(line)
 
 
-def _parse_line(line: bytes, columns: tuple[str, ...]) -> Any:
+def _parse_line(line: bytes) -> Any:
     text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-    if columns:
-        return dict(zip(columns, text.rstrip("\r\n").split("\t"), strict=False))
     try:
         return DECODER.decode(text.strip())
     except (ValueError, RecursionError):
         return None
 
 
-def image_of(entry: Any) -> str | None:
-    if not isinstance(entry, dict):
-        return None
-    return next(
-        (entry[name] for name in IMAGE_FIELDS if isinstance(entry.get(name), str) and entry[name]),
-        None,
-    )
+def holds_lines(path: str) -> bool:
+    """Whether a json file that begins with { holds an object a line, and not one object.
 
-
-def captions_of(entry: Any) -> list[str] | None:
-    """All captions of an entry, None where it has no such field."""
-    found = next((entry[name] for name in CAPTION_FIELDS if entry.get(name) is not None), None)
-    if not isinstance(found, str | list):
-        return None
-    return [
-        text for text in ([found] if isinstance(found, str) else found) if isinstance(text, str)
-    ]
+    Its first line is an object of its own that another follows, or one of a picture.
+    """
+    with unpacking(path), open_text(path) as file:
+        line = file.readline(_CHUNK)
+        first = _parse_line(line)
+        if not isinstance(first, dict):
+            return False
+        return image_of(first) is not None or file.read(_CHUNK).lstrip()[:1] == b"{"
 
 
 # -------------------------------------------------------------------------------------------- whole
 
 
 def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]:
-    """Kind and (picture path, captions) of COCO's or Karpathy's json, in the pictures' order."""
+    """Kind and (picture path, captions) of COCO's or Karpathy's json, in the pictures' order; also
+    of {picture: captions}, {name: {image, caption}} and {name: [{image, caption}, ...]}.
+    """
+    with unpacking(path), open_text(path) as file:
+        data = file.read()
     try:
-        content = json.loads(
-            Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"), strict=False
-        )
+        content = json.loads(data.decode("utf-8-sig", "surrogateescape"), strict=False)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: {error}", "whole json", "copy the file again; it may be cut short"
@@ -155,11 +136,26 @@ def read_dict(path: str, splits: Sequence[str]) -> tuple[str, tuple[Entry, ...]]
             "the fields of COCO's or Karpathy's json",
             "check the file",
         ) from error
+    if entries := _plain_entries(content):
+        return "entries", entries
     raise DataError(
         f"{path} with the fields {', '.join(content)[:80]}",
         "images and annotations (COCO), or images with sentences (Karpathy)",
         "convert it to a list of {image, caption}",
     )
+
+
+def _plain_entries(content: dict[str, Any]) -> tuple[Entry, ...]:
+    """The entries of an object whose values are captions or entries, () where they are not."""
+    values: Sequence[Any] = list(content.values())
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif all(texts_of(value) for value in values):
+        return tuple((name, tuple(texts_of(value))) for name, value in content.items())
+    found = [(image_of(value), captions_of(value)) for value in values]
+    if not all(image and texts is not None for image, texts in found):
+        return ()
+    return tuple((image, tuple(texts)) for image, texts in found)
 
 
 def _coco_entries(path: str, images: list, annotations: list) -> tuple[Entry, ...]:
@@ -203,7 +199,8 @@ def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[E
 
 
 def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
-    listed = unit.kind in ("coco", "karpathy")
+    pictures = Pictures(unit.root, unit.strip)
+    listed = unit.kind in ("coco", "karpathy", "entries")
     for item in unit.entries if listed else _merge_neighbours(_entries(unit)):
         if isinstance(item, Loss):
             yield item
@@ -212,30 +209,29 @@ def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
         if not image:  # coco: captions of a picture that the file does not name
             yield Loss("no image", printable(texts[0]), unit.path, "", len(texts) - 1)
             continue
-        captions, mended = mended_captions(texts)
-        if not captions:
-            yield Loss("no caption", printable(image), unit.path, "", len(texts))
-            continue
-        try:
-            data = Path(unit.root, image).read_bytes()
-        except FileNotFoundError:
-            yield Loss("missing file", printable(image), unit.path, "", len(texts))
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            yield Loss("unreadable file", printable(image), unit.path, str(error), len(texts))
-        else:
-            yield InputPair(printable(image), data, captions, len(texts), mended, unit.path)
+        yield read_picture(pictures, image, texts, unit.path)
+
+
+def read_picture(
+    pictures: Pictures, image: str, texts: Sequence[str], path: str
+) -> InputPair | Loss:
+    """The picture that the list `path` calls `image`, or why there is none."""
+    name = printable(pictures.name(image))
+    captions, mended = mended_captions(texts)
+    if not captions:
+        return Loss("no caption", name, path, "", len(texts))
+    try:
+        data = pictures.read(image)
+    except FileNotFoundError:
+        return Loss("missing file", name, path, "", len(texts))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return Loss("unreadable file", name, path, str(error), len(texts))
+    return InputPair(name, data, captions, len(texts), mended, path)
 
 
 def _entries(unit: Unit) -> Iterator[Entry | Loss]:
     """(picture path, captions) of each entry of a unit of a list."""
-    with open(unit.path, "rb") as file:
-        file.seek(unit.start)
-        data = file.read(unit.end - unit.start)
-    if unit.kind == "albef":
-        values = DECODER.decode(f"[{data.decode('utf-8', 'surrogateescape')}]")
-    else:
-        values = [_parse_line(line, unit.columns) for line in data.split(b"\n") if line.strip()]
-    for number, value in enumerate(values, start=1):
+    for number, value in enumerate(_values(unit), start=1):
         where = f"entry {number} from byte {unit.start}"
         if not isinstance(value, dict):
             yield Loss("damaged json", where, unit.path, "no object with fields")
@@ -247,6 +243,19 @@ def _entries(unit: Unit) -> Iterator[Entry | Loss]:
             yield Loss(
                 "no image", where, unit.path, printable(texts[0][:80]) if texts else "", len(texts)
             )
+
+
+def _values(unit: Unit) -> Iterator[Any]:
+    if unit.delimiter:
+        rows = stream_table(unit.path, unit.delimiter, unit.columns, unit.start, unit.end)
+        yield from (row for _, _, row in rows)
+        return
+    with unpacking(unit.path), open_text(unit.path, unit.start) as file:
+        data = file.read(unit.end - unit.start)
+    if unit.kind == "albef":
+        yield from DECODER.decode(f"[{data.decode('utf-8', 'surrogateescape')}]")
+    else:
+        yield from (_parse_line(line) for line in data.split(b"\n") if line.strip())
 
 
 def _merge_neighbours(items: Iterator[Entry | Loss]) -> Iterator[Entry | Loss]:

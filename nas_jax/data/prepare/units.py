@@ -46,7 +46,8 @@ _MAGIC = (
 class Options:
     """What decides the content of the shards, besides the inputs."""
 
-    image_root: str = ""  # folder that picture paths of lists start from; "" = that of the list
+    # folder or zip that picture paths of lists start from; "" = the folder of the list
+    image_root: str = ""
     splits: tuple[str, ...] = ()  # Karpathy: which splits
     # tfds: the text feature with the captions, where the data set leaves that open
     tfds_captions: str = ""
@@ -56,6 +57,7 @@ class Options:
     # what is black and white in pictures of more than 8 bits a sample, which are stored as PNGs of
     # 8 then; () = as the file says, and stored as it is
     image_range: tuple[float, ...] = ()
+    strip: str = ""  # what picture paths of lists begin with on another machine; taken off
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
@@ -75,11 +77,11 @@ class Options:
         """Equal only for options that give the same records."""
         fields = asdict(self) | {"splits": list(self.splits)}
         fields["image_root"] = os.path.abspath(self.image_root) if self.image_root else ""
-        fields |= {"quality": self.quality if self.short_side else 0}
-        ends = list(
-            fields.pop("image_range")
-        )  # folders from before there was one are not made again
-        return fields | ({"image_range": ends} if ends else {})
+        ends = list(fields.pop("image_range"))
+        fields |= {"image_range": ends} if ends else {}
+        if not self.strip:  # neither is noted: folders that were made without it stay as they are
+            del fields["strip"]
+        return fields | {"quality": self.quality if self.short_side else 0}
 
 
 def prepare_unit(
@@ -102,7 +104,7 @@ def prepare_unit(
     tally, losses = Tally(), []
     images_in = captions_in = mended = 0
     with NewShard(out, number, store) as shard:
-        for item in read_unit(unit):
+        for item in read_unit(unit, out):
             images_in += 1
             if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended

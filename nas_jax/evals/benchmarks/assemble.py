@@ -169,7 +169,7 @@ def _check(name: str, questions: list[Question], report: Report, max_dropped: fl
         raise DataError(
             f"{name}: {lost} of {total} items cannot be used: {report.line()}",
             f"at most {max_dropped:.2%}",
-            "get the missing files, or raise the allowed share of dropped items",
+            "get the missing files, or raise --max-dropped (eval.max_dropped of a run)",
         )
     keys = set()
     for question in questions:

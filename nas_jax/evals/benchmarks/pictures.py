@@ -4,8 +4,11 @@ in silence.
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +24,19 @@ from nas_jax.evals.benchmarks.reading import Unusable
 from nas_jax.utils.errors import DataError
 
 # tried in this order where an annotation names no suffix
-SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+SUFFIXES = (
+    ".jpg",
+    ".png",
+    ".jpeg",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".jfif",
+)
 CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memory
 _BLOCK = 256  # pictures that are decoded side by side
 
@@ -51,12 +66,32 @@ class _Place:
             return file.read(self.size)
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """A member of a zip file. Several threads may read from one."""
+
+    file: zipfile.ZipFile
+    name: str
+
+    def read(self) -> bytes:
+        try:
+            return self.file.read(self.name)
+        # a wrong checksum; a damaged stream; a method that is not known; a password
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise OSError(errno.EIO, str(error), self.name) from error
+
+
+Table = dict[str, list[tuple[str, _Place | _Packed]]]
+"""Name in lower case -> (name as it is, where the bytes are)."""
+
+
 class Files:
     """Files by name: at the path that is asked for, else anywhere under the folder, else in its
-    tars.
+    tars, else in its zip files.
 
     Annotations come with the folders of the machine they were made on, so the last part of a name
-    (and of two files with the same one, the last two parts) is enough.
+    (and of two files with the same one, the last two parts) is enough. Where no name is the same,
+    one that differs in upper and lower case is.
     """
 
     def __init__(self, folder: Path, tars: Sequence[Path] | None = None):
@@ -76,7 +111,8 @@ class Files:
         except OSError as error:
             raise Unusable("unreadable file", name) from error
 
-    def _find(self, name: str) -> _Place:
+    def _find(self, name: str) -> _Place | _Packed:
+        name = name.replace("\\", "/") if "/" not in name else name
         names = (
             [name]
             if os.path.splitext(name)[1].lower() in SUFFIXES
@@ -86,11 +122,13 @@ class Files:
             for path in (self._folder / candidate, self._folder / "images" / candidate):
                 if path.is_file():
                     return _Place(str(path))
-        for table in (self._in_folder, self._in_tars):
+        for table in (self._in_folder, self._in_tars, self._in_zips):
             for candidate in names:
                 parts = Path(candidate).parts
                 for key in ("/".join(parts[-2:]), parts[-1]):
-                    places = table.get(key, ())
+                    found = table.get(key.lower(), ())
+                    same = [place for known, place in found if known == key]
+                    places = same or [place for _, place in found]
                     if len(places) > 1:
                         raise Unusable("several files of one name", name)
                     if places:
@@ -98,8 +136,8 @@ class Files:
         raise Unusable("missing picture", name)
 
     @cached_property
-    def _in_folder(self) -> dict[str, list[_Place]]:
-        table: dict[str, list[_Place]] = {}
+    def _in_folder(self) -> Table:
+        table: Table = {}
         seen = set()  # links may form a circle
         for folder, subfolders, files in os.walk(self._folder, followlinks=True):
             real = os.path.realpath(folder)
@@ -117,19 +155,15 @@ class Files:
         return table
 
     @cached_property
-    def _in_tars(self) -> dict[str, list[_Place]]:
-        table: dict[str, list[_Place]] = {}
+    def _in_tars(self) -> Table:
+        table: Table = {}
         for path in self._tars:
             try:
                 # "r:" refuses compressed files, of which no part can be read
                 with tarfile.open(path, "r:") as tar:
                     for member in tar:
                         if member.isreg():
-                            name = (
-                                f"{path.stem}/{member.name}"
-                                if "/" not in member.name
-                                else member.name
-                            )
+                            name = _with_folder(path, member.name)
                             _enter(table, name, _Place(str(path), member.offset_data, member.size))
             except (tarfile.TarError, OSError) as error:
                 raise DataError(
@@ -137,11 +171,28 @@ class Files:
                 ) from error
         return table
 
+    @cached_property
+    def _in_zips(self) -> Table:
+        table: Table = {}
+        for path in sorted(self._folder.glob("*.zip")):
+            try:
+                file = zipfile.ZipFile(path)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DataError(f"{path}: {error}", "a whole zip file", "copy it again") from error
+            for name in file.namelist():
+                if os.path.splitext(name)[1].lower() in SUFFIXES:
+                    _enter(table, _with_folder(path, name), _Packed(file, name))
+        return table
 
-def _enter(table: dict[str, list[_Place]], name: str, place: _Place) -> None:
+
+def _with_folder(path: Path, member: str) -> str:
+    return member if "/" in member else f"{path.stem}/{member}"
+
+
+def _enter(table: Table, name: str, place: _Place | _Packed) -> None:
     parts = name.split("/")
-    table.setdefault("/".join(parts[-2:]), []).append(place)
-    table.setdefault(parts[-1], []).append(place)
+    for key in ("/".join(parts[-2:]), parts[-1]):
+        table.setdefault(key.lower(), []).append((key, place))
 
 
 class Gallery(Sequence):

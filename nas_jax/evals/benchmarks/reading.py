@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,9 +61,21 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def read_lines(path: Path) -> list[tuple[int, Any]]:
-    """(line number, object) of a jsonl file."""
+    """(line number, object) of a jsonl file; of a json array, which is read as well, (place from 1
+    on, entry).
+    """
+    whole = _text(path)
+    if whole.lstrip().startswith("["):
+        try:
+            return list(enumerate(json.loads(whole), start=1))
+        except ValueError as error:
+            raise DataError(
+                f"{path}, a json array: {error}",
+                "one json object a line, or a whole array",
+                "copy it again; it may be cut short",
+            ) from error
     out = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(whole.split("\n"), start=1):
         if line.strip():
             try:
                 out.append((number, json.loads(line)))
@@ -84,10 +99,16 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
+    """Of a UTF-8 or marked UTF-16 file, which may be packed with gzip."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}", "a readable UTF-8 file", "check the path") from error
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: {error}", "a readable file", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}", "a UTF-8 file", "save as UTF-8") from error
 
 
 def each(
@@ -109,6 +130,19 @@ def text(entry: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Unusable(f"no {field}")
     return value
+
+
+def category_of(entry: Any, field: str = "category") -> str:
+    """A category, given as text or number; "none" where there is none.
+
+    Raises Unusable otherwise.
+    """
+    value = entry.get(field) if isinstance(entry, Mapping) else None
+    if value is None or value == "":
+        return "none"
+    if not isinstance(value, str | int | float):
+        raise Unusable(f"no {field}")
+    return str(value)
 
 
 def whole(entry: Any, field: str) -> int:

@@ -1,0 +1,167 @@
+"""Parquet files of pictures and captions, as Hugging Face data sets are stored.
+
+A picture is a struct {bytes, path}, or bytes, or a path. Row groups are read one after the other in
+batches of rows, so that memory depends on the pictures of a batch alone; none is cut in two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from nas_jax.data.list_fields import (
+    BYTES_FIELDS,
+    CAPTION_FIELDS,
+    IMAGE_FIELDS,
+    KEY_FIELDS,
+    texts_of,
+    url_advice,
+)
+from nas_jax.data.picture_paths import TRIED, Pictures, check_some_exist
+from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
+from nas_jax.data.prepare.lists import read_picture
+from nas_jax.utils.errors import DataError, UserError
+
+_ROWS = 64  # rows in memory at a time
+_BUFFER = 1 << 20  # bytes of a column that are read at once
+
+
+def plan_parquet(base: dict[str, Any], root: str, strip: str, size: int) -> Iterator[Unit]:
+    """Units of a parquet file: row groups with `size` rows or a few more.
+
+    Raises:
+      DataError: no whole parquet file, columns without a picture or a caption, or none of the first
+      pictures there.
+      UserError: pyarrow is not installed.
+    """
+    path = base["path"]
+    with _opened(path) as file:
+        columns = _columns_of(path, file)
+        check_some_exist(path, root, strip, _first_paths(file, columns[0]))
+        counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+    if not sum(counts):
+        raise DataError(f"{path} without a row", "pictures and captions", "check the file")
+    start = count = 0
+    for number, rows in enumerate(counts, start=1):
+        count += rows
+        if count >= size or number == len(counts):
+            unit = {"start": start, "end": number, "count": count}
+            if count:
+                yield Unit("parquet", **base, **unit, root=root, strip=strip, columns=columns)
+            start, count = number, 0
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(
+            f"{path} without the package pyarrow",
+            "the package in this environment",
+            "pip install 'nas_jax[parquet]'",
+        ) from error
+    try:
+        # Column chunks are read piece by piece: a chunk may hold gigabytes of pictures.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())[:200].rstrip(". ")
+        raise DataError(
+            f"{path} ({text})", "a whole parquet file", "copy it again; it may be cut short"
+        ) from error
+
+
+def _columns_of(path: str, file: Any) -> tuple[str, ...]:
+    """The columns of pictures and of captions, and that of keys if there is one."""
+    names = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+
+    def first(fields: tuple[str, ...]) -> str | None:
+        return next((names[field] for field in fields if field in names), None)
+
+    image, caption = first((*IMAGE_FIELDS, *BYTES_FIELDS)), first(CAPTION_FIELDS)
+    if image is None or caption is None:
+        raise DataError(
+            f"{path} with the columns {', '.join(file.schema_arrow.names)[:80]}",
+            f"a picture ({' | '.join((*IMAGE_FIELDS, *BYTES_FIELDS))}) and captions "
+            f"({' | '.join(CAPTION_FIELDS)})",
+            url_advice(file.schema_arrow.names, path) or "rename the columns",
+        )
+    key = first(KEY_FIELDS)
+    return (image, caption, key) if key else (image, caption)
+
+
+def _first_paths(file: Any, column: str) -> list[str]:
+    """Those of the first pictures; [] where one has its bytes here."""
+    for batch in file.iter_batches(batch_size=TRIED, columns=[column], use_threads=False):
+        found = [_picture(value) for value in batch.column(0).to_pylist()]
+        return [] if any(data for data, _ in found) else [path for _, path in found if path]
+    return []
+
+
+def _picture(value: Any) -> tuple[bytes | None, str | None]:
+    """Bytes and path of a picture."""
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+    else:
+        data, path = (value, None) if isinstance(value, bytes) else (None, value)
+    return data, path if isinstance(path, str) and path else None
+
+
+def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
+    """The pictures of some row groups. Rows that follow each other with one picture are one."""
+    last: list[Any] | None = None  # key, bytes or None for a path, captions
+    pictures = Pictures(unit.root, unit.strip)
+    for item in _rows(unit):
+        if isinstance(item, Loss):
+            if last:
+                yield _item(*last, pictures, unit.path)
+            last = None
+            yield item
+        elif last and last[:2] == list(item[:2]):
+            last[2] += item[2]
+        else:
+            if last:
+                yield _item(*last, pictures, unit.path)
+            last = list(item)
+    if last:
+        yield _item(*last, pictures, unit.path)
+
+
+def _rows(unit: Unit) -> Iterator[tuple[str, bytes | None, list[str]] | Loss]:
+    image, caption, *key = unit.columns
+    stem = os.path.basename(unit.path).rpartition(".")[0]
+    with _opened(unit.path) as file:
+        number = sum(file.metadata.row_group(k).num_rows for k in range(unit.start))
+        batches = file.iter_batches(
+            batch_size=_ROWS,
+            row_groups=list(range(unit.start, unit.end)),
+            columns=list(dict.fromkeys(unit.columns)),
+            use_threads=False,
+        )
+        for batch in batches:
+            columns = [batch.column(name).to_pylist() for name in (image, caption, *key)]
+            for value, found, *named in zip(*columns, strict=True):
+                data, path = _picture(value)
+                texts = texts_of(found) or []
+                if data is None and path is None:
+                    text = printable(texts[0][:80]) if texts else ""
+                    yield Loss("no image", f"row {number}", unit.path, text, len(texts))
+                else:
+                    by_key = str(named[0]) if named and named[0] is not None else ""
+                    yield path or by_key or f"{stem}/{number}", data, texts
+                number += 1
+
+
+def _item(
+    key: str, data: bytes | None, texts: list[str], pictures: Pictures, path: str
+) -> InputPair | Loss:
+    if data is None:
+        return read_picture(pictures, key, texts, path)
+    captions, mended = mended_captions(texts)
+    if not captions:
+        return Loss("no caption", printable(key), path, "", len(texts))
+    return InputPair(printable(key), data, captions, len(texts), mended, path)
