@@ -9,6 +9,7 @@ from typing import Any
 from nas_jax.methods.albef import Albef
 from nas_jax.methods.c2lip import C2lip
 from nas_jax.methods.fdt import Fdt
+from nas_jax.methods.loupe import Loupe
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
 from nas_jax.methods.softmask import SoftMask
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "albef": Albef,
     "c2lip": C2lip,
     "fdt": Fdt,
+    "loupe": Loupe,
     "nas": Nas,
     "softmask": SoftMask,
     "sycoca": Sycoca,
