@@ -138,7 +138,7 @@ def test_the_name_of_the_method_picks_its_config():
     config = to_config_dict(run)
     assert "dictionary" not in config.method and from_config_dict(config) == run
     config.method.name = "albeff"
-    with pytest.raises(ConfigError, match="method.name='albeff'; expected one of albef, c2lip"):
+    with pytest.raises(ConfigError, match="method.name='albeff'; expected one of albef, align"):
         from_config_dict(config)
     with pytest.raises(ConfigError, match="field of AlbefConfig.*did you mean method.momentum"):
         from_config_dict({"method": {"name": "albef", "momentun": 0.9}})

@@ -13,6 +13,7 @@ from nas_jax.methods.clip import Align, Clip, Siglip
 from nas_jax.methods.fdt import Fdt
 from nas_jax.methods.filip import Filip
 from nas_jax.methods.gnm import Gnm
+from nas_jax.methods.loupe import Loupe
 from nas_jax.methods.method import Method, MethodConfig, Setting
 from nas_jax.methods.nas import Nas
 from nas_jax.methods.negclip import NegClip
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "fdt": Fdt,
     "filip": Filip,
     "gnm": Gnm,
+    "loupe": Loupe,
     "nas": Nas,
     "negclip": NegClip,
     "rvlm": Rvlm,
