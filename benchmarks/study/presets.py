@@ -115,8 +115,22 @@ METHODS = Preset(
         "tcl": Choice("TCL: contrast inside each modality too", config="configs/tcl.py"),
         "softmask": Choice("SoftMask++: softened pictures", config="configs/softmask.py"),
         "sycoca": Choice("SyCoCa: patches restored from captions", config="configs/sycoca.py"),
-        "fdt": Choice("FDT: two encoders, shared tokens", config="configs/fdt.py"),
-        "c2lip": Choice("C2LIP: two encoders, noun phrases", config="configs/c2lip.py"),
+        "rvlm": Choice("RVLM: captions with a sister term", config="configs/rvlm.py"),
+        "vlmatch": Choice("VL-Match: replaced words found", config="configs/vlmatch.py"),
+        "vilta": Choice("ViLTA: words with softer labels", config="configs/vilta.py"),
+        "svco": Choice("S-VCO: margins on minimal pairs", config="configs/svco.py"),
+        "clip": Choice("CLIP: two encoders, as all below", config="configs/clip.py"),
+        "align": Choice("ALIGN: smoothed labels", {"method": "align"}, config="configs/clip.py"),
+        "siglip": Choice(
+            "SigLIP: a sigmoid a pair", {"method": "siglip"}, config="configs/clip.py"
+        ),
+        "filip": Choice("FILIP: tokens with tokens", config="configs/filip.py"),
+        "fdt": Choice("FDT: shared tokens", config="configs/fdt.py"),
+        "c2lip": Choice("C2LIP: noun phrases", config="configs/c2lip.py"),
+        "loupe": Choice("LOUPE-style: Shapley interactions", config="configs/loupe.py"),
+        "negclip": Choice("NegCLIP: changed captions as keys", config="configs/negclip.py"),
+        "ceclip": Choice("CE-CLIP: their ranks too", config="configs/ceclip.py"),
+        "gnm": Choice("GNM: variations in one batch", config="configs/gnm.py"),
     },
     # ITC is of all methods; those of two encoders have no ITM, and a dash there
     metrics={
@@ -125,6 +139,7 @@ METHODS = Preset(
         "heldout/foils/itc/macro": "ITC, held-out foils",
         "val/quads/itc/group": "ITC, quads",
         "val/retrieval/itc/text_to_image_r@1": "ITC, text to image R@1",
+        "val/foils/late/macro": "FILIP's score, all foils",
         "val/foils/itm/macro": "ITM, all foils",
         "val/foils/itm/binding": "ITM, binding",
         "heldout/foils/itm/macro": "ITM, held-out foils",
