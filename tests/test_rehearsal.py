@@ -209,7 +209,6 @@ def test_the_preflight_finds_what_would_stop_a_run(run, tmp_path, capsys):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert "ERROR" in lines["workdir"] and "a writable --workdir" in lines["workdir"]
     assert "ERROR" in lines["mesh"] and "a multiple of 4" in lines["mesh"]
-    assert (
-        "warning" in lines["data"] and "0.png" in lines["data"] and "not an image" in lines["data"]
-    )
-    assert "warning" in lines["evaluation"] and "2 errors" in out
+    assert "ERROR" in lines["data"] and "looked for 9 of 9 picture files" in lines["data"]
+    assert "at most a share of 0.05 missing" in lines["data"]
+    assert "warning" in lines["evaluation"] and "3 errors" in out

@@ -128,7 +128,8 @@ def test_a_number_of_a_score_that_the_method_lacks_is_a_dash_and_a_misspelt_one_
     both = {ours: 60.0, theirs: 70.0}
     beside = {"chance": dict.fromkeys(both, 50.0), "count": dict.fromkeys(both, 400)}
     albef = record("albef", 0, 0.7, metrics=both, seconds=1.0, **beside)
-    twin = {**albef.fields, "method": resolved(jobs(PRESETS["methods"], 1)[5])["method"]}
+    job = next(job for job in jobs(PRESETS["methods"], 1) if job.variant == "fdt")
+    twin = {**albef.fields, "method": resolved(job)["method"]}
     dual = replace(albef, variant="nas", fields=twin, metrics={ours: 65.0}, blind={}, hits={})
     assert twin["method"]["name"] == "fdt"
     records.check_keys(dual, preset.metrics)

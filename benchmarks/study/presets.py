@@ -31,10 +31,19 @@ VARIANTS = {
 LONG = {"variant": "albef", "steps": "4260"}
 MORE = {
     "albef_long": Choice("ALBEF for as much time as `nas`", LONG),
-    "nas_weighted": Choice(
-        "`nas` with NVA and NTA beside ITM, a third each, not in one mean with it",
+    "nas_mean": Choice(
+        "`nas` with one mean over all rows, not NVA and NTA beside ITM, a third each",
         {"variant": "nas"},
-        {"method.itm.form": "weighted"},
+        {"method.itm.form": "mean"},
+    ),
+    "nas_frozen": Choice(
+        "`nas` with the authors' dictionary, which stands still from where NVA comes in",
+        {"variant": "nas"},
+        {
+            "method.dictionary.freeze_with_nva": "True",
+            "method.dictionary.decay": "ramp",
+            "method.dictionary.decay_min": "0.2",
+        },
     ),
     "nas_early": Choice(
         "`nas` with its negatives from the first step, not in the last third",

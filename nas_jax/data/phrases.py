@@ -11,7 +11,7 @@ import numpy as np
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.readers import Encode, Example, Field, Spec
-from nas_jax.data.tokenizer import FUNCTION_WORDS
+from nas_jax.data.text_ops import FUNCTION_WORDS
 
 # Words that say how things stand to each other, or that something is not there.
 JOINING = FUNCTION_WORDS | frozenset(

@@ -26,7 +26,6 @@ import numpy as np
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_errors import REASONS, ImageError
-from nas_jax.data.image_ops import decode_crop, distort, flip, rand_augment
 from nas_jax.data.records import Draw, Record
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -71,6 +70,9 @@ class Example:
 
         Raises ImageError where it cannot be decoded.
         """
+        # here: a machine that computes steps alone needs no decoder
+        from nas_jax.data.image_ops import decode_crop, flip, rand_augment
+
         config = self.config
         image_HxWx3 = decode_crop(
             self.record.image, rng, config.image_size, config.crop_scale, config.image_range
@@ -169,6 +171,8 @@ class SecondView(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
+        from nas_jax.data.image_ops import distort  # as in `Example.view`
+
         rng = example.rng("second view")
         return {"image2_BxHxWx3": distort(example.view(rng), rng, self.distortion)}
 

@@ -9,6 +9,20 @@ _DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _SPACES = re.compile(r"\s{2,}")
 _PERSON = re.compile("<person>", re.IGNORECASE | re.ASCII)
 
+# Words that carry no content of a picture. Words of place (left, on, behind), of number and of
+# denial are not here: they are what a fine-grained caption is about.
+FUNCTION_WORDS = frozenset(
+    """
+    a an the this that these those some any each every such
+    i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
+    who whom whose which what where when why how there here
+    am is are was were be been being do does did done doing has have had having
+    can could may might must shall should will would
+    and or but nor so yet if because since while as than then though although until unless whether
+    of with for to from by at into about via per
+    also too very just only even still ever again
+    """.split()  # noqa: SIM905 - a table of words reads better as text
+)
 ACCENTS = ("auto", "keep", "strip")  # what a learned vocabulary does with the marks of letters
 
 

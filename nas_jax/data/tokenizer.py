@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from nas_jax.data.text_ops import has_marks, is_word
+from nas_jax.data.text_ops import FUNCTION_WORDS, has_marks, is_word
 from nas_jax.storage.files import make_folder, write_whole
 from nas_jax.storage.paths import as_path, check_bucket
 from nas_jax.typing import Vocabulary
@@ -31,21 +31,6 @@ MAX_LETTERS = 100  # of a word; WordPiece makes [UNK] of longer ones (Devlin et 
 MARKED_SHARE = 0.01  # of the words with marks, above which "auto" keeps marks
 # what byte-level BPE and SentencePiece put before the first piece of a word
 _WORD_START = ("\u0120", "\u2581")
-
-# Words that carry no content of a picture. Words of place (left, on, behind), of number and of
-# denial are not here: they are what a fine-grained caption is about.
-FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those some any each every such
-    i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
-    who whom whose which what where when why how there here
-    am is are was were be been being do does did done doing has have had having
-    can could may might must shall should will would
-    and or but nor so yet if because since while as than then though although until unless whether
-    of with for to from by at into about via per
-    also too very just only even still ever again
-    """.split()  # noqa: SIM905 - a table of words reads better as text
-)
 
 
 class TextTokenizer:

@@ -13,6 +13,7 @@ from nas_jax.inspect.run_files import RunFiles
 BAD, LOOK = "bad", "look"
 INPUT_SHARE = 0.1  # of a step spent waiting for data
 DEAD_SHARE = 0.2  # of the codes
+LEFT_BEHIND = 2.5  # times as far from their codes as before the dictionary was frozen
 SKIPPED_SHARE = 0.01  # of the pairs
 STANDARD_ERRORS = 3  # below which two accuracies are taken as equal
 
@@ -92,6 +93,18 @@ def _dictionary(run: RunFiles) -> Iterator[RunWarning]:
         yield RunWarning(
             BAD, text, "lower optimizer.lr, or method.dictionary.decay_min nearer to 1"
         )
+
+    names = "dictionary/decay", "dictionary/distance"
+    seen = [[entry[name] for name in names] for entry in run.train if names[1] in entry]
+    moving = [distance for decay, distance in seen if decay < 1][-10:]
+    frozen = [distance for decay, distance in seen if decay >= 1][-10:]
+    if moving and frozen and fmean(frozen) > LEFT_BEHIND * fmean(moving):
+        text = (
+            "patches left the dictionary behind when it was frozen: squared distance to their "
+            f"codes {fmean(frozen):.3g}, {fmean(moving):.3g} before"
+        )
+        remedy = "method.dictionary.freeze_with_nva=False, or a lower optimizer.lr from there on"
+        yield RunWarning(LOOK, text, remedy)
 
 
 def _speed(run: RunFiles) -> Iterator[RunWarning]:

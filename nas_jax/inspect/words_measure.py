@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax.data.tokenizer import FUNCTION_WORDS, TextTokenizer
+from nas_jax.data.text_ops import FUNCTION_WORDS
+from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.inspect.negatives_found import probability_of
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.models.attention_maps import attention_map, grad_cam

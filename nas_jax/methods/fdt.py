@@ -134,6 +134,7 @@ class Fdt(DualEncoder):
 
     Config = FdtConfig
     Network = FdtNetwork
+    sharding = ((r"codebook$", ("fsdp",)),)
 
     @classmethod
     def make_network(cls, config: FdtConfig, model: ModelConfig) -> FdtNetwork:

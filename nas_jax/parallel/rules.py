@@ -31,7 +31,6 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp_out/kernel$", (TENSOR, FSDP)),
     # tables (rows, D), and every other kernel by its first dimension
     (r"embedding/embedding$", (None, FSDP)),
-    (r"codebook$", (FSDP,)),
     (r"/kernel$", (FSDP,)),
     # small or read whole: norms, biases, class token, temperature, gates
     (r"(scale|bias|cls_token|mask_token|position_embedding|temp|log_scale)$", ()),

@@ -254,8 +254,8 @@ def npz_arrays(state) -> dict[str, np.ndarray]:
             ("layernorm_before", "LayerNorm_0"),
             ("layernorm_after", "LayerNorm_2"),
         ):
-            found[f"{theirs}{other}/scale"] = state[f"{ours}layernorm_{name}.weight"]
-            found[f"{theirs}{other}/bias"] = state[f"{ours}layernorm_{name}.bias"]
+            found[f"{theirs}{other}/scale"] = state[f"{ours}{name}.weight"]
+            found[f"{theirs}{other}/bias"] = state[f"{ours}{name}.bias"]
         for name in ("query", "key", "value"):
             place = f"{theirs}MultiHeadDotProductAttention_1/{name}/"
             weight = state[f"{ours}attention.attention.{name}.weight"]

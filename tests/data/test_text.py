@@ -16,9 +16,14 @@ import pytest
 from absl import logging as absl_logging
 
 from nas_jax.data import tokenizer as tokenizer_module
-from nas_jax.data.text_ops import clean_caption, clean_words, prepare_caption, without_marks
-from nas_jax.data.tokenizer import (
+from nas_jax.data.text_ops import (
     FUNCTION_WORDS,
+    clean_caption,
+    clean_words,
+    prepare_caption,
+    without_marks,
+)
+from nas_jax.data.tokenizer import (
     MAX_LETTERS,
     SPECIAL_TOKENS,
     learn_wordpiece,

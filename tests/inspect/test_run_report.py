@@ -73,6 +73,8 @@ def write_run(workdir: Path, config, steps: int, seed: int = 0) -> Path:
                 "itm_accuracy/positive": share,
                 "itc/temp": 0.07 - 0.01 * share,
                 "dictionary/perplexity": 30.0,
+                "dictionary/distance": 5.0,
+                "dictionary/decay": 0.5 if share < 0.8 else 1.0,
                 "dictionary/dead_codes": 100 * (1 - share),
                 "nva/replaced_share": 0.1,
                 "teacher/distance": 0.01,
@@ -229,6 +231,7 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
         "step": 1010,
         "dictionary/dead_codes": 90.0,
         "dictionary/perplexity": 1.5,
+        "dictionary/distance": 300.0,
         "data/skipped": 900,
     }
     with (broken / "metrics.jsonl").open("a") as file:
@@ -260,6 +263,8 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
         "bad: hang-1.txt: 1 hangs; the last: hang: process 1: nothing done for 9s after step 7, "
         "waits for input",
         "bad: the dictionary has a perplexity of 1.5",
+        "look: patches left the dictionary behind when it was frozen: squared distance to their "
+        "codes 34.5, 5 before",
         "look: 90 of 128 codes of the dictionary are dead (70%)",
         "look: the step waits for data 50% of its time",
         "look: 900 pictures could not be read",
@@ -271,7 +276,7 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
     ):
         assert wanted in found, found
     # a line half written at the end is no fault: the run may go on
-    assert len(found.splitlines()) == 11
+    assert len(found.splitlines()) == 12
     assert "damaged-1000" in report(read_run(broken))
 
 

@@ -25,6 +25,7 @@ _NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 TOKEN = "\t#"  # in place of a delimiter: a token file
 _TOKEN_LINE = re.compile(r"[^\t]+\.\w+#\w+\t.")
 _NUMBER = re.compile(r"#\w+$")
+MAX_FIELD = 1 << 17  # characters of a field; a quote that never closes makes longer ones
 
 
 def delimiter_of(path: str, suffix: str) -> str:
@@ -85,6 +86,7 @@ def stream_table(
             yield from _token_rows(path, file, start, end)
             return
         lines = _Lines(file, start)
+        csv.field_size_limit(MAX_FIELD)  # of the process, and others may have raised it
         # no blanks are skipped before fields of a tsv: there they are part of the text
         reader = csv.reader(
             lines, delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t"
