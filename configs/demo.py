@@ -15,7 +15,7 @@ from dataclasses import replace
 from nas_jax.config import RunConfig, arguments, to_config_dict, whole_number
 from nas_jax.data.config import DataConfig
 from nas_jax.evals.config import EvalConfig
-from nas_jax.methods.config import FgitmConfig, ItcConfig, NasMlmConfig
+from nas_jax.methods.config import ItcConfig, NasMlmConfig
 from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.methods.variants import nva_form, with_variant
@@ -47,14 +47,8 @@ def get_config(argument: str = ""):
         momentum=0.98,  # a teacher that keeps up with a run of some thousand steps
         alpha=0.2,
         itc=ItcConfig(queue_size=512, temp_min=0.05),
-        # beside the loss of true and hard pairs, not in one mean with it: that would be a mean over
-        # mostly negatives
-        itm=FgitmConfig(form="weighted"),
         mlm=NasMlmConfig(probability=0.3, max_masked=6),
-        # at this learning rate patches leave a dictionary that stands still (docs/method.md)
-        dictionary=DictionaryConfig(
-            codes=CODES, revive_every=20, decay="constant", decay_min=0.9, freeze_with_nva=False
-        ),
+        dictionary=DictionaryConfig(codes=CODES, revive_every=20),
         nva=replace(nva_form(given["nva"], CODES), start_epoch=last_stage),
         # from scratch, the encoders learn from the negatives too
         nta=NtaConfig(top_words=5, stop_gradient=False, start_epoch=last_stage, exchange=0.3),

@@ -31,18 +31,19 @@ VARIANTS = {
 LONG = {"variant": "albef", "steps": "4260"}
 MORE = {
     "albef_long": Choice("ALBEF for as much time as `nas`", LONG),
-    "nas_mean": Choice(
-        "`nas` with one mean over all rows, not NVA and NTA beside ITM, a third each",
+    "nas_weighted": Choice(
+        "`nas` with NVA and NTA beside ITM, a third each, not in one mean with it",
         {"variant": "nas"},
-        {"method.itm.form": "mean"},
+        {"method.itm.form": "weighted"},
     ),
-    "nas_frozen": Choice(
-        "`nas` with the authors' dictionary, which stands still from where NVA comes in",
+    "nas_follows": Choice(
+        "the same with a dictionary that follows its patches to the end, also under NVA",
         {"variant": "nas"},
         {
-            "method.dictionary.freeze_with_nva": "True",
-            "method.dictionary.decay": "ramp",
-            "method.dictionary.decay_min": "0.2",
+            "method.itm.form": "weighted",
+            "method.dictionary.freeze_with_nva": "False",
+            "method.dictionary.decay": "constant",
+            "method.dictionary.decay_min": "0.9",
         },
     ),
     "nas_early": Choice(

@@ -186,6 +186,29 @@ def second_view(batch: Batch) -> Batch:
     return batch if second is None else batch | {"image_BxHxWx3": second}
 
 
+MARK = "#"
+"""Stands between the name of a source and that of a variation, in the key of a record."""
+
+
+def source_of(key: str) -> str:
+    """The key up to its last mark; all of it where it has none."""
+    return key.rpartition(MARK)[0] or key
+
+
+@dataclass(frozen=True)
+class SourceId(Field):
+    """A number that is equal for records that share a source."""
+
+    def spec(self, config: DataConfig) -> Spec:
+        """See Field."""
+        return {"source_id_B": ((), np.int32)}
+
+    def read(self, example: Example) -> Mapping[str, Any]:
+        """See Field."""
+        number = crc32(source_of(example.record.key).encode())
+        return {"source_id_B": np.int32(number & 0x7FFFFFFF)}
+
+
 STANDARD: tuple[Field, ...] = (Picture(), Caption(), ImageId())
 
 

@@ -6,25 +6,13 @@ Two records share a source where their keys are equal up to the last mark: `dog#
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-from zlib import crc32
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 
-from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus
-from nas_jax.data.readers import Example, Field, Spec
-
-MARK = "#"
-"""Stands between the name of a source and that of a variation, in the key of a record."""
-
-
-def source_of(key: str) -> str:
-    """The key up to its last mark; all of it where it has none."""
-    return key.rpartition(MARK)[0] or key
+from nas_jax.data.readers import source_of
 
 
 class Siblings(grain.MapDataset):
@@ -62,17 +50,3 @@ def groups_of(source: Corpus) -> list[list[int]]:
         part = 0 if source.shared_keys else source.part(index)
         groups.setdefault((part, source_of(source.key(index))), []).append(index)
     return list(groups.values())
-
-
-@dataclass(frozen=True)
-class SourceId(Field):
-    """A number that is equal for records that share a source."""
-
-    def spec(self, config: DataConfig) -> Spec:
-        """See Field."""
-        return {"source_id_B": ((), np.int32)}
-
-    def read(self, example: Example) -> Mapping[str, Any]:
-        """See Field."""
-        number = crc32(source_of(example.record.key).encode())
-        return {"source_id_B": np.int32(number & 0x7FFFFFFF)}

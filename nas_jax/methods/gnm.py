@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nas_jax.data.siblings import SourceId
+from nas_jax.data.readers import SourceId
 from nas_jax.losses.infonce import infonce
 from nas_jax.methods.config import NegativeTextConfig
 from nas_jax.methods.negclip import NegClip, NegClipConfig

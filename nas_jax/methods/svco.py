@@ -17,7 +17,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nas_jax.data.siblings import SourceId
+from nas_jax.data.readers import SourceId
 from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.minimal_pairs import PairItc, PairItm

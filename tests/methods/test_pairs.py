@@ -10,8 +10,7 @@ import tiny
 import whole
 from jax.test_util import check_grads
 
-from nas_jax.data.readers import SecondView
-from nas_jax.data.siblings import SourceId
+from nas_jax.data.readers import SecondView, SourceId
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.minimal_pairs import symmetric_margin
 from nas_jax.methods.config import ContrastConfig, ItcConfig, ItmConfig, NegativeTextConfig
