@@ -16,7 +16,8 @@ from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_errors import ImageError
 from nas_jax.data.image_ops import decode, resize
-from nas_jax.data.sources import expand, read_jsonl
+from nas_jax.data.sources import Source, expand, read_jsonl
+from nas_jax.data.tar_names import keys_of
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
 from nas_jax.utils.errors import DataError
@@ -146,12 +147,7 @@ class _Finder:
         """None where it is not in the set. Raises DataError where two pictures have the name."""
         word, found = _first_word(jsonl), {}
         for number, part in enumerate(self._source.parts):
-            key = part.key_of(image)
-            at = self._positions.get((number, key), ())
-            if not at and part.name_first:
-                base = os.path.basename(key)
-                at = self._positions.get((number, base)) or self._by_base.get((number, base), ())
-            for position in at:
+            for position in self._named(number, part, image):
                 if self._goes_with(word, self._images.kept[position]):
                     found.setdefault(self._images.image_ids[position], position)
         if len(found) > 1:
@@ -163,6 +159,16 @@ class _Finder:
                 "the same key is the same picture",
             )
         return next(iter(found.values()), None)
+
+    def _named(self, number: int, part: Source, image: str) -> Sequence[int]:
+        """Positions of the pictures of a part that may be called so."""
+        if not part.name_first:
+            return self._positions.get((number, part.key_of(image)), ())
+        keys = keys_of(image)
+        bases = [os.path.basename(key) for key in keys]
+        places = [(self._positions, key) for key in (*keys, *bases)]
+        places += [(self._by_base, base) for base in bases]
+        return next((found[number, key] for found, key in places if (number, key) in found), ())
 
     def _goes_with(self, word: str, index: int) -> bool:
         """Whether a jsonl that begins with `word` is about the file or folder of a picture."""
@@ -218,7 +224,7 @@ def _quads(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Quad
         if image_0 is not None and image_1 is not None:
             captions = (clean(entry[name]) for name in ("caption_0", "caption_1"))
             quads.append(
-                Quad(image_0, image_1, *captions, category=str(entry.get("category", "order")))
+                Quad(image_0, image_1, *captions, category=str(entry.get("category") or "order"))
             )
     _report(path, len(quads), len(entries))
     return quads

@@ -501,7 +501,7 @@ class WebDatasetSource(_Table):
                 damaged = True
         captions = [text for text in captions if isinstance(text, str)]
         if "txt" in parts and not captions:
-            captions = [read(parts["txt"]).decode("utf-8", "replace")]
+            captions = [read(parts["txt"]).decode("utf-8-sig", "replace")]
         return list(dict.fromkeys(captions)), damaged
 
     @staticmethod
@@ -526,7 +526,7 @@ def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}", "UTF-8", "save as UTF-8") from error
-    lines = whole.splitlines()
+    lines = whole.split("\n")  # a text may hold other marks that end a line
     if whole.lstrip().startswith("["):
         try:
             lines = [json.dumps(entry) for entry in json.loads(whole)]

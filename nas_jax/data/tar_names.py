@@ -35,6 +35,15 @@ def split_name(name: str) -> tuple[str, str]:
     return os.path.join("" if folder == "." else folder, stem), suffix
 
 
+def keys_of(name: str) -> tuple[str, ...]:
+    """The keys that a sample may have which an annotation calls `name`, the likeliest first: split
+    at the last dot, not split, split at the first dot.
+    """
+    key, suffix = split_name(name)
+    whole = f"{key}.{suffix}" if suffix else key
+    return tuple(dict.fromkeys((whole.rpartition(".")[0] if suffix else key, whole, key)))
+
+
 def with_last_dots(samples: Samples) -> Samples:
     """The samples, those of names with further dots apart: in each place all of a key's.
 

@@ -112,21 +112,21 @@ def test_a_key_of_two_pictures_is_refused(folder):
         file_eval_sets(replace(config, foils=(str(folder / "00000-foils.jsonl"),)))
 
 
-@pytest.mark.parametrize("named", ["cats/0.jpg", "./cats/0", "1.jpg"])
+@pytest.mark.parametrize("named", ["cats/0.jpg", "./cats/0", "1.jpg", "v1.2.jpg", "dogs/v1.2"])
 def test_pictures_in_folders_of_a_tar_are_found_by_path_or_by_a_name_of_their_own(tmp_path, named):
     members = []
-    for seed, key in enumerate(("cats/0", "dogs/0", "dogs/1")):
+    for seed, key in enumerate(("cats/0", "dogs/0", "dogs/1", "dogs/v1.2", "dogs/v1.3")):
         members += hostile.sample(key, hostile.jpeg(seed), f"{key} true")
     hostile.write_tar(tmp_path / "pets.tar", members)
-    foil = {"image": named, "caption": "a", "foil": "b", "category": "swap"}
-    (tmp_path / "pets-foils.jsonl").write_text(json.dumps(foil))
+    foil = {"image": named, "caption": "a\u2028b", "foil": "b", "category": "swap"}
+    (tmp_path / "pets-foils.jsonl").write_text(json.dumps(foil, ensure_ascii=False))
     config = DataConfig(
         val=(str(tmp_path / "pets.tar"),),
         foils=(str(tmp_path / "pets-foils.jsonl"),),
         image_size=16,
     )
     (found,) = file_eval_sets(config)
-    key = "dogs 1" if named == "1.jpg" else "cats 0"
+    key = {"1.jpg": "dogs 1", "v1.2.jpg": "dogs v12", "dogs/v1.2": "dogs v12"}.get(named, "cats 0")
     assert found.captions[found.foils[0].image] == (f"{key} true",)
     (tmp_path / "pets-foils.jsonl").write_text(json.dumps(foil | {"image": "0.jpg"}))
     with pytest.raises(DataError, match="the picture '0.jpg' is in"):

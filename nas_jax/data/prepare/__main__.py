@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from nas_jax.data.overlap import MAX_DISTANCE
 from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
-from nas_jax.data.prepare.texts import say_texts
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console
@@ -140,6 +139,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
         distance = MAX_DISTANCE if args.max_distance is None else args.max_distance
         check_overlap(args.out, other, args.leave_out, args.workers, distance, console)
     if args.inputs or args.tokenizer:
+        from nas_jax.data.prepare.texts import say_texts  # here: workers import this file, not jax
+
         say_texts(args.out, args.tokenizer, console)
     if args.verify:
         verify(args.out, console)

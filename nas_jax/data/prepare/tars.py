@@ -143,7 +143,7 @@ def _tar_captions(descriptor: int, parts: dict[str, Place]) -> tuple[list[str], 
     if "txt" in parts and not texts:
         texts = [
             os.pread(descriptor, parts["txt"][1], parts["txt"][0]).decode(
-                "utf-8", "surrogateescape"
+                "utf-8-sig", "surrogateescape"
             )
         ]
     return list(dict.fromkeys(texts)), damaged
