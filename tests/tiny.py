@@ -94,7 +94,7 @@ def batch(
         "token_mask_BxL": jnp.asarray(mask),
         "image_id_B": jnp.arange(size, dtype=jnp.int32),
     }
-    config = DataConfig(image_size=16, text_length=length)
+    config = DataConfig(image_size=16, text_length=length, siblings=2)  # some methods ask for them
     for name, like in batch_spec(config, size, wants).items():
         if name not in found:
             high = 256 if like.dtype == np.uint8 else 2

@@ -85,10 +85,12 @@ def check_run(config, folder: Path, scorers: tuple[str, ...], falls: bool = True
     """The loss of a run falls within six batches, a run is continued to the same bits, and it is
     scored by all scorers, seen and blind. falls: False where six batches are too few.
     """
+    in_pairs = config.name in ("gnm", "svco")
     run = RunConfig(
         data=DataConfig(
             num_train=60, image_size=16, crop_scale=(), rand_augment_ops=0, text_length=17,
-            vocab_size=200, batch_size=8, threads=1,
+            vocab_size=200, batch_size=8, threads=1, siblings=2 * in_pairs,
+            scene_variations=in_pairs,
         ),
         model=tiny.model(vocab_size=0, max_text_length=32, **model),
         method=config,

@@ -200,7 +200,13 @@ class SourceId(Field):
     """A number that is equal for records that share a source."""
 
     def spec(self, config: DataConfig) -> Spec:
-        """See Field."""
+        """See Field. Raises ConfigError where no records of one source are in a batch together."""
+        if not config.siblings:
+            raise ConfigError(
+                "data.siblings=0 with a method that compares records of one source",
+                "2 or more records of a source next to each other",
+                "set data.siblings=2",
+            )
         return {"source_id_B": ((), np.int32)}
 
     def read(self, example: Example) -> Mapping[str, Any]:

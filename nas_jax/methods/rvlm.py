@@ -47,6 +47,12 @@ class RvlmConfig(AlbefConfig):
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()
+        if self.negatives.generators[0] == "given":
+            raise ConfigError(
+                "negatives.generators with 'given' first",
+                "a generator that keeps the length of the caption, whose words RLM restores",
+                "put 'sister' or 'swap' before it",
+            )
         if min(self.ritc_weight, self.rlm_weight) < 0 or self.rlm_words < 1:
             raise ConfigError(
                 f"ritc_weight={self.ritc_weight}, rlm_weight={self.rlm_weight}, "

@@ -23,6 +23,7 @@ from nas_jax.negatives.records import TextNegatives
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import take_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
+from nas_jax.utils.errors import ConfigError
 
 
 class Encoded(NamedTuple):
@@ -117,11 +118,16 @@ def further_texts(terms: Terms, batch: Batch, draw: Draws) -> dict[str, Array]:
 
 
 def collect_rows(terms: Terms, seen: Seen) -> dict[str, dict[str, Rows]]:
-    """The rows of each term. Raises ValueError where two terms call a kind by the same name."""
+    """The rows of each term. Raises ConfigError where two terms call a kind by the same name."""
     rows = {name: term.rows(seen) for name, (_, term) in terms.items()}
     kinds = [kind for of_term in rows.values() for kind in of_term]
     if len(set(kinds)) < len(kinds):
-        raise ValueError(f"kinds of rows {kinds}: two terms use the same name")
+        twice = next(kind for kind in kinds if kinds.count(kind) > 1)
+        raise ConfigError(
+            f"two terms that make the rows {twice!r}",
+            "each kind of rows once",
+            "leave out of method.terms what the method has already",
+        )
     return rows
 
 

@@ -85,6 +85,12 @@ def _synonym_classes(source: str, words: tuple[str, ...]) -> np.ndarray:
             if word in ids and other in ids:
                 one, two = sorted((class_V[ids[word]], class_V[ids[other]]))
                 class_V[class_V == two] = one
+    if words and (class_V == np.arange(len(words))).all():
+        raise DataError(
+            f"no two words of the tokenizer in the synonyms of {source}",
+            "words of the captions",
+            "name another table",
+        )
     return class_V
 
 

@@ -88,9 +88,9 @@ def test_batches_have_pairs_side_by_side_and_their_source():
     everything = np.concatenate([batch["image_id_B"] for batch in found])
     assert sorted(everything) == list(range(40))  # an epoch
     alone = replace(config, siblings=0)
-    with train_batches(alone, tokenizer, 0, source=source, wants=(SourceId(),)) as batches:
-        sources = next(batches)["source_id_B"]
-    assert (sources[::2] != sources[1::2]).any()
+    with train_batches(alone, tokenizer, 0, source=source) as batches:
+        ids = next(batches)["image_id_B"]
+    assert (ids[::2] ^ 1 != ids[1::2]).any()
 
 
 @pytest.mark.parametrize(

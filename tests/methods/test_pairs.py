@@ -10,7 +10,8 @@ import tiny
 import whole
 from jax.test_util import check_grads
 
-from nas_jax.data.readers import SecondView, SourceId
+from nas_jax.data.config import DataConfig
+from nas_jax.data.readers import SecondView, SourceId, batch_spec
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.minimal_pairs import symmetric_margin
 from nas_jax.methods.config import ContrastConfig, ItcConfig, ItmConfig, NegativeTextConfig
@@ -142,6 +143,9 @@ def test_settings_that_cannot_be_met_are_refused():
             bad.validate()
     with pytest.raises(ConfigError, match="negclip"):
         tiny.built(GnmConfig(negatives=NegativeTextConfig(("swap", "given"))))
+    with pytest.raises(ConfigError, match="data.siblings=0"):
+        batch_spec(DataConfig(), 8, tiny.built(CONFIGS["gnm"]).wants)
+    assert "source_id_B" in batch_spec(DataConfig(siblings=2), 8, tiny.built(CONFIGS["gnm"]).wants)
 
 
 def test_svco_wants_what_its_added_terms_read():

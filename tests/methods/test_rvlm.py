@@ -18,6 +18,7 @@ from nas_jax.methods.draws import Draws
 from nas_jax.methods.rvlm import RvlmConfig
 from nas_jax.methods.terms import Seen
 from nas_jax.methods.text_negatives import make_negatives
+from nas_jax.utils.errors import ConfigError
 
 STILL = tiny.model(dropout=0.0)
 
@@ -68,6 +69,14 @@ def test_the_own_rewritten_caption_is_a_key_and_no_other_and_every_part_is_train
     other = itc_with_negatives(image, text, negative[:, None], params["temp"], everybody)
     assert abs(other - expected) > 1e-3
     assert metrics["negatives/sister"] == made.valid_BxC.mean() > 0.5
+
+
+def test_settings_that_would_teach_something_else_are_refused(config):
+    given = replace(config.negatives, generators=("given", "sister"))
+    with pytest.raises(ConfigError, match="'given' first"):
+        replace(config, negatives=given).validate()
+    with pytest.raises(ConfigError, match="two terms that make the rows 'negative_sister'"):
+        whole.gradients(tiny.built(replace(config, terms=(("negative_itm", 1.0),)), model=STILL))
 
 
 @pytest.mark.slow

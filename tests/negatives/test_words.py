@@ -105,6 +105,8 @@ def test_tables_come_from_files_and_only_hold_words_of_the_tokenizer(tmp_path):
         sister_terms(str(tmp_path / "none.json"), words)
     with pytest.raises(UserError, match="no two words"):
         sister_terms(str(path), vocabulary("gnu"))
+    with pytest.raises(UserError, match="no two words of the tokenizer in the synonyms"):
+        synonym_classes(str(path), vocabulary("gnu"))
 
 
 @pytest.mark.parametrize("world", list(WORLDS))
