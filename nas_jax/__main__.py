@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from nas_jax.utils.errors import ConfigError
 
 MODULES = {
+    "doctor": "what of this machine can be used, what is missing, what to run; for bug reports",
     "data.prepare": "pictures with captions -> a prepared folder, and what was lost",
     "data.tfds_coco": "COCO's captions -> a data set of TensorFlow Datasets, without TensorFlow",
     "evals": "score a checkpoint on benchmarks, own pairs, retrieval or classes",
