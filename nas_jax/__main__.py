@@ -1,8 +1,8 @@
 """All commands of the project, one line each: `python -m nas_jax --help`.
 
 `python -m nas_jax evals.compare A B`, or `nas_jax evals.compare A B` where the package is
-installed, is the same as `python -m nas_jax.evals.compare A B`. Training starts from a checkout, by
-main.py.
+installed, is the same as `python -m nas_jax.evals.compare A B`. `nas_jax train --config=demo ...`
+is the same as `python main.py --config=demo ... --mode=train` in a checkout.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from nas_jax.utils.commands import checkout
 from nas_jax.utils.errors import ConfigError
 
 MODULES = {
@@ -38,18 +39,26 @@ MODES = {
     "check": "look for what would stop a run, in seconds",
     "compile": "compile the step for --topology: memory, operations, collectives",
 }
-"""--mode of main.py -> what it does."""
+"""--mode of main.py, and command -> what it does."""
 
 
 def help_text() -> str:
     """A line for each command."""
-    modes = {f"--config=FILE --workdir=DIR --mode={name}": about for name, about in MODES.items()}
+    modes = {f"{name} --config=FILE --workdir=DIR": about for name, about in MODES.items()}
     width = max(map(len, modes))
-    lines = ["python main.py ..., in a checkout (main.py and configs/ are no part of the wheel)"]
+    lines = ["python -m nas_jax MODE ..., or nas_jax MODE ..., or python main.py ... --mode=MODE"]
     lines += [f"  {name:<{width}}  {about}" for name, about in modes.items()]
     lines += ["", "python -m nas_jax.COMMAND ..., or nas_jax COMMAND ..."]
     lines += [f"  {name:<{width}}  {about}" for name, about in MODULES.items()]
     return "\n".join([*lines, "", "Each has --help."])
+
+
+def run_main(mode: str, flags: Sequence[str]) -> None:
+    """Runs main.py, which lies beside the package in a checkout and inside it in a wheel."""
+    top = checkout()
+    sys.path.insert(0, str(top))  # configs import each other
+    sys.argv = [str(top / "main.py"), *flags, f"--mode={mode}"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,10 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "--helpfull"):
         print(help_text())
         return 0
+    if argv[0] in MODES:
+        run_main(argv[0], argv[1:])  # ends it by sys.exit
     if argv[0] not in MODULES:
-        error = ConfigError(
-            f"command {argv[0]!r}", f"one of {', '.join(MODULES)}", "see python -m nas_jax --help"
-        )
+        known = ", ".join((*MODES, *MODULES))
+        remedy = "see python -m nas_jax --help"
+        error = ConfigError(f"command {argv[0]!r}", f"one of {known}", remedy)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     module = f"nas_jax.{argv[0]}"
