@@ -114,12 +114,11 @@ def _check_config_file(argv: list[str]) -> None:
         raise ConfigError("no --config", "a recipe", "pass --config=configs/demo.py")
     last = given[-1]
     value = CONFIG.match(argv[last])[1]
-    if value is not None:
-        argv[last] = f"--config={_with_path(value)}"
-    elif last + 1 < len(argv):
-        argv[last + 1] = _with_path(argv[last + 1])
-    else:
+    if value is None:  # it is the next argument
+        value = "".join(argv.pop(last + 1) for _ in argv[last + 1 : last + 2])
+    if not value:
         raise ConfigError("--config without a value", "a recipe", "pass --config=configs/demo.py")
+    argv[last] = f"--config={_with_path(value)}"
 
 
 def _with_path(value: str) -> str:

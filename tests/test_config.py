@@ -231,7 +231,7 @@ BLANKS = {
     ("--config", "my dir/é 配 r.py:x y", "--workdir=w"): "argument 'x y'; expected none",
     ("-config", "my dir/é 配 r.py"): "no --workdir",
     ("--config=my dir/é 配 rr.py",): "a file that exists. Remedy: did you mean my dir/é 配 r.py",
-    ("--workdir=w", "--config"): "--config=.; expected a file that exists",
+    ("--workdir=w", "--config"): "--config without a value; expected a recipe",
 }
 
 

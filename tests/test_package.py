@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import main as main_program
 import nas_jax
 from nas_jax.__main__ import MODES, MODULES, help_text, main
 
@@ -139,6 +140,19 @@ def test_an_installed_package_trains(installed, tmp_path):
     assert wrong.returncode == 2 and "did you mean --config=demo," in wrong.stderr
     doctor = run(installed / "nas_jax", "doctor", "--wait=60").stdout
     assert "nas_jax train --config=demo --workdir=runs/demo" in doctor, doctor
+
+
+@pytest.mark.parametrize("given", [["--config=clip:size=base"], ["--config", "clip:size=base"]])
+def test_a_config_has_a_name(given, tmp_path, monkeypatch):
+    """The name stands for the file, unless a file of that name is where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["main.py", *given, "--workdir=a"]
+    main_program._check_config_file(arguments)
+    assert arguments == ["main.py", f"--config={ROOT}/configs/clip.py:size=base", "--workdir=a"]
+    (tmp_path / "clip").touch()
+    arguments = ["main.py", *given, "--workdir=a"]
+    main_program._check_config_file(arguments)
+    assert arguments[1] == "--config=clip:size=base"
 
 
 def test_the_help_names_every_program_and_every_mode():
