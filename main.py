@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from absl import app, flags
@@ -140,6 +141,18 @@ def _with_path(value: str) -> str:
     raise ConfigError(f"--config={path}", "a file that exists", remedy)
 
 
+def _check_temporary_folder() -> None:
+    # libraries that need one say it in a traceback, when they are imported
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "no folder for temporary files",
+            "one that can be written: TMPDIR, /tmp, or the current folder",
+            "set TMPDIR to one",
+        ) from error
+
+
 def _raise_known(error: BaseException | None) -> None:
     """Raises the UserError, if any, at the root of what the flag libraries made of it."""
     while error is not None:
@@ -160,6 +173,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         parse(argv)
+        _check_temporary_folder()
         # compiling has many threads, which would share one heap
         if _MODE.value in ("train", "eval") and cpu_only():
             keep_freed_memory()

@@ -63,7 +63,7 @@ def memory() -> Finding:
     if found.available is not None:
         text += f", {found.available / GIB:.1f} GiB of the machine's are free"
     if min(found.usable, found.available or found.usable) < LITTLE_MEMORY:
-        return Finding("memory", WARNING, f"{text}; the demo needs about 1.5 GiB, most else more")
+        return Finding("memory", WARNING, f"{text}; the demo needs about 2 GiB, most else more")
     return Finding("memory", OK, text)
 
 
@@ -99,7 +99,8 @@ def packages(found: libraries.Probe) -> Iterator[Finding]:
             text = f"{name} {have}, but {wanted} is needed; {pip()}"
         elif name in found.failed:
             again = f"python -m pip install --force-reinstall --no-deps '{name}{wanted}'"
-            text = f"{name} {have} does not import: {anonymous(found.failed[name])}; {again}"
+            why = anonymous(found.failed[name])
+            text = f"{name} {have} does not import: {why}; mend that, or {again}"
         else:
             good += 1
             continue
@@ -173,13 +174,16 @@ def run(argv: Sequence[str]) -> int:
         "--wait", type=float, default=8.0, help="seconds for jax and the libraries (8)"
     )
     found = libraries.probe(parser.parse_args(argv).wait)
-    machines = [python(), *packages(found), *devices(found), cores(), memory(), *folders()]
-    offered = list(extras())
-    print("\n".join(map(str, [*machines, *offered])))
+    machines = [python(), *folders(), cores(), memory(), *packages(found), *devices(found)]
     errors = sum(finding.verdict == ERROR for finding in machines)
-    print(f"\n{errors} errors, {sum(one.verdict == WARNING for one in machines)} warnings\n")
-    print("\n".join(advice(found)) if not errors else "mend what says ERROR, then ask again")
-    print(f"\nfor a bug report:\n\n{block(__version__, libraries.versions(), machines)}")
+    warnings = sum(finding.verdict == WARNING for finding in machines)
+    lines = [
+        *map(str, (*machines, *extras())),
+        f"\n{errors} errors, {warnings} warnings\n",
+        *(["mend what says ERROR, then ask again"] if errors else advice(found)),
+        f"\nfor a bug report:\n\n{block(__version__, libraries.versions(), machines)}",
+    ]
+    print("\n".join([*lines, ""]), end="")  # one write, which `| head` cannot cut in two
     return 2 if errors else 0
 
 

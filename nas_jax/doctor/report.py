@@ -41,7 +41,8 @@ class Finding(NamedTuple):
 def anonymous(text: str) -> str:
     """Without the user's name, the home folder, the host's name and the folders of paths."""
     for secret, stands in _secrets():
-        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", stands, text, flags=re.IGNORECASE)
+        case = re.IGNORECASE if stands == "HOST" else 0
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", stands, text, flags=case)
 
     def shortened(found: re.Match[str]) -> str:
         return found[0] if found[0].startswith(SYSTEM) else f".../{found[1]}"
