@@ -31,7 +31,7 @@ def ask(folder: Path, fakes: dict[str, str], *flags: str, **variables: str):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout.splitlines()
@@ -72,6 +72,11 @@ def test_trouble_is_one_line_each(tmp_path, fakes, flags, said):
     assert len(found) == 1, lines
     assert code == 2 and errors(lines)
     assert "mend what says ERROR, then ask again" in lines
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    assert doctor.main(["--weit=3"]) == 2
+    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --weit=3; expected")
 
 
 def test_a_library_that_is_missing_or_of_another_version(monkeypatch):

@@ -8,7 +8,6 @@ nothing stops a training; 2: a line says ERROR.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from nas_jax import __version__
 from nas_jax.doctor import libraries, machine
 from nas_jax.doctor.report import ERROR, OK, WARNING, Finding, anonymous, block
-from nas_jax.utils.commands import exit_code, is_installed
+from nas_jax.utils.commands import Parser, exit_code, is_installed
 from nas_jax.utils.memory import ACCELERATORS
 
 GIB = 2**30
@@ -169,7 +168,7 @@ def advice(found: libraries.Probe) -> list[str]:
 
 def run(argv: Sequence[str]) -> int:
     """Prints all; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m nas_jax doctor", description=__doc__.split("\n")[0])
+    parser = Parser("python -m nas_jax doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--wait", type=float, default=8.0, help="seconds for jax and the libraries (8)"
     )
