@@ -11,7 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from nas_jax.utils.commands import checkout
+from nas_jax.utils.commands import checkout, exit_code
 from nas_jax.utils.errors import ConfigError
 
 MODULES = {
@@ -54,11 +54,18 @@ def help_text() -> str:
 
 
 def run_main(mode: str, flags: Sequence[str]) -> None:
-    """Runs main.py, which lies beside the package in a checkout and inside it in a wheel."""
+    """Runs main.py, which lies beside the package in a checkout and inside it in a wheel.
+
+    Raises ConfigError: a second mode among the flags.
+    """
+    for flag in flags:
+        if flag.lstrip("-").split("=")[0] == "mode":
+            remedy = f"leave out {flag}, or write its mode in place of {mode}"
+            raise ConfigError(f"{mode} and {flag}", "one mode", remedy)
     top = checkout()
     sys.path.insert(0, str(top))  # configs import each other
     sys.argv = [str(top / "main.py"), *flags, f"--mode={mode}"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")  # ends by sys.exit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0
     if argv[0] in MODES:
-        run_main(argv[0], argv[1:])  # ends it by sys.exit
+        return exit_code(lambda flags: run_main(argv[0], flags), argv[1:])
     if argv[0] not in MODULES:
         known = ", ".join((*MODES, *MODULES))
         remedy = "see python -m nas_jax --help"

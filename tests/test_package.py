@@ -177,6 +177,11 @@ def test_no_command_prints_the_help_and_another_is_an_error(capsys):
     )
 
 
+def test_a_second_mode_is_an_error(capsys):
+    assert main(["train", "--config=demo", "--workdir=a", "--mode=eval"]) == 2
+    assert capsys.readouterr().err.startswith("error: train and --mode=eval; expected one mode.")
+
+
 def test_helpfull_is_short():
     """What main.py itself defines comes first, one screen with its examples; absl's own flags
     follow.
