@@ -1,12 +1,15 @@
 """Trains or evaluates one config, or says beforehand whether it will run.
 
 python main.py --config=configs/demo.py --workdir=runs/demo
-python main.py --config=configs/demo.py:variant=albef --config.seed=1 --workdir=runs/albef
+python main.py --config=demo:variant=albef --config.seed=1 --workdir=runs/albef
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=eval \
     --config.evals=valse,own --config.eval.data=data
 python main.py --config=configs/demo.py --workdir=runs/demo --mode=check
 python main.py --config=configs/nas_base_4m.py --mode=compile --topology=v5e:16x16
+
+A name like demo is a file of this project, configs/demo.py, from any folder. `nas_jax train ...` is
+the same as `python main.py ... --mode=train`, also where only the wheel is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from absl import app, flags
@@ -22,6 +26,7 @@ from ml_collections import config_flags
 from nas_jax.utils.errors import ConfigError, UserError
 from nas_jax.utils.memory import cpu_only, keep_freed_memory
 
+CONFIGS = Path(__file__).resolve().parent / "configs"
 MODES = ("train", "eval", "compile", "check")
 CONFIG = re.compile(r"--?config(?:=(.*))?$")
 OVERRIDE = re.compile(r"--?config\.([^=]+)")
@@ -108,16 +113,44 @@ def _check_config_file(argv: list[str]) -> None:
     given = [index for index, arg in enumerate(argv) if CONFIG.match(arg)]
     if not given:
         raise ConfigError("no --config", "a recipe", "pass --config=configs/demo.py")
-    value = CONFIG.match(argv[given[-1]])[1]
+    last = given[-1]
+    value = CONFIG.match(argv[last])[1]
     if value is None:  # it is the next argument
-        value = "".join(argv[given[-1] + 1 : given[-1] + 2])
-    path = Path(value.split(":")[0])
-    if not path.is_file():
-        close = difflib.get_close_matches(
-            path.name, [other.name for other in path.parent.glob("*.py")], 1, 0.5
-        )
-        remedy = f"did you mean {path.parent / close[0]}" if close else "see the files in configs/"
-        raise ConfigError(f"--config={path}", "a file that exists", remedy)
+        value = "".join(argv.pop(last + 1) for _ in argv[last + 1 : last + 2])
+    if not value:
+        raise ConfigError("--config without a value", "a recipe", "pass --config=configs/demo.py")
+    argv[last] = f"--config={_with_path(value)}"
+
+
+def _with_path(value: str) -> str:
+    """FILE:ARGUMENTS as it is, NAME:ARGUMENTS with the file of that name in configs/."""
+    name, colon, arguments = value.partition(":")
+    path = Path(name)
+    if path.is_file():
+        return value
+    known = {file.stem: str(file) for file in CONFIGS.glob("*.py")}
+    if name in known:
+        return f"{known[name]}{colon}{arguments}"
+    beside = [file.name for file in path.parent.glob("*.py")]
+    if close := difflib.get_close_matches(path.name, beside, 1, 0.5):
+        remedy = f"did you mean {path.parent / close[0]}"
+    elif close := difflib.get_close_matches(path.stem, known, 1, 0.5):
+        remedy = f"did you mean --config={close[0]}, a config of this project"
+    else:
+        remedy = f"a file of your own, or one of {', '.join(sorted(known))}"
+    raise ConfigError(f"--config={path}", "a file that exists", remedy)
+
+
+def _check_temporary_folder() -> None:
+    # libraries that need one say it in a traceback, when they are imported
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "no folder for temporary files",
+            "one that can be written: TMPDIR, /tmp, or the current folder",
+            "set TMPDIR to one",
+        ) from error
 
 
 def _raise_known(error: BaseException | None) -> None:
@@ -140,6 +173,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     try:
         parse(argv)
+        _check_temporary_folder()
         # compiling has many threads, which would share one heap
         if _MODE.value in ("train", "eval") and cpu_only():
             keep_freed_memory()

@@ -4,12 +4,30 @@ requirements.txt holds the versions that were tested; here are the ranges that s
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nas_jax/__init__.py").read_text())[1]
+
+
+class BuildWithConfigs(build_py):
+    """Puts main.py and configs/, which lie beside the package, into it: nas_jax train finds them
+    there (nas_jax/utils/commands.py).
+    """
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # that one uses those of the checkout
+            inside = Path(self.build_lib, "nas_jax/checkout")
+            shutil.rmtree(inside, ignore_errors=True)  # of a build before
+            (inside / "configs").mkdir(parents=True)
+            for path in (HERE / "main.py", *sorted(HERE.glob("configs/*.py"))):
+                shutil.copyfile(path, inside / path.relative_to(HERE))
+
 
 setup(
     name="nas_jax",
@@ -25,6 +43,7 @@ setup(
     packages=find_packages(include=["nas_jax", "nas_jax.*"]),
     # copied into exports, so they are files and no package
     package_data={"nas_jax.convert": ["hf_files/*.py"]},
+    cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["nas_jax = nas_jax.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[

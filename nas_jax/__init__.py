@@ -1,3 +1,3 @@
 """Fine-grained vision-language pretraining in JAX (ALBEF, NAS and their family)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

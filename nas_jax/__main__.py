@@ -1,8 +1,8 @@
 """All commands of the project, one line each: `python -m nas_jax --help`.
 
 `python -m nas_jax evals.compare A B`, or `nas_jax evals.compare A B` where the package is
-installed, is the same as `python -m nas_jax.evals.compare A B`. Training starts from a checkout, by
-main.py.
+installed, is the same as `python -m nas_jax.evals.compare A B`. `nas_jax train --config=demo ...`
+is the same as `python main.py --config=demo ... --mode=train` in a checkout.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from nas_jax.utils.commands import checkout, exit_code
 from nas_jax.utils.errors import ConfigError
 
 MODULES = {
+    "doctor": "what of this machine can be used, what is missing, what to run; for bug reports",
     "data.prepare": "pictures with captions -> a prepared folder, and what was lost",
     "data.tfds_coco": "COCO's captions -> a data set of TensorFlow Datasets, without TensorFlow",
     "evals": "score a checkpoint on benchmarks, own pairs, retrieval or classes",
@@ -37,18 +39,33 @@ MODES = {
     "check": "look for what would stop a run, in seconds",
     "compile": "compile the step for --topology: memory, operations, collectives",
 }
-"""--mode of main.py -> what it does."""
+"""--mode of main.py, and command -> what it does."""
 
 
 def help_text() -> str:
     """A line for each command."""
-    modes = {f"--config=FILE --workdir=DIR --mode={name}": about for name, about in MODES.items()}
+    modes = {f"{name} --config=FILE --workdir=DIR": about for name, about in MODES.items()}
     width = max(map(len, modes))
-    lines = ["python main.py ..., in a checkout (main.py and configs/ are no part of the wheel)"]
+    lines = ["python -m nas_jax MODE ..., or nas_jax MODE ..., or python main.py ... --mode=MODE"]
     lines += [f"  {name:<{width}}  {about}" for name, about in modes.items()]
     lines += ["", "python -m nas_jax.COMMAND ..., or nas_jax COMMAND ..."]
     lines += [f"  {name:<{width}}  {about}" for name, about in MODULES.items()]
     return "\n".join([*lines, "", "Each has --help."])
+
+
+def run_main(mode: str, flags: Sequence[str]) -> None:
+    """Runs main.py, which lies beside the package in a checkout and inside it in a wheel.
+
+    Raises ConfigError: a second mode among the flags.
+    """
+    for flag in flags:
+        if flag.lstrip("-").split("=")[0] == "mode":
+            remedy = f"leave out {flag}, or write its mode in place of {mode}"
+            raise ConfigError(f"{mode} and {flag}", "one mode", remedy)
+    top = checkout()
+    sys.path.insert(0, str(top))  # configs import each other
+    sys.argv = [str(top / "main.py"), *flags, f"--mode={mode}"]
+    runpy.run_path(sys.argv[0], run_name="__main__")  # ends by sys.exit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "--helpfull"):
         print(help_text())
         return 0
+    if argv[0] in MODES:
+        return exit_code(lambda flags: run_main(argv[0], flags), argv[1:])
     if argv[0] not in MODULES:
-        error = ConfigError(
-            f"command {argv[0]!r}", f"one of {', '.join(MODULES)}", "see python -m nas_jax --help"
-        )
+        known = ", ".join((*MODES, *MODULES))
+        remedy = "see python -m nas_jax --help"
+        error = ConfigError(f"command {argv[0]!r}", f"one of {known}", remedy)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     module = f"nas_jax.{argv[0]}"

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -231,8 +232,19 @@ BLANKS = {
     ("--config", "my dir/é 配 r.py:x y", "--workdir=w"): "argument 'x y'; expected none",
     ("-config", "my dir/é 配 r.py"): "no --workdir",
     ("--config=my dir/é 配 rr.py",): "a file that exists. Remedy: did you mean my dir/é 配 r.py",
-    ("--workdir=w", "--config"): "--config=.; expected a file that exists",
+    ("--workdir=w", "--config"): "--config without a value; expected a recipe",
 }
+
+
+def test_no_folder_for_temporary_files_is_one_line(tmp_path, monkeypatch, capsys):
+    import main
+
+    monkeypatch.setattr(main, "parse", lambda argv: None)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # found before
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    assert main.main([]) == 2
+    error = "error: no folder for temporary files; .* Remedy: set TMPDIR to one\\.\n"
+    assert re.fullmatch(error, capsys.readouterr().err)
 
 
 def test_a_wrong_command_is_one_line(tmp_path):

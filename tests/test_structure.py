@@ -16,6 +16,7 @@ _LEAVES = {"storage", "parallel", "data", "kernels", "models", "losses", "negati
 MAY_IMPORT = {
     "typing": set(),
     "utils": {"typing"},
+    "doctor": _BASE,
     "storage": _BASE,
     "parallel": _BASE,
     "data": _BASE | {"storage", "parallel"},

@@ -5,9 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nas_jax.utils.errors import ConfigError, UserError
+
+PACKAGE = Path(__file__).parents[1]
+PACKED = PACKAGE / "checkout"
+"""Where a wheel holds main.py and configs/, which lie beside the package in a checkout (setup.py).
+"""
+
+
+def is_installed() -> bool:
+    """Whether this is the package of a wheel; else it is that of a checkout."""
+    return PACKED.is_dir()
+
+
+def checkout() -> Path:
+    """The folder with main.py and configs/."""
+    return PACKED if is_installed() else PACKAGE.parent
 
 
 class Parser(argparse.ArgumentParser):
