@@ -46,6 +46,11 @@ MORE = {
             "method.dictionary.decay_min": "0.9",
         },
     ),
+    "nas_objects": Choice(
+        "`nas` with NVA that replaces whole objects, in all their codes",
+        {"variant": "nas"},
+        {"method.nva.object_codes": "12"},
+    ),
     "nas_early": Choice(
         "`nas` with its negatives from the first step, not in the last third",
         {"variant": "nas"},

@@ -55,6 +55,7 @@ class SceneTruth:
     object_hit: float  # replaced object patches that do
     content_changed: float  # new codes that usually stand for something else than the old ones
     caption_contradicted: float  # valid rows: a hit, and the new code stands for something else
+    shape_replaced: float = math.nan  # of the patches of a shape that was hit, in contradicted rows
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def truth_lines(truth: SceneTruth) -> list[tuple[str, float]]:
         ("object hit: replaced object patches that do", truth.object_hit),
         ("content changed: the new code usually stands for something else", truth.content_changed),
         ("caption contradicted: both", truth.caption_contradicted),
+        ("of the patches of a shape so hit, those replaced", truth.shape_replaced),
     ]
 
 

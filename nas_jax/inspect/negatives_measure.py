@@ -183,7 +183,7 @@ def scene_truth(pairs: Pairs, made: Sequence[Any], patch_size: int) -> SceneTrut
         for items_N, caption, scene in zip(items, pairs.captions, scenes, strict=False)
     ]
     usual = usual_content(codes_BxN, shown)
-    hits, changes, contradicted = [], [], []
+    hits, changes, contradicted, covered = [], [], [], []
     for row in np.flatnonzero(valid_B):
         false = False
         for patch, new in zip(objects_BxU[row], new_BxU[row].tolist(), strict=True):
@@ -192,9 +192,13 @@ def scene_truth(pairs: Pairs, made: Sequence[Any], patch_size: int) -> SceneTrut
             hit, before = bool(named[row][patch]), usual[int(codes_BxN[row, patch])]
             hits.append(hit)
             changes.append(usual.get(new, before) != before)
-            false |= hit and usual.get(new, shown[row][patch]) != shown[row][patch]
+            if hit and usual.get(new, shown[row][patch]) != shown[row][patch]:
+                false = True
+                covered.append(replaced_BxN[row][items[row] == items[row][patch]].mean())
         contradicted.append(false)
-    return SceneTruth(_mean(named), _mean(hits), _mean(changes), _mean(contradicted))
+    return SceneTruth(
+        _mean(named), _mean(hits), _mean(changes), _mean(contradicted), _mean(covered)
+    )
 
 
 def usual_content(code_ids_BxN: np.ndarray, shown: Sequence[Sequence[str]]) -> dict[int, str]:

@@ -16,6 +16,7 @@ from nas_jax.inspect.negatives_found import (
     KindFound,
     headline,
     percent,
+    truth_lines,
 )
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; lines differ in their dashes too.
@@ -155,8 +156,9 @@ def _truth(axes: Axes, found: Found) -> None:
             "object hit": truth.object_hit,
             "content\nchanged": truth.content_changed,
             "caption\ncontradicted": truth.caption_contradicted,
+            "of the shape,\nreplaced": truth.shape_replaced,
         }
-        colours = [SOFT, *[COLOURS[0]] * 3]
+        colours = [SOFT, *[COLOURS[0]] * 4]
     else:
         _head(axes, "How much is changed", "share of the patches, or of the tokens")
         bars = {one.name: one.changed for one in found.kinds[1:]}
@@ -171,9 +173,9 @@ def _truth(axes: Axes, found: Found) -> None:
                   color="white" if inside else INK)  # fmt: skip
     beside = found.published_truth
     if beside:
-        shares = beside.object_hit, beside.content_changed, beside.caption_contradicted
+        shares = [share for _, share in truth_lines(beside)[1:]]
         style = {"color": COLOURS[3], "markersize": 8, "linestyle": "", "markeredgecolor": "white"}
-        axes.plot(shares, (1, 2, 3), "D", label="the published form", **style)
+        axes.plot(shares, range(1, len(bars)), "D", label="the published form", **style)
         _legend(axes, 1)
         return
     axes.set_xlabel("share", color=SOFT, fontsize=9)

@@ -46,7 +46,7 @@ from nas_jax.negatives.nva import (
     as_published,
     draw_neighbour,
     draw_objects,
-    patches_of_objects,
+    patches_with_codes,
 )
 from nas_jax.negatives.records import ImageNegatives
 from nas_jax.typing import Array, Batch, Metrics, Params
@@ -216,7 +216,7 @@ class Nas(Albef):
     def negative_images(
         self, params: Params, encoded: Encoded, words: DictionaryTokens, batch: Batch, draw: Draws
     ) -> NvaImages:
-        """NVA: all patches with the object's code get the same neighbouring code (Fig. 3)."""
+        """NVA: all patches with a code of the object get the same other code (Fig. 3)."""
         config = self.config.nva
         similarity_BxN = find_object(self, params, encoded, words, batch)
         among = 0 if config.similarity == "random" else config.object_candidates
@@ -224,11 +224,12 @@ class Nas(Albef):
         objects_BxU = draw("object_patch_B", lambda key: draw_objects(key, *inputs))
         # R: the objects of all pictures
         given = config, words, objects_BxU, encoded.text_tokens_BxLxD[:, 0]
-        code_RxC, log_weight_RxC = neighbours(self.config.dictionary, *given)
+        code_RxC, log_weight_RxC, own_RxA = neighbours(self.config.dictionary, *given)
         code_R = draw("code_B", lambda key: draw_neighbour(key, code_RxC, log_weight_RxC))
         codes_BxU = code_R.reshape(objects_BxU.shape)
         found_BxU = jnp.isfinite(log_weight_RxC).any(-1).reshape(objects_BxU.shape)
-        where_BxUxN = patches_of_objects(words.code_ids_BxN, objects_BxU) & found_BxU[..., None]
+        own_BxUxA = own_RxA.reshape(*objects_BxU.shape, -1)
+        where_BxUxN = patches_with_codes(words.code_ids_BxN, own_BxUxA) & found_BxU[..., None]
         tokens_BxTxD, replacement = self.apply(params).replace_codes(
             encoded.image_tokens_BxTxD, words, where_BxUxN, codes_BxU, config.replace
         )

@@ -16,6 +16,7 @@ from nas_jax.models.codebook import DictionaryConfig, alive, squared_distances
 from nas_jax.models.towers import DictionaryTokens
 from nas_jax.negatives.nva import (
     NvaConfig,
+    codes_of_objects,
     least_like,
     neighbour_codes,
     object_similarity,
@@ -95,33 +96,35 @@ def neighbours(
     words: DictionaryTokens,
     objects_BxU: Array,
     caption_BxD: Array,
-) -> tuple[Array, Array]:
-    """Codes (B * U, C) near the objects' features, and the log-weights they are drawn with.
+) -> tuple[Array, Array, Array]:
+    """Codes (B * U, C) near the objects' features, the log-weights they are drawn with, and the
+    codes (B * U, A) of the objects' patches.
 
     caption_BxD: the captions' [CLS], which nva.neighbour_pool compares with the codes.
     """
     state, dim = words.state, words.features_BxNxD.shape[-1]
     object_RxD = gather_positions(words.features_BxNxD, objects_BxU).reshape(-1, dim)
+    assigned_R = gather_positions(words.code_ids_BxN, objects_BxU).reshape(-1)
     usable_RxK = jnp.ones_like(state.counts_K, bool)[None]
     if not dictionary.literal:
         # The code was assigned before the dictionary moved: it need not be the nearest now, and
         # could be drawn again.
-        assigned_Rx1 = gather_positions(words.code_ids_BxN, objects_BxU).reshape(-1, 1)
         usable_RxK = alive(state, dictionary.dead_below)[None]
-        usable_RxK &= jnp.arange(usable_RxK.shape[1])[None] != assigned_Rx1
+        usable_RxK &= jnp.arange(usable_RxK.shape[1])[None] != assigned_R[:, None]
     distances_RxK = squared_distances(jax.lax.stop_gradient(pin_rows(object_RxD)), state.codes_KxD)
+    own_RxA = codes_of_objects(assigned_R, distances_RxK, nva.object_codes)
     beyond = None
     if nva.neighbour_distance > 0:
         beyond = nva.neighbour_distance * spread(words)
     count = nva.neighbour_pool or nva.neighbours
     found = neighbour_codes(distances_RxK, usable_RxK, count, nva.neighbour_from, beyond)
     if not nva.neighbour_pool:
-        return found
+        return *found, own_RxA
     code_RxC, log_weight_RxC = found
     caption_RxD = jnp.repeat(caption_BxD, objects_BxU.shape[1], axis=0)
     inputs = caption_RxD, state.codes_KxD[code_RxC], log_weight_RxC, nva.neighbours
     place_RxC, log_weight_RxC = least_like(*inputs)
-    return jnp.take_along_axis(code_RxC, place_RxC, axis=1), log_weight_RxC
+    return jnp.take_along_axis(code_RxC, place_RxC, axis=1), log_weight_RxC, own_RxA
 
 
 def spread(words: DictionaryTokens) -> Array:

@@ -39,6 +39,10 @@ class NvaConfig:
     similarity: str = "dot"
     object_candidates: int = 3  # the object patch is drawn among the first so many
     objects: int = 1  # object patches of a picture; each one's code is replaced
+    # The object is all patches with the code of the object patch, or with one of so many codes
+    # nearest to it. 1: its own code alone, the authors'. An object of several patches has several
+    # codes, and replaced in one of them it is still what the caption says.
+    object_codes: int = 1
     neighbours: int = 3  # the new code is drawn among so many other codes, the nearest first
     neighbour_from: int = 0  # so many nearest ones are passed over
     # Codes nearer to the object are passed over: Euclidean, in units of the mean distance of the
@@ -78,6 +82,12 @@ class NvaConfig:
                 f"neighbour_pool={self.neighbour_pool}, neighbours={self.neighbours}",
                 "0, or at least as many codes as are taken of them",
                 "raise neighbour_pool",
+            )
+        if not 1 <= self.object_codes <= self.neighbour_from + 1:
+            raise ConfigError(
+                f"object_codes={self.object_codes}, neighbour_from={self.neighbour_from}",
+                "at least 1, and at most neighbour_from + 1",
+                "raise neighbour_from: else one of the object's own codes could come in",
             )
         for name in ("ramp_epochs", "neighbour_from", "neighbour_distance", "neighbour_pool"):
             value = getattr(self, name)
@@ -220,7 +230,18 @@ def draw_neighbour(key: Array, code_BxC: Array, log_weight_BxC: Array) -> Array:
     return jnp.take_along_axis(code_BxC, choice_B[:, None], axis=1)[:, 0]
 
 
-def patches_of_objects(code_ids_BxN: Array, objects_BxU: Array) -> Array:
-    """True for every patch with the same code as an object patch, (B, U, N)."""
-    object_code_BxU = jnp.take_along_axis(code_ids_BxN, objects_BxU, axis=1)
-    return code_ids_BxN[:, None] == object_code_BxU[..., None]
+def codes_of_objects(own_B: Array, distances_BxK: Array, count: int) -> Array:
+    """The codes (B, count) that the patches of an object have: its own and the nearest others.
+
+    own_B: the code of the object patch; distances: of its feature to all codes.
+    """
+    if count == 1:
+        return own_B[:, None]
+    others_BxK = jnp.arange(distances_BxK.shape[1])[None] != own_B[:, None]
+    nearest_BxK = jnp.where(others_BxK, -jax.lax.stop_gradient(distances_BxK), -jnp.inf)
+    return jnp.concatenate([own_B[:, None], jax.lax.top_k(nearest_BxK, count - 1)[1]], axis=1)
+
+
+def patches_with_codes(code_ids_BxN: Array, codes_BxUxC: Array) -> Array:
+    """True for every patch that has one of an object's codes, (B, U, N)."""
+    return (code_ids_BxN[:, None, None] == codes_BxUxC[..., None]).any(2)

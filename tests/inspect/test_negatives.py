@@ -141,6 +141,7 @@ def test_what_the_scenes_say_of_negatives_is_counted_by_hand():
     truth = scene_truth(Pairs("scenes", images, captions, range(5), [scene] * 5), [made], 16)
     assert truth.base_rate == 4 / 16 and truth.object_hit == 3 / 6
     assert truth.content_changed == 4 / 6 and truth.caption_contradicted == 2 / 3
+    assert truth.shape_replaced == (1 / 4 + 2 / 4) / 2  # of the square's four patches
 
 
 # ---------------------------------------------------------------------------------- warnings

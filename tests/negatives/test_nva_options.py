@@ -202,6 +202,22 @@ def test_of_a_pool_of_near_codes_those_least_like_the_caption_come_in():
     np.testing.assert_array_equal(log_weights, [[0, 0, 0, -np.inf]])
 
 
+def test_an_object_is_all_patches_with_its_code_or_one_of_the_nearest_to_it():
+    options = dict(object_candidates=1, neighbour_from=3, neighbours=2, replace="whole")
+    _, (_, _, words, _), negative = made(object_codes=4, **options)
+    _, _, narrow = made(**options)
+    ids, rows = np.asarray(words.code_ids_BxN), np.arange(6)
+    patch = np.asarray(negative.object_patch_B)
+    features_BxD = words.features_BxNxD[rows, patch]
+    distances = np.array(squared_distances(features_BxD, words.state.codes_KxD))
+    distances[rows, ids[rows, patch]] = -1  # its own first
+    nearest = distances.argsort(-1)[:, :4]
+    replaced = np.asarray(negative.replaced_BxN)
+    np.testing.assert_array_equal(replaced, (ids[..., None] == nearest[:, None]).any(-1))
+    assert (np.asarray(negative.code_B)[:, None] != nearest).all()
+    assert replaced.sum() > np.asarray(narrow.replaced_BxN).sum()  # else nothing was tested
+
+
 def test_several_objects_are_drawn_without_replacement_and_each_gets_its_own_code():
     method, inputs, negative = made(objects=3, object_candidates=6, replace="whole")
     params, _, words, _ = inputs
@@ -264,6 +280,8 @@ def test_older_configs_name_the_form_of_the_replaced_patch_otherwise():
         (dict(neighbour_pool=2), "neighbour_pool=2, neighbours=3"),
         (dict(neighbour_pool=12), "neighbour_from . nva.neighbour_pool=12 of 12 codes"),
         (dict(ramp_epochs=-1.0), "ramp_epochs=-1"),
+        (dict(object_codes=2), "object_codes=2, neighbour_from=0"),
+        (dict(object_codes=0), "object_codes=0"),
     ],
 )
 def test_options_that_cannot_be(options, message):
