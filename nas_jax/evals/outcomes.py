@@ -143,9 +143,12 @@ def _chances(benchmark: Benchmark) -> dict[str, np.ndarray]:
 
 def _distinct(benchmark: Benchmark, position: int) -> tuple[np.ndarray, np.ndarray]:
     """True where a question's (text, picture at `position`) comes for the first time: in all, and
-    in its category.
+    in its category. Texts are compared as the annotations have them, as the authors do.
     """
-    pairs = [(question.texts[0], question.images[position]) for question in benchmark.questions]
+    pairs = [
+        ((question.raw or question.texts)[0], question.images[position])
+        for question in benchmark.questions
+    ]
     categories = (question.category for question in benchmark.questions)
     inside = list(zip(pairs, categories, strict=True))
     return _first_times(pairs), _first_times(inside)

@@ -28,6 +28,8 @@ OWN_SETS = "val"
 TABLE = {name: entry.about for name, entry in BENCHMARKS.items()} | {
     "coco": "COCO retrieval, Karpathy's test split, with 25,010 and 25,000 texts",
     "flickr30k": "Flickr30k retrieval, Karpathy's test split",
+    "urban1k": "Urban1k retrieval: 1,000 long captions",
+    "retrieval": "your own list of pictures with captions, as retrieval; no caption is cut",
     CLASSES: "zero-shot classification: a folder of pictures a class, or labels.jsonl",
 }
 """Name of a benchmark -> what it is, for --help."""

@@ -29,7 +29,7 @@ from nas_jax.evals.benchmarks.assemble import LoadOptions
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import ConfigError, DataError
 
-__all__ = ["BENCHMARKS", "Loader", "LoadOptions", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Loader", "LoadOptions", "load_benchmark", "load_with"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ def load_benchmark(
       ConfigError: an unknown name, or an option without sense.
       DataError: files that are missing or malformed, or too many items that cannot be used.
     """
+    return load_with(name, data_dir, LoadOptions(image_size, max_dropped, clean, cased=cased))
+
+
+def load_with(name: str, data_dir: str | Path, options: LoadOptions) -> tuple[Benchmark, ...]:
+    """`load_benchmark` with all options. Errors: the same."""
     if name not in BENCHMARKS:
         raise ConfigError(
             f"benchmark {name!r}", f"one of {', '.join(BENCHMARKS)}", "check the spelling"
@@ -96,6 +101,5 @@ def load_benchmark(
         raise DataError(
             f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md"
         )
-    options = LoadOptions(image_size, max_dropped, clean, cased=cased)
     options.validate()
     return BENCHMARKS[name].load(folder, options)

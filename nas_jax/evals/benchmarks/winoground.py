@@ -20,10 +20,11 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     items.drafts += each(
         read_lines(find(data_dir, "examples.jsonl", "data/examples.jsonl")), _draft, items.report
     )
-    protocol = {"published items": "400"}
     return (
         assemble(
-            "winoground", "quad", items, Files(data_dir), options, protocol, headline="all/group"
+            *("winoground", "quad", items, Files(data_dir), options),
+            published=400,
+            headline="all/group",
         ),
     )
 
