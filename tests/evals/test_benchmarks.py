@@ -27,6 +27,7 @@ from nas_jax.evals import numbers as parts
 from nas_jax.evals.benchmarks import (
     BENCHMARKS,
     aro,
+    assemble,
     load_benchmark,
     sugarcrepe,
     sugarcrepe_pp,
@@ -747,6 +748,160 @@ def test_own_categories_and_foils_of_other_types(tmp_path):
     )
     with pytest.raises(DataError, match="2 no foil"):
         load_benchmark("own", tmp_path, SIZE)
+
+
+FORMS = {
+    "kinds in an object": [{"image": "1", "foils": {"colour": "n2 b", "number": ["n3 b", "n4 b"]}}],
+    "kinds in objects": [{"image": "1", "foils": [
+        {"foil": "n2 b", "kind": "colour"}, {"foil": "n3 b", "kind": "number"},
+        {"foil": "n4 b", "kind": "number"}]}],
+    "kinds beside": [{"image": "1", "foils": ["n2 b", "n3 b", "n4 b"],
+                      "kinds": ["colour", "number", "number"]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("table", [False, True])
+def test_own_foils_with_kinds(tmp_path, form, table):
+    """A question a foil; all of them together are the caption's, with chance 1 in 4."""
+    entries = [{"id": "a", "caption": "n1 b", **entry} for entry in FORMS[form]]
+    if table:
+        head = [
+            "id",
+            "caption",
+            "image",
+            "foil_1",
+            "foil_2",
+            "foil_3",
+            "kind_1",
+            "kind_2",
+            "kind_3",
+        ]
+        cells = ["a", "n1 b", 1, "n2 b", "n3 b", "n4 b", "colour", "number", "number"]
+        dump_table(tmp_path / "mine.csv", head, [cells])
+    else:
+        dump_lines(tmp_path / "mine.jsonl", entries)
+    dump_pictures(tmp_path, "{}.png")
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert [(one.key, one.category, one.texts) for one in found.questions] == [
+        ("a#0-colour", "colour", ("n1 b", "n2 b")),
+        ("a#1-number", "number", ("n1 b", "n3 b")),
+        ("a#2-number", "number", ("n1 b", "n4 b")),
+    ]
+    assert {value(rows(found, ask(found, oracle), "itc", resamples=2), *part) for part in (
+        ("all", "accuracy"), ("colour", "accuracy"), ("all", "caption"))} == {100.0}  # fmt: skip
+    cells = [np.array([[1.0, other]]) for other in (0.0, 0.0, 2.0)]
+    made_rows = rows(found, cells, "itc", resamples=2)
+    assert value(made_rows, "number", "accuracy") == 50.0
+    assert value(made_rows, "all", "caption") == 0.0
+    assert [row.chance for row in made_rows if row.quantity == "caption"] == [25.0]
+    assert len(np.unique(units(found))) == 1
+
+
+def test_own_pictures_boxes_and_labels(tmp_path):
+    two = np.concatenate([pixels(1), pixels(2)], axis=1)
+    Image.fromarray(two).save(tmp_path / "both.png")
+    dump_pictures(tmp_path, "{}.png")
+    left, right = [0, 0, SIZE, SIZE], [SIZE, 0, SIZE, SIZE]
+    dump_lines(tmp_path / "a_pictures.jsonl", [
+        {"caption": "n1 x", "image": "1.png", "foil_images": ["2.png", "3.png"], "category": 7},
+        {"caption": "n2 x", "images": ["both", "both", 4], "boxes": [right, left, None]},
+    ])  # fmt: skip
+    dump_lines(tmp_path / "b_boxes.jsonl", [
+        {"image": "both.png", "box": box, "caption": f"n{k}", "foil": f"n{3 - k}"}
+        for k, box in ((1, left), (2, right))
+    ])  # fmt: skip
+    dump_lines(tmp_path / "c_quads.jsonl", [
+        {"image_0": "both", "box_0": right, "image_1": "1", "caption_0": "n2", "caption_1": "n1"}
+    ])  # fmt: skip
+    dump_lines(tmp_path / "d_labels.jsonl", [
+        {"image": k, "caption": f"n{said}", "label": label}
+        for k, said, label in ((1, 1, True), (1, 2, 0), (2, 2, "yes"), (3, 1, "false"))
+    ])  # fmt: skip
+    found = load_benchmark("own", tmp_path, SIZE)
+    assert [(one.name, one.form, len(one.questions)) for one in found] == [
+        ("own:a_pictures", "picture", 2),
+        ("own:b_boxes", "choice", 2),
+        ("own:c_quads", "quad", 1),
+        ("own:d_labels", "yes_no", 4),
+    ]
+    for benchmark in found:
+        quantity = "group" if benchmark.form == "quad" else "accuracy"
+        made_rows = rows(benchmark, ask(benchmark, oracle), "itm", resamples=2)
+        assert value(made_rows, "all", quantity) == 100.0
+        turned = [-cell for cell in ask(benchmark, oracle)]
+        assert value(rows(benchmark, turned, "itm", resamples=2), "all", quantity) == 0.0
+    assert found[0].questions[0].category == "7"
+    chances = [row.chance for row in rows(found[0], ask(found[0], oracle), "itc", resamples=2)]
+    assert chances[0] == pytest.approx(100 / 3)
+
+
+WRONG_OWN = {
+    "2 no foil image": {"caption": "a", "image": "1", "foil_images": []},
+    "2 no box of four numbers": {"caption": "a", "image": "1", "foil": "b", "box": [1, 2, 3]},
+    "2 empty box": {"caption": "a", "image": "1", "foil": "b", "box": [1, 2, 0, 3]},
+    "2 no label of true or false": {"caption": "a", "image": "1", "label": "maybe"},
+    "2 no kind of each foil": {"caption": "a", "image": "1", "foils": ["b"], "kinds": []},
+    "lines without foils.*--benchmark retrieval": {"caption": "a", "image": "1"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_OWN)
+def test_own_lines_that_cannot_be_asked(tmp_path, message):
+    dump_lines(tmp_path / "a.jsonl", [WRONG_OWN[message]] * 2)
+    with pytest.raises(DataError, match=message):
+        load_benchmark("own", tmp_path)
+
+
+def test_one_lost_picture_of_few_is_told_and_does_not_end_it(tmp_path, caplog):
+    lines = [{"image": f"{k}.png", "caption": "a", "foil": "b"} for k in range(PICTURES)]
+    dump_lines(tmp_path / "a.jsonl", lines)
+    dump_pictures(tmp_path, "{}.png")
+    (tmp_path / "3.png").unlink()
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert len(found.questions) == PICTURES - 1 and found.dropped == {"missing picture": 1}
+    assert "own:a: left out 1 of 10 items: 1 missing picture (like 3.png)" in caplog.text
+    for share, lost in ((0.0, ()), (0.01, ("4.png",))):
+        for name in lost:
+            (tmp_path / name).unlink()
+        with pytest.raises(DataError, match=r"raise --max-dropped to 0\.[12]"):
+            load_benchmark("own", tmp_path, SIZE, max_dropped=share)
+    assert len(load_benchmark("own", tmp_path, SIZE, max_dropped=0.2)[0].questions) == 8
+
+
+def test_other_counts_than_the_published_ones_are_told(tmp_path, caplog):
+    write_sugarcrepe(tmp_path)
+    (found,) = load_benchmark("sugarcrepe", tmp_path)
+    said = "7511; these files have 240 (add_att 35 for 692, add_obj 35 for 2062"
+    assert found.protocol["published items"].startswith(said)
+    assert f"sugarcrepe: the published files have {said}" in caplog.text
+    caplog.clear()
+    sizes = Counter(question.category for question in found.questions)
+    for counts in (
+        sizes,
+        {**sizes, "add_att": sizes["add_att"] + 1, "add_obj": sizes["add_obj"] - 1},
+    ):
+        drafts = [
+            assemble.Draft(question.key, question.category, (), question.texts)
+            for question in found.questions
+        ]
+        items = assemble.Items(drafts)
+        options = assemble.LoadOptions()
+        made_again = assemble.assemble(
+            *("x", "choice", items, Files(tmp_path), options), published=counts
+        )
+        assert ("these files" in made_again.protocol["published items"]) == (counts is not sizes)
+    assert caplog.text.count("the published files") == 1
+
+
+def test_vsr_is_found_where_its_repository_has_it(tmp_path):
+    write_vsr(tmp_path)
+    for split, count in (("random", 2), ("zeroshot", 3)):
+        place = tmp_path / "repository" / "data" / "splits" / split
+        lines = (tmp_path / "zeroshot" / "test.jsonl").read_text().splitlines()[:count]
+        dump_lines(place / "test.jsonl", list(map(json.loads, lines)))
+    found = load_benchmark("vsr", tmp_path / "repository")
+    assert {one.name: len(one.questions) for one in found} == {"vsr_random": 2, "vsr_zeroshot": 3}
 
 
 def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
