@@ -15,7 +15,7 @@ from nas_jax.evals.metrics import CUTS, DIRECTIONS, Ranks, recalls
 from nas_jax.evals.numbers import numbers, units
 from nas_jax.evals.outcomes import outcomes
 from nas_jax.evals.pairs import foil_benchmark, longer_than, quad_benchmark, scored
-from nas_jax.evals.questions import Benchmark, Cells, Scored
+from nas_jax.evals.questions import Benchmark, Cells, Scored, with_corrected
 from nas_jax.evals.results import Result, plain
 from nas_jax.evals.retrieval import Task, make_task, rank
 from nas_jax.evals.scorers import Scorer, SetScores
@@ -33,6 +33,7 @@ def score_questions(scores: SetScores, benchmark: Benchmark, config: EvalConfig)
     if benchmark.form == "texts":
         names = scores.method.feature_scores[:1]
     found = [scored(scores, benchmark.form, benchmark.questions, name) for name in names]
+    found = with_corrected(found) if config.subtract_blind else found
     return question_result(benchmark, found, config.bootstrap)
 
 

@@ -32,7 +32,7 @@ import nas_jax
 from nas_jax.data.sources import Report
 from nas_jax.evals import karpathy
 from nas_jax.evals.benchmarks import BENCHMARKS, load_with
-from nas_jax.evals.benchmarks.assemble import LoadOptions, most_dropped
+from nas_jax.evals.benchmarks.assemble import UNCUT, LoadOptions, most_dropped
 from nas_jax.evals.benchmarks.fits import FITS, Unread, fitted, original, path_of
 from nas_jax.evals.benchmarks.reading import Unusable, read_json
 from nas_jax.evals.questions import Benchmark
@@ -49,20 +49,29 @@ class Pictures:
     """Where the pictures of questions are, or are written to.
 
     With a folder they are written there: as they are, or, where they are cut or resized, as PNG.
-    Without one, they must be files of their own.
+    Without one, they must be files of their own. With `names`, none is looked for.
     """
 
     folder: Path | None
     size: int | None  # pixels; None: as they are
     fit: str
+    names: bool = False  # the names that the annotations have
     _known: dict[Any, str] = field(default_factory=dict)
 
     def path(self, unread: Unread, index: int) -> str:
         """The path of a picture. Raises Unusable where there is none that can be read."""
         picture = unread.pictures[index]
+        if self.names:
+            return picture.name
         if picture not in self._known:
             self._known[picture] = self._written(unread, index)
         return self._known[picture]
+
+    def rule(self) -> str:
+        """What the protocol says of them."""
+        if self.names:
+            return "names alone"
+        return "as they are" if self.size is None else f"{self.size} pixels, {FITS[self.fit]}"
 
     def _written(self, unread: Unread, index: int) -> str:
         picture = unread.pictures[index]
@@ -98,6 +107,7 @@ def question_lines(
         except Unusable as error:
             report.drop(error.reason, error.example)
             continue
+        boxes = [benchmark.images.pictures[index].box for index in question.images]
         yield {
             "benchmark": benchmark.name,
             "key": question.key,
@@ -105,7 +115,7 @@ def question_lines(
             "category": question.category,
             "pictures": shown,
             "texts": list(question.texts),
-        }
+        } | ({"boxes": boxes} if pictures.names and any(boxes) else {})
 
 
 def retrieval_lines(
@@ -118,7 +128,7 @@ def retrieval_lines(
         try:
             path = pictures.path(collection.eval_set.images.all, index)
         except Unusable as error:
-            got, remedy = f"{collection.name}: {error}", "get the missing files"
+            got, remedy = f"{collection.name}: {error}", "get the missing files, or pass --names"
             raise DataError(got, "all pictures of the list", remedy) from error
         yield {
             "benchmark": collection.name,
@@ -159,17 +169,15 @@ def export(
         total = len(found) + sum(report.values())
         if not found or total - len(found) > most_dropped(options.max_dropped, total):
             got = f"{one.name}: {total - len(found)} of {total} items without pictures: "
-            remedy = "get the missing files, or raise --max-dropped"
+            remedy = "get the missing files, raise --max-dropped, or pass --names"
             expected = f"at most {options.max_dropped:.2%} of them"
             raise DataError(got + report.line(), expected, remedy)
         lines += found
         rules[one.name] = {"items": len(found), **one.protocol}
         lost[one.name] = {**one.dropped, **report}
-    shown = "as they are" if pictures.size is None else f"{pictures.size} pixels, "
-    shown += "" if pictures.size is None else FITS[pictures.fit]
     protocol = {
         "made by": f"nas_jax {nas_jax.__version__}",
-        "pictures": shown,
+        "pictures": pictures.rule(),
         "texts": {"clean": options.clean, "cased": options.cased, "max_words": options.max_words},
         "benchmarks": rules,
         "dropped": lost,
@@ -217,12 +225,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", required=True, metavar="FILE", help="the questions, a jsonl")
     add("--only", default="", metavar="NAME", help="of several benchmarks, this one")
     add("--pictures", default=None, metavar="DIR", help="write all pictures there")
+    alone = "the names that the annotations have; no picture is looked for"
+    add("--names", action="store_true", help=alone)
     add("--size", type=int, default=None, metavar="N", help="resized to N pixels")
     add("--fit", default="squash", help="with --size: squash (default) or crop, the middle square")
     add("--clean", action="store_true", help="texts in lower case without punctuation, as ALBEF's")
     add("--cased", action="store_true", help="with --clean: capitals stay")
     cut = "longer texts are cut (default: none)"
-    add("--max-words", type=int, default=karpathy.UNCUT, metavar="N", help=cut)
+    add("--max-words", type=int, default=UNCUT, metavar="N", help=cut)
     share = "of items that may be lost (default 0.01)"
     add("--max-dropped", type=float, default=0.01, metavar="SHARE", help=share)
     return parser.parse_args(argv)
@@ -233,11 +243,13 @@ def run(argv: Sequence[str]) -> None:
     args = _parse(argv)
     if args.size is not None and args.pictures is None:
         raise ConfigError("--size without --pictures", "both", "pass --pictures DIR")
+    if args.names and args.pictures is not None:
+        raise ConfigError("--names with --pictures", "one of them", "leave one out")
     words = {"clean": args.clean, "cased": args.cased, "max_words": args.max_words}
     options = LoadOptions(max_dropped=args.max_dropped, fit=args.fit, **words)
     options.validate()
     folder = None if args.pictures is None else Path(args.pictures).expanduser()
-    pictures = Pictures(folder, args.size, args.fit)
+    pictures = Pictures(folder, args.size, args.fit, args.names)
     data, out = Path(args.data).expanduser(), Path(args.out).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {args.out}", "a name that ends in .jsonl", "rename it")

@@ -18,7 +18,7 @@ import numpy as np
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
-from nas_jax.evals.benchmarks.assemble import LoadOptions, most_dropped
+from nas_jax.evals.benchmarks.assemble import UNCUT, LoadOptions, most_dropped
 from nas_jax.evals.benchmarks.fits import gallery_of
 from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef
 from nas_jax.evals.benchmarks.reading import find
@@ -27,7 +27,6 @@ from nas_jax.utils.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 TEXT_LENGTH = 30  # tokens and words of a text (ALBEF code, configs/Retrieval_coco.yaml)
-UNCUT = 10**6  # words: none is cut off
 CUT_SHARE = 0.01  # of the captions; where more are cut, a warning says so
 FIRST = 5  # captions of an image in the smaller of the two denominators
 # k_test of ALBEF's configs; of the others ours

@@ -18,6 +18,7 @@ from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.utils.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
+UNCUT = 10**6  # words: none is cut off
 RESERVED = ("all", "macro")  # names of parts that are no categories
 
 
@@ -161,7 +162,8 @@ def _counts(name: str, items: Items, published: int | Mapping[str, int] | None) 
 def _rules(form: str, questions: Sequence[Question], options: LoadOptions) -> dict[str, str]:
     """What the protocol of every benchmark says."""
     how = "cleaned as ALBEF does" if options.clean else "as written"
-    rules = {"text": f"{how}, at most {options.max_words} words"}
+    how += "" if options.max_words >= UNCUT else f", at most {options.max_words} words"
+    rules = {"text": how}
     if options.fit != "squash":
         rules["pictures"] = FITS[options.fit]
     if same := sum(_unanswerable(form, question) for question in questions):
