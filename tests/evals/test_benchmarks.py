@@ -16,6 +16,7 @@ import os
 import tarfile
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ from nas_jax.evals.benchmarks import (
     aro,
     assemble,
     load_benchmark,
+    negbench,
+    quads,
+    spec,
     sugarcrepe,
     sugarcrepe_pp,
     valse,
@@ -371,6 +375,117 @@ def write_own(folder: Path) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
+def write_quads(folder: Path, name: str) -> None:
+    """The seven benchmarks of two pictures and two captions, each with its own file and fields."""
+    layout = quads.LAYOUTS[name]
+    (first, second), (one, other) = layout.pictures, layout.texts
+    entries = []
+    for item, k, j in numbers():
+        entry = {first: f"sets/{k}.png", second: f"sets/{j}.png", "extra": 1}
+        entry |= {one: f"the n{k} {item}", other: f"the n{j} {item}"}
+        entry |= {layout.key: item} if layout.key else {}
+        entries.append(entry | ({layout.category: f"kind {item % 2}"} if layout.category else {}))
+    path = folder / layout.files[-1]
+    if name == "cola":
+        link = "https://some.where/vg_gqa_images/{}.png"
+        dump(path, [
+            [link.format(k), f"the n{k} {item}", link.format(j), f"the n{j} {item}"]
+            for item, k, j in numbers()
+        ])  # fmt: skip
+    elif name == "eqben":
+        dump(path, [entry | {one: [entry[one], "another"]} for entry in entries])
+    elif path.suffix == ".csv":
+        dump_table(path, list(entries[0]), [list(entry.values()) for entry in entries])
+    elif path.suffix == ".jsonl":
+        dump_lines(path, entries)
+    else:
+        dump(path, entries)
+    dump_pictures(folder / "sets", "{}.png")
+
+
+def write_hard_positives(folder: Path) -> None:
+    for part, verb in (("data", "rides"), ("swapped_data", "sits on")):
+        entries = [
+            {"image_id": str(k), "image_path": f"data/VG_100K/{k}.jpg",
+             "true_caption": f"n{k} {verb} it {item}", "false_caption": f"n{j} rides it {item}"}
+            for item, k, j in numbers()
+        ]  # fmt: skip
+        dump(folder / part / "vl_checklist_attributes.json", entries)
+    dump_pictures(folder / "VG_100K")
+
+
+def write_negbench(folder: Path) -> None:
+    lines = []
+    for item, k, _ in numbers():
+        texts = [f"n{(k + turn) % PICTURES}, not that {item}" for turn in range(4)]
+        right = item % 4
+        texts[0], texts[right] = texts[right], texts[0]
+        template = ("positive", "negative", "hybrid")[item % 3]
+        lines.append([item, f"/data/coco/{k:012d}.jpg", *texts, right, template])
+    columns = ["number", "image_path", *(f"caption_{n}" for n in range(4))]
+    columns += ["correct_answer", "correct_answer_template"]
+    dump_table(folder / "images" / negbench.FILES["negbench_coco"], columns, lines)
+    dump_pictures(folder / "val2017", "{:012d}.jpg")
+
+
+def write_spec(folder: Path) -> None:
+    texts, pictures = {}, {}
+    for item, k, _ in numbers():
+        subset, label = spec.SUBSETS[item % 6], item % 4
+        keys = [(k + turn) % PICTURES for turn in range(1, 4)]
+        keys.insert(label, k)
+        said = [f"n{key} {item}" for key in keys]
+        texts.setdefault(subset, []).append({"query": f"{k}.jpg", "keys": said, "label": label})
+        shown = [f"{key}.jpg" for key in keys]
+        entry = {"query": f"n{k} {item}", "keys": shown, "label": label}
+        pictures.setdefault(subset, []).append(entry)
+    for subset in spec.SUBSETS:
+        dump(folder / subset / "image2text.json", texts[subset])
+        dump(folder / subset / "text2image.json", pictures[subset])
+        dump_pictures(folder / subset)
+
+
+def write_vl_checklist(folder: Path) -> None:
+    files = ("Attribute/vg/color", "Attribute/vaw/size", "Object/Size/vg_size/vg_obj_small",
+             "Relation/swig_action")  # fmt: skip
+    for number, name in enumerate(files):
+        dump(folder / "data" / f"{name}.json", [
+            [f"VG_100K/{k}.jpg", {"POS": [f"n{k} {item}", "more"], "NEG": [f"n{j} {item}"]}]
+            for item, k, j in list(numbers())[number::4]
+        ])  # fmt: skip
+    dump_pictures(folder / "VG_100K")
+
+
+def write_fg_ovd(folder: Path) -> None:
+    captions = [{"id": 10 * item + n, "name": f"n{(k + n) % PICTURES} {item}."}
+                for item, k, _ in numbers() for n in range(4)]  # fmt: skip
+    entries = [
+        {"id": item, "image_id": k, "bbox": [SIZE + 0.2, 0.1, SIZE - 0.1, SIZE + 0.3],
+         "category_id": 10 * item, "neg_category_ids": [10 * item + n for n in (1, 2, 3)]}
+        for item, k, _ in numbers()
+    ]  # fmt: skip
+    images = [{"id": k, "file_name": f"val2017/{k}.jpg"} for k in range(PICTURES)]
+    content = {"images": images, "annotations": entries, "categories": captions}
+    dump(folder / "benchmarks" / "1_attributes.json", content)
+    for k in range(PICTURES):  # what is beside the box belongs to another picture
+        path = folder / "val2017" / f"{k}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(k, beside=(k + 5) % PICTURES))
+
+
+def write_imagecode(folder: Path) -> None:
+    content = {}
+    for number in range(ITEMS // PICTURES):
+        name = f"{'open-images' if number % 2 else 'video'}-{number}"
+        for place in range(PICTURES):  # img9 stands before img12
+            path = folder / "games" / name / f"img{3 * place}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png((place + number) % PICTURES))
+            said = f"n{(place + number) % PICTURES} {number} "
+            content.setdefault(name, {})[str(place)] = said
+    dump(folder / "valid_data.json", content)
+
+
 WRITERS = {
     "valse": write_valse,
     "sugarcrepe": write_sugarcrepe,
@@ -385,6 +500,13 @@ WRITERS = {
     "whatsup": write_whatsup,
     "crepe": write_crepe,
     "vsr": write_vsr,
+    **{name: partial(write_quads, name=name) for name in quads.LAYOUTS},
+    "hard_positives": write_hard_positives,
+    "negbench": write_negbench,
+    "spec": write_spec,
+    "vl_checklist": write_vl_checklist,
+    "fg_ovd": write_fg_ovd,
+    "imagecode": write_imagecode,
     "own": write_own,
 }
 ORDER = {
@@ -656,6 +778,43 @@ def test_bootstrap_draws_pictures_not_questions():
     # asking again teaches nothing
     assert (four.low, four.high, four.value) == (one.low, one.high, one.value)
     assert one.high - one.low == pytest.approx(2 * 1.96 * 50 / 20, rel=0.15)
+
+
+def test_categories_and_answers_of_the_later_benchmarks(tmp_path):
+    """What their authors' code reads, by part."""
+    parts = {
+        "colorswap": {"kind 0", "kind 1"},
+        "eqben": {"sets"},
+        "negbench": {"positive", "negative", "hybrid"},
+        "spec": set(spec.SUBSETS),
+        "imagecode": {"image", "video"},
+        "vl_checklist": {"Attribute-vg-color", "Attribute-vaw-size", "Relation-swig_action",
+                         "Object-Size-vg_size-vg_obj_small"},
+    }  # fmt: skip
+    for name, want in parts.items():
+        WRITERS[name](tmp_path / name)
+        for benchmark in load_benchmark(name, tmp_path / name):
+            assert {question.category for question in benchmark.questions} == want
+    (found,) = load_benchmark("vl_checklist", tmp_path / "vl_checklist")
+    assert found.groups["attribute"] == ("Attribute-vaw-size", "Attribute-vg-color")
+    assert "more" not in {text for question in found.questions for text in question.texts}
+    (found,) = load_benchmark("imagecode", tmp_path / "imagecode")
+    shown = [picture.name for picture in found.images.pictures]
+    assert shown[:5] == [f"video-0/img{3 * place}.jpg" for place in range(5)]  # 12 after 9
+    path = tmp_path / "imagecode" / "games" / "video-0" / "img27.jpg"
+    path.unlink()
+    lost = load_benchmark("imagecode", tmp_path / "imagecode", SIZE, max_dropped=0.1)[0].dropped
+    assert lost == {"no folder of ten pictures": 10}
+
+    write_hard_positives(tmp_path)
+    swapped = tmp_path / "swapped_data" / "vl_checklist_attributes.json"
+    entries = json.loads(swapped.read_text())
+    dump(swapped, [entries[0] | {"false_caption": "another"}, *entries[1:]])
+    (found,) = load_benchmark("hard_positives", tmp_path)
+    assert found.dropped == {"not the same item in both files": 1}
+    dump(swapped, entries[1:])
+    with pytest.raises(DataError, match="with 240 items, .* with 239; expected the same items"):
+        load_benchmark("hard_positives", tmp_path)
 
 
 # --------------------------------------------------------------------------- losses and user errors
@@ -931,6 +1090,13 @@ def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
         (None, {"name": "whatsup"}, DataError, "none of the files of What'sUp"),
         (None, {"name": "crepe"}, DataError, "none of the files of CREPE"),
         (None, {"name": "vsr"}, DataError, "no test.jsonl"),
+        (None, {"name": "cola"}, DataError, "no COLA_multiobjects_matching_benchmark.json"),
+        (None, {"name": "hard_positives"}, DataError, "none of the files of Hard Positives"),
+        (None, {"name": "negbench"}, DataError, "none of the files of NegBench"),
+        (None, {"name": "spec"}, DataError, "none of the files of SPEC"),
+        (None, {"name": "vl_checklist"}, DataError, "none of the files of VL-CheckList"),
+        (None, {"name": "fg_ovd"}, DataError, "none of the files of FG-OVD"),
+        (None, {"name": "imagecode"}, DataError, "no valid_data.json"),
         (None, {"name": "own", "image_size": 0}, ConfigError, "image_size=0"),
         (None, {"name": "own", "max_dropped": 2}, ConfigError, "max_dropped=2"),
         (("a.jsonl", "{"), {"name": "own"}, DataError, "line 1"),
