@@ -34,6 +34,8 @@ RERANK_K = {"coco": 256, "flickr30k": 128, "urban1k": 128, "retrieval": 128}
 # published protocol: sets whose texts are cut to TEXT_LENGTH words and tokens
 SHORT = ("coco", "flickr30k")
 SCORERS = ("itc", "itm_logit")  # the published ones
+# pictures of the published lists; another number is told
+SIZES = {"coco": 5000, "flickr30k": 1000, "urban1k": 1000}
 RULES = {"own", "wording"}  # what is right, see `retrieval`
 FILES = {
     "coco": ("coco_karpathy_test.json", "coco_test.json", "dataset_coco.json"),
@@ -116,6 +118,13 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
                 "none, for a list of long captions.",
                 *(name, protocol["cut"]),
             )
+    if len(items) != SIZES.get(name, len(items)):
+        protocol["published images"] = f"{SIZES[name]}; this list has {len(items)}"
+        _LOG.warning(
+            "%s: the published list has %d images, this one %d. Its numbers are not comparable "
+            "with published ones.",
+            *(name, SIZES[name], len(items)),
+        )
     eval_set = EvalSet(name, _Kept(gallery, kept), tuple(captions), (), ())
     return Collection(
         eval_set, tuple(items[index][0] for index in kept), RERANK_K[name], protocol, dict(report)

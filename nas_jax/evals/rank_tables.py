@@ -49,9 +49,10 @@ def table_results(
     for name, rule, first in collection.readings():
         columns = _columns(captions, first)
         task = _task(collection, name, rule, first)
+        whole = len(columns) == shape[1]  # then nothing is copied
         for direction, table in (
-            (DIRECTIONS[0], to_text_NxM[:, columns]),
-            (DIRECTIONS[1], to_image_MxN[columns]),
+            (DIRECTIONS[0], to_text_NxM if whole else to_text_NxM[:, columns]),
+            (DIRECTIONS[1], to_image_MxN if whole else to_image_MxN[columns]),
         ):
             right = task.right(direction)
             counts = np.array([len(one) for one in right])

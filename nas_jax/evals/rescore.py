@@ -91,7 +91,7 @@ def joined(
     if data is None:
         found: Joined = [(_alone(name, one), [one.scored]) for one in given]
     else:
-        loaded = _only(load_with(name, data, _options(path, max_dropped, questions)), only)
+        loaded = _only(load_with(name, data, text_options(path, max_dropped, questions)), only)
         found = join(given, loaded, data, path, max_dropped)
     if not subtract_blind:
         return found
@@ -101,11 +101,11 @@ def joined(
     return [(benchmark, with_corrected(all_of)) for benchmark, all_of in found]
 
 
-def _options(path: Path, max_dropped: float, questions: Path | None) -> LoadOptions:
-    """How the texts were made that were scored."""
+def text_options(path: Path, max_dropped: float, questions: Path | None) -> LoadOptions:
+    """How the texts were made that were scored. Arguments: of `joined`."""
     if questions is not None:
         return LoadOptions(max_dropped=max_dropped, **read_protocol(questions)["texts"])
-    ours = path.suffix == ".json" or path.is_dir()
+    ours = path.suffix == ".json"
     return LoadOptions(max_dropped=max_dropped, clean=ours)
 
 

@@ -40,14 +40,14 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.evals import karpathy
-from nas_jax.evals.benchmarks import BENCHMARKS, LoadOptions
+from nas_jax.evals.benchmarks import BENCHMARKS
 from nas_jax.evals.detail import question_result
 from nas_jax.evals.export import read_protocol
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.published import check
 from nas_jax.evals.rank_files import retrieval_numbers
 from nas_jax.evals.rank_tables import is_table, table_results
-from nas_jax.evals.rescore import SCORERS, check_scorer, joined
+from nas_jax.evals.rescore import SCORERS, check_scorer, joined, text_options
 from nas_jax.evals.results import Result, write
 from nas_jax.evals.statistics import RESAMPLES
 from nas_jax.utils.commands import Parser, exit_code
@@ -110,11 +110,14 @@ def run(argv: Sequence[str]) -> int:
 
 def _questions(args: argparse.Namespace, scores: Path, data: Path | None) -> list[Metric]:
     """The numbers of a benchmark; writes them where --out says."""
-    questions = None if args.questions is None else Path(args.questions).expanduser()
-    options = args.only, args.max_dropped, args.subtract_blind, questions
+    options = args.only, args.max_dropped, args.subtract_blind, _asked(args)
     found = joined(args.benchmark, scores, data, args.scorer, *options)
     made = [question_result(benchmark, all_of, RESAMPLES) for benchmark, all_of in found]
     return _written(args, scores, made)
+
+
+def _asked(args: argparse.Namespace) -> Path | None:
+    return None if args.questions is None else Path(args.questions).expanduser()
 
 
 def _retrieval(args: argparse.Namespace, scores: Path, data: Path | None) -> list[Metric]:
@@ -128,7 +131,7 @@ def _retrieval(args: argparse.Namespace, scores: Path, data: Path | None) -> lis
     if data is None:
         remedy = "pass --data LIST"
         raise ConfigError(f"{scores} without --data", "the list that was scored", remedy)
-    options = LoadOptions(max_dropped=args.max_dropped)
+    options = text_options(scores, args.max_dropped, _asked(args))
     collection = karpathy.load("retrieval", data, options)
     return _written(args, scores, table_results(scores, collection, args.scorer or "score"))
 
@@ -139,7 +142,7 @@ def _written(args: argparse.Namespace, scores: Path, made: Sequence[Result]) -> 
         bootstrap = {"resamples": RESAMPLES, "seed": 0, "level": 95}
         about = {"checkpoint": {"name": args.name or scores.stem}, "scores": given}
         if args.questions is not None:
-            asked = read_protocol(Path(args.questions).expanduser())
+            asked = read_protocol(_asked(args))
             about["questions"] = {what: asked[what] for what in ("pictures", "texts")}
         write(args.out, {**about, "bootstrap": bootstrap}, made)
     return [row for result in made for row in result.rows]

@@ -40,7 +40,7 @@ def read_scores(path: Path) -> list[Given]:
     """
     from nas_jax.evals import score_published
 
-    if path.suffix == ".json" or path.is_dir():
+    if path.suffix == ".json":
         return _from_results(path)
     lines = _read_lines(path)
     first = lines[0][1] if lines else {}

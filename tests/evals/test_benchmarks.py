@@ -885,6 +885,15 @@ def test_own_pairs_in_other_files(tmp_path, form):
     assert [seen(image) for image in found.images] == [0, 1, 2] and not found.dropped
 
 
+def test_winoground_needs_no_tag(tmp_path):
+    write_winoground(tmp_path)
+    path = tmp_path / "examples.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    dump_lines(path, [entries[0] | {"collapsed_tag": None}, entries[1] | {"collapsed_tag": 7}])
+    (found,) = load_benchmark("winoground", tmp_path)
+    assert [question.category for question in found.questions] == ["none", "7"]
+
+
 def test_own_categories_and_foils_of_other_types(tmp_path):
     lines = [
         {"category": None},

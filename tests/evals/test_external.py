@@ -115,6 +115,7 @@ def test_the_commands_of_the_docs_score_a_model_of_another_kind(mine):
     assert rows["retrieval/6-own/text_to_image/score/r@1"].value == 100.0
     assert rows["retrieval/6-own/text_to_image/score/r@1"].chance == pytest.approx(100 / 3)
     assert rows["retrieval/6-own/image_to_text/score/r@1"].count == 3
+    assert {result.protocol["text"] for result in tables} == {"as written"}
     assert compare.main([str(mine / "results" / "mine")] * 2) == 0
 
 
@@ -240,7 +241,9 @@ def test_long_captions_are_whole_and_cut_ones_are_told(mine, caplog):
         assert [texts[0].split()[-1] for texts in found.eval_set.captions] == list(COLOURS)
         assert [int(image[0, 0].argmax()) for image in found.eval_set.images] == [0, 1, 2]
         assert found.text_length == 0 and "cut" not in found.protocol
-    assert not caplog.text
+        assert found.protocol["published images"] == "1000; this list has 3"
+    assert "and the rest" not in caplog.text
+    assert "urban1k: the published list has 1000 images, this one 3" in caplog.text
     entries = [{"image": f"{k}", "caption": [f"{long} {k}", "short"]} for k in range(4)]
     (mine / "coco.json").write_text(json.dumps(entries))
     found = load_list("coco", mine / "coco.json", LoadOptions())

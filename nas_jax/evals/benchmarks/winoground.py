@@ -10,7 +10,14 @@ from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import each, find, name_of, read_lines, text
+from nas_jax.evals.benchmarks.reading import (
+    category_of,
+    each,
+    find,
+    name_of,
+    read_lines,
+    text,
+)
 from nas_jax.evals.questions import Benchmark
 
 
@@ -32,4 +39,4 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
 def _draft(_: int, entry: object) -> Draft:
     pictures = tuple(PictureRef(name_of(entry, field)) for field in ("image_0", "image_1"))
     texts = tuple(text(entry, field) for field in ("caption_0", "caption_1"))
-    return Draft(name_of(entry, "id"), text(entry, "collapsed_tag"), pictures, texts)
+    return Draft(name_of(entry, "id"), category_of(entry, "collapsed_tag"), pictures, texts)
