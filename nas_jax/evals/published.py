@@ -43,7 +43,7 @@ def check(folder: Path) -> list[Compared]:
         name = table.lower().split("_")[0]
         if name not in _DECIMALS:
             known = ", ".join(_DECIMALS)
-            remedy = "rename it, or take it out"
+            remedy = "take it out; retrieval's numbers stand in text files beside the ranks"
             raise DataError(f"expected.json with {table!r}", f"numbers of {known}", remedy)
         for model, numbers in models.items():
             path = _existing(folder, name, model)

@@ -76,7 +76,8 @@ def joined(
       max_dropped: a larger share of items without scores is an error.
       subtract_blind: also the scores minus those without picture.
       questions: the file of questions that were scored (`export.py`): its texts are those of the
-        benchmark. None: texts are as written, and of a results.json cleaned.
+        benchmark, and what it lost needs no scores. None: texts are as written, and of a
+        results.json cleaned.
 
     Errors: as `score`.
     """
@@ -88,6 +89,10 @@ def joined(
     if not path.exists():
         raise DataError(f"no file {str(path)!r}", "a file of scores", "check --scores")
     given = _of_scorer(read_scores(path), scorer, path)
+    if questions is not None:  # what was lost when they were written cannot have scores
+        lost = read_protocol(questions).get("dropped", {})
+        count = sum(sum(reasons.values()) for reasons in lost.values())
+        given = [replace(one, dropped=max(one.dropped, count)) for one in given]
     if data is None:
         found: Joined = [(_alone(name, one), [one.scored]) for one in given]
     else:

@@ -190,6 +190,24 @@ def test_answers_to_cleaned_questions_are_read_as_such(mine, capsys):
         assert (row["count"], row["value"]) == (count, 100.0)
 
 
+def test_what_was_lost_when_questions_were_written_needs_no_score(mine, capsys):
+    lines = [{"image": "red.png", "caption": "r", "foil": "b", "id": f"k{k}"} for k in range(12)]
+    write_lines(mine / "own/one.jsonl", [lines[0] | {"image": "gone.png"}, *lines[1:]])
+    paint(mine / "own/red.png", "red")
+    asked = ["own", "--data", str(mine / "own"), "--out", str(mine / "q.jsonl")]
+    assert questions(asked) == 0
+    keys = [line["key"] for line in read_lines(mine / "q.jsonl")]
+    assert keys == [f"k{k}" for k in range(1, 12)]
+    write_lines(mine / "a.jsonl", [{"key": key, "scores": [1, 0]} for key in keys])
+    given = ["own", "--data", str(mine / "own"), "--scores", str(mine / "a.jsonl"), "--json"]
+    assert score(given) == 3
+    assert "1 items of own:one without scores ('k0')" in capsys.readouterr().err
+    assert score([*given, "--questions", str(mine / "q.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["count"] == 11
+    write_lines(mine / "a.jsonl", [{"key": key, "scores": [1, 0]} for key in keys[1:]])
+    assert score([*given, "--questions", str(mine / "q.jsonl")]) == 3
+
+
 # --------------------------------------------------------------------------------------- retrieval
 
 
