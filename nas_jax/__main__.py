@@ -20,6 +20,7 @@ MODULES = {
     "data.tfds_coco": "COCO's captions -> a data set of TensorFlow Datasets, without TensorFlow",
     "evals": "score a checkpoint on benchmarks, own pairs, retrieval or classes",
     "evals.benchmarks": "say what a folder holds of a benchmark",
+    "evals.questions": "write the questions of a benchmark, for a model of any framework",
     "evals.score": "the numbers of a benchmark from scores that exist already",
     "evals.compare": "compare two models question by question",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",

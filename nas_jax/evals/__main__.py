@@ -86,6 +86,14 @@ _FLAGS: dict[str, dict] = {
         "default": _DEFAULTS.match_rows,
         "help": "pairs of a call (default 256)",
     },
+    "--fit": {
+        "default": _DEFAULTS.fit,
+        "help": "pictures: squash (default) or crop, the square in the middle, as CLIP's code does",
+    },
+    "--subtract-blind": {
+        "action": "store_true",
+        "help": "also the scores minus those with a blank picture",
+    },
     "--max-dropped": {
         "type": float,
         "default": _DEFAULTS.max_dropped,
@@ -160,6 +168,8 @@ def _config(args: argparse.Namespace) -> EvalConfig:
         batch_size=args.batch_size,
         match_rows=args.match_rows,
         max_dropped=args.max_dropped,
+        fit=args.fit,
+        subtract_blind=args.subtract_blind,
     )
     config.validate()
     return config

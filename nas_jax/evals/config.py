@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKENS = ("method", "encoder")
 STORES = ("model", "bfloat16")
+FITS = ("squash", "crop")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class EvalConfig:
     # tokens of a benchmark's texts; longer ones are cut (the run's own: data.text_length)
     text_length: int = 64
     max_dropped: float = 0.01  # a larger share of unusable items ends the evaluation
+    # how a benchmark's pictures come to the model's size: squash | crop, the square in the middle
+    fit: str = "squash"
+    # also SCORER-blind: the scores minus those with a blank picture
+    subtract_blind: bool = False
     bootstrap: int = 1000  # resamples of a confidence interval
 
     def validate(self) -> None:
@@ -53,10 +58,10 @@ class EvalConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise _unusable(name, value, f"an integer >= {least}")
-        for name in ("retrieval", "foils", "quads"):
+        for name in ("retrieval", "foils", "quads", "subtract_blind"):
             if not isinstance(getattr(self, name), bool):
                 raise _unusable(name, getattr(self, name), "True or False")
-        for name, known in (("image_tokens", IMAGE_TOKENS), ("store", STORES)):
+        for name, known in (("image_tokens", IMAGE_TOKENS), ("store", STORES), ("fit", FITS)):
             if getattr(self, name) not in known:
                 raise _unusable(name, getattr(self, name), " or ".join(known))
         if not self.device_gib >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.metrics import CUTS, DIRECTIONS, Ranks, recalls
 from nas_jax.evals.numbers import numbers, units
 from nas_jax.evals.outcomes import outcomes
-from nas_jax.evals.pairs import foil_benchmark, quad_benchmark, scored
-from nas_jax.evals.questions import Benchmark, Cells, Scored
+from nas_jax.evals.pairs import foil_benchmark, longer_than, quad_benchmark, scored
+from nas_jax.evals.questions import Benchmark, Cells, Scored, with_corrected
 from nas_jax.evals.results import Result, plain
 from nas_jax.evals.retrieval import Task, make_task, rank
 from nas_jax.evals.scorers import Scorer, SetScores
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def score_questions(scores: SetScores, benchmark: Benchmark, config: EvalConfig) -> Result:
     """Questions under all scorers; of form texts, under the method's first feature score."""
     names = config.scorers
     if benchmark.form == "texts":
         names = scores.method.feature_scores[:1]
     found = [scored(scores, benchmark.form, benchmark.questions, name) for name in names]
+    found = with_corrected(found) if config.subtract_blind else found
     return question_result(benchmark, found, config.bootstrap)
 
 
@@ -132,8 +137,9 @@ def score_retrieval(
     rerank_k: candidates a query that are ranked again; 0: the published number.
     """
     texts = [text for captions in collection.eval_set.captions for text in captions]
-    length = min(karpathy.TEXT_LENGTH, config.text_length)
+    length = min(collection.text_length or config.text_length, config.text_length)
     scores = scorer.on(collection.eval_set, texts, length)
+    long = longer_than(length, texts, scorer.model.tokenizer)
     tasks = [
         make_task(scores, name, rule, max_captions=first)
         for name, rule, first in collection.readings()
@@ -146,16 +152,24 @@ def score_retrieval(
     for task in tasks:
         for direction in DIRECTIONS:
             ranks = [one for one in found if (one.task, one.direction) == (task.name, direction)]
-            result = _direction(collection, task, ranks, config.bootstrap)
-            ranked_again = {"ranked again": f"the first {k} of ITC"}
-            out.append(replace(result, protocol={**result.protocol, **ranked_again}))
+            result = direction_result(collection, task, ranks, config.bootstrap)
+            rules = {"ranked again": f"the first {k} of ITC", "tokens": f"at most {length}"}
+            if long:
+                rules["tokens"] += f"; {long} of {len(texts)} captions have more and were cut"
+            out.append(replace(result, protocol={**result.protocol, **rules}))
+    if long > karpathy.CUT_SHARE * len(texts):
+        _LOG.warning(
+            "%s: %d of %d captions have more than %d tokens, and the rest was cut off. Remedy: a "
+            "larger --text-length (eval.text_length), as far as the model has positions.",
+            *(collection.name, long, len(texts), length),
+        )
     return out
 
 
-def _direction(
+def direction_result(
     collection: karpathy.Collection, task: Task, found: Sequence[Ranks], resamples: int
 ) -> Result:
-    """One direction of one reading. A unit is an image with its captions."""
+    """The `Result` of one direction of one reading. A unit is an image with its captions."""
     first = found[0]
     queries, part = len(first.ranks), f"{task.name}/{first.direction}"
     units_Q, keys = np.arange(queries), list(collection.names[:queries])
@@ -181,7 +195,7 @@ def _direction(
         units=tuple(units_Q.tolist()),
         hits={one.scorer: {f"r@{k}": (one.ranks < k).tolist() for k in CUTS} for one in found},
         scores={one.scorer: one.ranks.tolist() for one in found},
-        blind={one.scorer: one.blind.tolist() for one in found},
+        blind={one.scorer: one.blind.tolist() for one in found if one.blind is not None},
     )
 
 

@@ -1,8 +1,5 @@
-"""COCO and Flickr30k retrieval: the test lists of Karpathy's split, and how papers score them.
-
-Two forms of the list are read: ALBEF's, [{image, caption: [texts]}], and Karpathy's own, {images:
-[{split, filename, filepath, sentences: [{raw}]}]}, of which the split "test" is taken. In ALBEF's a
-caption may be one text; entries of one picture are then one, with the captions of all.
+"""Retrieval sets: COCO and Flickr30k (Karpathy's split), Urban1k and anyone's list, and how papers
+score them. The forms of lists are those of `retrieval_lists.py`.
 
 Some COCO images have a sixth caption. Papers that ask with all captions have 25,010 texts (ALBEF,
 BLIP), others with the first five have 25,000; the number is part of each metric's name.
@@ -10,6 +7,7 @@ BLIP), others with the first five have 25,000; the number is part of each metric
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +18,30 @@ import numpy as np
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
-from nas_jax.evals.benchmarks.assemble import LoadOptions
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, PictureRef
-from nas_jax.evals.benchmarks.reading import find, read_json
+from nas_jax.evals.benchmarks.assemble import UNCUT, LoadOptions, most_dropped
+from nas_jax.evals.benchmarks.fits import gallery_of
+from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef
+from nas_jax.evals.benchmarks.reading import find
+from nas_jax.evals.retrieval_lists import caption_folder, read_list
 from nas_jax.utils.errors import DataError
 
+_LOG = logging.getLogger(__name__)
 TEXT_LENGTH = 30  # tokens and words of a text (ALBEF code, configs/Retrieval_coco.yaml)
+CUT_SHARE = 0.01  # of the captions; where more are cut, a warning says so
 FIRST = 5  # captions of an image in the smaller of the two denominators
-RERANK_K = {"coco": 256, "flickr30k": 128}  # k_test of ALBEF's configs
+# k_test of ALBEF's configs; of the others ours
+RERANK_K = {"coco": 256, "flickr30k": 128, "urban1k": 128, "retrieval": 128}
+# published protocol: sets whose texts are cut to TEXT_LENGTH words and tokens
+SHORT = ("coco", "flickr30k")
 SCORERS = ("itc", "itm_logit")  # the published ones
+# pictures of the published lists; another number is told
+SIZES = {"coco": 5000, "flickr30k": 1000, "urban1k": 1000}
 RULES = {"own", "wording"}  # what is right, see `retrieval`
 FILES = {
     "coco": ("coco_karpathy_test.json", "coco_test.json", "dataset_coco.json"),
     "flickr30k": ("flickr30k_test.json", "flickr30k_karpathy_test.json", "dataset_flickr30k.json"),
+    "urban1k": ("urban1k.json", "urban1k.jsonl"),
+    "retrieval": ("retrieval.json", "retrieval.jsonl", "retrieval.csv"),
 }
 
 
@@ -48,8 +57,13 @@ class Collection:
 
     @property
     def name(self) -> str:
-        """coco or flickr30k."""
+        """coco, flickr30k, ..."""
         return self.eval_set.name
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text in the published protocol; 0: it has no limit."""
+        return TEXT_LENGTH if self.name in SHORT else 0
 
     def readings(self) -> list[tuple[str, str, int]]:
         """(name, rule, captions an image or 0 for all), the published reading first."""
@@ -60,37 +74,57 @@ class Collection:
 
 
 def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
-    """The test images of `name` (coco, flickr30k) with their captions; `data_dir` may be the json
-    file itself.
+    """The test images of `name`, one of FILES, with their captions; `data_dir` may be the list
+    itself. Without `options.image_size` the pictures are not looked for.
 
     Raises DataError: no file, another form, or more unusable images than `options.max_dropped`.
     """
     options.validate()
     path = data_dir if data_dir.is_file() else _list_in(data_dir, name)
     report = Report()
-    items = _items(path, report)
-    gallery = Gallery(
-        Files(path.parent), [PictureRef(image) for image, _ in items], options.image_size
-    )
+    items = read_list(path, report)
+    files = Files(path if path.is_dir() else path.parent)
+    gallery = gallery_of(files, [PictureRef(image) for image, _ in items], options)
     for failure in gallery.failures.values():
         report.drop(failure.reason, failure.example)
     kept = [index for index in range(len(items)) if index not in gallery.failures]
     lost = sum(report.values())
-    if not kept or lost > options.max_dropped * (lost + len(kept)):
+    if not kept or lost > most_dropped(options.max_dropped, lost + len(kept)):
         got = f"{name}: {lost} of {lost + len(kept)} images cannot be used: {report.line()}"
-        raise DataError(got, f"at most {options.max_dropped:.2%}", "get the missing files")
-    how = options.clean, TEXT_LENGTH, options.cased
+        remedy = "get the missing files, or raise --max-dropped (eval.max_dropped of a run)"
+        raise DataError(got, f"at most {options.max_dropped:.2%} of them", remedy)
+    short = name in SHORT
+    how = options.clean, TEXT_LENGTH if short else UNCUT, options.cased
     captions = [tuple(prepare_caption(text, *how) for text in items[index][1]) for index in kept]
     texts = [text for one in captions for text in one]
     protocol = {
         "file": path.name,
-        "text": f"{'cleaned as ALBEF does' if options.clean else 'as written'}, at most "
-        f"{TEXT_LENGTH} words and tokens",
+        "text": ("cleaned as ALBEF does" if options.clean else "as written")
+        + (f", at most {TEXT_LENGTH} words and tokens" if short else ""),
         "own": "published rule: a caption is right for its own image alone",
         "wording": "a text with the wording of a right one is right too",
         "ties": "count as misses; equal wordings of different images tie",
         "repeated": f"{len(texts) - len(set(texts))} captions have the wording of another",
     }
+    if short:
+        raw = (text for index in kept for text in items[index][1])
+        cut = sum(
+            len(prepare_caption(t, *how[:1], UNCUT, how[2]).split()) > TEXT_LENGTH for t in raw
+        )
+        protocol["cut"] = f"{cut} of {len(texts)} captions have more than {TEXT_LENGTH} words"
+        if cut > CUT_SHARE * len(texts):
+            _LOG.warning(
+                "%s: %s, and the rest is cut off. Remedy: name the benchmark retrieval, which cuts "
+                "none, for a list of long captions.",
+                *(name, protocol["cut"]),
+            )
+    if len(items) != SIZES.get(name, len(items)):
+        protocol["published images"] = f"{SIZES[name]}; this list has {len(items)}"
+        _LOG.warning(
+            "%s: the published list has %d images, this one %d. Its numbers are not comparable "
+            "with published ones.",
+            *(name, SIZES[name], len(items)),
+        )
     eval_set = EvalSet(name, _Kept(gallery, kept), tuple(captions), (), ())
     return Collection(
         eval_set, tuple(items[index][0] for index in kept), RERANK_K[name], protocol, dict(report)
@@ -100,14 +134,14 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
 class _Kept(Sequence):
     """The usable pictures of a gallery."""
 
-    def __init__(self, gallery: Gallery, kept: list[int]):
-        self._gallery, self._kept = gallery, kept
+    def __init__(self, gallery: Gallery | NoPictures, kept: list[int]):
+        self.all, self._kept = gallery, kept
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._gallery[self._kept[index]]
+        return self.all[self._kept[index]]
 
 
 def _list_in(data_dir: Path, name: str) -> Path:
@@ -115,53 +149,11 @@ def _list_in(data_dir: Path, name: str) -> Path:
     try:
         return find(data_dir, *FILES[name])
     except DataError as error:
-        others = sorted(data_dir.glob("*.json"))
+        if name in ("urban1k", "retrieval") and caption_folder(data_dir):
+            return data_dir
+        others = [path for kind in ("json", "jsonl", "csv") for path in data_dir.glob(f"*.{kind}")]
+        others.sort()
         if not others:
             raise
         remedy = f"name the list itself, like --data {others[0]}"
         raise DataError(error.got, error.expected, remedy) from error
-
-
-def _items(path: Path, report: Report) -> list[tuple[str, list[str]]]:
-    """(image, captions) of each test image."""
-    try:
-        content: Any = read_json(path, list)
-    except DataError:
-        content = read_json(path, dict)
-    if isinstance(content, dict):
-        content = [
-            {
-                "image": "/".join(filter(None, (entry.get("filepath"), entry.get("filename")))),
-                "caption": [sentence.get("raw") for sentence in entry.get("sentences", ())],
-            }
-            for entry in content.get("images", ())
-            if entry.get("split") == "test"
-        ]
-    items: list[tuple[str, list[str]]] = []
-    single: dict[str, list[str]] = {}  # captions of pictures that come with one text an entry
-    for number, entry in enumerate(content):
-        image, texts = (
-            entry.get(name) if isinstance(entry, Mapping) else None for name in ("image", "caption")
-        )
-        if not isinstance(image, str) or not image:
-            report.drop("no image", f"entry {number}")
-        elif isinstance(texts, str) and image in single:
-            single[image].append(texts)
-        elif isinstance(texts, str):
-            single[image] = [texts]
-            items.append((image, single[image]))
-        elif (
-            not isinstance(texts, list)
-            or not texts
-            or not all(isinstance(text, str) for text in texts)
-        ):
-            report.drop("no list of captions", image)
-        else:
-            items.append((image, texts))
-    if not items:
-        raise DataError(
-            f"{path}: no test images" + (f": {report.line()}" if report else ""),
-            "[{image, caption: [texts]}]",
-            "check which file it is",
-        )
-    return items

@@ -20,7 +20,7 @@ from nas_jax.evals.metrics import DIRECTIONS, Metric, Ranks, recalls
 from nas_jax.evals.numbers import numbers
 from nas_jax.evals.outcomes import cells_of
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
-from nas_jax.evals.questions import Benchmark, Scored
+from nas_jax.evals.questions import Benchmark, Scored, with_corrected
 from nas_jax.evals.run import Loaded
 from nas_jax.methods.method import Method
 from nas_jax.utils.errors import ConfigError
@@ -48,7 +48,7 @@ def metric_keys(
     """
     scorers = check_scorers(config.scorers, method)
     found = [one for eval_set in eval_sets for one in _own(config, scorers, eval_set)]
-    found += [one for loaded in benchmarks for one in _public(loaded, scorers, method)]
+    found += [one for loaded in benchmarks for one in _public(config, loaded, scorers, method)]
     return list(dict.fromkeys(metric.key for metric in found))
 
 
@@ -97,7 +97,7 @@ def _own(config: EvalConfig, scorers: Sequence[str], eval_set: EvalSet) -> Itera
 
 
 def _public(
-    loaded: Loaded, scorers: Sequence[str], method: Method | type[Method]
+    config: EvalConfig, loaded: Loaded, scorers: Sequence[str], method: Method | type[Method]
 ) -> Iterator[Metric]:
     """As `run.score`, of a benchmark."""
     if isinstance(loaded, karpathy.Collection):
@@ -116,8 +116,10 @@ def _public(
     zeros = [
         np.zeros(cells_of(benchmark.form, question), np.float32) for question in benchmark.questions
     ]
-    for name in scorers:
-        yield from numbers(benchmark, Scored(name, zeros), resamples=1)
+    blind = zeros if benchmark.form != "texts" and benchmark is loaded else None
+    found = [Scored(name, zeros, blind) for name in scorers]
+    for one in with_corrected(found) if config.subtract_blind else found:
+        yield from numbers(benchmark, one, resamples=1)
 
 
 def _one_query(scorer: str, direction: str) -> Ranks:

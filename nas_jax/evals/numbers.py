@@ -34,8 +34,9 @@ def units(benchmark: Benchmark) -> np.ndarray:
             benchmark.together.values(),
             key=lambda sets: max((len(keys) for keys in sets), default=0),
         )
-        first = {key: keys[0] for keys in largest for key in keys}
-        names = [("set", first.get(q.key, q.key)) for q in benchmark.questions]
+        shown = {question.key: question.images[0] for question in benchmark.questions}
+        first = {key: shown[keys[0]] for keys in largest if keys[0] in shown for key in keys}
+        names = [first.get(question.key, question.images[0]) for question in benchmark.questions]
     known: dict = {}
     return np.array([known.setdefault(name, len(known)) for name in names])
 

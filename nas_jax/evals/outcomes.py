@@ -143,9 +143,12 @@ def _chances(benchmark: Benchmark) -> dict[str, np.ndarray]:
 
 def _distinct(benchmark: Benchmark, position: int) -> tuple[np.ndarray, np.ndarray]:
     """True where a question's (text, picture at `position`) comes for the first time: in all, and
-    in its category.
+    in its category. Texts are compared as the annotations have them, as the authors do.
     """
-    pairs = [(question.texts[0], question.images[position]) for question in benchmark.questions]
+    pairs = [
+        ((question.raw or question.texts)[0], question.images[position])
+        for question in benchmark.questions
+    ]
     categories = (question.category for question in benchmark.questions)
     inside = list(zip(pairs, categories, strict=True))
     return _first_times(pairs), _first_times(inside)
@@ -171,8 +174,20 @@ def _all_right(benchmark: Benchmark, single: Outcome, sets: Sequence[Sequence[st
         first = members[0]
         counted_Q[first], hits_Q[first] = True, single.hits[members].all()
         ties_Q[first] = (single.hits | single.ties)[members].all() and not hits_Q[first]
-        chance_Q[first] = 100.0 * np.prod(single.chance[members] / 100.0)
+        chance_Q[first] = _joint_chance([benchmark.questions[member] for member in members])
     return Outcome(hits_Q, ties_Q, chance_Q, counted_Q, np.zeros(size, bool))
+
+
+def _joint_chance(questions: Sequence[Question]) -> float:
+    """Percent of random scores that are right in all questions of form choice.
+
+    Questions of one picture and caption share its score: it has to beat all their foils.
+    """
+    foils: dict[tuple, int] = {}
+    for one in questions:
+        shared = one.images, one.texts[0]
+        foils[shared] = foils.get(shared, 0) + len(one.texts) - 1
+    return 100.0 * float(np.prod([1.0 / (1 + count) for count in foils.values()]))
 
 
 def check_shapes(benchmark: Benchmark, scores: Cells) -> None:

@@ -201,6 +201,12 @@ def check_answers_differ(benchmark: Benchmark, tokenizer: TextEncoding, text_len
     )
 
 
+def longer_than(length: int, texts: Sequence[str], tokenizer: TextEncoding) -> int:
+    """How many texts have more than `length` tokens."""
+    _, mask_MxL = tokenizer.encode(list(texts), 4 * length)
+    return int((np.asarray(mask_MxL).sum(axis=1) > length).sum())
+
+
 def _must_differ(form: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Pairs of a right and a wrong text; of a quad, its two."""
     right = 2 if form in ("two_true", "texts") else 1

@@ -28,6 +28,7 @@ import numpy as np
 Cells = Sequence[np.ndarray]
 """Scores of questions: for each an array (pictures, texts), or (texts, texts) of form texts."""
 
+CORRECTED = "-blind"  # the end of such a scorer's name
 FORMS = ("choice", "picture", "quad", "two_true", "yes_no", "texts")
 
 
@@ -43,6 +44,7 @@ class Question:
     images: tuple[int, ...]  # indices into Benchmark.images
     texts: tuple[str, ...]
     true: bool = True  # of form yes_no: whether the text is true of the picture
+    raw: tuple[str, ...] = ()  # the texts as the annotations have them; (): not known
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,28 @@ class Scored:
     scorer: str
     seen: Cells
     blind: Cells | None = None  # the same with a blank picture in place of each
+
+
+def with_corrected(found: Sequence[Scored]) -> list[Scored]:
+    """The scores, and after each that has scores without picture "SCORER-blind": minus those.
+
+    What a text gets whatever the picture is then takes no part. It only ranks: no threshold.
+    """
+    out = []
+    for one in found:
+        out.append(one)
+        if one.blind is not None:
+            seen = [
+                np.asarray(cell, np.float64) - np.asarray(blank, np.float64)
+                for cell, blank in zip(one.seen, one.blind, strict=True)
+            ]
+            out.append(Scored(f"{one.scorer}{CORRECTED}", seen))
+    return out
+
+
+if __name__ == "__main__":
+    import sys
+
+    from nas_jax.evals.export import main
+
+    sys.exit(main())

@@ -13,7 +13,8 @@ import jax
 
 import nas_jax
 from nas_jax.evals import karpathy, zero_shot
-from nas_jax.evals.benchmarks import BENCHMARKS, LoadOptions, load_benchmark
+from nas_jax.evals.benchmarks import BENCHMARKS, LoadOptions, load_with
+from nas_jax.evals.benchmarks.fits import FITS
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.detail import question_result, score_questions, score_retrieval
 from nas_jax.evals.functions import TextEncoding
@@ -28,6 +29,8 @@ OWN_SETS = "val"
 TABLE = {name: entry.about for name, entry in BENCHMARKS.items()} | {
     "coco": "COCO retrieval, Karpathy's test split, with 25,010 and 25,000 texts",
     "flickr30k": "Flickr30k retrieval, Karpathy's test split",
+    "urban1k": "Urban1k retrieval: 1,000 long captions",
+    "retrieval": "your own list of pictures with captions, as retrieval; no caption is cut",
     CLASSES: "zero-shot classification: a folder of pictures a class, or labels.jsonl",
 }
 """Name of a benchmark -> what it is, for --help."""
@@ -77,12 +80,13 @@ def load(
     Raises ConfigError: a name or text length that does not fit. DataError: those of the loaders.
     """
     check_names([name])
-    options = LoadOptions(image_size, config.max_dropped, texts.clean, cased=texts.cased)
+    how = {"cased": texts.cased, "fit": config.fit}
+    options = LoadOptions(image_size, config.max_dropped, texts.clean, **how)
     if name in karpathy.FILES:
         return [karpathy.load(name, folder, options)]
     if name == CLASSES:
         return [zero_shot.load(folder, options, prompts)]
-    found = load_benchmark(name, folder, image_size, config.max_dropped, texts.clean, texts.cased)
+    found = load_with(name, folder, options)
     for benchmark in found:
         check_answers_differ(benchmark, texts.tokenizer, config.text_length)
     return list(found)
@@ -128,6 +132,7 @@ def protocol(
         "checkpoint": dict(checkpoint),
         "scorers": list(config.scorers),
         "image_size": image_size,
+        "pictures": FITS[config.fit],
         "image_tokens": config.image_tokens,
         "stored_as": config.store,
         "text_length": config.text_length,

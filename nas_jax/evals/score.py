@@ -8,23 +8,29 @@
 
 Score files, plain or as .gz:
 
+* any benchmark, one line an item, with --data: {"key": ..., "scores": [[...], ...]}, one list a
+  picture with one score a text; "blind", the same with a blank picture, and "benchmark", where
+  several have the same keys, may stand beside. `python -m nas_jax.evals.questions` writes the keys
+* results.json of nas_jax.evals, with --data
 * VALSE, two lines an example: {"instrument": piece, "id": number, "type": "caption" or "foil",
   "score": probability}
 * Winoground, four lines an example: {"label": "ID_cCAPTION_iPICTURE", "score": ...}
-* any benchmark, one line an item, with --data: {"key": ..., "scores": [[...], ...]}, one list a
-  picture
-* results.json of nas_jax.evals, with --data
-* retrieval: test_i2t.npy and test_t2i.npy, for each query the rank of its first right answer, from
-  0; one or a folder
+* VSR, a line an example: {"id": number, "label": 0 or 1, "relation": ..., "score": probability}
+* SVO-Probes, two lines an example: {"label": "ID_p" or "ID_n", "subj_neg": ..., "verb_neg": ...,
+  "obj_neg": ..., "score": probability}
+* retrieval: sims.npy, the scores (pictures, texts) of all pairs, with --data; or test_i2t.npy and
+  test_t2i.npy, for each query the rank of its first right answer, from 0; one or a folder
 
-The first two and the ranks are as e-bug/fine-grained-evals publishes them. With --data the items
-are also checked against the annotation files, one by one. `--check` recomputes every number of such
-a folder's expected.json and of the text files beside its ranks.
+All but the first two and sims.npy are as e-bug/fine-grained-evals publishes them. With --data the
+items are also checked against the annotation files, one by one. `--check` recomputes every number
+of such a folder's expected.json and of the text files beside its ranks. `--out` writes
+results.json, a table and a page, as nas_jax.evals does; `nas_jax.evals.compare` reads them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -33,12 +39,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nas_jax.evals import karpathy
 from nas_jax.evals.benchmarks import BENCHMARKS
+from nas_jax.evals.detail import question_result
+from nas_jax.evals.export import read_protocol
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.published import check
-from nas_jax.evals.rescore import score
+from nas_jax.evals.rank_files import retrieval_numbers
+from nas_jax.evals.rank_tables import is_table, table_results
+from nas_jax.evals.rescore import SCORERS, check_scorer, joined, text_options
+from nas_jax.evals.results import Result, write
+from nas_jax.evals.statistics import RESAMPLES
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.logging import set_up_logging
 from nas_jax.utils.tables import aligned
 
 
@@ -55,8 +69,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--scores", metavar="FILE", help="the scores, see above")
     annotations = "the annotation files; of retrieval, Karpathy's json"
     add("--data", default=None, metavar="DIR", help=annotations)
-    threshold = "what the scores are; itm and probability have a threshold"
+    threshold = f"what the scores are: {', '.join(SCORERS)}; itm and probability have a threshold"
     add("--scorer", default=None, metavar="NAME", help=threshold)
+    only = "where a name has several benchmarks, the one that the scores are of"
+    add("--only", default="", metavar="BENCHMARK", help=only)
+    share = "share of items that may be without scores (default 0.01)"
+    add("--max-dropped", type=float, default=0.01, metavar="SHARE", help=share)
+    blind = "also the scores minus those with a blank picture"
+    add("--subtract-blind", action="store_true", help=blind)
+    asked = "the questions that were scored, of nas_jax.evals.questions"
+    add("--questions", default=None, metavar="FILE", help=asked)
+    add("--name", default="", help="of the model, for --out (default: the name of the file)")
+    add("--out", default=None, metavar="DIR", help="also write results.json, .md and .html there")
     add("--json", action="store_true", help="print one json object")
     again = "recompute all published numbers of a folder"
     add("--check", default=None, metavar="FOLDER", help=again)
@@ -73,13 +97,60 @@ def run(argv: Sequence[str]) -> int:
     if args.check is not None:
         return _run_check(Path(args.check).expanduser(), args.json)
     data = None if args.data is None else Path(args.data).expanduser()
-    found = score(args.benchmark, Path(args.scores).expanduser(), data, args.scorer)
+    scores = Path(args.scores).expanduser()
+    rows = _retrieval if args.benchmark == "retrieval" else _questions
+    found = rows(args, scores, data)
     if args.json:
         rows = [_plain(asdict(row)) for row in found]
         print(json.dumps({"benchmark": args.benchmark, "rows": rows}, indent=1))
     else:
         print(format_rows(found))
     return 0
+
+
+def _questions(args: argparse.Namespace, scores: Path, data: Path | None) -> list[Metric]:
+    """The numbers of a benchmark; writes them where --out says."""
+    options = args.only, args.max_dropped, args.subtract_blind, _asked(args)
+    found = joined(args.benchmark, scores, data, args.scorer, *options)
+    made = [question_result(benchmark, all_of, RESAMPLES) for benchmark, all_of in found]
+    return _written(args, scores, made)
+
+
+def _asked(args: argparse.Namespace) -> Path | None:
+    return None if args.questions is None else Path(args.questions).expanduser()
+
+
+def _retrieval(args: argparse.Namespace, scores: Path, data: Path | None) -> list[Metric]:
+    """The numbers of a table of scores or of ranks; writes the former where --out says."""
+    check_scorer(args.scorer)
+    if not is_table(scores):
+        if args.out is not None:
+            got, remedy = f"--out, but {scores} has ranks", "give the scores of all pairs"
+            raise ConfigError(got, "scores (pictures, texts)", remedy)
+        return retrieval_numbers(scores, data)
+    if data is None:
+        remedy = "pass --data LIST"
+        raise ConfigError(f"{scores} without --data", "the list that was scored", remedy)
+    options = text_options(scores, args.max_dropped, _asked(args))
+    collection = karpathy.load("retrieval", data, options)
+    return _written(args, scores, table_results(scores, collection, args.scorer or "score"))
+
+
+def _written(args: argparse.Namespace, scores: Path, made: Sequence[Result]) -> list[Metric]:
+    if args.out is not None:
+        given = {"file": scores.name, "digest": _digest(scores)}
+        bootstrap = {"resamples": RESAMPLES, "seed": 0, "level": 95}
+        about = {"checkpoint": {"name": args.name or scores.stem}, "scores": given}
+        if args.questions is not None:
+            asked = read_protocol(_asked(args))
+            about["questions"] = {what: asked[what] for what in ("pictures", "texts")}
+        write(args.out, {**about, "bootstrap": bootstrap}, made)
+    return [row for result in made for row in result.rows]
+
+
+def _digest(path: Path) -> str:
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16]
 
 
 def format_rows(found: Sequence[Metric]) -> str:
@@ -122,6 +193,7 @@ def _run_check(folder: Path, as_json: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    set_up_logging()
     return exit_code(run, argv)
 
 

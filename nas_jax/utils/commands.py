@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,13 +44,32 @@ def exit_code(
     """Calls run(argv); returns the exit code: its int, else 0, or that of a UserError.
 
     argv: default: those of the process. interrupted: what Ctrl-C prints; the code is then 130.
+    Where the reader of the output has gone (`| head`), nothing is said and the code is 141.
     """
     try:
-        code = run(sys.argv[1:] if argv is None else argv)
+        try:
+            code = run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # so that a reader that has gone is noticed here
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 141
     return code if isinstance(code, int) else 0
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output; what is left of it is then thrown away."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # else Python tries again when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

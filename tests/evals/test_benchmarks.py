@@ -16,6 +16,7 @@ import os
 import tarfile
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,11 @@ from nas_jax.evals import numbers as parts
 from nas_jax.evals.benchmarks import (
     BENCHMARKS,
     aro,
+    assemble,
     load_benchmark,
+    negbench,
+    quads,
+    spec,
     sugarcrepe,
     sugarcrepe_pp,
     valse,
@@ -370,6 +375,117 @@ def write_own(folder: Path) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
+def write_quads(folder: Path, name: str) -> None:
+    """The seven benchmarks of two pictures and two captions, each with its own file and fields."""
+    layout = quads.LAYOUTS[name]
+    (first, second), (one, other) = layout.pictures, layout.texts
+    entries = []
+    for item, k, j in numbers():
+        entry = {first: f"sets/{k}.png", second: f"sets/{j}.png", "extra": 1}
+        entry |= {one: f"the n{k} {item}", other: f"the n{j} {item}"}
+        entry |= {layout.key: item} if layout.key else {}
+        entries.append(entry | ({layout.category: f"kind {item % 2}"} if layout.category else {}))
+    path = folder / layout.files[-1]
+    if name == "cola":
+        link = "https://some.where/vg_gqa_images/{}.png"
+        dump(path, [
+            [link.format(k), f"the n{k} {item}", link.format(j), f"the n{j} {item}"]
+            for item, k, j in numbers()
+        ])  # fmt: skip
+    elif name == "eqben":
+        dump(path, [entry | {one: [entry[one], "another"]} for entry in entries])
+    elif path.suffix == ".csv":
+        dump_table(path, list(entries[0]), [list(entry.values()) for entry in entries])
+    elif path.suffix == ".jsonl":
+        dump_lines(path, entries)
+    else:
+        dump(path, entries)
+    dump_pictures(folder / "sets", "{}.png")
+
+
+def write_hard_positives(folder: Path) -> None:
+    for part, verb in (("data", "rides"), ("swapped_data", "sits on")):
+        entries = [
+            {"image_id": str(k), "image_path": f"data/VG_100K/{k}.jpg",
+             "true_caption": f"n{k} {verb} it {item}", "false_caption": f"n{j} rides it {item}"}
+            for item, k, j in numbers()
+        ]  # fmt: skip
+        dump(folder / part / "vl_checklist_attributes.json", entries)
+    dump_pictures(folder / "VG_100K")
+
+
+def write_negbench(folder: Path) -> None:
+    lines = []
+    for item, k, _ in numbers():
+        texts = [f"n{(k + turn) % PICTURES}, not that {item}" for turn in range(4)]
+        right = item % 4
+        texts[0], texts[right] = texts[right], texts[0]
+        template = ("positive", "negative", "hybrid")[item % 3]
+        lines.append([item, f"/data/coco/{k:012d}.jpg", *texts, right, template])
+    columns = ["number", "image_path", *(f"caption_{n}" for n in range(4))]
+    columns += ["correct_answer", "correct_answer_template"]
+    dump_table(folder / "images" / negbench.FILES["negbench_coco"], columns, lines)
+    dump_pictures(folder / "val2017", "{:012d}.jpg")
+
+
+def write_spec(folder: Path) -> None:
+    texts, pictures = {}, {}
+    for item, k, _ in numbers():
+        subset, label = spec.SUBSETS[item % 6], item % 4
+        keys = [(k + turn) % PICTURES for turn in range(1, 4)]
+        keys.insert(label, k)
+        said = [f"n{key} {item}" for key in keys]
+        texts.setdefault(subset, []).append({"query": f"{k}.jpg", "keys": said, "label": label})
+        shown = [f"{key}.jpg" for key in keys]
+        entry = {"query": f"n{k} {item}", "keys": shown, "label": label}
+        pictures.setdefault(subset, []).append(entry)
+    for subset in spec.SUBSETS:
+        dump(folder / subset / "image2text.json", texts[subset])
+        dump(folder / subset / "text2image.json", pictures[subset])
+        dump_pictures(folder / subset)
+
+
+def write_vl_checklist(folder: Path) -> None:
+    files = ("Attribute/vg/color", "Attribute/vaw/size", "Object/Size/vg_size/vg_obj_small",
+             "Relation/swig_action")  # fmt: skip
+    for number, name in enumerate(files):
+        dump(folder / "data" / f"{name}.json", [
+            [f"VG_100K/{k}.jpg", {"POS": [f"n{k} {item}", "more"], "NEG": [f"n{j} {item}"]}]
+            for item, k, j in list(numbers())[number::4]
+        ])  # fmt: skip
+    dump_pictures(folder / "VG_100K")
+
+
+def write_fg_ovd(folder: Path) -> None:
+    captions = [{"id": 10 * item + n, "name": f"n{(k + n) % PICTURES} {item}."}
+                for item, k, _ in numbers() for n in range(4)]  # fmt: skip
+    entries = [
+        {"id": item, "image_id": k, "bbox": [SIZE + 0.2, 0.1, SIZE - 0.1, SIZE + 0.3],
+         "category_id": 10 * item, "neg_category_ids": [10 * item + n for n in (1, 2, 3)]}
+        for item, k, _ in numbers()
+    ]  # fmt: skip
+    images = [{"id": k, "file_name": f"val2017/{k}.jpg"} for k in range(PICTURES)]
+    content = {"images": images, "annotations": entries, "categories": captions}
+    dump(folder / "benchmarks" / "1_attributes.json", content)
+    for k in range(PICTURES):  # what is beside the box belongs to another picture
+        path = folder / "val2017" / f"{k}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(k, beside=(k + 5) % PICTURES))
+
+
+def write_imagecode(folder: Path) -> None:
+    content = {}
+    for number in range(ITEMS // PICTURES):
+        name = f"{'open-images' if number % 2 else 'video'}-{number}"
+        for place in range(PICTURES):  # img9 stands before img12
+            path = folder / "games" / name / f"img{3 * place}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png((place + number) % PICTURES))
+            said = f"n{(place + number) % PICTURES} {number} "
+            content.setdefault(name, {})[str(place)] = said
+    dump(folder / "valid_data.json", content)
+
+
 WRITERS = {
     "valse": write_valse,
     "sugarcrepe": write_sugarcrepe,
@@ -384,6 +500,13 @@ WRITERS = {
     "whatsup": write_whatsup,
     "crepe": write_crepe,
     "vsr": write_vsr,
+    **{name: partial(write_quads, name=name) for name in quads.LAYOUTS},
+    "hard_positives": write_hard_positives,
+    "negbench": write_negbench,
+    "spec": write_spec,
+    "vl_checklist": write_vl_checklist,
+    "fg_ovd": write_fg_ovd,
+    "imagecode": write_imagecode,
     "own": write_own,
 }
 ORDER = {
@@ -657,6 +780,43 @@ def test_bootstrap_draws_pictures_not_questions():
     assert one.high - one.low == pytest.approx(2 * 1.96 * 50 / 20, rel=0.15)
 
 
+def test_categories_and_answers_of_the_later_benchmarks(tmp_path):
+    """What their authors' code reads, by part."""
+    parts = {
+        "colorswap": {"kind 0", "kind 1"},
+        "eqben": {"sets"},
+        "negbench": {"positive", "negative", "hybrid"},
+        "spec": set(spec.SUBSETS),
+        "imagecode": {"image", "video"},
+        "vl_checklist": {"Attribute-vg-color", "Attribute-vaw-size", "Relation-swig_action",
+                         "Object-Size-vg_size-vg_obj_small"},
+    }  # fmt: skip
+    for name, want in parts.items():
+        WRITERS[name](tmp_path / name)
+        for benchmark in load_benchmark(name, tmp_path / name):
+            assert {question.category for question in benchmark.questions} == want
+    (found,) = load_benchmark("vl_checklist", tmp_path / "vl_checklist")
+    assert found.groups["attribute"] == ("Attribute-vaw-size", "Attribute-vg-color")
+    assert "more" not in {text for question in found.questions for text in question.texts}
+    (found,) = load_benchmark("imagecode", tmp_path / "imagecode")
+    shown = [picture.name for picture in found.images.pictures]
+    assert shown[:5] == [f"video-0/img{3 * place}.jpg" for place in range(5)]  # 12 after 9
+    path = tmp_path / "imagecode" / "games" / "video-0" / "img27.jpg"
+    path.unlink()
+    lost = load_benchmark("imagecode", tmp_path / "imagecode", SIZE, max_dropped=0.1)[0].dropped
+    assert lost == {"no folder of ten pictures": 10}
+
+    write_hard_positives(tmp_path)
+    swapped = tmp_path / "swapped_data" / "vl_checklist_attributes.json"
+    entries = json.loads(swapped.read_text())
+    dump(swapped, [entries[0] | {"false_caption": "another"}, *entries[1:]])
+    (found,) = load_benchmark("hard_positives", tmp_path)
+    assert found.dropped == {"not the same item in both files": 1}
+    dump(swapped, entries[1:])
+    with pytest.raises(DataError, match="with 240 items, .* with 239; expected the same items"):
+        load_benchmark("hard_positives", tmp_path)
+
+
 # --------------------------------------------------------------------------- losses and user errors
 
 
@@ -725,6 +885,15 @@ def test_own_pairs_in_other_files(tmp_path, form):
     assert [seen(image) for image in found.images] == [0, 1, 2] and not found.dropped
 
 
+def test_winoground_needs_no_tag(tmp_path):
+    write_winoground(tmp_path)
+    path = tmp_path / "examples.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    dump_lines(path, [entries[0] | {"collapsed_tag": None}, entries[1] | {"collapsed_tag": 7}])
+    (found,) = load_benchmark("winoground", tmp_path)
+    assert [question.category for question in found.questions] == ["none", "7"]
+
+
 def test_own_categories_and_foils_of_other_types(tmp_path):
     lines = [
         {"category": None},
@@ -747,6 +916,160 @@ def test_own_categories_and_foils_of_other_types(tmp_path):
     )
     with pytest.raises(DataError, match="2 no foil"):
         load_benchmark("own", tmp_path, SIZE)
+
+
+FORMS = {
+    "kinds in an object": [{"image": "1", "foils": {"colour": "n2 b", "number": ["n3 b", "n4 b"]}}],
+    "kinds in objects": [{"image": "1", "foils": [
+        {"foil": "n2 b", "kind": "colour"}, {"foil": "n3 b", "kind": "number"},
+        {"foil": "n4 b", "kind": "number"}]}],
+    "kinds beside": [{"image": "1", "foils": ["n2 b", "n3 b", "n4 b"],
+                      "kinds": ["colour", "number", "number"]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("table", [False, True])
+def test_own_foils_with_kinds(tmp_path, form, table):
+    """A question a foil; all of them together are the caption's, with chance 1 in 4."""
+    entries = [{"id": "a", "caption": "n1 b", **entry} for entry in FORMS[form]]
+    if table:
+        head = [
+            "id",
+            "caption",
+            "image",
+            "foil_1",
+            "foil_2",
+            "foil_3",
+            "kind_1",
+            "kind_2",
+            "kind_3",
+        ]
+        cells = ["a", "n1 b", 1, "n2 b", "n3 b", "n4 b", "colour", "number", "number"]
+        dump_table(tmp_path / "mine.csv", head, [cells])
+    else:
+        dump_lines(tmp_path / "mine.jsonl", entries)
+    dump_pictures(tmp_path, "{}.png")
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert [(one.key, one.category, one.texts) for one in found.questions] == [
+        ("a#0-colour", "colour", ("n1 b", "n2 b")),
+        ("a#1-number", "number", ("n1 b", "n3 b")),
+        ("a#2-number", "number", ("n1 b", "n4 b")),
+    ]
+    assert {value(rows(found, ask(found, oracle), "itc", resamples=2), *part) for part in (
+        ("all", "accuracy"), ("colour", "accuracy"), ("all", "caption"))} == {100.0}  # fmt: skip
+    cells = [np.array([[1.0, other]]) for other in (0.0, 0.0, 2.0)]
+    made_rows = rows(found, cells, "itc", resamples=2)
+    assert value(made_rows, "number", "accuracy") == 50.0
+    assert value(made_rows, "all", "caption") == 0.0
+    assert [row.chance for row in made_rows if row.quantity == "caption"] == [25.0]
+    assert len(np.unique(units(found))) == 1
+
+
+def test_own_pictures_boxes_and_labels(tmp_path):
+    two = np.concatenate([pixels(1), pixels(2)], axis=1)
+    Image.fromarray(two).save(tmp_path / "both.png")
+    dump_pictures(tmp_path, "{}.png")
+    left, right = [0, 0, SIZE, SIZE], [SIZE, 0, SIZE, SIZE]
+    dump_lines(tmp_path / "a_pictures.jsonl", [
+        {"caption": "n1 x", "image": "1.png", "foil_images": ["2.png", "3.png"], "category": 7},
+        {"caption": "n2 x", "images": ["both", "both", 4], "boxes": [right, left, None]},
+    ])  # fmt: skip
+    dump_lines(tmp_path / "b_boxes.jsonl", [
+        {"image": "both.png", "box": box, "caption": f"n{k}", "foil": f"n{3 - k}"}
+        for k, box in ((1, left), (2, right))
+    ])  # fmt: skip
+    dump_lines(tmp_path / "c_quads.jsonl", [
+        {"image_0": "both", "box_0": right, "image_1": "1", "caption_0": "n2", "caption_1": "n1"}
+    ])  # fmt: skip
+    dump_lines(tmp_path / "d_labels.jsonl", [
+        {"image": k, "caption": f"n{said}", "label": label}
+        for k, said, label in ((1, 1, True), (1, 2, 0), (2, 2, "yes"), (3, 1, "false"))
+    ])  # fmt: skip
+    found = load_benchmark("own", tmp_path, SIZE)
+    assert [(one.name, one.form, len(one.questions)) for one in found] == [
+        ("own:a_pictures", "picture", 2),
+        ("own:b_boxes", "choice", 2),
+        ("own:c_quads", "quad", 1),
+        ("own:d_labels", "yes_no", 4),
+    ]
+    for benchmark in found:
+        quantity = "group" if benchmark.form == "quad" else "accuracy"
+        made_rows = rows(benchmark, ask(benchmark, oracle), "itm", resamples=2)
+        assert value(made_rows, "all", quantity) == 100.0
+        turned = [-cell for cell in ask(benchmark, oracle)]
+        assert value(rows(benchmark, turned, "itm", resamples=2), "all", quantity) == 0.0
+    assert found[0].questions[0].category == "7"
+    chances = [row.chance for row in rows(found[0], ask(found[0], oracle), "itc", resamples=2)]
+    assert chances[0] == pytest.approx(100 / 3)
+
+
+WRONG_OWN = {
+    "2 no foil image": {"caption": "a", "image": "1", "foil_images": []},
+    "2 no box of four numbers": {"caption": "a", "image": "1", "foil": "b", "box": [1, 2, 3]},
+    "2 empty box": {"caption": "a", "image": "1", "foil": "b", "box": [1, 2, 0, 3]},
+    "2 no label of true or false": {"caption": "a", "image": "1", "label": "maybe"},
+    "2 no kind of each foil": {"caption": "a", "image": "1", "foils": ["b"], "kinds": []},
+    "lines without foils.*--benchmark retrieval": {"caption": "a", "image": "1"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_OWN)
+def test_own_lines_that_cannot_be_asked(tmp_path, message):
+    dump_lines(tmp_path / "a.jsonl", [WRONG_OWN[message]] * 2)
+    with pytest.raises(DataError, match=message):
+        load_benchmark("own", tmp_path)
+
+
+def test_one_lost_picture_of_few_is_told_and_does_not_end_it(tmp_path, caplog):
+    lines = [{"image": f"{k}.png", "caption": "a", "foil": "b"} for k in range(PICTURES)]
+    dump_lines(tmp_path / "a.jsonl", lines)
+    dump_pictures(tmp_path, "{}.png")
+    (tmp_path / "3.png").unlink()
+    (found,) = load_benchmark("own", tmp_path, SIZE)
+    assert len(found.questions) == PICTURES - 1 and found.dropped == {"missing picture": 1}
+    assert "own:a: left out 1 of 10 items: 1 missing picture (like 3.png)" in caplog.text
+    for share, lost in ((0.0, ()), (0.01, ("4.png",))):
+        for name in lost:
+            (tmp_path / name).unlink()
+        with pytest.raises(DataError, match=r"raise --max-dropped to 0\.[12]"):
+            load_benchmark("own", tmp_path, SIZE, max_dropped=share)
+    assert len(load_benchmark("own", tmp_path, SIZE, max_dropped=0.2)[0].questions) == 8
+
+
+def test_other_counts_than_the_published_ones_are_told(tmp_path, caplog):
+    write_sugarcrepe(tmp_path)
+    (found,) = load_benchmark("sugarcrepe", tmp_path)
+    said = "7511; these files have 240 (add_att 35 for 692, add_obj 35 for 2062"
+    assert found.protocol["published items"].startswith(said)
+    assert f"sugarcrepe: the published files have {said}" in caplog.text
+    caplog.clear()
+    sizes = Counter(question.category for question in found.questions)
+    for counts in (
+        sizes,
+        {**sizes, "add_att": sizes["add_att"] + 1, "add_obj": sizes["add_obj"] - 1},
+    ):
+        drafts = [
+            assemble.Draft(question.key, question.category, (), question.texts)
+            for question in found.questions
+        ]
+        items = assemble.Items(drafts)
+        options = assemble.LoadOptions()
+        made_again = assemble.assemble(
+            *("x", "choice", items, Files(tmp_path), options), published=counts
+        )
+        assert ("these files" in made_again.protocol["published items"]) == (counts is not sizes)
+    assert caplog.text.count("the published files") == 1
+
+
+def test_vsr_is_found_where_its_repository_has_it(tmp_path):
+    write_vsr(tmp_path)
+    for split, count in (("random", 2), ("zeroshot", 3)):
+        place = tmp_path / "repository" / "data" / "splits" / split
+        lines = (tmp_path / "zeroshot" / "test.jsonl").read_text().splitlines()[:count]
+        dump_lines(place / "test.jsonl", list(map(json.loads, lines)))
+    found = load_benchmark("vsr", tmp_path / "repository")
+    assert {one.name: len(one.questions) for one in found} == {"vsr_random": 2, "vsr_zeroshot": 3}
 
 
 def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
@@ -776,6 +1099,13 @@ def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
         (None, {"name": "whatsup"}, DataError, "none of the files of What'sUp"),
         (None, {"name": "crepe"}, DataError, "none of the files of CREPE"),
         (None, {"name": "vsr"}, DataError, "no test.jsonl"),
+        (None, {"name": "cola"}, DataError, "no COLA_multiobjects_matching_benchmark.json"),
+        (None, {"name": "hard_positives"}, DataError, "none of the files of Hard Positives"),
+        (None, {"name": "negbench"}, DataError, "none of the files of NegBench"),
+        (None, {"name": "spec"}, DataError, "none of the files of SPEC"),
+        (None, {"name": "vl_checklist"}, DataError, "none of the files of VL-CheckList"),
+        (None, {"name": "fg_ovd"}, DataError, "none of the files of FG-OVD"),
+        (None, {"name": "imagecode"}, DataError, "no valid_data.json"),
         (None, {"name": "own", "image_size": 0}, ConfigError, "image_size=0"),
         (None, {"name": "own", "max_dropped": 2}, ConfigError, "max_dropped=2"),
         (("a.jsonl", "{"), {"name": "own"}, DataError, "line 1"),

@@ -34,6 +34,9 @@ class Words:
         return ids, np.arange(length)[None] < [[max(1, len(text.split()))] for text in texts]
 
 
+TEXTS = run.Texts(Words(), True, 512)
+
+
 class Oracle(Standin):
     """The picture of number n is grey 20 n; a text is of the last number in it. All in NumPy."""
 
@@ -139,6 +142,46 @@ def test_captions_one_an_entry_are_those_of_their_picture(folder):
     path.rename(folder / "mine.json")
     with pytest.raises(DataError, match="name the list itself, like --data .*mine.json"):
         karpathy.load("coco", folder, OPTIONS)
+
+
+def test_long_captions_have_the_tokens_that_are_asked_for(folder, caplog):
+    """One's own list is not cut to 30; what is cut after all is told and stands in the rules."""
+    lines = [
+        {"image": f"val2014/{k}.png", "caption": " ".join(["zero"] * 39 + [NAMES[k]])}
+        for k in range(4)
+    ]
+    (folder / "retrieval.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (found,) = run.load("retrieval", folder, SIZE, EvalConfig(), TEXTS)
+    for length, value in ((64, 100.0), (39, 0.0)):
+        caplog.clear()
+        config = EvalConfig(scorers=("itc",), text_length=length)
+        results = run.score(scorer(), found, config)
+        rows = {row.key: row.value for result in results for row in result.rows}
+        assert rows["retrieval/4-own/image_to_text/itc/r@1"] == value
+        cut = "4 of 4 captions have more" in results[0].protocol["tokens"]
+        assert cut == ("more than 39 tokens" in caplog.text) == (length == 39)
+
+
+def test_scores_without_picture_are_subtracted_where_that_is_asked(folder):
+    pairs = [
+        {"image": f"val2014/{k}.png", "caption": f"a {NAMES[k]}", "foil": f"a {NAMES[k + 4]}"}
+        for k in range(4)
+    ]
+    (folder / "own").mkdir()
+    (folder / "own" / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (folder / "own" / "val2014").symlink_to(folder / "val2014")
+    for asked, names in ((False, ["itm"]), (True, ["itm", "itm-blind"])):
+        config = EvalConfig(scorers=("itm",), subtract_blind=asked)
+        (found,) = run.load("own", folder / "own", SIZE, config, TEXTS)
+        (result,) = run.score(scorer(), found, config)
+        keys = [f"own:pairs/all/{name}/accuracy" for name in names]
+        assert [row.key for row in result.rows] == keys == metric_keys(config, Oracle, [], [found])
+        if asked:
+            plain, blind, less = (
+                np.array(cells)
+                for cells in (result.scores["itm"], result.blind["itm"], result.scores["itm-blind"])
+            )
+            assert np.allclose(less, plain - blind) and np.abs(blind).max() > 0
 
 
 def test_karpathys_own_form_and_lost_pictures(folder, tmp_path):

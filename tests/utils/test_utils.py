@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from nas_jax.utils.commands import exit_code
 from nas_jax.utils.logging import Console, Timer, format_losses, format_seconds
 from nas_jax.utils.trees import all_finite, diff, flatten_dict, named_leaves, num_params
 
@@ -99,3 +101,30 @@ with StopSignals() as signals:
     assert done.returncode == -signal.SIGINT
     assert done.stdout == "first 2\n"
     assert "SIGINT: will save and stop" in done.stderr and "stopped at once" in done.stderr
+
+
+@pytest.mark.parametrize("code", ["print('x')", "print('x' * 10**6)"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_quietly(code, unbuffered):
+    """As with `| head`: no traceback, and the code of a program that SIGPIPE ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    lines = [
+        "import sys",
+        "from nas_jax.utils.commands import exit_code",
+        f"sys.exit(exit_code(lambda argv: {code}))",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": writer, "stderr": subprocess.PIPE}
+    done = subprocess.run(command, **pipes, text=True, env=environment, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_elsewhere_is_not_hidden(capfd):
+    def run(argv):
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        exit_code(run, [])

@@ -15,12 +15,19 @@ from pathlib import Path
 from nas_jax.evals.benchmarks import (
     aro,
     crepe,
+    fg_ovd,
+    hard_positives,
+    imagecode,
     mmvp,
+    negbench,
     own,
+    quads,
+    spec,
     sugarcrepe,
     sugarcrepe_pp,
     svo,
     valse,
+    vl_checklist,
     vsr,
     whatsup,
     winoground,
@@ -29,7 +36,7 @@ from nas_jax.evals.benchmarks.assemble import LoadOptions
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import ConfigError, DataError
 
-__all__ = ["BENCHMARKS", "Loader", "LoadOptions", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Loader", "LoadOptions", "load_benchmark", "load_with"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,26 @@ BENCHMARKS = {
     "whatsup": Loader(whatsup.load, "What'sUp: where things are, 6 sets"),
     "crepe": Loader(crepe.load, "CREPE: the caption of a region among hard negatives"),
     "vsr": Loader(vsr.load, "VSR: is this sentence about places true?"),
-    "own": Loader(own.load, "your own pairs and quads, from jsonl files"),
+    "colorswap": Loader(quads.loader("colorswap"), "ColorSwap: colours change places"),
+    "cola": Loader(quads.loader("cola"), "COLA: objects with their attributes, two pictures"),
+    "bivlc": Loader(quads.loader("bivlc"), "BiVLC: SugarCrepe with a picture of each negative"),
+    "vismin": Loader(quads.loader("vismin"), "VisMin: pictures with one small change"),
+    "eqben": Loader(quads.loader("eqben"), "EqBen: frames of videos and drawings, little changed"),
+    "coco_counterfactuals": Loader(
+        quads.loader("coco_counterfactuals"), "COCO-Counterfactuals: another noun, another picture"
+    ),
+    "naturalbench_retrieval": Loader(
+        quads.loader("naturalbench_retrieval"), "NaturalBench-Retrieval: two pictures, two captions"
+    ),
+    "hard_positives": Loader(
+        hard_positives.load, "Hard Positives: two captions of one meaning against a negative"
+    ),
+    "negbench": Loader(negbench.load, "NegBench: four captions, some of which deny"),
+    "spec": Loader(spec.load, "SPEC: size, position, existence, count, in both directions"),
+    "vl_checklist": Loader(vl_checklist.load, "VL-CheckList: objects, attributes, relations"),
+    "fg_ovd": Loader(fg_ovd.load, "FG-OVD: the caption of an object among others"),
+    "imagecode": Loader(imagecode.load, "ImageCoDe: one of ten nearly equal pictures"),
+    "own": Loader(own.load, "your own pairs, quads and more, from jsonl, csv or json"),
 }
 
 
@@ -87,6 +113,11 @@ def load_benchmark(
       ConfigError: an unknown name, or an option without sense.
       DataError: files that are missing or malformed, or too many items that cannot be used.
     """
+    return load_with(name, data_dir, LoadOptions(image_size, max_dropped, clean, cased=cased))
+
+
+def load_with(name: str, data_dir: str | Path, options: LoadOptions) -> tuple[Benchmark, ...]:
+    """`load_benchmark` with all options. Errors: the same."""
     if name not in BENCHMARKS:
         raise ConfigError(
             f"benchmark {name!r}", f"one of {', '.join(BENCHMARKS)}", "check the spelling"
@@ -96,6 +127,5 @@ def load_benchmark(
         raise DataError(
             f"no folder {str(data_dir)!r}", f"the files of {name}", "see docs/benchmarks.md"
         )
-    options = LoadOptions(image_size, max_dropped, clean, cased=cased)
     options.validate()
     return BENCHMARKS[name].load(folder, options)

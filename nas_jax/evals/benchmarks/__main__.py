@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from nas_jax.evals.benchmarks import BENCHMARKS, load_benchmark
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.logging import set_up_logging
 
 
 def describe(benchmark: Benchmark) -> str:
@@ -63,6 +64,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    set_up_logging()
     return exit_code(run, argv)
 
 

@@ -84,11 +84,7 @@ def load_relation(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]
         "macro": f"mean over {len(macro)} relations, without the {len(LEFT_OUT)} that the authors "
         "leave out"
     }
-    return (
-        _regions(
-            "aro_relation", items, data_dir, options, protocol | {"published items": "23937"}, macro
-        ),
-    )
+    return (_regions("aro_relation", items, data_dir, options, protocol, macro, 23937),)
 
 
 def load_attribution(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
@@ -109,23 +105,22 @@ def load_attribution(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, .
             items,
             data_dir,
             options,
-            protocol | {"published items": "28748"},
+            protocol,
             macro,
+            28748,
         ),
     )
 
 
 def load_coco_order(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """COCO-Order."""
-    return (
-        _order("aro_coco_order", find(data_dir, "coco_order.json"), data_dir, options, "25010"),
-    )
+    return (_order("aro_coco_order", find(data_dir, "coco_order.json"), data_dir, options, 25010),)
 
 
 def load_flickr_order(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """Flickr30k-Order."""
     return (
-        _order("aro_flickr_order", find(data_dir, "flickr_order.json"), data_dir, options, "5000"),
+        _order("aro_flickr_order", find(data_dir, "flickr_order.json"), data_dir, options, 5000),
     )
 
 
@@ -152,11 +147,15 @@ def _regions(
     options: LoadOptions,
     protocol: dict[str, str],
     macro: tuple[str, ...],
+    size: int,
 ) -> Benchmark:
     protocol = {"crop": "bounding box", **protocol}
     files = Files(data_dir)
     return assemble(
-        name, "choice", items, files, options, protocol, macro=macro, headline="macro/accuracy"
+        *(name, "choice", items, files, options, protocol),
+        published=size,
+        macro=macro,
+        headline="macro/accuracy",
     )
 
 
@@ -184,7 +183,7 @@ def _attributes(entry: Any) -> str:
     return f"{pair[0]}_{pair[1]}"
 
 
-def _order(name: str, path: Path, data_dir: Path, options: LoadOptions, size: str) -> Benchmark:
+def _order(name: str, path: Path, data_dir: Path, options: LoadOptions, size: int) -> Benchmark:
     def draft(number: int, entry: Any) -> Draft:
         texts = entry.get("caption_options") if isinstance(entry, dict) else None
         if (
@@ -197,5 +196,5 @@ def _order(name: str, path: Path, data_dir: Path, options: LoadOptions, size: st
 
     items = Items()
     items.drafts += each(enumerate(read_json(path, list)), draft, items.report)
-    protocol = {"shuffles": f"as {path.name} has them", "published items": size}
-    return assemble(name, "choice", items, Files(data_dir), options, protocol)
+    protocol = {"shuffles": f"as {path.name} has them"}
+    return assemble(name, "choice", items, Files(data_dir), options, protocol, published=size)

@@ -4,16 +4,21 @@ counted.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
+from nas_jax.evals.benchmarks.fits import FITS, gallery_of
 from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef
 from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.utils.errors import ConfigError, DataError
 
+_LOG = logging.getLogger(__name__)
+UNCUT = 10**6  # words: none is cut off
 RESERVED = ("all", "macro")  # names of parts that are no categories
 
 
@@ -29,6 +34,7 @@ class LoadOptions:
     # longer texts are cut; VALSE's longest has fewer, the 30 of pretraining would cut answers off
     max_words: int = 64
     cased: bool = False  # cleaning leaves capitals, for a tokenizer that tells them apart
+    fit: str = "squash"  # one of `fits.FITS`: how pictures come to their size
 
     def prepared(self, text: str) -> str:
         """A text as the tokenizer gets it."""
@@ -41,6 +47,8 @@ class LoadOptions:
             raise ConfigError(
                 f"image_size={size!r}", "an integer >= 1 or None", "give the model's image size"
             )
+        if self.fit not in FITS:
+            raise ConfigError(f"fit={self.fit!r}", f"one of {', '.join(FITS)}", "name one of them")
         if not 0 <= self.max_dropped <= 1:
             got, remedy = f"max_dropped={self.max_dropped!r}", "0.01 is one in a hundred"
             raise ConfigError(got, "a share from 0 to 1", remedy)
@@ -59,6 +67,7 @@ class Draft:
     pictures: tuple[PictureRef, ...]
     texts: tuple[str, ...]
     true: bool = True
+    raw: tuple[str, ...] = ()
 
 
 @dataclass
@@ -77,6 +86,7 @@ def assemble(
     options: LoadOptions,
     protocol: Mapping[str, str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,
+    published: int | Mapping[str, int] | None = None,
     **fields: Any,
 ) -> Benchmark:
     """Builds a benchmark.
@@ -86,6 +96,8 @@ def assemble(
       items: with texts as the files have them.
       files: where pictures are looked for.
       options: see `LoadOptions`.
+      published: how many items the published files have, in all or by category; other counts are
+        warned of.
 
     Raises:
       DataError: nothing is left, more than `options.max_dropped` of the items cannot be used, or
@@ -98,11 +110,14 @@ def assemble(
     drafts = [draft for draft in cleaned if draft is not None]
     shown = dict.fromkeys(picture for draft in drafts for picture in draft.pictures)
     numbers = {picture: number for number, picture in enumerate(shown)}
-    images: Gallery | NoPictures = NoPictures(len(numbers))
-    if options.image_size is not None:
-        images = Gallery(files, list(numbers), options.image_size)
+    images = gallery_of(files, list(numbers), options)
     questions = _questions(drafts, numbers, images, report)
     _check(name, questions, report, options.max_dropped)
+    if report:
+        total = sum(report.values()) + len(questions)
+        lost = total - len(questions)
+        _LOG.warning("%s: left out %d of %d items: %s", name, lost, total, report.line())
+    protocol = {**(protocol or {}), **_counts(name, items, published)}
 
     if fields.get("macro") is not None:
         fields["macro"] = tuple(map(_plain, fields["macro"]))
@@ -111,7 +126,7 @@ def assemble(
         form=form,
         questions=tuple(questions),
         images=images,
-        protocol={**(protocol or {}), **_rules(form, questions, options)},
+        protocol={**protocol, **_rules(form, questions, options)},
         dropped=dict(report),
         groups={
             _plain(group): tuple(map(_plain, parts)) for group, parts in (groups or {}).items()
@@ -120,10 +135,37 @@ def assemble(
     )
 
 
+def _counts(name: str, items: Items, published: int | Mapping[str, int] | None) -> dict[str, str]:
+    """What the protocol says of the number of items; warns where it is not the published one."""
+    if published is None:
+        return {}
+    parts = published if isinstance(published, Mapping) else {}
+    expected = sum(parts.values()) if parts else published
+    found = len(items.drafts) + sum(items.report.values())
+    by_part = Counter(draft.category for draft in items.drafts)
+    differ = [
+        f"{part} {by_part[part]} for {size}"
+        for part, size in parts.items()
+        if by_part[part] != size and not items.report
+    ]
+    if found == expected and not differ:
+        return {"published items": str(expected)}
+    said = f"{expected}; these files have {found}" + (f" ({', '.join(differ)})" if differ else "")
+    _LOG.warning(
+        "%s: the published files have %s. Another split or release is not comparable with "
+        "published numbers.",
+        *(name, said),
+    )
+    return {"published items": said}
+
+
 def _rules(form: str, questions: Sequence[Question], options: LoadOptions) -> dict[str, str]:
     """What the protocol of every benchmark says."""
     how = "cleaned as ALBEF does" if options.clean else "as written"
-    rules = {"text": f"{how}, at most {options.max_words} words"}
+    how += "" if options.max_words >= UNCUT else f", at most {options.max_words} words"
+    rules = {"text": how}
+    if options.fit != "squash":
+        rules["pictures"] = FITS[options.fit]
     if same := sum(_unanswerable(form, question) for question in questions):
         rules["unanswerable"] = f"{same} with equal right and wrong answers, which count as wrong"
     return rules
@@ -143,7 +185,8 @@ def _questions(
         if failed:
             report.drop(failed[0].reason, failed[0].example)
         else:
-            questions.append(Question(draft.key, draft.category, shown, draft.texts, draft.true))
+            fields = draft.key, draft.category, shown, draft.texts, draft.true, draft.raw
+            questions.append(Question(*fields))
     return questions
 
 
@@ -152,7 +195,7 @@ def _cleaned(draft: Draft, options: LoadOptions, report: Report) -> Draft | None
     if not all(texts):
         report.drop("empty text", draft.key)
         return None
-    return Draft(draft.key, _plain(draft.category), draft.pictures, texts, draft.true)
+    return replace(draft, category=_plain(draft.category), texts=texts, raw=draft.texts)
 
 
 def _plain(category: str) -> str:
@@ -160,16 +203,27 @@ def _plain(category: str) -> str:
     return category.replace("/", "-")
 
 
+def most_dropped(share: float, total: int) -> float:
+    """How many of `total` items may be left out: the share, and of ten or more always one, unless
+    the share is 0.
+    """
+    return max(share * total, 1 if share and total >= 10 else 0)
+
+
 def _check(name: str, questions: list[Question], report: Report, max_dropped: float) -> None:
     lost = sum(report.values())
     total = lost + len(questions)
     if not total:
         raise DataError(f"{name}: no items", "at least one", "check the annotation files")
-    if not questions or lost > max_dropped * total:
+    if not questions or lost > most_dropped(max_dropped, total):
+        remedy = "mend them or get the missing files"
+        if questions:
+            share = f"{lost / total + 0.005:.2f}"  # rounded up
+            remedy += f", or raise --max-dropped to {share} (eval.max_dropped of a run)"
         raise DataError(
             f"{name}: {lost} of {total} items cannot be used: {report.line()}",
-            f"at most {max_dropped:.2%}",
-            "get the missing files, or raise --max-dropped (eval.max_dropped of a run)",
+            f"at most {max_dropped:.2%} of them",
+            remedy,
         )
     keys = set()
     for question in questions:

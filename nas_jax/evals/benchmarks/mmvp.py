@@ -27,12 +27,15 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     pairs = [(number // 2, table[number : number + 2]) for number in range(0, len(table), 2)]
     items.drafts += each(pairs, _draft, items.report)
     protocol = {
-        "published items": "135",
         "prompt": PREFIX + "STATEMENT",
         "published": "image, mean over 9 patterns",
     }
     return (
-        assemble("mmvp", "quad", items, Files(data_dir), options, protocol, headline="macro/image"),
+        assemble(
+            *("mmvp", "quad", items, Files(data_dir), options, protocol),
+            published=135,
+            headline="macro/image",
+        ),
     )
 
 

@@ -107,11 +107,12 @@ class Files:
         Raises Unusable where there is none, or several that could be meant.
         """
         try:
-            return self._find(name).read()
+            return self.place(name).read()
         except OSError as error:
             raise Unusable("unreadable file", name) from error
 
-    def _find(self, name: str) -> _Place | _Packed:
+    def place(self, name: str) -> _Place | _Packed:
+        """Where a file is. Raises Unusable as `read`."""
         name = name.replace("\\", "/") if "/" not in name else name
         names = (
             [name]

@@ -46,7 +46,7 @@ def find(data_dir: Path, *names: str) -> Path:
 def read_json(path: Path, kind: type) -> Any:
     """A json file that holds a `kind` (list or dict)."""
     try:
-        content = json.loads(_text(path))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(
             f"{path}: {error}", "a json file", "copy it again; it may be cut short"
@@ -64,7 +64,7 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
     """(line number, object) of a jsonl file; of a json array, which is read as well, (place from 1
     on, entry).
     """
-    whole = _text(path)
+    whole = read_text(path)
     if whole.lstrip().startswith("["):
         try:
             return list(enumerate(json.loads(whole), start=1))
@@ -89,7 +89,7 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
 def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a csv file that has `columns`."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of texts stand in one field
-    table = csv.DictReader(io.StringIO(_text(path), newline=""), skipinitialspace=True)
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     missing = [name for name in columns if name not in (table.fieldnames or ())]
     if missing:
         raise DataError(
@@ -98,7 +98,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return list(table)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Of a UTF-8 or marked UTF-16 file, which may be packed with gzip."""
     try:
         data = path.read_bytes()

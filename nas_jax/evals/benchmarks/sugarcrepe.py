@@ -38,11 +38,11 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
             entries.items(), lambda key, entry, split=split: _draft(split, key, entry), items.report
         )
     protocol = {
-        "published items": str(sum(SIZES.values())),
         "case": "lower",
         "average": "groups are means of splits",
     }
-    return (assemble("sugarcrepe", "choice", items, Files(data_dir), options, protocol, GROUPS),)
+    fields = "choice", items, Files(data_dir), options, protocol, GROUPS
+    return (assemble("sugarcrepe", *fields, published=SIZES),)
 
 
 def _draft(split: str, key: str, entry: object) -> Draft:

@@ -46,13 +46,15 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
             unseen.report,
         )
     protocol = {
-        "published items": str(sum(SIZES.values())),
         "average": "groups are means of splits",
     }
     files = Files(data_dir)
-    return (
-        assemble("sugarcrepe_pp", "two_true", seen, files, options, protocol, GROUPS),
-        assemble("sugarcrepe_pp_text", "texts", unseen, files, options, protocol, GROUPS),
+    return tuple(
+        assemble(name, form, items, files, options, protocol, GROUPS, published=SIZES)
+        for name, form, items in (
+            ("sugarcrepe_pp", "two_true", seen),
+            ("sugarcrepe_pp_text", "texts", unseen),
+        )
     )
 
 

@@ -50,12 +50,13 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
         )
     protocol = {
         "filter": f"mturk.caption >= {VOTES} ({filtered} left out)",
-        "published items": str(sum(SIZES.values())),
         "average": "all is over examples (micro), macro over the 11 pieces; papers print either",
     }
     return (
         assemble(
-            "valse", "choice", items, Files(data_dir), options, protocol, GROUPS, absolute=True
+            *("valse", "choice", items, Files(data_dir), options, protocol, GROUPS),
+            published=SIZES,
+            absolute=True,
         ),
     )
 

@@ -51,18 +51,14 @@ SIZES = {"zeroshot": 1222, "random": 2195}
 
 def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """ "vsr_zeroshot" and "vsr_random", or "vsr" of a single test file."""
-    folders = {"": data_dir} | {
-        split: folder / split
-        for folder in (data_dir / "data" / "splits", data_dir)
-        for split in SIZES
-    }
-    paths = {
-        split: folder / "test.jsonl"
-        for split, folder in folders.items()
-        if (folder / "test.jsonl").is_file()
-    }
+    roots = (data_dir / "data" / "splits", data_dir / "splits", data_dir / "annotations", data_dir)
+    folders = [("", data_dir)] + [(split, root / split) for split in SIZES for root in roots]
+    paths: dict[str, Path] = {}
+    for split, folder in folders:
+        if (folder / "test.jsonl").is_file():
+            paths.setdefault(split, folder / "test.jsonl")
     if not paths:
-        expected = "test.jsonl, zeroshot/test.jsonl or random/test.jsonl"
+        expected = "test.jsonl, zeroshot/test.jsonl or random/test.jsonl, there or in data/splits"
         raise DataError(
             f"no test.jsonl in {data_dir}", expected, "copy data/splits of VSR's repository"
         )
@@ -72,18 +68,22 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
 def _load(split: str, path: Path, files: Files, options: LoadOptions) -> Benchmark:
     items = Items()
     items.drafts += each(read_lines(path), _draft, items.report)
-    protocol = {"published items": str(SIZES[split])} if split else {}
-    return assemble(f"vsr_{split}" if split else "vsr", "yes_no", items, files, options, protocol)
+    name = f"vsr_{split}" if split else "vsr"
+    return assemble(name, "yes_no", items, files, options, published=SIZES.get(split))
+
+
+def kind_of(relation: str) -> str:
+    """The kind of a relation."""
+    return KIND_OF.get(relation.strip(), "other")
 
 
 def _draft(number: int, entry: object) -> Draft:
     label = whole(entry, "label")
     if label not in (0, 1):
         raise Unusable("no label", str(number))
-    kind = KIND_OF.get(text(entry, "relation").strip(), "other")
     return Draft(
         str(number),
-        kind,
+        kind_of(text(entry, "relation")),
         (PictureRef(name_of(entry, "image")),),
         (text(entry, "caption"),),
         label == 1,

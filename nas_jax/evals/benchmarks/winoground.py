@@ -10,7 +10,14 @@ from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import each, find, name_of, read_lines, text
+from nas_jax.evals.benchmarks.reading import (
+    category_of,
+    each,
+    find,
+    name_of,
+    read_lines,
+    text,
+)
 from nas_jax.evals.questions import Benchmark
 
 
@@ -20,10 +27,11 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     items.drafts += each(
         read_lines(find(data_dir, "examples.jsonl", "data/examples.jsonl")), _draft, items.report
     )
-    protocol = {"published items": "400"}
     return (
         assemble(
-            "winoground", "quad", items, Files(data_dir), options, protocol, headline="all/group"
+            *("winoground", "quad", items, Files(data_dir), options),
+            published=400,
+            headline="all/group",
         ),
     )
 
@@ -31,4 +39,4 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
 def _draft(_: int, entry: object) -> Draft:
     pictures = tuple(PictureRef(name_of(entry, field)) for field in ("image_0", "image_1"))
     texts = tuple(text(entry, field) for field in ("caption_0", "caption_1"))
-    return Draft(name_of(entry, "id"), text(entry, "collapsed_tag"), pictures, texts)
+    return Draft(name_of(entry, "id"), category_of(entry, "collapsed_tag"), pictures, texts)
