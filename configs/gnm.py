@@ -18,7 +18,6 @@ from dataclasses import replace
 from configs.demo import scenes_run
 from configs.nas_base_4m import base_run
 from nas_jax.config import arguments, to_config_dict
-from nas_jax.methods.config import ContrastConfig
 from nas_jax.methods.gnm import GnmConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
@@ -30,7 +29,7 @@ def get_config(argument: str = ""):
     if given["size"] not in ("scenes", "base"):
         raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
     if given["size"] == "scenes":
-        run = scenes_run("gnm-scenes", GnmConfig(itc=ContrastConfig(temp_min=0.05)))
+        run = scenes_run("gnm-scenes", GnmConfig())
         return to_config_dict(
             replace(run, data=replace(run.data, siblings=2, scene_variations=True))
         )

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from configs.demo import scenes_run
 from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
-from nas_jax.methods.config import NasMlmConfig
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.config import ItcConfig, MlmConfig, NasMlmConfig
 from nas_jax.methods.method import MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.methods.variants import nva_form, with_variant
@@ -28,6 +30,7 @@ from nas_jax.models.sizes import model_config
 from nas_jax.negatives.nta import NtaConfig
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
+from nas_jax.utils.errors import ConfigError
 
 LISTS = ("coco", "vg", "cc3m_train", "cc3m_val", "sbu")
 
@@ -68,3 +71,23 @@ def base_run(
         optimizer=OptimizerConfig(cosine_epochs=30),
         train=TrainConfig(epochs=epochs, log_every=50, checkpoint_every=2000),
     )
+
+
+def albef_run(argument: str, config: type[AlbefConfig], **scenes) -> RunConfig:
+    """A run of a method on ALBEF's skeleton. argument: size=scenes (configs/demo.py) or size=base,
+    ALBEF's recipe on the json lists of folder=DIR for 30 epochs; scenes: fields that differ there.
+    """
+    given = arguments(argument, size="scenes", folder="data/4m")
+    name = config().name
+    if given["size"] == "base":
+        method = config(mlm=MlmConfig(max_masked=8))
+        return base_run(f"{name}-base-4m", method, given["folder"].rstrip("/"), epochs=30)
+    if given["size"] != "scenes":
+        raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
+    common = dict(
+        momentum=0.98,
+        alpha=0.2,
+        itc=ItcConfig(queue_size=512, temp_min=0.05),
+        mlm=MlmConfig(probability=0.3, max_masked=6),
+    )
+    return scenes_run(f"{name}-scenes", config(**common, **scenes))

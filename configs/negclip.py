@@ -17,7 +17,7 @@ from __future__ import annotations
 from configs.demo import scenes_run
 from nas_jax.config import RunConfig, arguments, to_config_dict
 from nas_jax.data.config import DataConfig
-from nas_jax.methods.config import ContrastConfig, NegativeTextConfig
+from nas_jax.methods.config import NegativeTextConfig
 from nas_jax.methods.negclip import NegClipConfig
 from nas_jax.models.sizes import model_config
 from nas_jax.train.config import TrainConfig
@@ -27,31 +27,44 @@ from nas_jax.utils.errors import ConfigError
 
 def get_config(argument: str = ""):
     """size: scenes or base; pairs: ALBEF's json list, for base."""
+    swap = NegativeTextConfig(sisters="world:small", swap_sisters=True)
+    base = {"batch_size": 256, "lr": 1e-6, "epochs": 5}
+    return to_config_dict(coco_run(argument, NegClipConfig, swap, **base))
+
+
+def coco_run(
+    argument: str,
+    config: type[NegClipConfig],
+    words: NegativeTextConfig,
+    batch_size: int,
+    lr: float,
+    epochs: int,
+) -> RunConfig:
+    """A run of NegCLIP or of what builds on it. words: the negative captions on scenes; the rest is
+    of base.
+    """
     given = arguments(argument, size="scenes", pairs="coco_train.json")
+    name = config().name
     if given["size"] == "scenes":
-        itc = ContrastConfig(temp_min=0.05)
-        swap = NegativeTextConfig(sisters="world:small", swap_sisters=True)
-        return to_config_dict(scenes_run("negclip", NegClipConfig(itc=itc, negatives=swap)))
+        return scenes_run(name, config(negatives=words))
     if given["size"] != "base":
         raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
-    return to_config_dict(
-        RunConfig(
-            name="negclip-base",
-            data=DataConfig(
-                train=(given["pairs"],),
-                image_size=224,
-                rand_augment_ops=0,
-                crop_scale=(0.9, 1.0),
-                text_length=30,
-                tokenizer="bert-base-uncased",
-                batch_size=256,
-                workers=12,
-            ),
-            model=model_config("base", image_size=224, patch_size=32, text_layers=12, dropout=0.0),
-            method=NegClipConfig(),
-            optimizer=OptimizerConfig(
-                schedule="smooth", lr=1e-6, lr_min=0.0, warmup_steps=50, weight_decay=0.1
-            ),
-            train=TrainConfig(epochs=5, log_every=50, checkpoint_every=500),
-        )
+    return RunConfig(
+        name=f"{name}-base",
+        data=DataConfig(
+            train=(given["pairs"],),
+            image_size=224,
+            rand_augment_ops=0,
+            crop_scale=(0.9, 1.0),
+            text_length=30,
+            tokenizer="bert-base-uncased",
+            batch_size=batch_size,
+            workers=12,
+        ),
+        model=model_config("base", image_size=224, patch_size=32, text_layers=12, dropout=0.0),
+        method=config(),
+        optimizer=OptimizerConfig(
+            schedule="smooth", lr=lr, lr_min=0.0, warmup_steps=50, weight_decay=0.1
+        ),
+        train=TrainConfig(epochs=epochs, log_every=50, checkpoint_every=500),
     )

@@ -10,27 +10,11 @@ patches, the decoder and the targets are ours. Expected numbers: unmeasured.
 
 from __future__ import annotations
 
-from configs.demo import scenes_run
-from configs.nas_base_4m import base_run
-from nas_jax.config import arguments, to_config_dict
-from nas_jax.methods.config import ItcConfig, MlmConfig
+from configs.nas_base_4m import albef_run
+from nas_jax.config import to_config_dict
 from nas_jax.methods.sycoca import SycocaConfig
-from nas_jax.utils.errors import ConfigError
 
 
 def get_config(argument: str = ""):
     """size: scenes or base; folder: where the json lists of base are."""
-    given = arguments(argument, size="scenes", folder="data/4m")
-    if given["size"] not in ("scenes", "base"):
-        raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
-    if given["size"] == "scenes":
-        method = SycocaConfig(
-            momentum=0.98,
-            alpha=0.2,
-            itc=ItcConfig(queue_size=512, temp_min=0.05),
-            mlm=MlmConfig(probability=0.3, max_masked=6),
-        )
-        return to_config_dict(scenes_run("sycoca-scenes", method))
-    method = SycocaConfig(mlm=MlmConfig(max_masked=8))
-    run = base_run("sycoca-base-4m", method, given["folder"].rstrip("/"), epochs=30)
-    return to_config_dict(run)
+    return to_config_dict(albef_run(argument, SycocaConfig))

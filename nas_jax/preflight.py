@@ -22,7 +22,7 @@ from nas_jax.data.corpus import Corpus
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
-from nas_jax.methods import method_class, replaces_words
+from nas_jax.methods import method_class
 from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step
@@ -204,7 +204,7 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]
         f"{run.data.text_length} tokens, {report.line()}"
     )
     wrong = text_check.judge(
-        report, tokenizer, run.data, replaces_words(run.method), stops=not started
+        report, tokenizer, run.data, run.method.has_generator, stops=not started
     )
     return (WARNING if wrong or cut > 0.05 else OK), "; ".join([text, *wrong])
 

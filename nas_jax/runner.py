@@ -39,7 +39,7 @@ from nas_jax.evals.suite import Evaluator, Measured, make_evaluator, write_resul
 from nas_jax.inspect.negatives_found import warnings_of
 from nas_jax.inspect.report import draw_nva_examples
 from nas_jax.inspect.run_files import read_negatives
-from nas_jax.methods import make_method, replaces_words
+from nas_jax.methods import make_method
 from nas_jax.methods.method import Method, Setting
 from nas_jax.parallel.mesh import everywhere, make_mesh
 from nas_jax.parallel.processes import Processes, start
@@ -134,7 +134,7 @@ def train(run: RunConfig, workdir: Path) -> int:
     console.say(f"captions: {report.line()}")
     stops = not has_checkpoint(workdir)
     for line in text_check.judge(
-        report, parts.tokenizer, run.data, replaces_words(run.method), stops
+        report, parts.tokenizer, run.data, run.method.has_generator, stops
     ):
         console.say(f"warning: {line}")
     if mesh.size > 1:

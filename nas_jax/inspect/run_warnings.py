@@ -131,8 +131,9 @@ def _skipped(run: RunFiles) -> Iterator[RunWarning]:
 
 def _temperature(run: RunFiles) -> Iterator[RunWarning]:
     values = [entry["itc/temp"] for entry in run.train if "itc/temp" in entry]
-    for name in ("temp_min", "temp_max"):
-        bound = run.value(f"method.itc.{name}")
+    bounds = [f"method.{part}temp_{end}" for part in ("itc.", "") for end in ("min", "max")]
+    for name in bounds:
+        bound = run.value(name)
         tail = values[-max(1, len(values) // 10) :]
         if (
             bound is not None
@@ -140,7 +141,7 @@ def _temperature(run: RunFiles) -> Iterator[RunWarning]:
             and all(math.isclose(value, bound, rel_tol=1e-4) for value in tail)
         ):
             text = f"the temperature of the contrastive loss stands at its bound, {bound:g}"
-            yield RunWarning(LOOK, text, f"move method.itc.{name} if it should go on")
+            yield RunWarning(LOOK, text, f"move {name} if it should go on")
 
 
 def _accuracies(run: RunFiles) -> Iterator[RunWarning]:

@@ -34,6 +34,12 @@ def scatter_positions(
     return x_BxL.at[jnp.arange(x_BxL.shape[0])[:, None], positions_BxM].set(kept_BxM)
 
 
+def word_places(token_ids_BxL: Array, token_mask_BxL: Array, vocabulary: Vocabulary) -> Array:
+    """True (B, L) on real tokens but [CLS] and [SEP]."""
+    special_BxL = (token_ids_BxL == vocabulary.cls) | (token_ids_BxL == vocabulary.sep)
+    return token_mask_BxL & ~special_BxL
+
+
 def mask_tokens(
     key: Array,
     token_ids_BxL: Array,
@@ -50,16 +56,9 @@ def mask_tokens(
     """
     length = token_ids_BxL.shape[1]
     pick_key, rank_key, kind_key, random_key = jax.random.split(key, 4)
-    special_BxL = (
-        (token_ids_BxL == vocabulary.cls)
-        | (token_ids_BxL == vocabulary.sep)
-        | (token_ids_BxL == vocabulary.pad)
-    )
-    picked_BxL = (
-        jax.random.bernoulli(pick_key, probability, token_ids_BxL.shape)
-        & token_mask_BxL
-        & ~special_BxL
-    )
+    picked_BxL = jax.random.bernoulli(pick_key, probability, token_ids_BxL.shape)
+    picked_BxL &= word_places(token_ids_BxL, token_mask_BxL, vocabulary)
+    picked_BxL &= token_ids_BxL != vocabulary.pad
     score_BxL = jnp.where(picked_BxL, jax.random.uniform(rank_key, token_ids_BxL.shape), -1.0)
     score_BxM, positions_BxM = jax.lax.top_k(score_BxL, min(max_masked or length, length))
     real_BxM = score_BxM >= 0
@@ -102,7 +101,7 @@ def mlm_rows(
     return jnp.sum(loss_R.reshape(batch, picks) * masked.weights_BxM, axis=-1)
 
 
-def masked_mean(loss_B: Array, masked: MaskedText) -> Array:
+def mlm_mean(loss_B: Array, masked: MaskedText) -> Array:
     """Mean over the masked positions of the whole batch of what `mlm_rows` summed; 0 without
     any.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import MaskedText
+from nas_jax.losses.mlm import MaskedText, word_places
 from nas_jax.parallel.mesh import gather_positions
 from nas_jax.typing import Array, Vocabulary
 
@@ -26,9 +26,9 @@ def words_to_restore(
     not rewritten has weight 0 everywhere.
     """
     ids_BxL = token_ids_BxL
-    special_BxL = (ids_BxL == vocabulary.cls) | (ids_BxL == vocabulary.sep)
     changed_BxL = token_mask_BxL & (rewritten_BxL != ids_BxL)
-    real_BxL = token_mask_BxL & ~special_BxL & changed_BxL.any(-1, keepdims=True)
+    real_BxL = word_places(ids_BxL, token_mask_BxL, vocabulary)
+    real_BxL &= changed_BxL.any(-1, keepdims=True)
     score_BxL = jax.random.uniform(key, ids_BxL.shape) + changed_BxL
     score_BxL = jnp.where(real_BxL, score_BxL, -1.0)
     score_BxM, positions_BxM = jax.lax.top_k(score_BxL, min(count, ids_BxL.shape[1]))

@@ -150,7 +150,7 @@ class Chosen(NamedTuple):
         return jnp.take_along_axis(x_BxNxL.reshape(len(x_BxNxL), -1), self.pair_BxM, axis=1)
 
 
-def choose_pairs(
+def pairs_to_sample(
     uncertainty_BxNxL: Array, plays_BxNxL: Array, random_BxNxL: Array, pairs: int, explored: int
 ) -> Chosen:
     """Which M = `pairs` pairs of each row are sampled; a fixed count, as shapes must be.

@@ -84,12 +84,6 @@ def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
     return section
 
 
-def replaces_words(config: MethodConfig) -> bool:
-    """Whether the method has NTA, which replaces words of captions."""
-    nta = getattr(config, "nta", None)
-    return nta is not None and nta.enabled
-
-
 def make_method(config: MethodConfig, model: ModelConfig, setting: Setting) -> Method:
     """The method of a config; the vocabulary says how many words the model has."""
     size = model.vocab_size or setting.vocabulary.size

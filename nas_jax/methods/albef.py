@@ -8,7 +8,7 @@ MLM. The terms ITM and MLM, which many siblings share, are in `methods/terms.py`
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from nas_jax.data.readers import second_view
 from nas_jax.losses.itc import init_queue, itc_loss, positives
-from nas_jax.methods.added import added_params, added_terms, added_wants, check_terms
-from nas_jax.methods.config import ItcConfig, ItmConfig, MlmConfig, NegativeTextConfig
+from nas_jax.methods.added import added_params, added_terms, added_wants
+from nas_jax.methods.albef_config import AlbefConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.matching import MatchingRows, read_rows
-from nas_jax.methods.method import Method, MethodConfig, MethodState, Saved, norm_distance
+from nas_jax.methods.method import Method, MethodState, Saved, norm_distance
 from nas_jax.methods.same import ignored_keys
 from nas_jax.methods.states import filled, saved_queue, with_new_keys
 from nas_jax.methods.terms import (
@@ -40,63 +40,6 @@ from nas_jax.methods.text_negatives import wanted_negatives
 from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.typing import Array, Batch, Metrics, Params
-from nas_jax.utils.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class AlbefConfig(MethodConfig):
-    """ALBEF's switches; defaults are its code's."""
-
-    name: str = "albef"
-    momentum: float = 0.995  # of the teacher
-    alpha: float = 0.4  # weight of the teacher's soft targets in ITC and MLM
-    alpha_ramp_epochs: float = 1.0  # epochs over which alpha rises from 0
-    itc: ItcConfig = field(default_factory=ItcConfig)
-    itm: ItmConfig = field(default_factory=ItmConfig)
-    mlm: MlmConfig = field(default_factory=MlmConfig)
-    negatives: NegativeTextConfig = field(default_factory=NegativeTextConfig)
-    terms: tuple[tuple[str, float], ...] = ()  # further terms (methods/terms.py) and their weights
-
-    def validate(self) -> None:
-        """Raises ConfigError on values that are out of range or contradict each other."""
-        if not 0 <= self.momentum <= 1 or not 0 <= self.alpha <= 1:
-            raise ConfigError(
-                f"momentum={self.momentum}, alpha={self.alpha}",
-                "shares of 1",
-                "0.995 and 0.4 are ALBEF's",
-            )
-        check_terms(self)
-        self.negatives.check_model(self.has_generator)
-
-    @property
-    def has_generator(self) -> bool:
-        """Whether the method trains a language model on captions, which can fill in words."""
-        return bool(getattr(self, "nta", None) and self.nta.enabled)
-
-    def mesh_advice(self, row_devices: int) -> str:
-        """Hard negatives that stay on the device of their row move no image tokens."""
-        if row_devices == 1 or self.itm.mining_shards % row_devices == 0:
-            return ""
-        return (
-            "hard negatives are drawn over device borders, which moves image tokens: "
-            f"--config.method.itm.mining_shards={row_devices} keeps them at home"
-        )
-
-    def check_batch(self, batch_size: int) -> None:
-        """Raises ConfigError unless queue and blocks of the batch hold whole batches."""
-        queue, shards = self.itc.queue_size, self.itm.mining_shards
-        if batch_size % shards:
-            raise ConfigError(
-                f"method.itm.mining_shards={shards}, data.batch_size={batch_size}",
-                "a divisor of the batch size",
-                "change one of the two",
-            )
-        if queue % batch_size:
-            raise ConfigError(
-                f"method.itc.queue_size={queue}, data.batch_size={batch_size}",
-                "a queue that holds whole batches",
-                f"use method.itc.queue_size={max(1, round(queue / batch_size)) * batch_size}",
-            )
 
 
 @dataclass(frozen=True)
@@ -131,7 +74,12 @@ class Albef(Method):
     def constrain(self, params: Params) -> Params:
         """The temperature inside its bounds: ALBEF clamps it in place before each step."""
         itc = self.config.itc
-        return {**params, "temp": jnp.clip(params["temp"], itc.temp_min, itc.temp_max)}
+        highest = itc.temp_max or None
+        return {**params, "temp": jnp.clip(params["temp"], itc.temp_min, highest)}
+
+    def temperature(self, params: Params) -> Array:
+        """The temperature of ITC, a scalar."""
+        return params["temp"]
 
     def loss(
         self,
@@ -159,8 +107,9 @@ class Albef(Method):
         terms = self.terms(seen.stage)
         texts = further_texts(terms, seen.batch, seen.draw)
         teacher, (own, other) = jax.lax.stop_gradient(seen.teacher), self.views(seen)
-        student = self.encode(seen.params, own, texts, seen.draw, "student")
-        taught = jax.lax.stop_gradient(self.encode(teacher, other, texts, seen.draw, "teacher"))
+        student = self.encode(seen.params, own, texts[0], seen.draw, "student")
+        taught = self.encode(teacher, other, texts[1], seen.draw, "teacher")
+        taught = jax.lax.stop_gradient(taught)
         seen = seen._replace(student=student, taught=taught)
         seen = seen._replace(itc=self.contrast(seen))
         return seen._replace(negatives=wanted_negatives(self, terms, seen))

@@ -23,7 +23,7 @@ from nas_jax.data.phrases import NounPhrases
 from nas_jax.losses.phrases import attended_cosines
 from nas_jax.losses.sigmoid import cosines, sigmoid_contrast, sigmoid_loss
 from nas_jax.methods.draws import Draws
-from nas_jax.methods.dual import DualConfig, DualEncoder
+from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.methods.method import MethodState
 from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
@@ -31,7 +31,7 @@ from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class C2lipConfig(DualConfig):
+class C2lipConfig(BlockConfig):
     """The parts of the loss and the sigmoid's two numbers."""
 
     name: str = "c2lip"
@@ -96,7 +96,9 @@ class C2lip(DualEncoder):
         phrases = text_BxPxE[:, 1:], rows["phrase_real_BxC"]
         return image_BxE, text_BxPxE[:, 0], *phrases, patches_BxNxE
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """L = L_caption + L_phrases + 0.01 L_attention: noun phrases (NPC) beside whole pictures,
         and beside what they attend to (XAC).
         """

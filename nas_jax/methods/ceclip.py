@@ -13,6 +13,7 @@ differs (`losses/text_negatives.py` has the formulae).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -34,6 +35,10 @@ class CeClipConfig(NegClipConfig):
     intra_weight: float = 0.3
     # the margin follows the model; False: it is negatives.rank_margin from the start
     adaptive_margin: bool = True
+
+    negative_terms: ClassVar[tuple[str, ...]] = (
+        "negative_itc", "negative_rank", "negative_intra_text",
+    )  # fmt: skip
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""

@@ -16,19 +16,19 @@ import jax.numpy as jnp
 
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.sigmoid import sigmoid_loss
-from nas_jax.methods.dual import DualConfig, DualEncoder
+from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.methods.method import Method, MethodState, Setting
 from nas_jax.models.clip_towers import ClipTowers, SiglipTowers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import TwoTowers
-from nas_jax.typing import Array, Metrics, Params, PyTree
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 from nas_jax.utils.errors import ConfigError
 
 TOWERS = {"shared": TwoTowers, "clip": ClipTowers, "siglip": SiglipTowers}
 
 
 @dataclass(frozen=True)
-class ClipConfig(DualConfig):
+class ClipConfig(BlockConfig):
     """CLIP's temperature, and which encoders are trained."""
 
     name: str = "clip"
@@ -71,7 +71,9 @@ class Clip(DualEncoder):
         """
         return cls(config, _network(config, model, setting.vocabulary.pad), setting)
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """See `losses/infonce.py`."""
         config = self.config
         return infonce(*read, temp, block=config.block, smoothing=config.smoothing), {}
@@ -140,7 +142,9 @@ class Siglip(Clip):
         params, state = super().init(rng)
         return params | {"logit_bias": jnp.full((1,), self.config.bias_init, jnp.float32)}, state
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """See `losses/sigmoid.py`."""
         bias = params["logit_bias"][0]
         return sigmoid_loss(*read, temp, bias, self.config.block), {"itc/bias": bias}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 
 from nas_jax.utils.errors import ConfigError
 
@@ -11,12 +13,27 @@ SAME = ("id", "words", "synonyms")
 
 
 @dataclass(frozen=True)
-class ContrastConfig:
-    """Contrastive loss: its temperature, and which other pairs of a batch are no negatives."""
+class TempConfig:
+    """The learned temperature of a contrastive loss; defaults are CLIP's."""
 
     temp_init: float = 0.07
-    temp_min: float = 0.001  # the temperature is clamped to [temp_min, temp_max] before every step
-    temp_max: float = 0.5
+    temp_min: float = 0.01  # the temperature is held above it before every step
+    temp_max: float = 0.0  # and below this one; 0 = no bound
+
+    def validate(self) -> None:
+        """Raises ConfigError on unusable values."""
+        if not 0 < self.temp_min <= min(self.temp_init, self.temp_max or math.inf):
+            raise ConfigError(
+                f"temp_init={self.temp_init}, temp_min={self.temp_min}, temp_max={self.temp_max}",
+                "0 < temp_min <= temp_init and temp_max (0: none)",
+                "0.07, 0.01 and 0 are CLIP's, 0.07, 0.001 and 0.5 ALBEF's",
+            )
+
+
+@dataclass(frozen=True)
+class SameConfig:
+    """Which other pairs of a batch are no negatives."""
+
     # Other pairs that are left out of ITC and of hard negatives, as they may be right: those of the
     # same image "id", with a caption of the same "words", or with one that differs by "synonyms"
     # only. The keys of a queue are told by their image id alone.
@@ -26,8 +43,6 @@ class ContrastConfig:
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        if self.temp_init <= 0:
-            raise ConfigError(f"temp_init={self.temp_init}", "above 0", "0.07 is ALBEF's")
         if unknown := [name for name in self.same if name not in SAME]:
             raise ConfigError(f"same with {unknown[0]!r}", f"names of {', '.join(SAME)}", "mend it")
         if ("synonyms" in self.same) != bool(self.synonyms):
@@ -39,9 +54,11 @@ class ContrastConfig:
 
 
 @dataclass(frozen=True)
-class ItcConfig(ContrastConfig):
+class ItcConfig(TempConfig, SameConfig):
     """Contrastive loss, its temperature and its queues."""
 
+    temp_min: float = 0.001
+    temp_max: float = 0.5
     queue_size: int = 65536  # Q; 0 = no queue; the batch size must divide it
     # never enqueue: the noise stays in the denominator, as in the NAS authors' runs
     queue_frozen: bool = False
@@ -50,7 +67,8 @@ class ItcConfig(ContrastConfig):
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        super().validate()
+        TempConfig.validate(self)
+        SameConfig.validate(self)
         if self.queue_size < 0:
             raise ConfigError(
                 f"queue_size={self.queue_size}",
@@ -116,6 +134,9 @@ class NasMlmConfig(MlmConfig):
 
 GENERATORS = ("swap", "sister", "refill", "exchange", "given")
 """Who makes negative captions (methods/text_negatives.py)."""
+NEGATIVE_TERMS = ("negative_itc", "negative_rank", "negative_intra_text", "negative_itm")
+"""The losses that read them."""
+_READERS = {"rank_margin": ("negative_rank",), "stop_gradient": ("negative_itm",)}
 NEED_A_MODEL = ("refill", "exchange")  # the generator of NTA, VL-Match and ViLTA
 
 
@@ -163,6 +184,18 @@ class NegativeTextConfig:
     def count(self) -> int:
         """C, the negative captions of a pair."""
         return sum(self.given if name == "given" else 1 for name in self.generators)
+
+    def check_terms(self, names: Collection[str]) -> None:
+        """Raises ConfigError on a setting that no term reads. names: of NEGATIVE_TERMS."""
+        for item in fields(self):
+            value, default = getattr(self, item.name), item.default
+            readers = _READERS.get(item.name, NEGATIVE_TERMS)
+            if value != default and not set(readers) & set(names):
+                raise ConfigError(
+                    f"negatives.{item.name}={value!r}, which no term reads",
+                    f"{default!r}, or a method that has {' or '.join(readers)}",
+                    f"leave it at {default!r}; method.terms adds terms to methods like albef",
+                )
 
     def check_model(self, has_generator: bool) -> None:
         """Raises ConfigError where a language model is asked for that the method does not train."""

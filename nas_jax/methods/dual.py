@@ -7,12 +7,12 @@ There is no matching score: evaluations have feature scores alone. A paper says 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from nas_jax.methods.config import TempConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import Method, MethodConfig, MethodState
 from nas_jax.models.towers import TwoTowers
@@ -22,25 +22,21 @@ from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class DualConfig(MethodConfig):
-    """The temperature, and the memory of the loss."""
+class DualConfig(TempConfig, MethodConfig):
+    """The temperature."""
 
-    temp_init: float = 0.07
-    temp_min: float = 0.01  # the temperature is held above it before every step
-    temp_max: float = 0.0  # and below this one; 0 = no bound
+
+@dataclass(frozen=True)
+class BlockConfig(DualConfig):
+    """The temperature, and the memory of a loss that compares all pairs in blocks."""
+
     # keys of a block: the similarities of all pairs are computed so many columns at a time. It must
     # divide a larger batch; 0 = all at once. It changes no number
     block: int = 1024
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
-        highest = self.temp_max or math.inf
-        if not 0 < self.temp_min <= min(self.temp_init, highest):
-            raise ConfigError(
-                f"temp_init={self.temp_init}, temp_min={self.temp_min}, temp_max={self.temp_max}",
-                "0 < temp_min <= temp_init and temp_max (0: none)",
-                "0.07, 0.01 and 0 are CLIP's",
-            )
+        super().validate()
         if self.block < 0:
             raise ConfigError(f"block={self.block}", "0 or more", "0 computes all at once")
 
@@ -73,6 +69,10 @@ class DualEncoder(Method):
         least = -jnp.log(jnp.float32(config.temp_max)) if config.temp_max else None
         return params | {"logit_scale": jnp.clip(params["logit_scale"], least, most)}
 
+    def temperature(self, params: Params) -> Array:
+        """The temperature of the contrast, a scalar."""
+        return jnp.exp(-params["logit_scale"][0])
+
     def loss(
         self,
         params: Params,
@@ -85,8 +85,8 @@ class DualEncoder(Method):
         """The contrastive loss of the whole batch, on whatever mesh and in whatever pieces."""
         rows = self.rows(batch, draw)
         read = in_pieces(lambda rows: self.read(params, rows), self.setting.pieces, rows)
-        temp = jnp.exp(-params["logit_scale"][0])
-        value, metrics = self.compare_batch(params, read, temp)
+        temp = self.temperature(params)
+        value, metrics = self.compare_batch(params, read, temp, batch)
         return value, (state, {"loss": value, "itc/temp": temp} | metrics)
 
     def rows(self, batch: Batch, draw: Draws) -> Batch:
@@ -100,6 +100,8 @@ class DualEncoder(Method):
         texts = rows["token_ids_BxL"], rows["token_mask_BxL"], rows["seeds_B"]
         return image_BxE, net.encode_text(*texts)[1]
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """The loss of all pairs, and metrics beside it. read: what `read` gave of the batch."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.sparsemax import sparsemax
-from nas_jax.methods.dual import DualConfig, DualEncoder
+from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.methods.method import MethodState
 from nas_jax.models.bert import TextEncoder, kernel_init
 from nas_jax.models.sizes import ModelConfig
@@ -33,7 +33,7 @@ from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class FdtConfig(DualConfig):
+class FdtConfig(BlockConfig):
     """The shared tokens and the two temperatures; defaults are the authors' code's."""
 
     name: str = "fdt"
@@ -161,7 +161,9 @@ class Fdt(DualEncoder):
         mixed = {"image": (image_BxK > 0).sum(-1), "text": (text_BxK > 0).sum(-1)}
         return (image_BxE, text_BxE), mixed
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """InfoNCE of the mixes, both directions."""
         features, mixed = read
         metrics = {f"fdt/{name}_tokens": count_B.mean() for name, count_B in mixed.items()}

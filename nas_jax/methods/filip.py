@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.losses.late import Tokens, every_token, late_loss, late_similarity
-from nas_jax.methods.dual import DualConfig, DualEncoder
+from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.methods.method import MethodState
 from nas_jax.models.towers import unit
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
@@ -25,7 +25,7 @@ ROWS, COLUMNS = 16, 64  # pictures and texts that an evaluation compares at once
 
 
 @dataclass(frozen=True)
-class FilipConfig(DualConfig):
+class FilipConfig(BlockConfig):
     """How many tokens travel, and how many samples are compared at once."""
 
     name: str = "filip"
@@ -57,7 +57,9 @@ class Filip(DualEncoder):
         image = every_token(unit(net.image_proj(image_BxTxD[:, 1:])))
         return image, Tokens(unit(net.text_proj(text_BxLxD)), mask_BxL)
 
-    def compare_batch(self, params: Params, read: PyTree, temp: Array) -> tuple[Array, Metrics]:
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """See `losses/late.py`."""
         return late_loss(*read, temp, self.config.share, self.config.block), {}
 

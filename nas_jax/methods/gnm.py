@@ -13,61 +13,44 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
 from nas_jax.data.readers import SourceId
 from nas_jax.losses.infonce import infonce
-from nas_jax.methods.config import NegativeTextConfig
-from nas_jax.methods.negclip import NegClip, NegClipConfig
+from nas_jax.methods.config import SameConfig
+from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.same import same_pairs
-from nas_jax.methods.terms import Seen, Term, Terms
-from nas_jax.typing import Array, Metrics
-from nas_jax.utils.errors import ConfigError
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 
 
 @dataclass(frozen=True)
-class GnmConfig(NegClipConfig):
-    """The temperature, and which pairs are no negatives; no negative captions are made."""
+class GnmConfig(DualConfig):
+    """The temperature, and which pairs are no negatives."""
 
     name: str = "gnm"
-
-    def validate(self) -> None:
-        """Raises ConfigError where negative captions are asked for."""
-        if self.negatives != NegativeTextConfig():
-            raise ConfigError(
-                f"negatives={self.negatives} with gnm, which makes none",
-                "method.negatives as it is by default",
-                "use method.name=negclip",
-            )
+    itc: SameConfig = field(default_factory=SameConfig)
 
 
 @dataclass(frozen=True)
-class Gnm(NegClip):
+class Gnm(DualEncoder):
     """No state."""
 
     Config = GnmConfig
     wants = (SourceId(),)
 
-    def terms(self) -> Terms:
-        """CLIP's loss."""
-        return {"itc": (1.0, BatchItc(self))}
-
-
-class BatchItc(Term):
-    """Symmetric cross-entropy of the pairs of a batch (CLIP), with gradients on both sides."""
-
-    def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
-        """The mean of both directions; also how often a sibling is told from the own pair."""
-        image_BxE, text_BxE = seen.student.image_BxE, seen.student.text_BxE
-        ignored_BxB = same_pairs(self.method, seen.batch)
-        loss = infonce(image_BxE, text_BxE, seen.params["temp"], ignored_BxB)
-        source_id_B, image_id_B = seen.batch["source_id_B"], seen.batch["image_id_B"]
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """CLIP's loss, and how often a sibling scores below the own pair."""
+        image_BxE, text_BxE = read
+        loss = infonce(*read, temp, same_pairs(self, batch))
+        source_id_B, image_id_B = batch["source_id_B"], batch["image_id_B"]
         sibling_BxB = source_id_B[:, None] == source_id_B[None]
         sibling_BxB &= image_id_B[:, None] != image_id_B[None]
         i2t_BxB = image_BxE @ text_BxE.T
-        told_BxB = (jnp.diag(i2t_BxB)[:, None] > i2t_BxB) & sibling_BxB
-        told = told_BxB.sum() / jnp.maximum(sibling_BxB.sum(), 1)
-        return loss, {"siblings/told": told, "siblings/count": sibling_BxB.sum(-1).mean()}
+        right_BxB = (jnp.diag(i2t_BxB)[:, None] > i2t_BxB) & sibling_BxB
+        accuracy = right_BxB.sum() / jnp.maximum(sibling_BxB.sum(), 1)
+        count = sibling_BxB.sum(-1).mean()
+        return loss, {"siblings/accuracy": accuracy, "siblings/count": count}

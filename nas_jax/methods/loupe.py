@@ -16,7 +16,6 @@ train the features that the games are played with.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,26 +24,26 @@ import jax.numpy as jnp
 
 from nas_jax.data.phrases import NounPhrases
 from nas_jax.losses.infonce import infonce
+from nas_jax.losses.mlm import word_places
 from nas_jax.losses.shapley import (
     alignment_labels,
     alignment_loss,
-    choose_pairs,
     draw_coalitions,
     interaction_loss,
     masked_mean,
     pair_interactions,
+    pairs_to_sample,
     replaced,
     standardised,
 )
 from nas_jax.methods.draws import Draws
-from nas_jax.methods.method import Method, MethodConfig, MethodState
+from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.models.interactions import LEVELS, LoupeNetwork
 from nas_jax.models.regions import region_features
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import unit
-from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import pin_rows
-from nas_jax.typing import Array, Batch, Metrics, Params
+from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 from nas_jax.utils.errors import ConfigError
 
 READ = (
@@ -54,8 +53,10 @@ READ = (
 
 
 @dataclass(frozen=True)
-class LoupeConfig(MethodConfig):
-    """The games and the weights; none of the paper's values is known."""
+class LoupeConfig(BlockConfig):
+    """The games and the weights; none of the paper's values is known. The temperature is of all
+    cosines.
+    """
 
     name: str = "loupe"
     samples: int = 8  # coalitions that a sampled interaction is the mean of
@@ -69,12 +70,10 @@ class LoupeConfig(MethodConfig):
     hidden: int = 64  # width of the network that predicts interactions
     token_weight: float = 1.0  # of the alignment of patches and words
     phrase_weight: float = 1.0  # of that of regions and phrases
-    temp_init: float = 0.07  # of all cosines; clamped to [temp_min, temp_max] before every step
-    temp_min: float = 0.01
-    temp_max: float = 0.5
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
+        super().validate()
         for name in ("samples", "token_pairs", "phrase_pairs", "regions", "phrases", "hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}", "at least 1", "raise it")
@@ -84,12 +83,6 @@ class LoupeConfig(MethodConfig):
                 "explored={}, label_temp={}, token_weight={}, phrase_weight={}".format(*shares),
                 "a share of 1, a positive temperature and weights of 0 or more",
                 "0.5, 0.5, 1 and 1 are the defaults",
-            )
-        if not 0 < self.temp_min <= self.temp_init <= self.temp_max:
-            raise ConfigError(
-                f"temp_init={self.temp_init}, bounds [{self.temp_min}, {self.temp_max}]",
-                "0 < temp_min <= temp_init <= temp_max",
-                "0.07, 0.01 and 0.5 are the defaults",
             )
 
 
@@ -110,8 +103,8 @@ class Game(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Loupe(Method):
-    """No state. Parameters beside the network's: `temp`."""
+class Loupe(DualEncoder):
+    """No state."""
 
     Config = LoupeConfig
     Network = LoupeNetwork
@@ -126,46 +119,33 @@ class Loupe(Method):
         """The noun phrases of each caption."""
         return (NounPhrases(self.config.phrases),)
 
-    def init(self, rng: Array) -> tuple[Params, MethodState]:
-        """Fresh parameters (float32)."""
-        params, state = super().init(rng)
-        return {**params, "temp": jnp.float32(self.config.temp_init)}, state
-
-    def constrain(self, params: Params) -> Params:
-        """The temperature inside its bounds."""
-        config = self.config
-        return {**params, "temp": jnp.clip(params["temp"], config.temp_min, config.temp_max)}
-
-    def loss(
-        self,
-        params: Params,
-        state: MethodState,
-        batch: Batch,
-        draw: Draws,
-        step: Array,
-        stage: Hashable,
-    ) -> tuple[Array, tuple[MethodState, Metrics]]:
-        """L = L_CMC + L_TSA + L_SSA + L_UNSIL: InfoNCE of the whole, alignment of tokens and of
-        phrases, and what the predicted interactions are off by. No gradient of the last reaches the
-        towers, and none of the alignment the temperature.
-        """
+    def rows(self, batch: Batch, draw: Draws) -> Batch:
+        """What the loss reads, with seeds of the dropout and what is drawn for the games."""
         config, size = self.config, len(batch["image_BxHxWx3"])
         counts = {
             "tokens": (self.network.config.num_patches, batch["token_ids_BxL"].shape[1]),
             "phrases": (config.regions, config.phrases),
         }
         drawn = {level: self.draw_game(draw, level, size, *counts[level]) for level in LEVELS}
-
-        def piece(rows: tuple) -> tuple[Array, Array, dict[str, dict[str, Array]]]:
-            batch, seeds_BxP, drawn = rows
-            image_BxE, text_BxE, players = self.read(params, batch, seeds_BxP)
-            games = {level: Game(*players[level], *drawn[level]) for level in LEVELS}
-            return image_BxE, text_BxE, {one: self.align(params, one, games[one]) for one in LEVELS}
-
         seeds = [draw.seeds(f"text/{number}", size) for number in range(1 + config.phrases)]
-        rows = {name: batch[name] for name in READ}, jnp.stack(seeds, 1), drawn
-        image_BxE, text_BxE, found = in_pieces(piece, self.setting.pieces, rows)
-        metrics = {"loss/contrast": infonce(image_BxE, text_BxE, params["temp"])}
+        read = {name: batch[name] for name in READ}
+        return read | {"seeds_BxP": jnp.stack(seeds, 1), "drawn": drawn}
+
+    def read(self, params: Params, rows: Batch) -> PyTree:
+        """Unit features of pictures and captions (B, E), and losses (B,) of each level."""
+        image_BxE, text_BxE, players = self.players(params, rows)
+        games = {level: Game(*players[level], *rows["drawn"][level]) for level in LEVELS}
+        return image_BxE, text_BxE, {one: self.align(params, one, games[one]) for one in LEVELS}
+
+    def compare_batch(
+        self, params: Params, read: PyTree, temp: Array, batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """L = L_CMC + L_TSA + L_SSA + L_UNSIL: InfoNCE of the whole, alignment of tokens and of
+        phrases, and what the predicted interactions are off by. No gradient of the last reaches the
+        towers, and none of the alignment the temperature.
+        """
+        config, (image_BxE, text_BxE, found) = self.config, read
+        metrics = {"loss/contrast": infonce(image_BxE, text_BxE, temp, block=config.block)}
         for level in LEVELS:
             metrics |= {f"{name}/{level}": x_B.mean() for name, x_B in found[level].items()}
         weights = {
@@ -175,8 +155,7 @@ class Loupe(Method):
             "interactions/tokens": 1.0,
             "interactions/phrases": 1.0,
         }
-        loss = sum(weight * metrics[name] for name, weight in weights.items())
-        return loss, (state, {"loss": loss, "itc/temp": params["temp"], **metrics})
+        return sum(weight * metrics[name] for name, weight in weights.items()), metrics
 
     def draw_game(
         self, draw: Draws, level: str, size: int, firsts: int, seconds: int
@@ -190,11 +169,12 @@ class Loupe(Method):
         random_BxNxL = draw(f"explored/{level}", lambda key: jax.random.uniform(key, shape).T)
         return pin_rows(coalition_BxAxP), pin_rows(random_BxNxL)
 
-    def read(
-        self, params: Params, batch: Batch, seeds_BxP: Array
+    def players(
+        self, params: Params, batch: Batch
     ) -> tuple[Array, Array, dict[str, tuple[Array, ...]]]:
         """Unit features of pictures and captions (B, E), and the first four of `Game` by level."""
-        net, config, (size, texts) = self.apply(params), self.config, seeds_BxP.shape
+        net, config, seeds_BxP = self.apply(params), self.config, batch["seeds_BxP"]
+        size, texts = seeds_BxP.shape
         image_BxTxE, image_BxE = net.encode_image(batch["image_BxHxWx3"])
         ids_RxL, mask_RxL = (
             pin_rows(jnp.concatenate([caption[:, None], phrases], 1).reshape(size * texts, -1))
@@ -205,7 +185,8 @@ class Loupe(Method):
         )
         read = net.encode_text(ids_RxL, mask_RxL, seeds_BxP.reshape(-1))
         words_BxPxLxE, text_BxPxE = (pin_rows(x.reshape(size, texts, *x.shape[1:])) for x in read)
-        word_BxL = batch["token_mask_BxL"].at[:, 0].set(False)  # any but [CLS]
+        captions = batch["token_ids_BxL"], batch["token_mask_BxL"]
+        word_BxL = word_places(*captions, self.setting.vocabulary)
         patch_BxNxE, patches = image_BxTxE[:, 1:], unit(image_BxTxE[:, 1:])
         regions = region_features(patch_BxNxE, config.regions, config.region_iterations)
         all_BxN = jnp.ones(patches.shape[:2], bool)
@@ -219,7 +200,7 @@ class Loupe(Method):
         interactions_BxNxL, losses = self.interactions(params, level, game)
         labels = alignment_labels(interactions_BxNxL, game.plays_BxNxL, self.config.label_temp)
         cosines_BxNxL = jnp.einsum("bne,ble->bnl", game.x_BxNxE, game.y_BxLxE)
-        temp = jax.lax.stop_gradient(params["temp"])
+        temp = jax.lax.stop_gradient(self.temperature(params))
         return {"loss": alignment_loss(cosines_BxNxL, labels, game.plays_BxNxL, temp), **losses}
 
     def interactions(
@@ -237,7 +218,7 @@ class Loupe(Method):
         wanted = config.token_pairs if level == "tokens" else config.phrase_pairs
         pairs = min(wanted, plays_BxNxL[0].size)
         given = log_variance_BxNxL, plays_BxNxL, game.random_BxNxL
-        chosen = choose_pairs(*given, pairs, round(config.explored * pairs))
+        chosen = pairs_to_sample(*given, pairs, round(config.explored * pairs))
         cosines_BxNxL = jnp.einsum("bne,ble->bnl", x_BxNxE, y_BxLxE)
         drawn = game.coalition_BxAxP, chosen.pair_BxM
         worth_BxM = pair_interactions(cosines_BxNxL, plays_BxNxL, *drawn)

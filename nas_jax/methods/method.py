@@ -40,6 +40,11 @@ class MethodConfig:
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError where the method cannot be trained with batches of that size."""
 
+    @property
+    def has_generator(self) -> bool:
+        """Whether the method trains a language model on captions, which replaces words of them."""
+        return False
+
     def mesh_advice(self, row_devices: int) -> str:
         """What would be faster where rows are split over that many devices; "" = nothing."""
         return ""

@@ -23,17 +23,10 @@ from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.method import MethodState, Saved
-from nas_jax.methods.negative_rows import image_negative_rows, text_negative_rows
+from nas_jax.methods.negative_rows import caption_rows, picture_rows, read_captions
 from nas_jax.methods.nva_images import find_object, neighbours, rows_on
 from nas_jax.methods.refill import Generator, negative_texts
-from nas_jax.methods.terms import (
-    Encoded,
-    Itc,
-    Itm,
-    Mlm,
-    Seen,
-    Terms,
-)
+from nas_jax.methods.terms import Encoded, Itc, Itm, Mlm, Seen, Terms
 from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at, init_dictionary
 from nas_jax.models.codebook_size import resized
 from nas_jax.models.rows import Rows
@@ -87,6 +80,11 @@ class NasConfig(AlbefConfig):
                 "-1",
                 "set method.dictionary.enabled=True",
             )
+
+    @property
+    def has_generator(self) -> bool:
+        """NTA's."""
+        return self.nta.enabled
 
 
 class Stage(NamedTuple):
@@ -270,7 +268,7 @@ class Fgitm(Itm):
             negatives = ImageNegatives(
                 made.tokens_BxTxD[:, None], valid_B[:, None], ("nva",), (made.replacement,)
             )
-            found = image_negative_rows(seen, negatives, config.nva.stop_gradient)
+            found = picture_rows(seen, negatives, config.nva.stop_gradient)
             share = {
                 "nva/replaced_share": made.replaced_BxN.mean(),
                 "nva/valid_share": valid_B.mean(),
@@ -278,7 +276,8 @@ class Fgitm(Itm):
             rows |= {"nva": found["nva"].replace(metrics=share)}
         if seen.stage.nta:
             negatives, share = negative_texts(method, config.nta, seen)
-            found = text_negative_rows(method, seen, negatives, config.nta.stop_gradient)
+            read = read_captions(method, seen, negatives, "student")
+            found = caption_rows(read, config.nta.stop_gradient)
             rows |= {"nta": found["nta"].replace(metrics=share)}
         return rows
 

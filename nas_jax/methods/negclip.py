@@ -14,48 +14,42 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax.numpy as jnp
 
-from nas_jax.methods.config import ContrastConfig, NegativeTextConfig
+from nas_jax.methods.config import NegativeTextConfig, SameConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.encoding import encode_pairs
-from nas_jax.methods.method import Method, MethodConfig, MethodState
+from nas_jax.methods.method import MethodState
 from nas_jax.methods.terms import Seen, Terms, add_up
 from nas_jax.methods.text_negatives import NegativeItc, wanted_negatives
-from nas_jax.models.towers import TwoTowers
 from nas_jax.typing import Array, Batch, Metrics, Params
 
 
 @dataclass(frozen=True)
-class NegClipConfig(MethodConfig):
-    """NegCLIP's switches; the temperature is CLIP's."""
+class NegClipConfig(DualConfig):
+    """The temperature, pairs that are no negatives, and the negative captions."""
 
     name: str = "negclip"
-    itc: ContrastConfig = field(default_factory=lambda: ContrastConfig(temp_min=0.01))
+    itc: SameConfig = field(default_factory=SameConfig)
     negatives: NegativeTextConfig = field(default_factory=NegativeTextConfig)
+
+    negative_terms: ClassVar[tuple[str, ...]] = ("negative_itc",)
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
-        self.negatives.check_model(has_generator=False)
+        super().validate()
+        self.negatives.check_model(self.has_generator)
+        self.negatives.check_terms(self.negative_terms)
 
 
 @dataclass(frozen=True)
-class NegClip(Method):
+class NegClip(DualEncoder):
     """No state."""
 
     Config = NegClipConfig
-    Network = TwoTowers
-
-    def init(self, rng: Array) -> tuple[Params, MethodState]:
-        """Fresh parameters (float32)."""
-        params, state = super().init(rng)
-        return {**params, "temp": jnp.float32(self.config.itc.temp_init)}, state
-
-    def constrain(self, params: Params) -> Params:
-        """The temperature inside its bounds."""
-        itc = self.config.itc
-        return {**params, "temp": jnp.clip(params["temp"], itc.temp_min, itc.temp_max)}
 
     def terms(self) -> Terms:
         """The terms of the loss, with their weights."""
@@ -76,7 +70,8 @@ class NegClip(Method):
         seen = seen._replace(student=encode_pairs(self, params, batch, {}, draw, "student"))
         seen = seen._replace(negatives=wanted_negatives(self, terms, seen))
         loss, metrics = add_up(terms, seen, {name: {} for name in terms}, {})
-        return loss, (self.next_state(state, seen), metrics | {"itc/temp": params["temp"]})
+        metrics |= {"itc/temp": self.temperature(params)}
+        return loss, (self.next_state(state, seen), metrics)
 
     def next_state(self, state: MethodState, seen: Seen) -> MethodState:
         """The state after the step."""

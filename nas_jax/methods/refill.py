@@ -12,11 +12,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import masked_mean, mlm_rows
+from nas_jax.losses.mlm import mlm_mean, mlm_rows
 from nas_jax.methods.method import Method
 from nas_jax.methods.terms import Mlm, Seen, Term
 from nas_jax.models.rows import Rows
 from nas_jax.negatives.nta import (
+    GeneratorConfig,
     MaskedWords,
     NtaConfig,
     WordPairs,
@@ -67,7 +68,7 @@ def exchanged_share(config: NtaConfig, epoch: Array) -> Array | float:
     return config.exchange * jnp.clip(grown, 0.0, 1.0)
 
 
-def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
+def refilled_texts(method: Method, config: GeneratorConfig, seen: Seen) -> TextNegatives:
     """One caption for each picture, with some words replaced by what the teacher thinks likely."""
     vocabulary, draw = method.setting.vocabulary, seen.draw
     ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
@@ -92,7 +93,7 @@ def refilled_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegativ
     return TextNegatives(new_ids_BxL[:, None], mask_BxL[:, None], valid_B[:, None], ("nta",))
 
 
-def exchanged_texts(method: Method, config: NtaConfig, seen: Seen) -> TextNegatives:
+def exchanged_texts(method: Method, config: GeneratorConfig, seen: Seen) -> TextNegatives:
     """One caption for each picture, with two words in each other's place where the teacher thinks
     both plausible; invalid where none of the pairs tried is.
     """
@@ -142,4 +143,4 @@ class Generator(Term):
             return mlm_rows(net.generator_logits(picked_BxMxD, word_table_VxD), None, masked, 0.0)
 
         losses_B = in_pieces(piece, method.setting.pieces, (masked, tokens_BxLxD))
-        return masked_mean(losses_B, masked), {}
+        return mlm_mean(losses_B, masked), {}

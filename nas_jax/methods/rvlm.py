@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax.numpy as jnp
 
-from nas_jax.losses.mlm import MaskedText, masked_mean, mlm_rows
+from nas_jax.losses.mlm import MaskedText, mlm_mean, mlm_rows
 from nas_jax.losses.restored_words import words_to_restore
 from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
@@ -43,6 +44,8 @@ class RvlmConfig(AlbefConfig):
     ritc_weight: float = 1.0
     rlm_weight: float = 1.0
     rlm_words: int = 4  # words of a rewritten caption that RLM asks for, the rewritten one first
+
+    negative_terms: ClassVar[tuple[str, ...]] = ("negative_itc", "negative_itm")
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
@@ -118,4 +121,4 @@ class Rlm(NegativeTerm):
             return mlm_rows(logits_BxMxV, None, restored, jnp.float32(0))
 
         losses_B = in_pieces(piece, self.method.setting.pieces, (fused["rlm"], restored))
-        return masked_mean(losses_B, restored), {}
+        return mlm_mean(losses_B, restored), {}

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.data.readers import SecondView
-from nas_jax.losses.mlm import mask_tokens
+from nas_jax.losses.mlm import mask_tokens, word_places
 from nas_jax.methods.added import FOCUS, FocalItc, added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.terms import Itm, Mlm, Seen, Terms
@@ -149,7 +149,9 @@ class SoftItm(Itm):
         image_BxTxD, mask_BxL = seen.image_tokens_BxTxD, seen.batch["token_mask_BxL"]
         text_BxLxD = seen.student.text_tokens_BxLxD
         map_BxLxN = self.method.word_maps(seen.params, image_BxTxD, text_BxLxD, mask_BxL)
-        word_BxL = mask_BxL.at[:, 0].set(False)  # any but [CLS]
+        word_BxL = word_places(
+            seen.batch["token_ids_BxL"], mask_BxL, self.method.setting.vocabulary
+        )
         logits_BxL = jnp.where(word_BxL, 0.0, -1e9)
         word_B = seen.draw("soft_word_B", lambda key: jax.random.categorical(key, logits_BxL))
         mask_BxN = soft_mask(gather_positions(map_BxLxN, word_B[:, None])[:, 0])

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from nas_jax.data.readers import SecondView
 from nas_jax.losses.local_information import local_information, pooled_patches
+from nas_jax.losses.mlm import word_places
 from nas_jax.methods.added import IntraModal, added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.terms import Itc, Itm, Mlm, Seen, Term, Terms
@@ -91,7 +92,9 @@ class LocalInformation(Term):
 
     def value(self, seen: Seen, rows: Mapping, fused: Mapping) -> tuple[Array, Metrics]:
         """The mean of both modalities."""
-        net, mask_BxL = self.method.apply(seen.teacher), seen.batch["token_mask_BxL"]
+        net, vocabulary = self.method.apply(seen.teacher), self.method.setting.vocabulary
+        captions = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
+        word_BxL = word_places(*captions, vocabulary)
 
         def project(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
             image_BxTxD, text_BxLxD = tokens
@@ -102,6 +105,6 @@ class LocalInformation(Term):
         patches_BxMxE, words_BxLxE = in_pieces(project, self.method.setting.pieces, taught)
         temp, all_BxM = seen.params["temp"], jnp.ones(patches_BxMxE.shape[:2], bool)
         image_B = local_information(seen.student.image_BxE, patches_BxMxE, all_BxM, temp)
-        text_B = local_information(seen.student.text_BxE, words_BxLxE, mask_BxL[:, 1:], temp)
+        text_B = local_information(seen.student.text_BxE, words_BxLxE, word_BxL[:, 1:], temp)
         image, text = image_B.mean(), text_B.mean()
         return (image + text) / 2, {"local/image": image, "local/text": text}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import MaskedText, mask_tokens, masked_mean, mlm_rows
+from nas_jax.losses.mlm import MaskedText, mask_tokens, mlm_mean, mlm_rows
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.same import same_pairs
 from nas_jax.models.rows import Rows, fuse
@@ -82,6 +82,8 @@ class Term:
     wants: ClassVar[tuple[Any, ...]] = ()
     # Whether it reads `Seen.negatives`, which are made once for all terms that do.
     reads_negatives: ClassVar[bool] = False
+    # Whether the teacher reads the captions of `texts` too.
+    teacher_reads: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -92,7 +94,7 @@ class Term:
         return {}
 
     def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
-        """Captions (B, L) besides the true one that both text encoders should read, by name."""
+        """Captions (B, L) besides the true one that the text encoder should read, by name."""
         return {}
 
     def rows(self, seen: Seen) -> dict[str, Rows]:
@@ -110,11 +112,16 @@ Terms = dict[str, tuple[float, Term]]
 """Name of the metric -> weight and term."""
 
 
-def further_texts(terms: Terms, batch: Batch, draw: Draws) -> dict[str, Array]:
-    """The captions that terms read beside the true one, by name."""
-    return {
-        name: ids for _, term in terms.values() for name, ids in term.texts(batch, draw).items()
-    }
+def further_texts(
+    terms: Terms, batch: Batch, draw: Draws
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The captions that student and teacher read beside the true one, by name."""
+    student, teacher = {}, {}
+    for _, term in terms.values():
+        found = term.texts(batch, draw)
+        student |= found
+        teacher |= found if term.teacher_reads else {}
+    return student, teacher
 
 
 def collect_rows(terms: Terms, seen: Seen) -> dict[str, dict[str, Rows]]:
@@ -244,16 +251,16 @@ class Mlm(Term):
     ) -> tuple[Array, Metrics]:
         """(1 - alpha) CE(words) + alpha CE(teacher) over the masked positions (eq. 4 and 7)."""
         method, masked = self.method, self.masked(seen.batch, seen.draw)
-        inputs = {"masked": masked, "fused_BxMxD": fused["mlm"]} | self.lesson(seen, masked)
+        inputs = {"masked": masked, "fused_BxMxD": fused["mlm"]} | self.label_inputs(seen, masked)
 
         def piece(inputs: dict[str, PyTree]) -> Array:
             taught_BxMxV = self.taught_logits(seen, inputs)
             logits_BxMxV = method.apply(seen.params).mlm_logits(inputs["fused_BxMxD"])
             return mlm_rows(logits_BxMxV, taught_BxMxV, inputs["masked"], seen.alpha)
 
-        return masked_mean(in_pieces(piece, method.setting.pieces, inputs), masked), {}
+        return mlm_mean(in_pieces(piece, method.setting.pieces, inputs), masked), {}
 
-    def lesson(self, seen: Seen, masked: MaskedText) -> dict[str, PyTree]:
+    def label_inputs(self, seen: Seen, masked: MaskedText) -> dict[str, PyTree]:
         """What the soft labels are made from: arrays with rows first."""
         mask_BxL = seen.batch["token_mask_BxL"]
         return {
@@ -265,7 +272,7 @@ class Mlm(Term):
         }
 
     def taught_logits(self, seen: Seen, inputs: dict[str, PyTree]) -> Array:
-        """The teacher's logits (B, M, V) of a piece; inputs: `lesson`'s, and `masked`."""
+        """The teacher's logits (B, M, V) of a piece; inputs: `label_inputs`, `masked`."""
         method, teacher = self.method, jax.lax.stop_gradient(seen.teacher)
         image_BxTxD, taught = inputs["image_BxTxD"], {"mlm": inputs["taught"]}
         taught_BxMxD = fuse(method.network, teacher, image_BxTxD, taught, inputs["seeds"])["mlm"]

@@ -20,8 +20,7 @@ from nas_jax.losses.text_negatives import (
     own_similarities,
     rank_hinge,
 )
-from nas_jax.methods.encoding import encode_captions
-from nas_jax.methods.negative_rows import caption_rows
+from nas_jax.methods.negative_rows import caption_rows, read_captions
 from nas_jax.methods.refill import exchanged_texts, refilled_texts
 from nas_jax.methods.same import apart, same_pairs
 from nas_jax.methods.terms import Itm, ReadNegatives, Seen, Term, Terms
@@ -95,19 +94,11 @@ def make_negatives(method: Any, seen: Seen) -> TextNegatives:
     return without_equals(made, seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"])
 
 
-def read_negatives(method: Any, seen: Seen) -> ReadNegatives:
-    """The negative captions, read by the student's text encoder."""
-    made, size = make_negatives(method, seen), len(seen.batch["token_ids_BxL"])
-    seeds = [seen.draw.seeds(f"student/negative/{kind}", size) for kind in made.kinds]
-    captions = made.ids_BxCxL, made.mask_BxCxL, jnp.stack(seeds, 1)
-    return ReadNegatives(made, *encode_captions(method, seen.params, *captions))
-
-
 def wanted_negatives(method: Any, terms: Terms, seen: Seen) -> ReadNegatives | None:
-    """The same where a term reads them."""
+    """The negative captions, made and read where a term asks for them."""
     if not any(term.reads_negatives for _, term in terms.values()):
         return None
-    return read_negatives(method, seen)
+    return read_captions(method, seen, make_negatives(method, seen), "student/negative")
 
 
 # ---------------------------------------------------------------------------------- terms
@@ -133,8 +124,8 @@ class NegativeTerm(Term):
 
     def features(self, seen: Seen) -> tuple[Array, Array, Array, Array]:
         """Pictures (B, E), captions (B, E), negative captions (B, C, E), and the temperature."""
-        student = seen.student
-        return student.image_BxE, student.text_BxE, seen.negatives.text_BxCxE, seen.params["temp"]
+        student, temp = seen.student, self.method.temperature(seen.params)
+        return student.image_BxE, student.text_BxE, seen.negatives.text_BxCxE, temp
 
 
 class NegativeItc(NegativeTerm):
@@ -175,19 +166,13 @@ class NegativeIntraText(NegativeTerm):
         return intra_text_contrast(*self.features(seen), self.usable(seen)), valid_shares(seen)
 
 
-def negative_rows(method: Any, seen: Seen) -> dict[str, Rows]:
-    """The negative captions beside their pictures, one kind of rows for each."""
-    made, detached = seen.negatives, method.config.negatives.stop_gradient
-    rows = caption_rows(made.texts, made.tokens_BxCxLxD, detached)
-    return {f"negative_{kind}": row for kind, row in rows.items()}
-
-
 class NegativeItm(NegativeTerm):
     """Negative captions in the matching loss, as a loss of their own beside ITM."""
 
     def rows(self, seen: Seen) -> dict[str, Rows]:
         """The negative captions beside their pictures."""
-        return negative_rows(self.method, seen)
+        detached = self.method.config.negatives.stop_gradient
+        return caption_rows(seen.negatives, detached, "negative_")
 
     def value(
         self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
@@ -210,7 +195,7 @@ class FineItm(Itm):
 
     def rows(self, seen: Seen) -> dict[str, Rows]:
         """ALBEF's rows, and the negative captions beside their pictures."""
-        return super().rows(seen) | negative_rows(self.method, seen)
+        return super().rows(seen) | NegativeItm(self.method).rows(seen)
 
     def value(
         self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]

@@ -14,25 +14,21 @@ run started with them; the words of negative captions are chosen and drawn as in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.mlm import MaskedText
 from nas_jax.methods.added import added_terms
-from nas_jax.methods.albef import Albef, AlbefConfig
-from nas_jax.methods.config import NegativeTextConfig
 from nas_jax.methods.encoding import encode_captions
 from nas_jax.methods.method import MethodState, Saved
 from nas_jax.methods.refill import Generator, word_table
-from nas_jax.methods.terms import Itc, Itm, Mlm, Seen, Terms
-from nas_jax.methods.text_negatives import FineItm
+from nas_jax.methods.refilled import Refilled, RefilledConfig
+from nas_jax.methods.terms import Itc, Mlm, Seen, Terms
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import NasNetwork
-from nas_jax.negatives.nta import NtaConfig
 from nas_jax.parallel.mesh import gather_positions
 from nas_jax.typing import Array, Params, PyTree
 from nas_jax.utils.errors import ConfigError
@@ -42,12 +38,10 @@ LANGUAGE_GROUPS = ("text_encoder", "text_proj", "generator_head")
 
 
 @dataclass(frozen=True)
-class ViltaConfig(AlbefConfig):
+class ViltaConfig(RefilledConfig):
     """ALBEF's switches, and those of the language model."""
 
     name: str = "vilta"
-    nta: NtaConfig = field(default_factory=NtaConfig)  # the negative captions and the generator
-    negatives: NegativeTextConfig = field(default_factory=lambda: NegativeTextConfig(("refill",)))
     # Whose soft labels MLM learns: the moving average of the run's own text layers ("teacher"), or
     # these as the run started ("frozen"), which asks for a start from a trained language model
     language_model: str = "teacher"
@@ -55,27 +49,32 @@ class ViltaConfig(AlbefConfig):
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()
-        if self.language_model not in LANGUAGE_MODELS or not self.nta.enabled:
+        if self.language_model not in LANGUAGE_MODELS:
             raise ConfigError(
-                f"language_model={self.language_model!r}, nta.enabled={self.nta.enabled}",
-                f"one of {', '.join(LANGUAGE_MODELS)}, and a generator",
-                "teacher and True are the defaults",
+                f"language_model={self.language_model!r}",
+                f"one of {', '.join(LANGUAGE_MODELS)}",
+                "teacher is the default",
             )
 
 
+class ViltaNetwork(NasNetwork):
+    """ALBEF's network with the head of a generator."""
+
+    # of the teacher only ITC's features and the language model are asked
+    teacher_groups = ("image_encoder", "image_proj", "text_encoder", "text_proj", "generator_head")
+
+
 @dataclass(frozen=True)
-class Vilta(Albef):
-    """State: ALBEF's, and `language_model` where it is frozen. A stage says whether negative
-    captions are on.
-    """
+class Vilta(Refilled):
+    """State: ALBEF's, without a fusion encoder of the teacher, and `language_model` if frozen."""
 
     Config = ViltaConfig
-    Network = NasNetwork
+    Network = ViltaNetwork
 
     @classmethod
-    def make_network(cls, config: ViltaConfig, model: ModelConfig) -> NasNetwork:
+    def make_network(cls, config: ViltaConfig, model: ModelConfig) -> ViltaNetwork:
         """ALBEF's network with the head of a generator."""
-        return NasNetwork(model, dictionary=False, generator=True)
+        return ViltaNetwork(model, dictionary=False, generator=True)
 
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """As ALBEF's, with the language model as it starts."""
@@ -93,20 +92,11 @@ class Vilta(Albef):
         """As ALBEF's; a frozen language model is that of the weights."""
         return super().start_from(params, state, saved) | self.language_model(params)
 
-    def stage(self, step: int) -> bool:
-        """Negative captions come in at `nta.start_epoch`."""
-        return self.setting.epoch(step) >= self.config.nta.start_epoch
-
-    def stage_starts(self) -> tuple[int, ...]:
-        """The first step, and the first with negative captions."""
-        start = math.ceil(self.config.nta.start_epoch * self.setting.steps_per_epoch)
-        return tuple(sorted({0, start}))
-
     def terms(self, stage: Hashable) -> Terms:
         """L = L_itc + L_itm + L_mlm + L_generator."""
         own = {
             "itc": (1.0, Itc(self)),
-            "itm": (1.0, FineItm(self) if stage else Itm(self)),
+            "itm": (1.0, self.matching(stage)),
             "mlm": (1.0, CrossMlm(self)),
             "generator": (self.config.nta.generator_weight, Generator(self)),
         }
@@ -120,11 +110,16 @@ class Vilta(Albef):
 class CrossMlm(Mlm):
     """MLM with the soft labels of a language model that sees no picture (cross-distillation)."""
 
+    @property
+    def teacher_reads(self) -> bool:
+        """Unless the language model is frozen, it is the teacher's."""
+        return self.method.config.language_model == "teacher"
+
     def language(self, seen: Seen) -> Params:
         """The language model's parameters."""
         return jax.lax.stop_gradient(seen.state.get("language_model", seen.teacher))
 
-    def lesson(self, seen: Seen, masked: MaskedText) -> dict[str, PyTree]:
+    def label_inputs(self, seen: Seen, masked: MaskedText) -> dict[str, PyTree]:
         """The language model's text tokens of the masked captions, without dropout if frozen."""
         if "language_model" not in seen.state:
             return {"tokens_BxLxD": seen.taught.others["masked"]}

@@ -14,26 +14,24 @@ where the paper has a language model of its own (NegGen).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nas_jax.losses.mlm import word_places
 from nas_jax.losses.replaced_tokens import detection_loss, replaced_text, sample_words
 from nas_jax.methods.added import added_terms
-from nas_jax.methods.albef import Albef, AlbefConfig
-from nas_jax.methods.config import NegativeTextConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.encoding import encode_captions
 from nas_jax.methods.refill import Generator, word_table
-from nas_jax.methods.terms import Itc, Itm, Mlm, Seen, Term, Terms
-from nas_jax.methods.text_negatives import FineItm
+from nas_jax.methods.refilled import Refilled, RefilledConfig
+from nas_jax.methods.terms import Itc, Mlm, Seen, Term, Terms
 from nas_jax.models.bert import kernel_init
 from nas_jax.models.rows import Rows
 from nas_jax.models.towers import AlbefNetwork
-from nas_jax.negatives.nta import NtaConfig
+from nas_jax.negatives.nta import GeneratorConfig
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import gather_positions
 from nas_jax.typing import Array, Batch, Metrics
@@ -41,28 +39,26 @@ from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class VlMatchConfig(AlbefConfig):
+class VlMatchConfig(RefilledConfig):
     """ALBEF's switches, and those of generator and detector."""
 
     name: str = "vlmatch"
-    # `share`, `top_words`: of the negative captions; the generator's loss trains the text encoder
-    nta: NtaConfig = field(default_factory=lambda: NtaConfig(generator_gradient=True))
-    negatives: NegativeTextConfig = field(default_factory=lambda: NegativeTextConfig(("refill",)))
+    # the generator's loss trains the text encoder
+    nta: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(generator_gradient=True))
     rtd_weight: float = 1.0  # of the detector's loss
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
         super().validate()
-        if not self.nta.enabled or self.rtd_weight < 0:
-            raise ConfigError(
-                f"nta.enabled={self.nta.enabled}, rtd_weight={self.rtd_weight}",
-                "a generator, and a weight of 0 or more",
-                "True and 1.0 are the defaults",
-            )
+        if self.rtd_weight < 0:
+            raise ConfigError(f"rtd_weight={self.rtd_weight}", "0 or more", "1.0 is the default")
 
 
 class VlMatchNetwork(AlbefNetwork):
     """ALBEF's network; BERT's head is the generator's, and a head finds replaced tokens."""
+
+    # of the teacher only ITC's features and the generator are asked
+    teacher_groups = ("image_encoder", "image_proj", "text_encoder", "text_proj", "mlm_head")
 
     def setup(self):
         super().setup()
@@ -84,27 +80,18 @@ class VlMatchNetwork(AlbefNetwork):
 
 
 @dataclass(frozen=True)
-class VlMatch(Albef):
-    """State: ALBEF's. A stage says whether negative captions are on."""
+class VlMatch(Refilled):
+    """State: ALBEF's, without a fusion encoder of the teacher."""
 
     Config = VlMatchConfig
     Network = VlMatchNetwork
-
-    def stage(self, step: int) -> bool:
-        """Negative captions come in at `nta.start_epoch`."""
-        return self.setting.epoch(step) >= self.config.nta.start_epoch
-
-    def stage_starts(self) -> tuple[int, ...]:
-        """The first step, and the first with negative captions."""
-        start = math.ceil(self.config.nta.start_epoch * self.setting.steps_per_epoch)
-        return tuple(sorted({0, start}))
 
     def terms(self, stage: Hashable) -> Terms:
         """L = L_itc + L_fgitm + L_rtd + L_generator."""
         config = self.config
         own = {
             "itc": (1.0, Itc(self)),
-            "itm": (1.0, FineItm(self) if stage else Itm(self)),
+            "itm": (1.0, self.matching(stage)),
             "rtd": (config.rtd_weight, Rtd(self)),
             "generator": (config.nta.generator_weight, Generator(self)),
         }
@@ -113,6 +100,8 @@ class VlMatch(Albef):
 
 class Rtd(Term):
     """VL-RTD: which words of a caption, read beside its picture, are the generator's?"""
+
+    teacher_reads = False
 
     def texts(self, batch: Batch, draw: Draws) -> dict[str, Array]:
         """The masked captions, which the generator reads."""
@@ -152,9 +141,8 @@ class Rtd(Term):
     ) -> tuple[Array, Metrics]:
         """Mean over all tokens but the special ones."""
         vocabulary, ids_BxL = self.method.setting.vocabulary, seen.batch["token_ids_BxL"]
-        special_BxL = (ids_BxL == vocabulary.cls) | (ids_BxL == vocabulary.sep)
         logits_BxL = self.method.apply(seen.params).rtd_logits(fused["rtd"])
         replaced_BxL = rows["rtd"].token_ids_BxL != ids_BxL
-        real_BxL = seen.batch["token_mask_BxL"] & ~special_BxL
+        real_BxL = word_places(ids_BxL, seen.batch["token_mask_BxL"], vocabulary)
         loss, shares = detection_loss(logits_BxL, replaced_BxL, real_BxL)
         return loss, {f"rtd/{name}": share for name, share in shares.items()}

@@ -25,16 +25,18 @@ class InteractionNetwork(nn.Module):
         cosine_BxNxL = jnp.einsum("bne,ble->bnl", x_BxNxE, y_BxLxE)
         kept_BxNxL = jnp.where(plays_BxNxL, cosine_BxNxL, -1.0)
         counts = (plays_BxNxL.any(axis).sum(-1)[:, None, None] for axis in (2, 1))
-        facts = (
+        features = (
             cosine_BxNxL,
             kept_BxNxL.max(2, keepdims=True),  # of the first with its best second
             kept_BxNxL.max(1, keepdims=True),
             *(1 / jnp.maximum(count_Bx1x1, 1) for count_Bx1x1 in counts),
         )
-        facts_BxNxLx5 = jnp.stack([jnp.broadcast_to(x, cosine_BxNxL.shape) for x in facts], -1)
+        features_BxNxLx5 = jnp.stack(
+            [jnp.broadcast_to(x, cosine_BxNxL.shape) for x in features], -1
+        )
         first_BxNx1xH = nn.Dense(self.hidden, name="first")(x_BxNxE)[:, :, None]
         second_Bx1xLxH = nn.Dense(self.hidden, name="second")(y_BxLxE)[:, None]
-        pair_BxNxLxH = nn.Dense(self.hidden, name="facts")(facts_BxNxLx5)
+        pair_BxNxLxH = nn.Dense(self.hidden, name="pair")(features_BxNxLx5)
         mixed_BxNxLxH = nn.gelu(first_BxNx1xH + second_Bx1xLxH + pair_BxNxLxH)
         mean_BxNxL, spread_BxNxL = jnp.moveaxis(nn.Dense(2, name="out")(mixed_BxNxLxH), -1, 0)
         return mean_BxNxL, MOST_LOG_VARIANCE * jnp.tanh(spread_BxNxL / MOST_LOG_VARIANCE)

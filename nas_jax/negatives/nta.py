@@ -21,25 +21,20 @@ from nas_jax.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class NtaConfig:
-    """How many words are replaced or change places, and by whom."""
+class GeneratorConfig:
+    """The language model that writes negative captions, and how."""
 
-    enabled: bool = True
-    start_epoch: float = 0.0  # first epoch with NTA rows; the generator learns from the start
-    share: float = 0.15  # of the words of a caption, at least one
+    start_epoch: float = 0.0  # first epoch with such captions; the model learns from the start
+    share: float = 0.15  # of the words of a caption that are refilled, at least one
     top_words: int = 10  # the new word is drawn among the generator's best
     generator_weight: float = 1.0  # weight of the generator's own masked-word loss
     generator_gradient: bool = False  # let that loss train the text encoder too
-    exchange: float = 0.0  # share of rows in which two words change places instead
-    # that share rises from 0 in so many epochs after start_epoch; 0: it holds from there on
-    exchange_ramp_epochs: float = 0.0
     # pairs of words of a caption that are tried; each costs a pass of the text encoder, without
     # gradient
     exchange_pairs: int = 8
     # each of the two must be at least so likely in the other's place, as a share of the best word's
     # probability there
     plausible: float = 0.1
-    stop_gradient: bool = True  # NTA rows train only the fusion encoder and the ITM head
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
@@ -49,16 +44,32 @@ class NtaConfig:
                 "0 < share <= 1 and at least one word",
                 "0.15 and 10 are the defaults",
             )
-        if self.exchange_ramp_epochs < 0:
+        if self.exchange_pairs < 1 or not 0 < self.plausible <= 1:
             raise ConfigError(
-                f"exchange_ramp_epochs={self.exchange_ramp_epochs}", "0 or more", "0: no ramp"
+                f"exchange_pairs={self.exchange_pairs}, plausible={self.plausible}",
+                "at least one pair, 0 < plausible <= 1",
+                "8 and 0.1 are the defaults",
             )
-        if not 0 <= self.exchange <= 1 or self.exchange_pairs < 1 or not 0 < self.plausible <= 1:
+
+
+@dataclass(frozen=True)
+class NtaConfig(GeneratorConfig):
+    """NTA of NAS: its rows, of which some are refilled and some have two words exchanged."""
+
+    enabled: bool = True
+    exchange: float = 0.0  # share of rows in which two words change places instead
+    # that share rises from 0 in so many epochs after start_epoch; 0: it holds from there on
+    exchange_ramp_epochs: float = 0.0
+    stop_gradient: bool = True  # NTA rows train only the fusion encoder and the ITM head
+
+    def validate(self) -> None:
+        """Raises ConfigError on unusable values."""
+        super().validate()
+        if not 0 <= self.exchange <= 1 or self.exchange_ramp_epochs < 0:
             raise ConfigError(
-                f"exchange={self.exchange}, exchange_pairs={self.exchange_pairs}, "
-                f"plausible={self.plausible}",
-                "0 <= exchange <= 1, at least one pair, 0 < plausible <= 1",
-                "0, 8 and 0.1 are the defaults",
+                f"exchange={self.exchange}, exchange_ramp_epochs={self.exchange_ramp_epochs}",
+                "0 <= exchange <= 1, and 0 or more epochs",
+                "0 and 0 (no ramp) are the defaults",
             )
 
 

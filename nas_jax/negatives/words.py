@@ -35,6 +35,7 @@ def swapped(
     if sisters_VxS is not None:
         of_BxLxS = sisters_VxS[token_ids_BxL]
         allowed_BxLxL = (of_BxLxS[:, :, None] == token_ids_BxL[:, None, :, None]).any(-1)
+        allowed_BxLxL &= allowed_BxLxL.mT
     texts = token_ids_BxL, token_mask_BxL
     pairs = choose_pairs(pair_key, *texts, vocabulary, 1, allowed_BxLxL)
     new_ids_BxL, changed_B = exchange(choice_key, token_ids_BxL, pairs, pairs.chosen_BxP)

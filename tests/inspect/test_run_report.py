@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from browser import NEEDED, find_browser, look
 
-from configs import demo, emoji
+from configs import demo, emoji, negclip
 from nas_jax.config import from_config_dict, to_dict
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.suite import write_results
@@ -278,6 +278,25 @@ def test_a_healthy_run_has_no_warning_and_each_fault_has_its_own(runs, tmp_path)
     # a line half written at the end is no fault: the run may go on
     assert len(found.splitlines()) == 12
     assert "damaged-1000" in report(read_run(broken))
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [(demo.get_config(), "method.itc.temp_min"), (negclip.get_config(), "method.temp_min")],
+)
+def test_a_temperature_at_its_bound_is_named_by_its_field(config, field, tmp_path):
+    bound = config.to_dict()["method"]
+    for name in field.split(".")[1:]:
+        bound = bound[name]
+    for temp, said in ((bound, [f"move {field} if it should go on"]), (1.5 * bound, [])):
+        workdir = tmp_path / f"{temp}"
+        open_workdir(workdir, to_dict(from_config_dict(config)))
+        records = Records(workdir, 0)
+        for step in range(1, 11):
+            records.add(step, "train", {"loss": 1.0, "itc/temp": temp})
+        records.close()
+        found = [one.remedy for one in find_warnings(read_run(workdir)) if "temper" in one.text]
+        assert found == said
 
 
 def test_a_run_without_numbers_says_so_in_a_line(tmp_path, capsys):

@@ -11,7 +11,7 @@ import tiny
 from nas_jax.losses.focal import focal_cross_entropy
 from nas_jax.losses.itc import enqueue, init_queue, itc_loss, positives
 from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
-from nas_jax.losses.mlm import mask_tokens, masked_mean, mlm_rows
+from nas_jax.losses.mlm import mask_tokens, mlm_mean, mlm_rows
 from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.parallel.mesh import gather_positions
 
@@ -212,7 +212,7 @@ def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
         jnp.asarray(rng.normal(size=(6, 10, tiny.VOCAB)), jnp.float32) for _ in range(2)
     )
     gathered = (gather_positions(logits, masked.positions_BxM) for logits in (student, taught))
-    loss = masked_mean(mlm_rows(*gathered, masked, jnp.float32(0.4)), masked)
+    loss = mlm_mean(mlm_rows(*gathered, masked, jnp.float32(0.4)), masked)
     total, count = 0.0, 0
     for row, position, target, weight in zip(
         np.repeat(np.arange(6), 10), *(np.asarray(x).ravel() for x in masked[1:]), strict=True
@@ -224,4 +224,4 @@ def test_mlm_on_gathered_positions_equals_the_loss_on_all_of_them():
     assert count > 5
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
     empty = masked._replace(weights_BxM=jnp.zeros((6, 10)))
-    assert float(masked_mean(mlm_rows(student, taught, empty, jnp.float32(0.4)), empty)) == 0
+    assert float(mlm_mean(mlm_rows(student, taught, empty, jnp.float32(0.4)), empty)) == 0

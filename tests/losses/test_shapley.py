@@ -16,13 +16,13 @@ from jax.test_util import check_grads
 from nas_jax.losses.shapley import (
     alignment_labels,
     alignment_loss,
-    choose_pairs,
     coalition_similarity,
     draw_coalitions,
     exact_interactions,
     exact_values,
     interaction_loss,
     pair_interactions,
+    pairs_to_sample,
     replaced,
     sampled_interactions,
     standardised,
@@ -132,7 +132,7 @@ def test_the_most_uncertain_pairs_are_chosen_and_some_at_random():
     rng = np.random.default_rng(0)
     uncertainty, random = (rng.normal(size=PLAYS.shape).astype(np.float32) for _ in range(2))
     uncertainty[0, 1, 0] = np.inf
-    chosen = choose_pairs(*map(jnp.asarray, (uncertainty, PLAYS, random)), pairs=3, explored=1)
+    chosen = pairs_to_sample(*map(jnp.asarray, (uncertainty, PLAYS, random)), pairs=3, explored=1)
     for row in range(3):
         playing = np.flatnonzero(PLAYS[row])
         by_chance = playing[np.argsort(-random[row].ravel()[playing])][:1].tolist()
@@ -148,7 +148,7 @@ def test_the_most_uncertain_pairs_are_chosen_and_some_at_random():
     for row, place in np.argwhere(np.asarray(chosen.valid_BxM)):
         expected[row, chosen.pair_BxM[row, place]] = new[row, place]
     np.testing.assert_array_equal(found, expected.reshape(found.shape))
-    everything = choose_pairs(*map(jnp.asarray, (uncertainty, PLAYS, random)), 6, 0)
+    everything = pairs_to_sample(*map(jnp.asarray, (uncertainty, PLAYS, random)), 6, 0)
     np.testing.assert_array_equal(everything.valid_BxM.sum(1), PLAYS.sum((1, 2)))
 
 

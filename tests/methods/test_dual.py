@@ -22,8 +22,14 @@ from nas_jax.inspect.negatives import main as diagnose
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.late import Tokens, every_token, late_loss
 from nas_jax.losses.sigmoid import sigmoid_loss
+from nas_jax.methods.albef import AlbefConfig
+from nas_jax.methods.ceclip import CeClipConfig
 from nas_jax.methods.clip import AlignConfig, ClipConfig, SiglipConfig
+from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.filip import FilipConfig
+from nas_jax.methods.gnm import GnmConfig
+from nas_jax.methods.loupe import LoupeConfig
+from nas_jax.methods.negclip import NegClipConfig
 from nas_jax.train.optimizer import decayed
 from nas_jax.utils.errors import ConfigError, UserError
 
@@ -74,15 +80,34 @@ def test_it_works_in_pieces_and_in_bfloat16(name):
     whole.check_pieces(METHODS[name], embed_dim=16)
 
 
-def test_the_temperature_has_its_bound_and_no_decay():
-    method = built("siglip")
-    params, _ = jax.jit(method.init)(jax.random.key(0))
+@pytest.mark.parametrize(
+    "config", [ClipConfig(), NegClipConfig(), CeClipConfig(), GnmConfig(), LoupeConfig()]
+)
+def test_the_temperature_has_its_bound_and_no_decay(config):
+    method = tiny.built(config)
+    params = jax.eval_shape(method.init, jax.random.key(0))[0]
     mask = decayed(params)
-    assert not mask["logit_scale"] and not mask["logit_bias"]
+    assert not mask["logit_scale"] and "temp" not in mask
     assert mask["image_encoder"]["patch_embed"]["kernel"]
-    for given, bound in ((9.0, 100), (-1.0, np.exp(-1.0))):  # no bound from below
-        found = built("clip").constrain({"logit_scale": jnp.full((1,), given)})
-        np.testing.assert_allclose(jnp.exp(found["logit_scale"]), bound, rtol=1e-5)
+    for given, bound in ((9.0, 0.01), (-1.0, np.e), (2.0, np.exp(-2))):  # no bound from above
+        found = method.constrain({"logit_scale": jnp.full((1,), given)})
+        np.testing.assert_allclose(method.temperature(found), bound, rtol=1e-5)
+    with pytest.raises(ConfigError, match="temp_min"):
+        tiny.built(replace(config, temp_min=0.2))
+
+
+def test_the_bias_of_siglip_has_no_decay():
+    method = built("siglip")
+    assert not decayed(jax.eval_shape(method.init, jax.random.key(0))[0])["logit_bias"]
+
+
+@pytest.mark.parametrize("bad", [{"temp_min": 0.0}, {"temp_min": 0.6}, {"temp_max": 0.0001}])
+def test_albefs_temperature_has_bounds_that_hold(bad):
+    with pytest.raises(ConfigError, match="temp_min"):
+        tiny.built(AlbefConfig(itc=ItcConfig(queue_size=24, **bad)))
+    for highest, bound in ((0.5, 0.5), (0.0, 0.9)):  # 0: none
+        method = tiny.built(AlbefConfig(itc=ItcConfig(queue_size=24, temp_max=highest)))
+        np.testing.assert_allclose(method.constrain({"temp": jnp.float32(0.9)})["temp"], bound)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import whole
 from nas_jax.losses.text_negatives import itc_with_negatives, next_margin, own_similarities
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.ceclip import CeClipConfig
-from nas_jax.methods.config import ContrastConfig, ItcConfig, NegativeTextConfig
+from nas_jax.methods.config import ItcConfig, NegativeTextConfig, SameConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.nas import NasConfig
 from nas_jax.methods.negclip import NegClipConfig
@@ -65,7 +65,7 @@ def step(config, batch, state=None, recorded=None):
         return method.encode_text(params, ids, mask)[1]
 
     image = method.encode_image(params, {}, batch["image_BxHxWx3"])[1]
-    return image, read, params["temp"], found
+    return image, read, method.temperature(params), found
 
 
 def metrics_of(method):
@@ -142,7 +142,7 @@ def test_captions_that_differ_by_synonyms_are_no_negatives(tmp_path):
     negatives = NegativeTextConfig(("given",))
     losses = {
         same: step(NegClipConfig(
-            itc=ContrastConfig(same=same, synonyms=str(path) if same else ""), negatives=negatives,
+            itc=SameConfig(same=same, synonyms=str(path) if same else ""), negatives=negatives,
         ), batch)[3][0] for same in ((), ("synonyms",))
     }  # fmt: skip
     assert losses["synonyms",] < losses[()] - 0.02  # each caption's own near copy is left out
@@ -187,6 +187,29 @@ def test_a_generator_that_the_method_does_not_train_is_refused():
 def test_unusable_settings_are_refused(bad):
     with pytest.raises(ConfigError):
         NegativeTextConfig(**bad).validate()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (NegClipConfig(negatives=NegativeTextConfig(rank_margin=4.0)), "negative_rank"),
+        (NegClipConfig(negatives=NegativeTextConfig(stop_gradient=True)), "negative_itm"),
+        (CeClipConfig(negatives=NegativeTextConfig(stop_gradient=True)), "negative_itm"),
+        (AlbefConfig(negatives=NegativeTextConfig(("swap", "given"))), "no term reads"),
+        (AlbefConfig(negatives=NegativeTextConfig(rank_margin=4.0),
+                     terms=(("negative_itc", 1.0),)), "negative_rank"),
+    ],
+)  # fmt: skip
+def test_settings_that_no_term_reads_are_refused(config, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny.built(config)
+
+
+def test_settings_that_a_term_reads_are_taken():
+    every = NegativeTextConfig(rank_margin=4.0, stop_gradient=True)
+    tiny.built(CeClipConfig(negatives=NegativeTextConfig(rank_margin=4.0)))
+    terms = (("negative_rank", 1.0), ("negative_itm", 1.0))
+    tiny.built(AlbefConfig(itc=ItcConfig(queue_size=24), negatives=every, terms=terms))
 
 
 def test_a_recorded_draw_takes_the_place_of_a_generator():

@@ -14,7 +14,8 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.readers import SecondView, SourceId, batch_spec
 from nas_jax.losses.infonce import infonce
 from nas_jax.losses.minimal_pairs import symmetric_margin
-from nas_jax.methods.config import ContrastConfig, ItcConfig, ItmConfig, NegativeTextConfig
+from nas_jax.methods import method_config
+from nas_jax.methods.config import ItcConfig, ItmConfig, SameConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.gnm import GnmConfig
 from nas_jax.methods.minimal_pairs import valid_pairs
@@ -94,7 +95,7 @@ def test_svco_scores_each_text_with_both_pictures_and_every_part_is_trained():
 def test_gnm_is_clips_loss_and_leaves_out_what_the_config_says():
     batch, losses = pairs_batch(), {}
     for same in ((), ("words",)):
-        method = tiny.built(GnmConfig(itc=ContrastConfig(same=same)), model=STILL)
+        method = tiny.built(GnmConfig(itc=SameConfig(same=same)), model=STILL)
         params, state = method.init(jax.random.key(0))
         args = params, state, batch, Draws(jax.random.key(1)), jnp.int32(0), None
         losses[same], (_, metrics) = method.loss(*args)
@@ -102,7 +103,7 @@ def test_gnm_is_clips_loss_and_leaves_out_what_the_config_says():
         text = method.encode_text(params, batch["token_ids_BxL"], batch["token_mask_BxL"])[1]
         ignored = np.zeros((6, 6), bool)
         ignored[2, 3] = ignored[3, 2] = bool(same)
-        expected = infonce(image, text, params["temp"], ignored)
+        expected = infonce(image, text, method.temperature(params), ignored)
         np.testing.assert_allclose(losses[same], expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["siblings/count"], 4 / 6)
     assert losses["words",] < losses[()] - 1e-3
@@ -141,8 +142,8 @@ def test_settings_that_cannot_be_met_are_refused():
     for bad in (PairConfig("soft"), PairConfig(itc_margin=-1.0), PairConfig(itm_weight=-1.0)):
         with pytest.raises(ConfigError):
             bad.validate()
-    with pytest.raises(ConfigError, match="negclip"):
-        tiny.built(GnmConfig(negatives=NegativeTextConfig(("swap", "given"))))
+    with pytest.raises(ConfigError, match=r"unknown config field method\.negatives"):
+        method_config({"name": "gnm", "negatives": {"generators": ("swap",)}})
     with pytest.raises(ConfigError, match="data.siblings=0"):
         batch_spec(DataConfig(), 8, tiny.built(CONFIGS["gnm"]).wants)
     assert "source_id_B" in batch_spec(DataConfig(siblings=2), 8, tiny.built(CONFIGS["gnm"]).wants)

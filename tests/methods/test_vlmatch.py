@@ -13,14 +13,15 @@ import whole
 from jax.test_util import check_grads
 
 from nas_jax.kernels.image_tokens import ImageTokens
-from nas_jax.losses.mlm import MaskedText, masked_mean, mlm_rows
+from nas_jax.losses.mlm import MaskedText, mlm_mean, mlm_rows
 from nas_jax.losses.replaced_tokens import detection_loss, replaced_text, sample_words
+from nas_jax.methods import method_config
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.terms import Seen
 from nas_jax.methods.vilta import ViltaConfig
 from nas_jax.methods.vlmatch import Rtd, VlMatchConfig
-from nas_jax.negatives.nta import NtaConfig
+from nas_jax.negatives.nta import GeneratorConfig
 from nas_jax.utils.errors import ConfigError
 
 ITC = ItcConfig(queue_size=24)
@@ -93,6 +94,32 @@ def test_every_part_of_vlmatch_is_trained_and_the_parts_are_added_up():
     np.testing.assert_allclose(metrics["loss"], sum(parts), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("field", ["enabled", "exchange", "exchange_ramp_epochs", "stop_gradient"])
+def test_what_only_the_rows_of_nta_read_is_refused(name, field):
+    with pytest.raises(ConfigError, match=rf"unknown config field method\.nta\.{field}"):
+        method_config({"name": name, "nta": {field: 1}})
+    assert method_config({"name": name, "nta": {"exchange_pairs": 3}}).nta.exchange_pairs == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "head", "read"),
+    [
+        ("vlmatch", {}, "mlm_head", set()),
+        ("vilta", {}, "generator_head", {"masked"}),
+        ("vilta", {"language_model": "frozen"}, "generator_head", set()),
+    ],
+)
+def test_the_teacher_has_and_reads_no_more_than_is_used(name, changes, head, read):
+    method, batch = tiny.built(replace(CONFIGS[name], **changes), model=STILL), tiny.batch()
+    params, state = method.init(jax.random.key(0))
+    towers = {f"{tower}_{part}" for tower in ("image", "text") for part in ("encoder", "proj")}
+    assert state["teacher"].keys() == towers | {head}
+    given = params, state["teacher"], state, batch, Draws(jax.random.key(1)), jnp.float32(0)
+    seen = method.see(Seen(*given, True))
+    assert seen.taught.others.keys() == read and seen.student.others.keys() == {"masked"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_works_in_pieces_and_in_bfloat16(name):
@@ -143,19 +170,18 @@ def test_the_soft_labels_of_vilta_are_the_language_models(language_model):
         lm = method.apply(group)
         table = group["text_encoder"]["word_embedding"]["embedding"]
         soft = lm.generator_logits(pick(lm.encode_text(*inputs)[0]), table)
-        found[name] = masked_mean(mlm_rows(logits, soft, masked, 0.7), masked)
+        found[name] = mlm_mean(mlm_rows(logits, soft, masked, 0.7), masked)
     np.testing.assert_allclose(metrics["loss/mlm"], found["right"], rtol=1e-5)
     assert abs(found["wrong"] - found["right"]) > 1e-2
 
 
 def test_negative_captions_come_in_when_the_config_says_so():
-    for config in (VlMatchConfig(nta=NtaConfig(start_epoch=2)),
-                   ViltaConfig(nta=NtaConfig(start_epoch=2))):  # fmt: skip
+    for config in (VlMatchConfig(nta=GeneratorConfig(start_epoch=2)),
+                   ViltaConfig(nta=GeneratorConfig(start_epoch=2))):  # fmt: skip
         method = tiny.built(config)
         assert not method.stage(19) and method.stage(20) and method.stage_starts() == (0, 20)
         kinds = [type(method.terms(stage)["itm"][1]).__name__ for stage in (False, True)]
         assert kinds == ["Itm", "FineItm"]
-    for bad in (VlMatchConfig(nta=NtaConfig(enabled=False)), VlMatchConfig(rtd_weight=-1.0),
-                ViltaConfig(language_model="bert")):  # fmt: skip
+    for bad in (VlMatchConfig(rtd_weight=-1.0), ViltaConfig(language_model="bert")):
         with pytest.raises(ConfigError):
             tiny.built(bad)

@@ -41,14 +41,21 @@ def test_a_swap_exchanges_two_content_words_and_nothing_else():
         if len(where):
             assert len(where) == 2 and tiny.CONTENT[IDS[b, where]].all() and MASK[b, where].all()
             assert list(new[b, where]) == list(IDS[b, where][::-1])
-    # negative control: among sister terms only
+    # negative control: among words that are sister terms of each other only
     made = swapped(jax.random.key(0), *TEXTS, tiny.VOCABULARY, jnp.asarray(SISTERS))
     new, places = changed(made)
     assert 5 < sum(map(bool, map(len, places))) < 150
-    for b, where in enumerate(places):
-        if len(where):
-            one, other = IDS[b, where]
-            assert other in SISTERS[one]
+    found = {tuple(map(int, IDS[b, where])) for b, where in enumerate(places) if len(where)}
+    assert found == {(8, 9), (9, 8), (8, 10), (10, 8)}
+
+
+@pytest.mark.parametrize("words", [(9, 10), (10, 9)])
+def test_a_sister_term_of_one_word_only_does_not_change_places_with_it(words):
+    """10 is a sister term of 9, and 9 is none of 10: whichever comes first."""
+    ids, mask = jnp.array([[2, *words]]), jnp.ones((1, 3), bool)
+    for sisters, valid in ((SISTERS, False), (np.where(SISTERS == 8, 9, SISTERS), True)):
+        made = swapped(jax.random.key(0), ids, mask, tiny.VOCABULARY, jnp.asarray(sisters))
+        assert made.valid_BxC.item() == valid
 
 
 def test_a_sister_term_replaces_one_word_that_has_some():
