@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,12 @@ from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.given import fgitm_fields, fgitm_names, given_rows
 from nas_jax.methods.method import MethodState, Saved
 from nas_jax.methods.negative_rows import image_negative_rows, text_negative_rows
 from nas_jax.methods.nva_images import find_object, neighbours, rows_on
 from nas_jax.methods.refill import Generator, negative_texts
-from nas_jax.methods.terms import (
-    Encoded,
-    Itc,
-    Itm,
-    Mlm,
-    Seen,
-    Terms,
-)
+from nas_jax.methods.terms import Encoded, Itc, Itm, Mlm, Seen, Terms
 from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at, init_dictionary
 from nas_jax.models.codebook_size import resized
 from nas_jax.models.rows import Rows
@@ -125,6 +119,11 @@ class Nas(Albef):
             key, dim = jax.random.split(rng, 3)[2], self.network.config.dim
             state["dictionary"] = init_dictionary(key, config.codes, dim, config.literal)
         return params, state
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """The negatives of the data that FGITM has, and what further terms read."""
+        return (*fgitm_fields(self.config.itm, self.config.negatives), *super().wants)
 
     def stage(self, step: int) -> Stage:
         """Which parts are on at a step; the authors' recipe brings in NVA for the last epoch."""
@@ -257,7 +256,7 @@ class Nas(Albef):
 
 
 class Fgitm(Itm):
-    """ITM over the hard negatives of the batch, NVA's pictures and NTA's captions."""
+    """ITM over the hard negatives of the batch, NVA's pictures, NTA's captions, and the data's."""
 
     def rows(self, seen: Seen) -> dict[str, Rows]:
         """ALBEF's rows, and those of the negatives that are on."""
@@ -280,14 +279,16 @@ class Fgitm(Itm):
             negatives, share = negative_texts(method, config.nta, seen)
             found = text_negative_rows(method, seen, negatives, config.nta.stop_gradient)
             rows |= {"nta": found["nta"].replace(metrics=share)}
-        return rows
+        return rows | given_rows(method, seen)
 
     def weights(self) -> dict[str, float]:
         """One mean over all rows, as in the code; or ITM, plus each kind with its weight."""
         config = self.method.config.itm
         if config.form == "mean":
             return {}
-        return {"nva": config.nva_weight, "nta": config.nta_weight}
+        given = fgitm_names(config, self.method.config.negatives)
+        made = {"nva": config.nva_weight, "nta": config.nta_weight}
+        return made | dict.fromkeys(given, config.given_weight)
 
 
 class NasMlm(Mlm):

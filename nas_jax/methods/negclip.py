@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -22,7 +23,7 @@ from nas_jax.methods.draws import Draws
 from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.method import Method, MethodConfig, MethodState
 from nas_jax.methods.terms import Seen, Terms, add_up
-from nas_jax.methods.text_negatives import NegativeItc, wanted_negatives
+from nas_jax.methods.text_negatives import NegativeItc, wanted_fields, wanted_negatives
 from nas_jax.models.towers import TwoTowers
 from nas_jax.typing import Array, Batch, Metrics, Params
 
@@ -46,6 +47,11 @@ class NegClip(Method):
 
     Config = NegClipConfig
     Network = TwoTowers
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """The negative captions of the data, where they are asked for."""
+        return wanted_fields(self, self.terms())
 
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """Fresh parameters (float32)."""
