@@ -113,7 +113,7 @@ def given() -> None:
     columns = {name: ["a cat"] * COUNT for name in ("relation_aug_caption", "adj_aug_caption")}
     image = [{"bytes": hostile.jpeg(i), "path": None} for i in range(COUNT)]
     write_table(arrow.table({"image": image, "caption": ["a dog"] * COUNT} | columns), CECLIP)
-    rows_of = [("p/{}.jpg".format(i), "a dog", "['a cat']", f"[{2 - i}]") for i in range(COUNT)]
+    rows_of = [(f"p/{i}.jpg", "a dog", "['a cat']", f"[{2 - i}]") for i in range(COUNT)]
     names = ("filepath", "title", "neg_caption", "neg_image")
     table("negclip.tsv", [dict(zip(names, row, strict=True)) for row in rows_of], "\t")
     for i in range(COUNT):
