@@ -102,9 +102,9 @@ def test_given_rows_enter_fgitm_as_no_match(form):
     assert metrics["loss/itc"] == plain["loss/itc"] and metrics["loss/mlm"] == plain["loss/mlm"]
 
 
-def test_given_stand_beside_made_ones_in_pieces_and_train_the_encoders():
-    def found(pieces, **negatives):
-        method = nas(ALL, "nas", negatives=NegativeTextConfig(given=2, **negatives), pieces=pieces,
+def test_given_stand_beside_made_ones_and_in_pieces():
+    def found(pieces):
+        method = nas(ALL, "nas", negatives=NegativeTextConfig(given=2), pieces=pieces,
                      mlm=NasMlmConfig(max_masked=2))  # fmt: skip
         params, state = jax.jit(method.init)(jax.random.key(0))
         args = state, batch_of(method), Draws(jax.random.key(9), {}), jnp.int32(3), method.stage(3)
@@ -118,11 +118,6 @@ def test_given_stand_beside_made_ones_in_pieces_and_train_the_encoders():
     in_pieces = found(3)
     np.testing.assert_allclose(in_pieces[0], value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, in_pieces[2])
-    still = found(1, stop_gradient=True)
-    np.testing.assert_allclose(still[0], value, rtol=1e-5)
-    patch = ["image_encoder"]
-    differ = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), grads[patch[0]], still[2][patch[0]])
-    assert max(jax.tree.leaves(differ)) > 1e-5
 
 
 CAPTIONS, TWO = GivenCaptions(2, ("adj",)), {"given": 2, "given_kinds": ("adj",)}
