@@ -6,6 +6,7 @@ probe file in the work directory, which is removed again.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import uuid
@@ -19,13 +20,15 @@ from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.config import RunConfig, check_vocabulary, defaults_of, mesh_of, to_dict
 from nas_jax.data import pipeline, text_check
 from nas_jax.data.corpus import Corpus
+from nas_jax.data.given import GivenCaptions, GivenImages
+from nas_jax.data.given_report import check_given, given_report
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.run import Texts, load_all
 from nas_jax.methods import method_class
 from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
-from nas_jax.rehearsal.compiled import abstract_step
+from nas_jax.rehearsal.compiled import abstract_step, planned_method
 from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
@@ -80,12 +83,18 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
             opened["train"] = pipeline.open_source(run.data, "train", run.seed)
         return opened["train"]
 
+    @functools.cache
+    def tokenizer() -> tuple[TextTokenizer, str]:
+        known, origin = _known_tokenizer(run, workdir)
+        return known or pipeline.build_tokenizer(run.data, corpus(), LEARNED_FROM), origin
+
     yield "config", lambda: _config(run, workdir)
     yield "workdir", lambda: _workdir(workdir)
     yield "mesh", lambda: _mesh(run)
     yield "memory", lambda: _memory(run)
     yield "data", lambda: _data(run, corpus())
-    yield "tokenizer", lambda: _tokenizer(run, workdir, corpus())
+    yield "tokenizer", lambda: _tokenizer(run, workdir, corpus(), *tokenizer())
+    yield "negatives", lambda: _negatives(run, corpus(), tokenizer()[0])
     yield "evaluation", lambda: _evaluation(run, workdir)
     yield "checkpoint", lambda: _checkpoint(run, workdir, corpus())
 
@@ -191,10 +200,9 @@ def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | Non
     return None, "will be learned from the training captions"
 
 
-def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]:
-    tokenizer, origin = _known_tokenizer(run, workdir)
-    if tokenizer is None:
-        tokenizer = pipeline.build_tokenizer(run.data, source, LEARNED_FROM)
+def _tokenizer(
+    run: RunConfig, workdir: Path, source: Corpus, tokenizer: TextTokenizer, origin: str
+) -> tuple[str, str]:
     started = has_checkpoint(workdir)
     check_vocabulary(run.model, tokenizer.vocab_size, started=started)
     report = text_check.caption_report(source, tokenizer, run.data)
@@ -207,6 +215,18 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str]
         report, tokenizer, run.data, run.method.has_generator, stops=not started
     )
     return (WARNING if wrong or cut > 0.05 else OK), "; ".join([text, *wrong])
+
+
+def _negatives(run: RunConfig, source: Corpus, tokenizer: TextTokenizer) -> tuple[str, str]:
+    """The negatives that the data bring, and those that the method asks for."""
+    report = given_report(source, tokenizer, run.data)
+    wants = planned_method(run).wants
+    warnings = check_given(source, report, wants)
+    line = report.line() or "the data have none of their own"
+    if report.line() and not any(isinstance(one, GivenCaptions | GivenImages) for one in wants):
+        line += ", which this method does not read (method.itm.given of nas, or 'given' in "
+        line += "method.negatives.generators)"
+    return (WARNING if warnings else OK), "; ".join([line, *warnings])
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:

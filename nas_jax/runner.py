@@ -28,6 +28,7 @@ from nas_jax.config import (
 from nas_jax.data import pipeline, text_check
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.eval_sets import EvalSet
+from nas_jax.data.given_report import check_given, given_report
 from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.evals import results as evaluation_results
 from nas_jax.evals import run as benchmarks
@@ -137,6 +138,11 @@ def train(run: RunConfig, workdir: Path) -> int:
         report, parts.tokenizer, run.data, run.method.has_generator, stops
     ):
         console.say(f"warning: {line}")
+    given = given_report(parts.source, parts.tokenizer, run.data)
+    for line in check_given(parts.source, given, parts.method.wants):
+        console.say(f"warning: {line}")
+    if given.line():
+        console.say(f"given negatives: {given.line()}")
     if mesh.size > 1:
         abstract = jax.eval_shape(parts.init_state)
         console.say(format_placements(placements(abstract, mesh, parts.method.sharding), mesh))

@@ -183,7 +183,7 @@ def test_the_preflight_finds_what_would_stop_a_run(run, tmp_path, capsys):
     assert preflight(run, tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert (
-        "8 checks: 0 errors" in out
+        "9 checks: 0 errors" in out
         and "60 records in 1 sources" in out
         and "starts from nothing" in out
     )

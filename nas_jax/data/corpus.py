@@ -24,7 +24,7 @@ from itertools import accumulate
 from nas_jax.data.advice import prepare_command
 from nas_jax.data.config import DataConfig
 from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import (
     AlbefJsonSource,
@@ -101,6 +101,16 @@ class Corpus:
         """See Source."""
         source, local = self._locate(index)
         return source.captions(local)
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.negatives(local)
+
+    def group(self, index: int) -> str:
+        """See Source."""
+        source, local = self._locate(index)
+        return source.group(local)
 
     def retrieval_captions(self, index: int) -> tuple[str, ...]:
         """The captions of this picture alone; only the first where that is the picture's name."""

@@ -20,6 +20,7 @@ IMAGE_FIELDS = (
     "image_path",
     "image_name",
     "img",
+    "f_path",
 )
 """A path, from where the list lies or from --image-root; in parquet also bytes."""
 BYTES_FIELDS = ("jpg", "jpeg", "png", "webp", "image_bytes", "bytes")

@@ -21,6 +21,7 @@ from nas_jax.data.buckets import ByLength, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet
+from nas_jax.data.given import GivenCaptions
 from nas_jax.data.image_errors import ImageError
 from nas_jax.data.image_ops import decode
 from nas_jax.data.pair_files import file_eval_sets
@@ -78,7 +79,8 @@ def open_eval_sets(config: DataConfig, seed: int, cased: bool = False) -> tuple[
 
 
 def build_tokenizer(config: DataConfig, source: Corpus, most: int = SCANNED) -> TextTokenizer:
-    """The tokenizer that data.tokenizer names, or one learned from the captions of `source`.
+    """The tokenizer that data.tokenizer names, or one learned from the captions of `source`, its
+    negative captions included: a word that only these have must not be told by being unknown.
 
     most: records of each part that are read for it.
     """
@@ -86,7 +88,7 @@ def build_tokenizer(config: DataConfig, source: Corpus, most: int = SCANNED) -> 
         return load_tokenizer(config.tokenizer, config.add_sep)
     captions = (
         prepare_caption(text, config.clean_captions, config.max_words)
-        for texts in scan_captions(source, most)
+        for texts in scan_captions(source, most, negatives=True)
         for text in texts
     )
     return learn_wordpiece(captions, config.vocab_size, config.add_sep, config.accents)
@@ -192,6 +194,7 @@ def train_batches(
             "a multiple of them",
             f"use {-(-config.batch_size // process_count) * process_count}",
         )
+    wants = tuple(wants)
     source = open_source(config, "train", seed) if source is None else source
     steps_per_epoch(config, source)
     # From one seed three that have nothing in common: grain shuffles epoch e with its seed + e.
@@ -203,7 +206,8 @@ def train_batches(
     )
     if config.text_buckets:
         lengths = (*config.text_buckets, config.text_length)
-        count = _CountTokens(source, tokenizer, config)
+        given = any(isinstance(field, GivenCaptions) for field in wants)
+        count = _CountTokens(source, tokenizer, config, given)
         dataset = ByLength(
             dataset, Grouping(lengths, config.batch_size, config.bucket_window, group_seed, count)
         )
@@ -255,7 +259,8 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _CountTokens:
-    """Draws -> the number of tokens of their captions; 1 where no caption can be read.
+    """Draws -> the number of tokens of their captions, or of the longest negative caption where
+    batches have these; 1 where no caption can be read.
 
     Those go with the shortest. Whether another record takes their place shows when the picture is
     read.
@@ -264,6 +269,7 @@ class _CountTokens:
     source: Corpus
     tokenizer: TextTokenizer
     config: DataConfig
+    given: bool = False  # whether batches have negative captions
 
     def __call__(self, draws: list[Draw]) -> list[int]:
         return [self._count(draw) for draw in draws]
@@ -271,6 +277,7 @@ class _CountTokens:
     def _count(self, draw: Draw) -> int:
         try:
             texts = self.source.captions(draw.index)
+            negatives = self.source.negatives(draw.index)[0] if self.given else ()
         except OSError as error:
             logging.log_first_n(
                 logging.WARNING, "captions count as short that cannot be read: %s", 1, error
@@ -278,8 +285,11 @@ class _CountTokens:
             return 1
         if not texts:
             return 1
-        return self.tokenizer.token_count(
-            prepared(draw.caption(texts), self.config, self.tokenizer)
+        caption = draw.caption(texts)
+        near = [one.text for one in negatives if one.of in ("", caption)]
+        return max(
+            self.tokenizer.token_count(prepared(text, self.config, self.tokenizer))
+            for text in (caption, *near)
         )
 
 

@@ -2,9 +2,11 @@
 
     manifest.json             what is in it, what was lost and why; only there when all is complete
     pairs-00000.arrayrecord   one msgpack map a picture: key, id, captions, image (the bytes of an
-                              encoded file)
-    about-00000.arrayrecord   beside each: key, id, captions, width, height, sha, phash; read
-                              without any picture
+                              encoded file); where there are any: negatives [[text, kind, of]],
+                              negative_images, group
+    about-00000.arrayrecord   beside each: key, id, captions, width, height, sha, phash; where there
+                              are any: negatives, the number of negative_images, group; read without
+                              any picture
     losses.jsonl              one line a loss: reason, name, file, detail
 
 `python -m nas_jax.data.prepare` writes it. Reading is random access, and memory does not grow with
@@ -19,7 +21,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from nas_jax.data.config import cache_for
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record, source_of
 from nas_jax.data.sources import ALL, AlbefJsonSource, Report, Split, WebDatasetSource
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.storage.reading import files_below, is_dir, is_file, read_bytes
@@ -56,6 +58,9 @@ class About(NamedTuple):
     height: int
     sha: bytes  # exact hash of the file as it came, before any re-encoding
     phash: bytes  # perceptual hash, see nas_jax/data/overlap.py
+    negatives: tuple[NegativeCaption, ...] = ()
+    negative_images: int = 0  # how many there are
+    group: str = ""
 
 
 def pairs_name(number: int) -> str:
@@ -81,14 +86,19 @@ class ShardWriter:
         self._pairs = ArrayRecordWriter(pairs, "group_size:1,uncompressed") if pairs else None
         self._about = ArrayRecordWriter(about, f"group_size:{_GROUP}")
 
-    def write(self, row: About, image: bytes) -> None:
+    def write(self, row: About, image: bytes, negative_images: Sequence[bytes] = ()) -> None:
         """Adds a record."""
         fields = {"key": row.key, "id": row.image_id, "captions": list(row.captions)}
         rest = {"width": row.width, "height": row.height, "sha": row.sha, "phash": row.phash}
+        # what a record lacks is not written, so that it has the bytes of older versions
+        further = {"negatives": [list(one) for one in row.negatives], "group": row.group}
+        fields |= {name: value for name, value in further.items() if value}
+        images = {"negative_images": list(negative_images)} if negative_images else {}
+        counts = {"negative_images": len(negative_images)} if negative_images else {}
         try:
             if self._pairs:
-                self._pairs.write(msgpack.packb(fields | {"image": image}))
-            self._about.write(msgpack.packb(fields | rest))
+                self._pairs.write(msgpack.packb(fields | {"image": image} | images))
+            self._about.write(msgpack.packb(fields | rest | counts))
         except RuntimeError as error:
             raise _write_error(error, self._pairs_path or self._about_path) from error
 
@@ -253,7 +263,14 @@ def _row(data: bytes) -> About:
         row["height"],
         row["sha"],
         row["phash"],
+        _negatives(row),
+        row.get("negative_images", 0),
+        row.get("group", ""),
     )
+
+
+def _negatives(row: dict[str, Any]) -> tuple[NegativeCaption, ...]:
+    return tuple(NegativeCaption(*one) for one in row.get("negatives", ()))
 
 
 class PreparedSource:
@@ -299,7 +316,11 @@ class PreparedSource:
         self._reset()
 
     def _keep(self, split: Split) -> np.ndarray:
-        kept = (index for index, row in enumerate(iter_about(self.folder)) if split.keeps(row.key))
+        kept = (
+            index
+            for index, row in enumerate(iter_about(self.folder))
+            if split.keeps(row.key, row.group)
+        )
         return np.fromiter(kept, np.int32)
 
     def _reset(self) -> None:
@@ -326,7 +347,15 @@ class PreparedSource:
         shard, position = self._locate(index)
         path = self.files[shard]
         record = self._unpack(_read(self._reader(path), path, position, position + 1)[0], path)
-        return Record(record["key"], record["image"], tuple(record["captions"]), record["id"])
+        return Record(
+            record["key"],
+            record["image"],
+            tuple(record["captions"]),
+            record["id"],
+            _negatives(record),
+            record.get("negative_images", ()),
+            record.get("group", ""),
+        )
 
     def about(self, index: int) -> About:
         """What is known of a record, without reading its picture.
@@ -352,6 +381,16 @@ class PreparedSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions, without reading the picture."""
         return self.about(index).captions
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """The negative captions and the number of negative pictures."""
+        row = self.about(index)
+        return row.negatives, row.negative_images
+
+    def group(self, index: int) -> str:
+        """What variations of one picture have in common."""
+        row = self.about(index)
+        return row.group or source_of(row.key)
 
     def file(self, index: int) -> str:
         """The shard it is in."""

@@ -26,7 +26,7 @@ import numpy as np
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_errors import REASONS, ImageError
-from nas_jax.data.records import Draw, Record
+from nas_jax.data.records import Draw, Record, source_of
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
 from nas_jax.typing import Batch
@@ -65,8 +65,10 @@ class Example:
         key = (crc32(stream.encode()),)
         return np.random.default_rng(np.random.SeedSequence(self.draw.seed, spawn_key=key))
 
-    def view(self, rng: np.random.Generator) -> np.ndarray:
+    def view(self, rng: np.random.Generator, image: bytes | None = None) -> np.ndarray:
         """The picture cropped, perhaps mirrored, and augmented: uint8 (H, W, 3).
+
+        image: another one than the record's.
 
         Raises ImageError where it cannot be decoded.
         """
@@ -74,8 +76,9 @@ class Example:
         from nas_jax.data.image_ops import decode_crop, flip, rand_augment
 
         config = self.config
+        image = self.record.image if image is None else image
         image_HxWx3 = decode_crop(
-            self.record.image, rng, config.image_size, config.crop_scale, config.image_range
+            image, rng, config.image_size, config.crop_scale, config.image_range
         )
         if config.flip and rng.random() < 0.5:
             image_HxWx3 = flip(image_HxWx3)
@@ -186,15 +189,6 @@ def second_view(batch: Batch) -> Batch:
     return batch if second is None else batch | {"image_BxHxWx3": second}
 
 
-MARK = "#"
-"""Stands between the name of a source and that of a variation, in the key of a record."""
-
-
-def source_of(key: str) -> str:
-    """The key up to its last mark; all of it where it has none."""
-    return key.rpartition(MARK)[0] or key
-
-
 @dataclass(frozen=True)
 class SourceId(Field):
     """A number that is equal for records that share a source."""
@@ -211,7 +205,8 @@ class SourceId(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        number = crc32(source_of(example.record.key).encode())
+        record = example.record
+        number = crc32((record.group or source_of(record.key)).encode())
         return {"source_id_B": np.int32(number & 0x7FFFFFFF)}
 
 

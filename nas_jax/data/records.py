@@ -8,10 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+MARK = "#"
+"""Stands between the name of a source and that of a variation, in the key of a record."""
+
+
+def source_of(key: str) -> str:
+    """The key up to its last mark; all of it where it has none."""
+    return key.rpartition(MARK)[0] or key
+
+
+class NegativeCaption(NamedTuple):
+    """A text that is not true of a picture."""
+
+    text: str
+    kind: str = ""  # what was changed: relation, attribute ...; "" where the data do not say
+    of: str = ""  # the caption that it was made from; "": it stands beside all of them
+
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its captions.
+    """One picture with its captions, and what the data set has against it.
 
     A source offers ``len(source)`` and ``source[i] -> Record``, is picklable, and is cheap to open
     in a worker.
@@ -21,6 +37,10 @@ class Record:
     image: bytes | np.ndarray  # an encoded file, or uint8 (H, W, 3) RGB
     captions: tuple[str, ...]  # alternatives, each true of the picture
     image_id: int  # equal for records that show the same picture content
+    negative_captions: tuple[NegativeCaption, ...] = ()
+    # encoded files of which no caption is true; one is read when it is asked for
+    negative_images: Sequence[bytes] = ()
+    group: str = ""  # what variations of one picture have in common; "": the key up to its mark
 
 
 class Draw(NamedTuple):

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record, source_of
 from nas_jax.data.scene_captions import Noun, Statement
 from nas_jax.data.scene_pictures import COLOURS, Item, SceneSpec, render
 from nas_jax.data.sources import Report
@@ -274,6 +274,14 @@ class SceneSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of the scene; nothing is drawn."""
         return self.spec(index)[1]
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """None: no negatives are read."""
+        return (), 0
+
+    def group(self, index: int) -> str:
+        """The key up to its mark."""
+        return source_of(self.key(index))
 
     @staticmethod
     def key_of(name: str) -> str:

@@ -1,7 +1,8 @@
 """Records that share a source, next to each other in a batch: variations of one picture, or pairs
 that differ in little (Generative Negative Mining, WACV 2024, makes its batches so).
 
-Two records share a source where their keys are equal up to the last mark: `dog#0` and `dog#1`.
+Two records share a source where the data say so (`Record.group`), or where their keys are equal up
+to the last mark: `dog#0` and `dog#1`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import grain
 import numpy as np
 
 from nas_jax.data.corpus import Corpus
-from nas_jax.data.readers import source_of
 
 
 class Siblings(grain.MapDataset):
@@ -44,9 +44,9 @@ class Siblings(grain.MapDataset):
 
 
 def groups_of(source: Corpus) -> list[list[int]]:
-    """The records of each source, in the order of its first one. Reads all keys."""
+    """The records of each source, in the order of its first one. Reads all keys and groups."""
     groups: dict[tuple[int, str], list[int]] = {}
     for index in range(len(source)):
         part = 0 if source.shared_keys else source.part(index)
-        groups.setdefault((part, source_of(source.key(index))), []).append(index)
+        groups.setdefault((part, source.group(index)), []).append(index)
     return list(groups.values())

@@ -12,20 +12,38 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
 from nas_jax.data.advice import prepare_command
 from nas_jax.data.list_fields import captions_of, image_of
+from nas_jax.data.negative_fields import (
+    NOTHING,
+    Against,
+    Files,
+    against_of,
+    as_fields,
+    captions_in,
+    group_of,
+    negative_images_of,
+    negatives_of,
+)
 from nas_jax.data.patterns import expand_braces
 from nas_jax.data.picture_paths import TRIED, find_root, flags_for
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record, source_of
 from nas_jax.data.tar_index import Place, index_tar
-from nas_jax.data.tar_names import IMAGE_SUFFIXES, picture_of, split_name, why_no_picture
+from nas_jax.data.tar_names import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    negatives_in,
+    picture_of,
+    split_name,
+    why_no_picture,
+)
 from nas_jax.data.text_ops import clean_words
 from nas_jax.storage import reading
 from nas_jax.storage.paths import is_bucket, join
@@ -133,6 +151,12 @@ class Source(Protocol):
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions, without reading the picture."""
 
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """The negative captions and the number of negative pictures, without reading a picture."""
+
+    def group(self, index: int) -> str:
+        """What variations of one picture have in common."""
+
     def key_of(self, name: str) -> str:
         """The key of the picture that an annotation file calls `name`."""
 
@@ -151,12 +175,14 @@ class _Table:
         self.report = Report()
         self._keys: list[str] | Strings = []
         self._captions: list[str] | Strings = []
+        self._against: list[str] | Strings = []  # "" for nothing; empty where no record has any
         self._file: list[int] | np.ndarray = []
 
-    def _add(self, key: str, file: int, captions: list[str]) -> None:
+    def _add(self, key: str, file: int, captions: list[str], against: Against = NOTHING) -> None:
         self._keys.append(key)
         self._file.append(file)
         self._captions.append(json.dumps(captions))
+        self._against.append(json.dumps(against) if any(against) else "")
 
     def _close(self, expected: str) -> None:
         """Packs the lists. Raises DataError where nothing is left."""
@@ -168,6 +194,7 @@ class _Table:
                 "check data.train, data.val and data.holdout",
             )
         self._keys, self._captions = Strings(self._keys), Strings(self._captions)
+        self._against = Strings(self._against) if any(self._against) else []
         self._file = np.asarray(self._file, np.int32)
 
     def __len__(self) -> int:
@@ -191,13 +218,42 @@ class _Table:
         """All captions as written in the file, without those that cleaning leaves empty."""
         return tuple(json.loads(self._captions[index]))
 
+    def against(self, index: int) -> Against:
+        """What the file has against the picture."""
+        if not self._against or not (found := self._against[index]):
+            return NOTHING
+        captions, images, group = json.loads(found)
+        return Against(tuple(NegativeCaption(*one) for one in captions), tuple(images), group)
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """The negative captions and the number of negative pictures."""
+        against = self.against(index)
+        return against.captions, len(against.images)
+
+    def group(self, index: int) -> str:
+        """What variations of one picture have in common."""
+        return self.against(index).group or source_of(self.key(index))
+
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"entry {index} of {len(self)}")
-        key = self.key(index)
-        return Record(key, self._image(index), self.captions(index), image_id_of(key))
+        key, against = self.key(index), self.against(index)
+        record = Record(key, self._image(index), self.captions(index), image_id_of(key))
+        if against is NOTHING:
+            return record
+        images = Files(partial(self._other_image, index), against.images)
+        return replace(
+            record,
+            negative_captions=against.captions,
+            negative_images=images,
+            group=against.group,
+        )
 
     def _image(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def _other_image(self, index: int, place: Any) -> bytes:
+        """A negative picture of a record."""
         raise NotImplementedError
 
 
@@ -237,9 +293,9 @@ class Split:
     holdout: float = 0.0
     together: Mapping[str, str] = field(default_factory=dict)
 
-    def keeps(self, key: str) -> bool:
-        """Whether the key is of this split."""
-        return not self.holdout or held_out(self.together.get(key, key), self.holdout) == (
+    def keeps(self, key: str, group: str = "") -> bool:
+        """Whether the key is of this split; all of a group are on one side."""
+        return not self.holdout or held_out(self.together.get(key, group or key), self.holdout) == (
             self.name == "val"
         )
 
@@ -312,14 +368,17 @@ class AlbefJsonSource(_Table):
                 raise self._other_fields(path, bad[0], entries[bad[0]])
             for position in bad:
                 self.report.drop("no image or caption", f"entry {position} in {path}")
-            found = list(filter(None, map(_image_and_captions, entries)))
-            images = [image for image, _ in found]
+            good = [entry for entry in entries if _image_and_captions(entry) is not None]
+            images = [entry["image"] for entry in good]
             self._check_some_exist(path, images[:: max(1, len(images) // TRIED)])
-            for image, captions in found:
-                if not split.keeps(image):
+            for entry in good:
+                image, captions = _image_and_captions(entry)
+                if not split.keeps(image, group := group_of(entry)):
                     continue
                 if usable := usable_captions(captions, clean):
-                    self._add(image, number, usable)
+                    paths = [one for one in negative_images_of(entry) if isinstance(one, str)]
+                    against = Against(negatives_of(entry, captions), tuple(paths), group)
+                    self._add(image, number, usable, against)
                 else:
                     self.report.drop("no caption", f"{image} in {path}")
         self._close("entries with a picture and a caption")
@@ -415,6 +474,9 @@ class AlbefJsonSource(_Table):
     def _image(self, index: int) -> bytes:
         return reading.read_bytes(self.picture_path(index))
 
+    def _other_image(self, index: int, place: Any) -> bytes:
+        return reading.read_bytes(join(self.image_root, place))
+
 
 def _image_and_captions(entry: object) -> tuple[str, list] | None:
     """None where an entry has no picture or no caption field; a caption that is no text is none."""
@@ -461,15 +523,15 @@ class WebDatasetSource(_Table):
         indices = reading.each(index, files) if self.remote else map(index, files)
         for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
             for key, parts in members.items():
-                if not split.keeps(key):
-                    continue
                 image = picture_of(parts)
+                captions, damaged, against = self._read_texts(path, parts, texts)
+                if not split.keeps(key, against.group):
+                    continue
                 if image is None:
                     self.report.drop("no image", f"{key} in {path}: {why_no_picture(parts)}")
                     continue
-                captions, damaged = self._read_captions(path, parts, texts)
                 if usable := usable_captions(captions, clean):
-                    self._add(key, number, usable)
+                    self._add(key, number, usable, against)
                     slices.append(image)
                     alike.add(path, key, usable)
                 else:
@@ -482,27 +544,30 @@ class WebDatasetSource(_Table):
         self._slices = np.asarray(slices, np.int64)
 
     @staticmethod
-    def _read_captions(
+    def _read_texts(
         path: str, parts: dict[str, Place], texts: Mapping[Place, bytes]
-    ) -> tuple[list[str], bool]:
-        """All captions of a key, `caption` first, and whether its json cannot be read."""
+    ) -> tuple[list[str], bool, Against]:
+        """All captions of a key, `caption` first, whether its json cannot be read, and what there
+        is against it.
+        """
 
         def read(place: Place) -> bytes:
             return texts[place] if place in texts else reading.read_bytes(path, *place)
 
-        captions: list = []
+        fields: dict = {}
         damaged = False
         if "json" in parts:
             try:
-                fields = json.loads(read(parts["json"]))
-                more = fields.get("captions") or []
-                captions = [fields.get("caption"), *(more if isinstance(more, list) else [more])]
-            except (ValueError, AttributeError):
+                fields = as_fields(json.loads(read(parts["json"])))
+            except (ValueError, TypeError):
                 damaged = True
-        captions = [text for text in captions if isinstance(text, str)]
-        if "txt" in parts and not captions:
-            captions = [read(parts["txt"]).decode("utf-8-sig", "replace")]
-        return list(dict.fromkeys(captions)), damaged
+        captions = captions_in(fields)
+        text = next((parts[suffix] for suffix in CAPTION_SUFFIXES if suffix in parts), None)
+        if text is not None and not captions:
+            captions = [read(text).decode("utf-8-sig", "replace")]
+        negative_texts, images = negatives_in(parts)
+        beside = [read(place).decode("utf-8-sig", "replace") for place in negative_texts]
+        return captions, damaged, against_of(fields, captions, beside, images)
 
     @staticmethod
     def key_of(name: str) -> str:
@@ -511,6 +576,9 @@ class WebDatasetSource(_Table):
 
     def _image(self, index: int) -> bytes:
         return reading.read_bytes(self.file(index), *self._slices[index].tolist())
+
+    def _other_image(self, index: int, place: Any) -> bytes:
+        return reading.read_bytes(self.file(index), *place)
 
 
 def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:

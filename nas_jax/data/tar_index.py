@@ -16,7 +16,7 @@ import msgpack
 from absl import logging
 
 from nas_jax.data.config import cache_for
-from nas_jax.data.tar_names import TEXT_SUFFIXES, Samples, split_name, with_last_dots
+from nas_jax.data.tar_names import Samples, is_text, split_name, with_last_dots
 from nas_jax.storage.paths import is_bucket
 from nas_jax.storage.reading import RangedFile, stat
 from nas_jax.utils.errors import DataError
@@ -78,7 +78,7 @@ def _walk(path: str, tar: tarfile.TarFile, size: int, read_texts: bool) -> Index
                 "give the samples keys of their own",
             )
         place = parts[suffix.lower()] = (member.offset_data, member.size)
-        if read_texts and suffix.lower().rpartition(".")[2] in TEXT_SUFFIXES:
+        if read_texts and is_text(suffix.lower()):
             tar.fileobj.seek(member.offset_data)
             texts[place] = tar.fileobj.read(member.size)
     if size < end + _BLOCK:

@@ -9,13 +9,17 @@ picture with a text, that is the sample.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 IMAGE_SUFFIXES = (
-    "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "jfif",
+    "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "jfif", "image",
 )  # fmt: skip
-TEXT_SUFFIXES = ("json", "txt")
+CAPTION_SUFFIXES = ("txt", "caption")
+TEXT_SUFFIXES = ("json", *CAPTION_SUFFIXES)
+# neg_caption, neg_image (TripletCLIP), neg.jpg, negative_1.txt ...
+_NEGATIVE = re.compile(r"neg(?:ative)?s?(?:_(caption|text|image)s?)?(?:[_-]?\d+)?(?:\.(\w+))?")
 
 T = TypeVar("T")
 Samples = dict[str, dict[str, T]]
@@ -47,14 +51,15 @@ def keys_of(name: str) -> tuple[str, ...]:
 def with_last_dots(samples: Samples) -> Samples:
     """The samples, those of names with further dots apart: in each place all of a key's.
 
-    A suffix with dots stays a part of its key where the last dot gives no picture with a text.
+    A suffix with dots stays a part of its key where the last dot gives no picture with a text, and
+    where it is a negative of the key's own picture.
     """
     found: Samples = {}
     for key, parts in samples.items():
         inner: Samples = {}
         for suffix, member in parts.items():
             middle, dot, last = suffix.rpartition(".")
-            if dot:
+            if dot and not (_NEGATIVE.fullmatch(suffix) and picture_of(parts) is not None):
                 inner.setdefault(middle, {})[last] = member
         whole = {
             middle: own
@@ -79,3 +84,25 @@ def why_no_picture(parts: Mapping[str, T]) -> str:
     has = ", ".join(sorted(parts)[:4]) if parts else "no whole member"
     dotted = any("." in suffix and suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in parts)
     return ("split at the first dot of its name it has " if dotted else "it has ") + has
+
+
+def negatives_in(parts: Mapping[str, T]) -> tuple[list[T], list[T]]:
+    """The members with negative captions and with negative pictures, by name.
+
+    >>> negatives_in({"jpg": 0, "neg_caption": 1, "neg_image": 2, "neg_2.txt": 3, "neg_2.jpg": 4})
+    ([3, 1], [4, 2])
+    """
+    texts, pictures = [], []
+    for suffix in sorted(parts):
+        if found := _NEGATIVE.fullmatch(suffix):
+            what, last = found[1], found[2]
+            if last in IMAGE_SUFFIXES or (last is None and what == "image"):
+                pictures.append(parts[suffix])
+            elif last in CAPTION_SUFFIXES or (last is None and what):
+                texts.append(parts[suffix])
+    return texts, pictures
+
+
+def is_text(suffix: str) -> bool:
+    """Whether a member is read for its text."""
+    return suffix.rpartition(".")[2] in TEXT_SUFFIXES or bool(negatives_in({suffix: 0})[0])

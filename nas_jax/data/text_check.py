@@ -15,6 +15,7 @@ from absl import logging
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import Corpus
 from nas_jax.data.scenes import SceneSource
+from nas_jax.data.sources import Source
 from nas_jax.data.text_differences import VOCABULARY, why_equal
 from nas_jax.data.text_ops import clean_words, has_marks, prepare_caption
 from nas_jax.data.tokenizer import MAX_LETTERS, TextTokenizer
@@ -27,21 +28,30 @@ COMPARED = 20_000  # records whose captions are compared with each other: their 
 UNKNOWN, EQUAL, WORDLESS = 0.01, 0.01, 0.1
 
 
-def scan_captions(source: Corpus, most: int) -> Iterator[tuple[str, ...]]:
+def scan_captions(source: Corpus, most: int, negatives: bool = False) -> Iterator[tuple[str, ...]]:
     """Captions of up to `most` records of each part, evenly spread; no picture is read or drawn.
 
-    Records whose captions cannot be read are passed over, with one warning.
+    negatives: with the negative captions behind them. Records whose captions cannot be read are
+    passed over, with one warning.
     """
+    for part, index in scan_indices(source, most):
+        try:
+            texts = part.captions(index)
+            if negatives:
+                texts = (*texts, *(one.text for one in part.negatives(index)[0]))
+        except OSError as error:
+            logging.log_first_n(
+                logging.WARNING, "captions are passed over that cannot be read: %s", 1, error
+            )
+            continue
+        yield texts
+
+
+def scan_indices(source: Corpus, most: int) -> Iterator[tuple[Source, int]]:
+    """Up to `most` records of each part, evenly spread."""
     for part in source.parts:
         for index in range(0, len(part), _stride(part, most)):
-            try:
-                texts = part.captions(index)
-            except OSError as error:
-                logging.log_first_n(
-                    logging.WARNING, "captions are passed over that cannot be read: %s", 1, error
-                )
-                continue
-            yield texts
+            yield part, index
 
 
 def _stride(part: Any, most: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nas_jax.data.config import cache_for
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record, source_of
 from nas_jax.data.sources import ALL, Report, Split, image_id_of, usable_captions
 from nas_jax.storage.local_copy import digest
 from nas_jax.storage.paths import is_bucket
@@ -210,6 +210,14 @@ class TfdsSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """All usable captions, without decoding the picture; () where there is none."""
         return self._texts(self._read(self._position(index)))
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """None: no negatives are read."""
+        return (), 0
+
+    def group(self, index: int) -> str:
+        """The key up to its mark."""
+        return source_of(self.key(index))
 
     def key_of(self, name: str) -> str:
         """The key of what annotations call `name`: its key feature's value, or the whole key."""

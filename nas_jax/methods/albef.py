@@ -36,7 +36,7 @@ from nas_jax.methods.terms import (
     collect_rows,
     further_texts,
 )
-from nas_jax.methods.text_negatives import wanted_negatives
+from nas_jax.methods.text_negatives import wanted_fields, wanted_negatives
 from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.typing import Array, Batch, Metrics, Params
@@ -55,8 +55,9 @@ class Albef(Method):
 
     @property
     def wants(self) -> tuple[Any, ...]:
-        """What the terms of the config read; a method puts its own fields before these."""
-        return added_wants(self.config.terms)
+        """What the terms read; a method puts its own fields before these."""
+        terms = self.terms(self.stage(self.setting.total_steps))
+        return (*added_wants(self.config.terms), *wanted_fields(self, terms))
 
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """Fresh parameters (float32); the teacher starts as the student, the queue as noise."""

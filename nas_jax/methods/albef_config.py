@@ -45,7 +45,8 @@ class AlbefConfig(MethodConfig):
         check_terms(self)
         self.negatives.check_model(self.has_generator)
         added = [name for name, _ in self.terms if name in NEGATIVE_TERMS]
-        self.negatives.check_terms([*self.negative_terms, *added])
+        given = [f"itm.given={name}" for name in getattr(self.itm, "given", ())]
+        self.negatives.check_terms([*self.negative_terms, *added, *given])
 
     def mesh_advice(self, row_devices: int) -> str:
         """Hard negatives that stay on the device of their row move no image tokens."""
@@ -58,13 +59,8 @@ class AlbefConfig(MethodConfig):
 
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError unless queue and blocks of the batch hold whole batches."""
-        queue, shards = self.itc.queue_size, self.itm.mining_shards
-        if batch_size % shards:
-            raise ConfigError(
-                f"method.itm.mining_shards={shards}, data.batch_size={batch_size}",
-                "a divisor of the batch size",
-                "change one of the two",
-            )
+        self.itm.check_batch(batch_size)
+        queue = self.itc.queue_size
         if queue % batch_size:
             raise ConfigError(
                 f"method.itc.queue_size={queue}, data.batch_size={batch_size}",

@@ -93,6 +93,21 @@ class ItmConfig:
                 f"mining_shards={self.mining_shards}", "at least 1", "1 draws from the whole batch"
             )
 
+    def check_batch(self, batch_size: int, pairs: bool = False) -> None:
+        """Raises ConfigError unless the blocks hold whole rows; pairs: and two by two."""
+        if batch_size % self.mining_shards:
+            raise ConfigError(
+                f"method.itm.mining_shards={self.mining_shards}, data.batch_size={batch_size}",
+                "a divisor of the batch size",
+                "change one of the two",
+            )
+        if pairs and batch_size // self.mining_shards % 2:
+            raise ConfigError(
+                f"data.batch_size={batch_size}, method.itm.mining_shards={self.mining_shards}",
+                "an even number of rows in each block, as rows come in pairs",
+                "change one of the two",
+            )
+
 
 @dataclass(frozen=True)
 class MlmConfig:
@@ -108,6 +123,10 @@ class MlmConfig:
             raise ConfigError(f"probability={self.probability}", "0 < p < 1", "0.15 is BERT's")
 
 
+GIVEN = ("captions", "images", "siblings")
+"""Negatives of the data that FGITM may have (methods/given.py)."""
+
+
 @dataclass(frozen=True)
 class FgitmConfig(ItmConfig):
     """Matching loss over true pairs and all kinds of negatives."""
@@ -116,12 +135,25 @@ class FgitmConfig(ItmConfig):
     form: str = "mean"
     nva_weight: float = 1 / 3  # used by "weighted"
     nta_weight: float = 1 / 3
+    # Negatives of the data that are rows too: "captions" and "images", as many as
+    # method.negatives.given and given_images say; "siblings": the other record of a source beside
+    # it in the batch (data.siblings)
+    given: tuple[str, ...] = ()
+    given_weight: float = 1 / 3  # used by "weighted", of each kind of these rows
 
     def validate(self) -> None:
         """Raises ConfigError on unusable values."""
         super().validate()
         if self.form not in ("mean", "weighted"):
             raise ConfigError(f"form={self.form!r}", "mean or weighted", "set one of them")
+        if set(self.given) - set(GIVEN) or len(set(self.given)) < len(self.given):
+            raise ConfigError(
+                f"given={self.given}", f"some of {', '.join(GIVEN)}, each once", "mend it"
+            )
+
+    def check_batch(self, batch_size: int, pairs: bool = False) -> None:
+        """As ITM's; siblings are pairs of rows."""
+        super().check_batch(batch_size, pairs or "siblings" in self.given)
 
 
 @dataclass(frozen=True)
@@ -136,7 +168,14 @@ GENERATORS = ("swap", "sister", "refill", "exchange", "given")
 """Who makes negative captions (methods/text_negatives.py)."""
 NEGATIVE_TERMS = ("negative_itc", "negative_rank", "negative_intra_text", "negative_itm")
 """The losses that read them."""
-_READERS = {"rank_margin": ("negative_rank",), "stop_gradient": ("negative_itm",)}
+_GIVEN = tuple(f"itm.given={name}" for name in GIVEN)
+_READERS = {  # of a setting of negative captions; of the others all of NEGATIVE_TERMS
+    "rank_margin": ("negative_rank",),
+    "stop_gradient": ("negative_itm", *_GIVEN),
+    "given": (*NEGATIVE_TERMS, _GIVEN[0]),
+    "given_kinds": (*NEGATIVE_TERMS, _GIVEN[0]),
+    "given_images": (_GIVEN[1],),
+}
 NEED_A_MODEL = ("refill", "exchange")  # the generator of NTA, VL-Match and ViLTA
 
 
@@ -145,10 +184,12 @@ class NegativeTextConfig:
     """Negative captions of the terms that read them; nothing is made where no term does."""
 
     # One caption each: "swap": two words change places; "sister": a word gives way to a sister
-    # term; "refill" and "exchange": by the method's own language model, as NTA; "given": those that
-    # batches bring (negative_ids_BxCxL, negative_mask_BxCxL)
+    # term; "refill" and "exchange": by the method's own language model, as NTA; "given": those of
+    # the data (docs/data.md)
     generators: tuple[str, ...] = ("swap",)
-    given: int = 1  # captions of "given"
+    given: int = 1  # captions of "given" for each pair: of each of given_kinds
+    given_kinds: tuple[str, ...] = ()  # as the data call them, counted apart; () = of any kind
+    given_images: int = 1  # negative pictures of the data for each pair, where a loss reads them
     # Words of the same kind that mean something else: "wordnet" (needs nltk and its WordNet data),
     # "world:NAME" (the words of a world of scenes), or a json file {word: [sister terms]}
     sisters: str = ""
@@ -173,20 +214,37 @@ class NegativeTextConfig:
                 "a table of sister terms",
                 "set sisters to 'wordnet', to world:NAME or to a json file {word: [sister terms]}",
             )
-        if self.rank_margin < 0 or self.given < 1:
+        if self.rank_margin < 0 or min(self.given, self.given_images) < 1:
             raise ConfigError(
-                f"rank_margin={self.rank_margin}, given={self.given}",
-                "a margin of 0 or more, and at least one caption",
-                "10 and 1 are the defaults",
+                f"rank_margin={self.rank_margin}, given={self.given}, "
+                f"given_images={self.given_images}",
+                "a margin of 0 or more, and at least one caption and picture",
+                "10, 1 and 1 are the defaults",
             )
+        if len(set(self.given_kinds)) < len(self.given_kinds):
+            raise ConfigError(
+                f"given_kinds={self.given_kinds}",
+                "each kind once",
+                "raise given for more of a kind",
+            )
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """What the given captions of a pair are called in metrics."""
+        if not self.given_kinds:
+            return tuple(f"given_{number}" for number in range(self.given))
+        numbers = [""] if self.given == 1 else [f"_{number}" for number in range(self.given)]
+        return tuple(f"given_{kind}{number}" for kind in self.given_kinds for number in numbers)
 
     @property
     def count(self) -> int:
         """C, the negative captions of a pair."""
-        return sum(self.given if name == "given" else 1 for name in self.generators)
+        return sum(len(self.given_names) if name == "given" else 1 for name in self.generators)
 
     def check_terms(self, names: Collection[str]) -> None:
-        """Raises ConfigError on a setting that no term reads. names: of NEGATIVE_TERMS."""
+        """Raises ConfigError on a setting that no term reads. names: of NEGATIVE_TERMS, and
+        itm.given=NAME of each of GIVEN that FGITM has.
+        """
         for item in fields(self):
             value, default = getattr(self, item.name), item.default
             readers = _READERS.get(item.name, NEGATIVE_TERMS)

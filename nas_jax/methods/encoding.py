@@ -1,4 +1,6 @@
-"""Both towers on a batch, with all captions in one call of the text encoder."""
+"""Both towers on a batch, with all captions in one call of the text encoder; and further captions
+and pictures.
+"""
 
 from __future__ import annotations
 
@@ -70,3 +72,15 @@ def encode_captions(
 
     rows = [x for x in (ids_BxCxL, mask_BxCxL, seeds_BxC) if x is not None]
     return in_pieces(piece, method.setting.pieces, rows)
+
+
+def encode_pictures(method: Method, params: Params, image_BxCxHxWx3: Array) -> Array:
+    """Image tokens (B, C, T, D) of C further pictures of each pair, in pieces."""
+    count = image_BxCxHxWx3.shape[1]
+
+    def piece(image_BxCxHxWx3: Array) -> Array:
+        flat = pin_rows(image_BxCxHxWx3.reshape(-1, *image_BxCxHxWx3.shape[2:]))
+        tokens_RxTxD, _ = method.apply(params).encode_image(flat)
+        return pin_rows(tokens_RxTxD.reshape(-1, count, *tokens_RxTxD.shape[1:]))
+
+    return in_pieces(piece, method.setting.pieces, image_BxCxHxWx3)

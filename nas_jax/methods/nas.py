@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from nas_jax.methods.added import added_terms
 from nas_jax.methods.albef import Albef, AlbefConfig
 from nas_jax.methods.config import FgitmConfig, NasMlmConfig
 from nas_jax.methods.draws import Draws
+from nas_jax.methods.given import fgitm_fields, fgitm_names, given_rows
 from nas_jax.methods.method import MethodState, Saved
 from nas_jax.methods.negative_rows import caption_rows, picture_rows, read_captions
 from nas_jax.methods.nva_images import find_object, neighbours, rows_on
@@ -66,14 +67,7 @@ class NasConfig(AlbefConfig):
                 "a dictionary, in which NVA looks for neighbours",
                 "set method.dictionary.enabled=True",
             )
-        taken = "neighbour_pool" if self.nva.neighbour_pool else "neighbours"
-        last = self.nva.neighbour_from + getattr(self.nva, taken)
-        if self.nva.enabled and last >= self.dictionary.codes:
-            raise ConfigError(
-                f"nva.neighbour_from + nva.{taken}={last} of {self.dictionary.codes} codes",
-                "fewer neighbours than codes",
-                "lower them or raise dictionary.codes",
-            )
+        self.nva.check_codes(self.dictionary.codes)
         if self.mlm.dictionary_from_epoch >= 0 and not self.dictionary.enabled:
             raise ConfigError(
                 "mlm.dictionary_from_epoch without a dictionary",
@@ -123,6 +117,11 @@ class Nas(Albef):
             key, dim = jax.random.split(rng, 3)[2], self.network.config.dim
             state["dictionary"] = init_dictionary(key, config.codes, dim, config.literal)
         return params, state
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """The negatives of the data that FGITM has, and what further terms read."""
+        return (*fgitm_fields(self.config.itm, self.config.negatives), *super().wants)
 
     def stage(self, step: int) -> Stage:
         """Which parts are on at a step; the authors' recipe brings in NVA for the last epoch."""
@@ -255,7 +254,7 @@ class Nas(Albef):
 
 
 class Fgitm(Itm):
-    """ITM over the hard negatives of the batch, NVA's pictures and NTA's captions."""
+    """ITM over the hard negatives of the batch, NVA's pictures, NTA's captions, and the data's."""
 
     def rows(self, seen: Seen) -> dict[str, Rows]:
         """ALBEF's rows, and those of the negatives that are on."""
@@ -279,14 +278,16 @@ class Fgitm(Itm):
             read = read_captions(method, seen, negatives, "student")
             found = caption_rows(read, config.nta.stop_gradient)
             rows |= {"nta": found["nta"].replace(metrics=share)}
-        return rows
+        return rows | given_rows(method, seen)
 
     def weights(self) -> dict[str, float]:
         """One mean over all rows, as in the code; or ITM, plus each kind with its weight."""
         config = self.method.config.itm
         if config.form == "mean":
             return {}
-        return {"nva": config.nva_weight, "nta": config.nta_weight}
+        given = fgitm_names(config, self.method.config.negatives)
+        made = {"nva": config.nva_weight, "nta": config.nta_weight}
+        return made | dict.fromkeys(given, config.given_weight)
 
 
 class NasMlm(Mlm):

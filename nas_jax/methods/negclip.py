@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -24,7 +24,7 @@ from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.method import MethodState
 from nas_jax.methods.terms import Seen, Terms, add_up
-from nas_jax.methods.text_negatives import NegativeItc, wanted_negatives
+from nas_jax.methods.text_negatives import NegativeItc, wanted_fields, wanted_negatives
 from nas_jax.typing import Array, Batch, Metrics, Params
 
 
@@ -50,6 +50,11 @@ class NegClip(DualEncoder):
     """No state."""
 
     Config = NegClipConfig
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """The negative captions of the data, where they are asked for."""
+        return wanted_fields(self, self.terms())
 
     def terms(self) -> Terms:
         """The terms of the loss, with their weights."""

@@ -58,13 +58,7 @@ class SvcoConfig(AlbefConfig):
     def check_batch(self, batch_size: int) -> None:
         """Raises ConfigError unless pairs fit into the batch and the blocks of hard negatives."""
         super().check_batch(batch_size)
-        shards = self.itm.mining_shards
-        if batch_size // shards % 2:
-            raise ConfigError(
-                f"data.batch_size={batch_size}, method.itm.mining_shards={shards}",
-                "an even number of rows in each block, as rows come in pairs",
-                "change one of the two",
-            )
+        self.itm.check_batch(batch_size, pairs=True)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from nas_jax.losses.text_negatives import (
     own_similarities,
     rank_hinge,
 )
+from nas_jax.methods.given import caption_field, given_texts
 from nas_jax.methods.negative_rows import caption_rows, read_captions
 from nas_jax.methods.refill import exchanged_texts, refilled_texts
 from nas_jax.methods.same import apart, same_pairs
@@ -29,7 +30,6 @@ from nas_jax.models.rows import Rows
 from nas_jax.negatives.records import TextNegatives, joined, without_equals
 from nas_jax.negatives.words import swapped, with_sister
 from nas_jax.typing import Array, Metrics
-from nas_jax.utils.errors import ConfigError
 
 # ---------------------------------------------------------------------------------- generators
 
@@ -59,31 +59,12 @@ def _exchange(method: Any, seen: Seen) -> TextNegatives:
     return exchanged_texts(method, method.config.nta, seen).replace(kinds=("exchange",))
 
 
-def _given(method: Any, seen: Seen) -> TextNegatives:
-    if "negative_ids_BxCxL" not in seen.batch:
-        raise ConfigError(
-            "method.negatives.generators with 'given'",
-            "batches with negative_ids_BxCxL and negative_mask_BxCxL",
-            "use data that has negative captions, or another generator",
-        )
-    ids_BxCxL, mask_BxCxL = seen.batch["negative_ids_BxCxL"], seen.batch["negative_mask_BxCxL"]
-    count, wanted = ids_BxCxL.shape[1], method.config.negatives.given
-    if count != wanted:
-        raise ConfigError(
-            f"{count} given negative captions of a pair",
-            f"method.negatives.given={wanted}",
-            f"set method.negatives.given={count}",
-        )
-    kinds = tuple(f"given_{number}" for number in range(count))
-    return TextNegatives(ids_BxCxL, mask_BxCxL, mask_BxCxL[..., 1:].any(-1), kinds)
-
-
 GENERATORS: dict[str, Callable[[Any, Seen], TextNegatives]] = {
     "swap": _swap,
     "sister": _sister,
     "refill": _refill,
     "exchange": _exchange,
-    "given": _given,
+    "given": given_texts,
 }
 """Name in `method.negatives.generators` -> maker of negative captions."""
 
@@ -94,9 +75,21 @@ def make_negatives(method: Any, seen: Seen) -> TextNegatives:
     return without_equals(made, seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"])
 
 
+def wanted_fields(method: Any, terms: Terms) -> tuple[Any, ...]:
+    """The field of a batch with given captions, where a term reads them."""
+    config = method.config.negatives
+    if "given" not in config.generators or not _reading(terms):
+        return ()
+    return (caption_field(config),)
+
+
+def _reading(terms: Terms) -> bool:
+    return any(term.reads_negatives for _, term in terms.values())
+
+
 def wanted_negatives(method: Any, terms: Terms, seen: Seen) -> ReadNegatives | None:
     """The negative captions, made and read where a term asks for them."""
-    if not any(term.reads_negatives for _, term in terms.values()):
+    if not _reading(terms):
         return None
     return read_captions(method, seen, make_negatives(method, seen), "student/negative")
 

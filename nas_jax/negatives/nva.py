@@ -94,6 +94,17 @@ class NvaConfig:
             if value < 0:
                 raise ConfigError(f"{name}={value}", "0 or more", "0 switches it off")
 
+    def check_codes(self, codes: int) -> None:
+        """Raises ConfigError unless a dictionary of so many codes has that many neighbours."""
+        taken = "neighbour_pool" if self.neighbour_pool else "neighbours"
+        last = self.neighbour_from + getattr(self, taken)
+        if self.enabled and last >= codes:
+            raise ConfigError(
+                f"nva.neighbour_from + nva.{taken}={last} of {codes} codes",
+                "fewer neighbours than codes",
+                "lower them or raise dictionary.codes",
+            )
+
 
 def as_published(nva: NvaConfig) -> NvaConfig:
     """The authors' form, at the times of the given one and with the same gradient."""

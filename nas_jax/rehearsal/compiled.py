@@ -139,7 +139,7 @@ class AbstractStep(NamedTuple):
 
 def abstract_step(run: RunConfig, mesh: Mesh) -> AbstractStep:
     """The step of a run without its data and its tokenizer."""
-    method = _method(run)
+    method = planned_method(run)
     optimizer, schedule = make_optimizer(run.optimizer, _total_steps(run), STEPS_PER_EPOCH)
     abstract = jax.eval_shape(lambda: init_state(method, optimizer, run.seed))
     shardings = state_shardings(abstract, mesh, method.sharding)
@@ -178,7 +178,7 @@ def _total_steps(run: RunConfig) -> int:
     return run.train.total_steps(STEPS_PER_EPOCH)
 
 
-def _method(run: RunConfig) -> Method:
+def planned_method(run: RunConfig) -> Method:
     """The method without a tokenizer: which words may be replaced changes no shape."""
     learned = 30522 if "bert" in run.data.tokenizer else run.data.vocab_size
     vocabulary = Vocabulary.blank(run.model.vocab_size or learned)

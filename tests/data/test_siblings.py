@@ -11,7 +11,8 @@ import pytest
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
-from nas_jax.data.readers import SourceId, batch_spec, source_of
+from nas_jax.data.readers import SourceId, batch_spec
+from nas_jax.data.records import source_of
 from nas_jax.data.scene_captions import holds
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.siblings import Siblings, groups_of

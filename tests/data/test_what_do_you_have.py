@@ -20,6 +20,9 @@ from nas_jax.data.prepared import PreparedSource
 from nas_jax.evals.benchmarks.__main__ import main as benchmarks
 
 COUNT = 3
+CECLIP = "ceclip.parquet"
+# folder -> negative captions and pictures of its first record
+GIVEN = {"data/triplets": (1, 1), "data/ceclip": (2, 0), "data/negclip": (1, 1)}
 PAGE = (ROOT / "docs/what_do_you_have.md").read_text()
 COMMANDS = [command.text for command in commands("page", PAGE)]
 
@@ -92,6 +95,34 @@ def coco() -> None:
     Path("captions_train2014.json").write_text(json.dumps(content))
 
 
+def given() -> None:
+    """Files with negatives, and groups."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    Path("triplets").mkdir()
+    members = [
+        (f"{i}.{suffix}", data)
+        for i in range(COUNT)
+        for suffix, data in (
+            ("image", hostile.jpeg(i)), ("caption", b"a dog"),
+            ("neg_image", hostile.jpeg(i + 9)), ("neg_caption", b"a cat"),
+        )
+    ]  # fmt: skip
+    hostile.write_tar(Path("triplets/shard-0.tar"), members)
+    columns = {name: ["a cat"] * COUNT for name in ("relation_aug_caption", "adj_aug_caption")}
+    image = [{"bytes": hostile.jpeg(i), "path": None} for i in range(COUNT)]
+    write_table(arrow.table({"image": image, "caption": ["a dog"] * COUNT} | columns), CECLIP)
+    rows_of = [(f"p/{i}.jpg", "a dog", "['a cat']", f"[{2 - i}]") for i in range(COUNT)]
+    names = ("filepath", "title", "neg_caption", "neg_image")
+    table("negclip.tsv", [dict(zip(names, row, strict=True)) for row in rows_of], "\t")
+    for i in range(COUNT):
+        folder = Path("variations", "dogs" if i < 2 else "hats")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(hostile.jpeg(i))
+        (folder / f"{i}.txt").write_text("a dog")
+
+
 def make_all() -> None:
     """The files that the page speaks of."""
     tars("cc3m")
@@ -114,6 +145,7 @@ def make_all() -> None:
         for i in range(COUNT):
             packed.write(f"pictures/{i}.jpg", f"{i}.jpg")
     table("windows.tsv", rows("C:\\data\\{}.jpg"), "\t")
+    given()
     pictures("mine")
     Path("mine/pairs.jsonl").write_text('{"image": "1.jpg", "caption": "a dog", "foil": "a cat"}')
 
@@ -136,6 +168,9 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
             COUNT if text.endswith("data/hub") else 0
         )
         assert source[0].image == hostile.jpeg(0)
+        negatives, images = source.negatives(0)
+        assert (len(negatives), images) == GIVEN.get(words[words.index("--out") + 1], (0, 0)), text
+        assert source[0].group == ("dogs" if "--groups" in words else "")
         run += 1
     assert run == len(COMMANDS) - 2 > 14
     pattern = re.search(r"`data\.train=\('cc3m/(.*?)',\)`", PAGE)[1].replace("00012", "00001")

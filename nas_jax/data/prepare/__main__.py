@@ -42,6 +42,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PREFIX",
         help="taken off the picture paths of lists: what they begin with on another machine",
     )
+    add(
+        "--groups",
+        action="store_true",
+        help="INPUT is a folder with a folder for each picture, which holds its variations",
+    )
     add("--split", default="", help="Karpathy's json: which splits, like train,restval")
     add(
         "--tfds-captions",
@@ -132,6 +137,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
             args.quality,
             tuple(args.image_range),
             args.strip,
+            args.groups,
         )
         labels = Labels(args.name, args.licence, args.url)
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)

@@ -214,11 +214,13 @@ def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
                     where = unit["fingerprint"]["path"]
                     losses.append(Loss(overlap_reason(name), row.key, where, "", len(row.captions)))
                 else:
-                    shard.write(row, record["image"])
-                    tally.add(row, record["image"])
+                    kept = row, record["image"], record.get("negative_images", ())
+                    shard.write(*kept)
+                    tally.add(*kept)
         except (OSError, ValueError) as error:
             raise damaged(out / unit["file"], str(error)) from error
-        counts = {name: unit[name] for name in ("images_in", "captions_in", "mended")}
+        names = ("images_in", "captions_in", "mended", "negatives_lost")
+        counts = {name: unit.get(name, 0) for name in names}
         shard.finish(unit["fingerprint"], counts | {"losses": losses}, tally)
 
 

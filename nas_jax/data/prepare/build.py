@@ -54,7 +54,7 @@ def prepare(
     if not 0 <= max_lost <= 1:
         raise ConfigError(f"--max-lost {max_lost}", "a share in [0, 1]", "0.05 is usual")
     out = Path(out)
-    listed = list_inputs(inputs)
+    listed = list_inputs(inputs, options.groups)
     run = {"format": FORMAT, "inputs": stat_inputs(listed), "options": options.fingerprint()}
     check_owner(out, run)
     whole = is_prepared(out) and is_whole(out)

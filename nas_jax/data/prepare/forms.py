@@ -41,18 +41,31 @@ _KNOWN = (
 Found = tuple[str, str]  # kind, path
 
 
-def list_inputs(inputs: Sequence[str]) -> list[Found]:
+def list_inputs(inputs: Sequence[str], groups: bool = False) -> list[Found]:
     """(kind, path) of each file in the given order, globs and braces expanded; cheap: of each file
-    the beginning is read.
+    the beginning is read. groups: each input is a folder of groups.
 
     Raises:
       DataError: an input that is missing, empty or of no known form.
     """
+    if groups:
+        return [("groups", _group_folder(given)) for given in dict.fromkeys(inputs)]
     found: list[Found] = []
     for given in inputs:
         listed = [("tfds", given)] if given.startswith("tfds:") else _listed(given)
         found += [entry for entry in dict.fromkeys(listed) if entry not in set(found)]
     return found
+
+
+def _group_folder(given: str) -> str:
+    folder = os.path.expanduser(given)
+    if not os.path.isdir(folder):
+        raise DataError(
+            f"--groups with {given}",
+            "a folder that holds a folder for each group",
+            "name that folder; in a list or a tar the field `group` names the group",
+        )
+    return folder
 
 
 def _listed(given: str) -> list[Found]:

@@ -28,7 +28,12 @@ from nas_jax.data.picture_paths import TRIED, check_some_exist
 from nas_jax.data.prepare.forms import list_inputs
 from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
 from nas_jax.data.prepare.lists import read_dict, read_list, stream_array, stream_lines
-from nas_jax.data.prepare.pair_folders import pictures_in, read_pair_folder
+from nas_jax.data.prepare.pair_folders import (
+    groups_in,
+    pictures_in,
+    read_groups,
+    read_pair_folder,
+)
 from nas_jax.data.prepare.parquet import plan_parquet, read_parquet
 from nas_jax.data.prepare.streams import is_packed, unpacked
 from nas_jax.data.prepare.tables import columns_of, delimiter_of, stream_table
@@ -92,8 +97,8 @@ def plan(
         root = image_root or os.path.dirname(path) or "."
         if kind == "webdataset":
             yield Unit(kind, **base)
-        elif kind == "files":
-            count = len(pictures_in(path))
+        elif kind in ("files", "groups"):
+            count = len(pictures_in(path) if kind == "files" else groups_in(path))
             for start in range(0, count, size):
                 end = min(count, start + size)
                 yield Unit(kind, **base, start=start, end=end, count=end - start)
@@ -181,6 +186,8 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
         return _read_tfds(unit)
     if unit.kind == "files":
         return read_pair_folder(unit)
+    if unit.kind == "groups":
+        return read_groups(unit)
     if unit.kind == "parquet":
         return read_parquet(unit)
     return read_list(unit)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from nas_jax.data.negative_fields import NOTHING, Against
 from nas_jax.data.sources import usable_captions
 
 # Control characters but for tab, line feed and carriage return. Those that part words become
@@ -41,13 +42,16 @@ class InputPair(NamedTuple):
     captions_in: int  # captions before those were dropped of which cleaning leaves nothing
     mended: int  # captions with control characters or bytes that are no UTF-8
     file: str
+    against: Against = NOTHING  # negative captions, the bytes of negative pictures, the group
+    negatives_lost: int = 0  # negative pictures that are not there
 
 
 @dataclass(frozen=True)
 class Unit:
     """One piece of work, and one shard of the result."""
 
-    kind: str  # webdataset, albef, coco, karpathy, jsonl, tsv, csv, token, files, parquet, tfds
+    # webdataset, albef, coco, karpathy, jsonl, tsv, csv, token, files, groups, parquet, tfds
+    kind: str
     path: str  # the file, or the tfds entry
     size: int  # of the file, bytes
     mtime_ns: int
@@ -93,6 +97,15 @@ def mended_captions(texts: Sequence[Any]) -> tuple[list[str], int]:
     return usable_captions(whole, clean=True), sum(
         a != b for a, b in zip(whole, texts, strict=True)
     )
+
+
+def mended_against(against: Against) -> Against:
+    """With its texts mended, and without negative captions of which cleaning leaves nothing."""
+    if against is NOTHING:
+        return against
+    texts = [one._replace(text=mend(one.text), of=mend(one.of)) for one in against.captions]
+    kept = tuple(one for one in texts if usable_captions([one.text], clean=True))
+    return Against(tuple(dict.fromkeys(kept)), against.images, mend(against.group))
 
 
 def printable(text: str) -> str:

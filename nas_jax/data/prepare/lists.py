@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nas_jax.data.list_fields import captions_of, image_of, texts_of
+from nas_jax.data.negative_fields import (
+    NOTHING,
+    Against,
+    bytes_and_path,
+    expressions_of,
+    group_of,
+    negative_images_of,
+    negatives_of,
+)
 from nas_jax.data.picture_paths import Pictures
-from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
+from nas_jax.data.prepare.items import (
+    InputPair,
+    Loss,
+    Unit,
+    mended_against,
+    mended_captions,
+    printable,
+)
 from nas_jax.data.prepare.streams import open_text, unpacking
 from nas_jax.data.prepare.tables import stream_table
 from nas_jax.utils.errors import ConfigError, DataError
@@ -27,8 +44,13 @@ _CHUNK = 1 << 20  # bytes read at once from a list
 _MAX_ENTRY = 64 << 20  # bytes of one entry of a list; more is no list
 _SPACE = re.compile(r"[\s,]*")
 
-Entry = tuple[str, Sequence[str]]
-"""Path of a picture, and its captions as they stand."""
+
+class Entry(NamedTuple):
+    """What a list says of a picture, as it stands."""
+
+    image: str  # the path
+    texts: Sequence[str]
+    against: Against = NOTHING  # pictures as paths, bytes or numbers of rows
 
 
 # -------------------------------------------------------------------------------------- as a stream
@@ -205,15 +227,17 @@ def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
         if isinstance(item, Loss):
             yield item
             continue
-        image, texts = item
+        image, texts, against = Entry(*item)
         if not image:  # coco: captions of a picture that the file does not name
             yield Loss("no image", printable(texts[0]), unit.path, "", len(texts) - 1)
             continue
-        yield read_picture(pictures, image, texts, unit.path)
+        if any(isinstance(one, int) for one in against.images):
+            against = _numbered(against, image, unit)
+        yield read_picture(pictures, image, texts, unit.path, against)
 
 
 def read_picture(
-    pictures: Pictures, image: str, texts: Sequence[str], path: str
+    pictures: Pictures, image: str, texts: Sequence[str], path: str, against: Against = NOTHING
 ) -> InputPair | Loss:
     """The picture that the list `path` calls `image`, or why there is none."""
     name = printable(pictures.name(image))
@@ -226,7 +250,40 @@ def read_picture(
         return Loss("missing file", name, path, "", len(texts))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return Loss("unreadable file", name, path, str(error), len(texts))
-    return InputPair(name, data, captions, len(texts), mended, path)
+    against = with_images(mended_against(against), pictures)
+    return InputPair(name, data, captions, len(texts), mended, path, *against)
+
+
+def with_images(against: Against, pictures: Pictures) -> tuple[Against, int]:
+    """With the bytes of its pictures, and how many of them cannot be read."""
+    if not against.images:
+        return against, 0
+    images = []
+    for one in against.images:
+        data, path = bytes_and_path(one)
+        # what cannot be read is counted; ValueError: a NUL in the path
+        with contextlib.suppress(OSError, ValueError):
+            if data is not None or path:
+                images.append(pictures.read(path) if data is None else data)
+    return against._replace(images=tuple(images)), len(against.images) - len(images)
+
+
+def _numbered(against: Against, image: str, unit: Unit) -> Against:
+    """With the paths of the rows whose numbers stand in place of pictures, as in NegCLIP's tsv;
+    without those that show the same picture. A number without a row stays, and is a loss.
+    """
+    paths = _paths_of_rows(unit.path, unit.delimiter, unit.columns) if unit.delimiter else ()
+    found = [
+        paths[one] if isinstance(one, int) and 0 <= one < len(paths) else one
+        for one in against.images
+    ]
+    return against._replace(images=tuple(one for one in dict.fromkeys(found) if one != image))
+
+
+@functools.lru_cache(1)
+def _paths_of_rows(path: str, delimiter: str, columns: tuple[str, ...]) -> list[str]:
+    """The picture of each row of a table, from the first row on."""
+    return [image_of(row) or "" for _, _, row in stream_table(path, delimiter, columns)]
 
 
 def _entries(unit: Unit) -> Iterator[Entry | Loss]:
@@ -238,7 +295,9 @@ def _entries(unit: Unit) -> Iterator[Entry | Loss]:
             continue
         image, texts = image_of(value), captions_of(value) or []
         if image:
-            yield image, texts
+            images = tuple(negative_images_of(value))
+            against = Against(negatives_of(value, texts), images, group_of(value))
+            yield Entry(image, texts + expressions_of(value), against if any(against) else NOTHING)
         else:
             yield Loss(
                 "no image", where, unit.path, printable(texts[0][:80]) if texts else "", len(texts)
@@ -258,12 +317,20 @@ def _values(unit: Unit) -> Iterator[Any]:
         yield from (_parse_line(line) for line in data.split(b"\n") if line.strip())
 
 
+def both(one: Against, other: Against) -> Against:
+    """What two entries have against one picture."""
+    if other is NOTHING:
+        return one
+    images = [*one.images, *(image for image in other.images if image not in one.images)]
+    return Against(one.captions + other.captions, tuple(images), one.group or other.group)
+
+
 def _merge_neighbours(items: Iterator[Entry | Loss]) -> Iterator[Entry | Loss]:
     """Entries that follow each other with the same picture as one, with the captions of all."""
-    last: tuple[str, list[str]] | None = None
+    last: Entry | None = None
     for item in items:
-        if last and not isinstance(item, Loss) and item[0] == last[0]:
-            last[1].extend(item[1])
+        if last and not isinstance(item, Loss) and item.image == last.image:
+            last = Entry(last.image, [*last.texts, *item.texts], both(last.against, item.against))
             continue
         if last:
             yield last

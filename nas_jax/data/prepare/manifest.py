@@ -81,6 +81,7 @@ def merge(
         },
         "lost": by_reason(losses),
         "captions": _caption_statistics(units),
+        **_negative_statistics(units),
         "images": _image_statistics(units)
         | _key_statistics([out / unit["about"] for unit in units]),
         "shards": shards,
@@ -178,6 +179,14 @@ def _caption_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _negative_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What there is of given negatives, {} where there is nothing."""
+    total: Counter[str] = Counter()
+    for unit in units:  # an older version counted none
+        total.update(unit.get("negatives", {}) | {"lost": unit.get("negatives_lost", 0)})
+    return {"negatives": dict(total)} if any(total.values()) else {}
+
+
 def _image_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sides = {name: _histogram(units, f"{name}s") for name in ("width", "height")}
     return {
@@ -273,6 +282,12 @@ def say_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
         f"{words['p99']}, "
         f"max {words['max']} ({captions['longest']['text'][:60]!r})"
     )
+    if found := manifest.get("negatives"):
+        console.say(
+            f"negatives     {found['captions']:,} captions of {found['captioned']:,} pictures, "
+            f"{found['images']:,} pictures of {found['pictured']:,} ({found['lost']:,} more are "
+            f"missing or damaged), {found['grouped']:,} pictures in groups"
+        )
     console.say(f"pixels        width {side['width']}, height {side['height']} (min/median/max)")
     if images["repeated_keys"]:
         console.say(

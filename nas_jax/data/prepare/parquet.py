@@ -19,9 +19,24 @@ from nas_jax.data.list_fields import (
     texts_of,
     url_advice,
 )
+from nas_jax.data.negative_fields import (
+    Against,
+    bytes_and_path,
+    group_of,
+    is_negative_field,
+    negative_images_of,
+    negatives_of,
+)
 from nas_jax.data.picture_paths import TRIED, Pictures, check_some_exist
-from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
-from nas_jax.data.prepare.lists import read_picture
+from nas_jax.data.prepare.items import (
+    InputPair,
+    Loss,
+    Unit,
+    mended_against,
+    mended_captions,
+    printable,
+)
+from nas_jax.data.prepare.lists import both, read_picture, with_images
 from nas_jax.utils.errors import DataError, UserError
 
 _ROWS = 64  # rows in memory at a time
@@ -97,23 +112,14 @@ def _columns_of(path: str, file: Any) -> tuple[str, ...]:
 def _first_paths(file: Any, column: str) -> list[str]:
     """Those of the first pictures; [] where one has its bytes here."""
     for batch in file.iter_batches(batch_size=TRIED, columns=[column], use_threads=False):
-        found = [_picture(value) for value in batch.column(0).to_pylist()]
+        found = [bytes_and_path(value) for value in batch.column(0).to_pylist()]
         return [] if any(data for data, _ in found) else [path for _, path in found if path]
     return []
 
 
-def _picture(value: Any) -> tuple[bytes | None, str | None]:
-    """Bytes and path of a picture."""
-    if isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path")
-    else:
-        data, path = (value, None) if isinstance(value, bytes) else (None, value)
-    return data, path if isinstance(path, str) and path else None
-
-
 def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
     """The pictures of some row groups. Rows that follow each other with one picture are one."""
-    last: list[Any] | None = None  # key, bytes or None for a path, captions
+    last: list[Any] | None = None  # key, bytes or None for a path, captions, what is against it
     pictures = Pictures(unit.root, unit.strip)
     for item in _rows(unit):
         if isinstance(item, Loss):
@@ -122,7 +128,7 @@ def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
             last = None
             yield item
         elif last and last[:2] == list(item[:2]):
-            last[2] += item[2]
+            last[2:] = last[2] + item[2], both(last[3], item[3])
         else:
             if last:
                 yield _item(*last, pictures, unit.path)
@@ -131,37 +137,50 @@ def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
         yield _item(*last, pictures, unit.path)
 
 
-def _rows(unit: Unit) -> Iterator[tuple[str, bytes | None, list[str]] | Loss]:
+def _rows(unit: Unit) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
     image, caption, *key = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
     with _opened(unit.path) as file:
+        names = file.schema_arrow.names
+        negative = [name for name in names if is_negative_field(name.lower())]
         number = sum(file.metadata.row_group(k).num_rows for k in range(unit.start))
         batches = file.iter_batches(
             batch_size=_ROWS,
             row_groups=list(range(unit.start, unit.end)),
-            columns=list(dict.fromkeys(unit.columns)),
+            columns=list(dict.fromkeys((*unit.columns, *negative))),
             use_threads=False,
         )
         for batch in batches:
-            columns = [batch.column(name).to_pylist() for name in (image, caption, *key)]
-            for value, found, *named in zip(*columns, strict=True):
-                data, path = _picture(value)
+            wanted = (image, caption, *negative, *key)
+            columns = [batch.column(name).to_pylist() for name in wanted]
+            for value, found, *rest in zip(*columns, strict=True):
+                further, named = rest[: len(negative)], rest[len(negative) :]
+                data, path = bytes_and_path(value)
                 texts = texts_of(found) or []
                 if data is None and path is None:
                     text = printable(texts[0][:80]) if texts else ""
                     yield Loss("no image", f"row {number}", unit.path, text, len(texts))
                 else:
                     by_key = str(named[0]) if named and named[0] is not None else ""
-                    yield path or by_key or f"{stem}/{number}", data, texts
+                    entry = {k.lower(): v for k, v in zip(negative, further, strict=True)}
+                    images = tuple(negative_images_of(entry))
+                    against = Against(negatives_of(entry, texts), images, group_of(entry))
+                    yield path or by_key or f"{stem}/{number}", data, texts, against
                 number += 1
 
 
 def _item(
-    key: str, data: bytes | None, texts: list[str], pictures: Pictures, path: str
+    key: str,
+    data: bytes | None,
+    texts: list[str],
+    against: Against,
+    pictures: Pictures,
+    path: str,
 ) -> InputPair | Loss:
     if data is None:
-        return read_picture(pictures, key, texts, path)
+        return read_picture(pictures, key, texts, path, against)
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("no caption", printable(key), path, "", len(texts))
-    return InputPair(printable(key), data, captions, len(texts), mended, path)
+    against, lost = with_images(mended_against(against), pictures)
+    return InputPair(printable(key), data, captions, len(texts), mended, path, against, lost)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Options:
     # 8 then; () = as the file says, and stored as it is
     image_range: tuple[float, ...] = ()
     strip: str = ""  # what picture paths of lists begin with on another machine; taken off
+    groups: bool = False  # inputs are folders of groups
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range."""
@@ -79,8 +80,9 @@ class Options:
         fields["image_root"] = os.path.abspath(self.image_root) if self.image_root else ""
         ends = list(fields.pop("image_range"))
         fields |= {"image_range": ends} if ends else {}
-        if not self.strip:  # neither is noted: folders that were made without it stay as they are
-            del fields["strip"]
+        for name in ("strip", "groups"):
+            if not fields[name]:  # not noted: folders that were made without it stay as they are
+                del fields[name]
         return fields | {"quality": self.quality if self.short_side else 0}
 
 
@@ -102,13 +104,15 @@ def prepare_unit(
       The number of pictures and of losses.
     """
     tally, losses = Tally(), []
-    images_in = captions_in = mended = 0
+    images_in = captions_in = mended = lost_negatives = 0
     with NewShard(out, number, store) as shard:
         for item in read_unit(unit, out):
             images_in += 1
             if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
-                item = _row(item, options)
+                lost_negatives += item.negatives_lost
+                item, broken = _row(item, options)
+                lost_negatives += broken
             else:
                 captions_in += item.captions
             if isinstance(item, Loss):
@@ -122,6 +126,7 @@ def prepare_unit(
             "captions_in": captions_in,
             "mended": mended,
             "losses": losses,
+            "negatives_lost": lost_negatives,
         }
         shard.finish(unit_fingerprint(unit, options), counts, tally)
     return images_in, len(losses)
@@ -132,24 +137,53 @@ def unit_fingerprint(unit: Unit, options: Options) -> dict[str, Any]:
     return unit.fingerprint() | {"options": options.fingerprint()}
 
 
-def _row(pair: InputPair, options: Options) -> tuple[About, bytes] | Loss:
-    """The record of a picture, or why there is none."""
+Row = tuple[About, bytes, list[bytes]]
+"""What is known of a record, its picture, and its negative pictures."""
+
+
+def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int]:
+    """The record of a picture, or why there is none; and how many of its negative pictures are
+    damaged, which are left out.
+    """
     try:
-        if not pair.image:
-            raise ImageError("empty file", "0 bytes")
-        image_HxWx3, data = decode(pair.image, options.image_range), pair.image
-        if options.image_range and has_deep_pixels(pair.image):
-            data = _png(Image.fromarray(image_HxWx3))
+        image_HxWx3, data = _decoded(pair.image, options)
     except ImageError as error:
-        return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in)
-    phash = perceptual_hash(image_HxWx3)
-    if options.short_side:
-        image_HxWx3, data = shrink(image_HxWx3, data, options.short_side, options.quality)
+        return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in), 0
+    negatives = []
+    for image in pair.against.images:
+        with contextlib.suppress(ImageError):  # counted below
+            negatives.append(_stored(*_decoded(image, options), options)[1])
+    hashes = exact_hash(pair.image), perceptual_hash(image_HxWx3)
+    image_HxWx3, data = _stored(image_HxWx3, data, options)
     height, width = image_HxWx3.shape[:2]
-    captions = tuple(pair.captions)
-    return About(
-        pair.key, image_id_of(pair.key), captions, width, height, exact_hash(pair.image), phash
-    ), data
+    against = pair.against.captions, len(negatives), pair.against.group
+    about = About(
+        pair.key,
+        image_id_of(pair.key),
+        tuple(pair.captions),
+        width,
+        height,
+        *hashes,
+        *against,
+    )
+    return (about, data, negatives), len(pair.against.images) - len(negatives)
+
+
+def _decoded(image: bytes, options: Options) -> tuple[np.ndarray, bytes]:
+    """The pixels of a file, and the file; of 8 bits where a range is given. Raises ImageError."""
+    if not image:
+        raise ImageError("empty file", "0 bytes")
+    image_HxWx3 = decode(image, options.image_range)
+    if options.image_range and has_deep_pixels(image):
+        return image_HxWx3, _png(Image.fromarray(image_HxWx3))
+    return image_HxWx3, image
+
+
+def _stored(image_HxWx3: np.ndarray, data: bytes, options: Options) -> tuple[np.ndarray, bytes]:
+    """The pixels and the file as they are stored: perhaps shrunk."""
+    if not options.short_side:
+        return image_HxWx3, data
+    return shrink(image_HxWx3, data, options.short_side, options.quality)
 
 
 # ------------------------------------------------------------------------------------------- shards
@@ -176,9 +210,9 @@ class NewShard:
         for path in self._temporary:
             path.unlink(missing_ok=True)
 
-    def write(self, row: About, image: bytes) -> None:
-        """Adds a record."""
-        self._writer.write(row, image)
+    def write(self, row: About, image: bytes, negatives: Sequence[bytes] = ()) -> None:
+        """Adds a record; negatives: its negative pictures."""
+        self._writer.write(row, image, negatives)
 
     def finish(self, fingerprint: dict[str, Any], counts: dict[str, Any], tally: Tally) -> None:
         """Puts the files in place, and beside them what they add to the manifest.
@@ -215,9 +249,17 @@ class Tally:
             Counter(),
         )
         self.longest: tuple[int, str, str] = (0, "", "")
+        self.negatives: Counter[str] = Counter()  # what there is of given negatives
 
-    def add(self, row: About, image: bytes) -> None:
+    def add(self, row: About, image: bytes, negatives: Sequence[bytes] = ()) -> None:
         """Counts a record."""
+        self.negatives.update(
+            captions=len(row.negatives),
+            captioned=bool(row.negatives),  # records with some
+            images=len(negatives),
+            pictured=bool(negatives),
+            grouped=bool(row.group),
+        )
         self.records += 1
         self.captions += len(row.captions)
         self.bytes += len(image)
@@ -237,6 +279,7 @@ class Tally:
             "captions_out": self.captions,
             "image_bytes": self.bytes,
             "longest": self.longest,
+            "negatives": dict(self.negatives),
         } | {
             # pairs: json would turn the numbers into texts
             name: sorted(getattr(self, name).items())
