@@ -25,7 +25,8 @@ CALM = tiny.model(dropout=0.0)
 
 
 def nas(given=(), variant="vd", **sections):
-    negatives = sections.pop("negatives", NegativeTextConfig(given=2))
+    usual = NegativeTextConfig(given=2 if "captions" in given else 1)
+    negatives = sections.pop("negatives", usual)
     itm = FgitmConfig(given=given, **sections.pop("itm", {}))
     return tiny.method(variant, itm=itm, negatives=negatives, model=CALM, **sections)
 
@@ -142,8 +143,9 @@ def test_nas_asks_for_each_field_once():
     both = nas(("captions", "images"), negatives=NegativeTextConfig(("given",), given_images=3),
                terms=(("negative_itm", 1.0),))  # fmt: skip
     assert tuple(dict.fromkeys(both.wants)) == (GivenCaptions(1), GivenImages(3))
-    unread = nas(negatives=NegativeTextConfig(("given",)))  # no term reads negative captions
-    assert unread.wants == () and nas().wants == ()
+    assert nas().wants == ()
+    with pytest.raises(ConfigError, match="which no term reads"):
+        nas(negatives=NegativeTextConfig(("given",)))
 
 
 def test_kinds_name_the_rows_and_an_evaluation_has_none():
