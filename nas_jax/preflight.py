@@ -172,11 +172,15 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     )
     # Paths that do not match, and pictures that are not read, show here.
     broken = [name for part in source.parts for name in pipeline.unreadable(part, run.data)]
-    looked = pipeline.missing_files(source)
+    looked = pipeline.missing_files(source, run.data.weights)
     if looked.of:
         text += f"; looked for {looked.looked_at} of {looked.of} picture files"
-        text += f", {looked.missing} are missing, like {looked.example}" if looked.missing else ""
-    if looked.missing > run.data.max_skipped_share * max(1, looked.looked_at):
+    if looked.missing:
+        text += (
+            f", {looked.missing} are missing, like {looked.example}: "
+            f"{looked.share:.2%} of the pairs that are drawn"
+        )
+    if looked.share > run.data.max_skipped_share:
         raise DataError(
             text,
             f"at most a share of {run.data.max_skipped_share:g} missing",
@@ -190,7 +194,11 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
 
 
 def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
-    """The tokenizer, if there is one yet, and where it is from."""
+    """The tokenizer, if there is one yet, and where it is from.
+
+    Raises CheckpointError where the run that it would be from is not there.
+    """
+    beginning(run.train, workdir)
     if has_checkpoint(workdir):
         return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
     if run.data.tokenizer:

@@ -160,12 +160,12 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
     Raises:
       DataError: those of the sources; an entry that names nothing.
     """
-    name = "data.val" if split == "val" and config.val else "data.train"
+    name = _setting(config, split)
     entries = config.val if name == "data.val" else config.train
     chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
     groups: list[tuple[Callable, list[str]]] = []
     for entry in entries:
-        opener = _opener(entry)
+        opener = _opener(entry, name)
         if split == "val" and opener is _open_scenes:
             continue
         paths = expand((entry,), name) if opener in JOINED else (entry,)
@@ -176,6 +176,11 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
     return Corpus(
         [opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys
     )
+
+
+def _setting(config: DataConfig, split: str) -> str:
+    """The field that names the records of a split."""
+    return "data.val" if split == "val" and config.val else "data.train"
 
 
 def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
@@ -193,7 +198,8 @@ def _open_tars(paths: tuple[str, ...], config: DataConfig, split: Split, seed: i
 
 
 def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions)
+    setting = _setting(config, split.name)
+    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions, setting)
 
 
 def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
@@ -203,7 +209,9 @@ def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, s
 JOINED = (_open_tars, _open_lists)  # neighbouring files of these make one source
 
 
-def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], Source]:
+def _opener(
+    entry: str, setting: str
+) -> Callable[[tuple[str, ...], DataConfig, Split, int], Source]:
     if entry == SCENES:
         return _open_scenes
     if entry.startswith("tfds:"):
@@ -217,12 +225,12 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
         return _open_prepared
     if is_dir(folder) and (is_bucket(folder) or is_dir(os.path.join(folder, UNITS))):
         return _open_prepared  # which says what is missing
-    raise _other_form(entry)
+    raise _other_form(entry, setting)
 
 
-def _other_form(entry: str) -> DataError:
-    """What to do with an entry that is of no form of data.train, or nothing."""
-    got = f"the entry {entry!r} of data.train or data.val"
+def _other_form(entry: str, setting: str) -> DataError:
+    """What to do with an entry of data.train or data.val that is of none of their forms."""
+    got = f"the entry {entry!r} of {setting}"
     expected = "scenes, tfds:NAME, *.tar, *.json or a prepared folder"
     if is_bucket(entry):
         remedy = "correct the path; nas_jax.data.prepare makes folders from other files, on a disk"
@@ -238,8 +246,8 @@ def _other_form(entry: str) -> DataError:
     tars = sorted({os.path.dirname(path) for kind, path in listed if kind == "webdataset"})
     if len(tars) == 1 and all(path.endswith(".tar") for _, path in listed):
         pattern = os.path.join(tars[0], "*.tar")
-        return DataError(got, expected, f"name its tars: data.train=({pattern!r},)")
-    return DataError(got, expected, f"run {prepare_command(entry)}")
+        return DataError(got, expected, f"name its tars: put {pattern!r} in its place")
+    return DataError(got, expected, f"run {prepare_command(entry, setting)}")
 
 
 def linked_keys(config: DataConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,15 +126,20 @@ class Missing(NamedTuple):
     of: int  # pictures that are files of their own
     missing: int
     example: str
+    share: float  # of the pairs that a run draws, judged from these
 
 
-def missing_files(source: Corpus) -> Missing:
+def missing_files(source: Corpus, weights: Sequence[float] = ()) -> Missing:
     """Looks for the pictures that are files of their own: all of them, or so many drawn from a
     fixed seed where they are more. In tars and prepared folders none can be missing by itself.
+
+    weights: data.weights, of the parts; (): each record is drawn equally often.
     """
     looked_at = total = 0
+    share = 0.0
     lost: list[str] = []
-    for part in source.parts:
+    drawn = weights or [len(part) for part in source.parts]
+    for part, weight in zip(source.parts, drawn, strict=True):
         if not isinstance(part, AlbefJsonSource):
             continue
         limit, total = LOOKED_AT_REMOTE if part.remote else LOOKED_AT, total + len(part)
@@ -143,9 +148,10 @@ def missing_files(source: Corpus) -> Missing:
             indices = np.random.default_rng(len(part)).choice(len(part), limit, replace=False)
         paths = [part.picture_path(int(index)) for index in indices]
         there = each(is_file, paths) if part.remote else map(is_file, paths)
-        lost += [path for path, found in zip(paths, there, strict=True) if not found]
-        looked_at += len(paths)
-    return Missing(looked_at, total, len(lost), lost[0] if lost else "")
+        gone = [path for path, found in zip(paths, there, strict=True) if not found]
+        share += weight / sum(drawn) * len(gone) / max(1, len(paths))
+        lost, looked_at = lost + gone, looked_at + len(paths)
+    return Missing(looked_at, total, len(lost), lost[0] if lost else "", share)
 
 
 # ------------------------------------------------------------------------------------------ batches

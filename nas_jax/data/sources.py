@@ -8,6 +8,7 @@ send to a worker, and reads one file (or one slice of a tar) an item. Nothing st
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -351,15 +352,17 @@ class AlbefJsonSource(_Table):
         image_root: str = "",
         split: Split = ALL,
         clean: bool = True,
+        setting: str = "data.train",
     ):
-        """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
+        """files: paths; clean: drop captions that cleaning empties; setting: the field that names
+        the files, for messages; others: see DataConfig.
 
         Raises:
           DataError: a file is missing or no such list, more than a few entries lack a field, or
             none of some pictures of a file is where it should be.
         """
         super().__init__(files)
-        self.image_root = image_root
+        self.image_root, self._setting = image_root, setting
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
@@ -388,7 +391,7 @@ class AlbefJsonSource(_Table):
             content = reading.read_bytes(path)
         except OSError as error:
             raise DataError(
-                f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
+                f"{path}: {error.strerror}", "a readable file", f"check {self._setting}"
             ) from error
         first = content[:2]
         if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
@@ -428,7 +431,7 @@ class AlbefJsonSource(_Table):
     def _prepare(self, path: str) -> str:
         if is_bucket(path) or self.remote:
             return "copy it to a disk with its pictures, and run nas_jax.data.prepare on it"
-        return f"run {prepare_command(path, self.image_root)}"
+        return f"run {prepare_command(path, self._setting, self.image_root)}"
 
     def _check_some_exist(self, path: str, images: Sequence[str]) -> None:
         """A few dead paths are replaced in training; where none of so many exists, evenly spread,
@@ -445,7 +448,7 @@ class AlbefJsonSource(_Table):
             if place and not place[1] and os.path.isdir(place[0]) and "\\" not in images[0]:
                 remedy = f"set data.image_root={place[0]!r} (now {self.image_root!r})"
             elif place:
-                remedy = f"run {prepare_command(path, *place)}"
+                remedy = f"run {prepare_command(path, self._setting, *place)}"
             elif images[0].startswith("/") or "\\" in images[0]:
                 flags = flags_for(path, self.image_root, images)
                 remedy = f"run python -m nas_jax.data.prepare on it with {flags}"
@@ -472,7 +475,10 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        return reading.read_bytes(self.picture_path(index))
+        try:
+            return reading.read_bytes(self.picture_path(index))
+        except ValueError as error:  # a NUL in the path
+            raise OSError(errno.EINVAL, str(error), self.key(index)) from error
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(join(self.image_root, place))

@@ -2,12 +2,14 @@
 refused.
 
 The position in the data is counted in pairs. With another batch size the same pairs are another
-number of steps, and the state is numbered anew: so no pair is repeated or left out, and all that is
-told by the epoch (ramps, stages, the staircase of the learning rate) goes on where it was.
+number of steps, and the state is numbered anew: so no pair is repeated or left out. What is told by
+the epoch (ramps, stages, the staircase of the learning rate) goes on where it was, but for the
+pairs that are left over at the end of an epoch: an epoch is counted in whole batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,18 +95,20 @@ class Course:
         ) and not _same(before.config, self.config, [f"data.{name}" for name in _GROUPING])
         if self.batch_size == before.batch_size and not grouped:
             return step, []
-        pairs = step * before.batch_size
-        what = f"batches of {before.batch_size} pairs, here of {self.batch_size}"
-        for unit in (before.unit, self.unit):
-            if pairs % unit:
-                raise CheckpointError(
-                    f"{pairs} pairs are done (step {step}, {what}), which are not a multiple of "
-                    f"{unit}",
-                    "whole batches, and whole windows of data.text_buckets, so that no pair is "
-                    "repeated or left out",
-                    f"go on from a checkpoint at a multiple of {unit} pairs, or choose another "
-                    "data.batch_size",
-                )
+        pairs, unit = step * before.batch_size, math.lcm(before.unit, self.unit)
+        if pairs % unit:
+            what = f"batches of {before.batch_size} pairs, here of {self.batch_size}"
+            keep = f"data.batch_size={before.batch_size}"
+            if grouped:
+                names = [f"data.{name}" for name in _GROUPING]
+                other = [name for name in names if not _same(before.config, self.config, [name])]
+                keep += f" and {', '.join(other)} as they were" if other else ""
+            raise CheckpointError(
+                f"{pairs} pairs are done (step {step}, {what}), which are not a multiple of {unit}",
+                "whole batches, and whole windows of data.text_buckets, so that no pair is "
+                "repeated or left out",
+                f"go on from a checkpoint at a multiple of {unit} pairs, or keep {keep}",
+            )
         if self.batch_size == before.batch_size:
             return step, []
         here = pairs // self.batch_size
@@ -117,8 +121,18 @@ class Course:
             )
         return here, [
             f"data.batch_size {before.batch_size} -> {self.batch_size}: {pairs} pairs are done, so "
-            f"step {step} there is step {here} here, in epoch {pairs / self.records:.2f} of both"
+            f"step {step} there is step {here} here, {self._epochs(before, step, here)}"
         ]
+
+    def _epochs(self, before: Course, step: int, here: int) -> str:
+        """The epoch of a step there and of the same step here, as ramps and stages count it."""
+        there, own = step / before.steps_per_epoch, here / self.steps_per_epoch
+        if there == own:
+            return f"in epoch {own:.2f} of both"
+        return (
+            f"in epoch {there:.4g} there and {own:.4g} here, as an epoch is counted in whole "
+            f"batches ({before.steps_per_epoch} there, {self.steps_per_epoch} here)"
+        )
 
     def _other_rate(self, before: Course, step: int, here: int) -> list[str]:
         """The learning rate of the last step there and of the next one here, if fields changed

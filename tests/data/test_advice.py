@@ -25,8 +25,11 @@ from nas_jax.utils.errors import DataError
 
 COUNT = 4
 LIST = [{"image": f"p/{i}.jpg", "caption": f"a dog {i}"} for i in range(COUNT)]
-COMMAND = re.compile(r"python -m nas_jax\.data\.prepare (.*), and set data\.train=\('(.*)',\)")
-FIELD = re.compile(r"(data\.\w+)=(\('[^']*',\)|'[^']*')")
+COMMAND = re.compile(
+    r"python -m nas_jax\.data\.prepare (.*), and put '(.*)' in its place in data\.train"
+)
+FIELD = re.compile(r"(data\.\w+)=('[^']*')")
+PLACE = re.compile(r"name its tars: put ('[^']*') in its place")
 FLAGS = re.compile(r"pass (--image-root \S+(?: --strip \S+)?)\.$")
 
 
@@ -147,6 +150,8 @@ def follow(said: str, flags: list[str], config: dict, capsys) -> tuple[str, list
     elif found := re.search(r"python -m zipfile -e (\S+) (\S+) and name the folder", said):
         zipfile.main(["-e", found[1], found[2]])
         return "", flags, {"train": (found[2],)}
+    elif found := PLACE.search(said):
+        return "", flags, config | {"train": (eval(found[1]),)}
     elif found := FIELD.search(said):
         return "", flags, config | {found[1].removeprefix("data."): eval(found[2])}
     else:
@@ -250,3 +255,26 @@ def test_foils_of_a_run_may_be_lists_and_their_categories_null_or_numbers(tmp_pa
     (tmp_path / "foils.jsonl").write_text(lines([pair | {"foil": []}]))
     with pytest.raises(DataError, match="line 1, without 'foil'"):
         file_eval_sets(config)
+
+
+def test_two_lists_of_one_name_get_two_folders_and_the_field_that_names_them(tmp_path):
+    """What is prepared of a.csv and a.tsv must not be one folder; a list of data.val belongs
+    there.
+    """
+    pictures(tmp_path / "p")
+    (tmp_path / "a.csv").write_text(table(LIST))
+    (tmp_path / "a.json").write_text(lines(LIST))
+    (tmp_path / "good.json").write_text(json.dumps(LIST))
+    told = []
+    for name in ("a.csv", "a.json"):
+        val, train = (str(tmp_path / name) for name in (name, "good.json"))
+        config = DataConfig(train=(train,), val=(val,), image_root=str(tmp_path))
+        with pytest.raises(DataError, match="in its place in data.val.$") as caught:
+            open_corpus(config, "val", 0)
+        assert "data.train" not in str(caught.value)
+        told.append(re.search(r"put '(.*)' in its place", str(caught.value))[1])
+    assert len(set(told)) == 2
+    (tmp_path / "b.csv").write_text(table(LIST))
+    with pytest.raises(DataError) as caught:
+        open_corpus(DataConfig(train=(str(tmp_path / "[ab].csv"),)), "train", 0)
+    assert re.search(r"put '([^*?\[\]{}]*)' in its place in data.train", str(caught.value))

@@ -14,10 +14,13 @@ from nas_jax import preflight
 from nas_jax.config import RunConfig
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, missing_files, open_source, train_batches
+from nas_jax.data.prepare import prepare
 from nas_jax.data.readers import Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.sources import AlbefJsonSource
-from nas_jax.utils.errors import DataError
+from nas_jax.train.config import TrainConfig
+from nas_jax.utils.errors import CheckpointError, DataError
+from nas_jax.utils.logging import Console
 
 COUNT = 600
 WHOLE = "looked for 600 of 600 picture files"
@@ -103,6 +106,8 @@ def test_a_replacement_is_of_the_same_entry(folder):
 
 
 def test_the_check_counts_missing_files(folder, monkeypatch):
+    entries = [{"image": f"images/{i % COUNT}.png", "caption": f"{i}"} for i in range(400)]
+    (folder / "whole.json").write_text(json.dumps(entries))
     config = config_of(folder, 200, 220)
     found = missing_files(open_source(config, "train", 0))
     assert found[:3] == (COUNT, COUNT, 20) and found.example.endswith("missing/200.png")
@@ -120,6 +125,17 @@ def test_the_check_counts_missing_files(folder, monkeypatch):
     assert re.search("looked for 600 of 600 picture files, 20 are missing, like .*200.png", text)
     with pytest.raises(DataError, match="40 are missing, like .*expected at most a share of 0.05"):
         line(config_of(folder, 200, 240))
+    # The same 40 among others that are there: 4 % of what is drawn, or more by their weight.
+    prepare(
+        [str(folder / "whole.json")], folder / "whole", workers=0, console=Console(enabled=False)
+    )
+    both = replace(config, train=(*config_of(folder, 200, 240).train, str(folder / "whole")))
+    verdict, text = line(both)
+    assert (
+        verdict == preflight.WARNING and "40 are missing" in text and "4.00% of the pairs" in text
+    )
+    with pytest.raises(DataError, match="6.00% of the pairs that are drawn; expected"):
+        line(replace(both, weights=(9.0, 1.0)))
     verdict, text = line(config_of(folder, 0, 0))
     assert verdict == preflight.OK and text.endswith(WHOLE)
 
@@ -148,3 +164,20 @@ def test_a_list_may_begin_with_a_hole(folder):
     assert len(open_source(config_of(folder, 0, 120), "train", 0)) == COUNT
     with pytest.raises(DataError, match="no picture .*missing/0.png', nor any other of 50 in"):
         open_source(config_of(folder, 0, COUNT), "train", 0)
+
+
+def test_a_path_that_no_system_can_open_is_replaced(folder):
+    config = config_of(folder, 0, 0)
+    entries = json.loads((folder / "list.json").read_text())
+    entries[3]["image"] = "images/\0.png"
+    (folder / "list.json").write_text(json.dumps(entries))
+    assert missing_files(open_source(config, "train", 0)).missing == 1
+    assert sum(batch["skipped_B"].sum() for batch in take(config, 20)) == 1
+
+
+def test_the_check_names_the_weights_that_are_not_there(folder, tmp_path):
+    """And not the tokenizer beside them."""
+    run = RunConfig(data=config_of(folder, 0, 0), train=TrainConfig(weights=str(tmp_path / "no")))
+    source = open_source(run.data, "train", 0)
+    with pytest.raises(CheckpointError, match="train.weights='.*no', where no checkpoint is"):
+        preflight._tokenizer(run, tmp_path / "w", source)

@@ -457,7 +457,7 @@ def test_a_folder_with_one_list(tmp_path):
         (
             "a.json",
             '[{"image": "gone.jpg", "caption": "x"}]',
-            "none of the first 1 pictures.*--image-root",
+            "none of 1 pictures that were looked for of .*--image-root",
         ),
         (
             "a.json",

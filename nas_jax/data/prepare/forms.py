@@ -204,7 +204,9 @@ def _suffix(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return name.partition(".")[0]
+    """The name without its suffix, which may be two where it is packed."""
+    stem, suffix = os.path.splitext(name)
+    return os.path.splitext(stem)[0] if suffix.lower() in PACKED_SUFFIXES else stem
 
 
 def kind_of(path: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def plan(
         elif kind == "coco":
             kind, entries = read_dict(path, splits)
             used_splits = used_splits or kind == "karpathy"
-            check_some_exist(path, root, strip, [entry[0] for entry in entries[:TRIED]])
+            check_some_exist(path, root, strip, (image for image, _ in entries if image))
             for start in range(0, len(entries), size):
                 part = entries[start : start + size]
                 yield Unit(
@@ -137,15 +138,15 @@ def _plan_list(kind: str, base: dict[str, Any], root: str, strip: str, size: int
     if kind in ("tsv", "csv", "token"):
         delimiter = delimiter_of(path, os.path.splitext(path)[1].lower())
         same |= {"delimiter": delimiter, "columns": columns_of(path, delimiter)}
-        items = stream_table(path, delimiter, same["columns"])
+        stream = partial(stream_table, path, delimiter, same["columns"])
     else:
-        items = stream_array(path) if kind == "albef" else stream_lines(path)
-    first = list(islice(items, TRIED))
-    _check_fields(path, [entry for _, _, entry in first])
-    check_some_exist(path, root, strip, [i for _, _, entry in first if (i := image_of(entry))])
+        stream = partial(stream_array if kind == "albef" else stream_lines, path)
+    _check_fields(path, [entry for _, _, entry in islice(stream(), TRIED)])
+    images = (image_of(entry) for _, _, entry in stream())
+    check_some_exist(path, root, strip, (image for image in images if image))
     start = end = count = 0
     last = None
-    for begin, stop, entry in chain(first, items):
+    for begin, stop, entry in stream():
         image = image_of(entry)
         if not count or (count >= size and image != last):
             if count:
@@ -196,6 +197,8 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
 def _read_tar(path: str, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
     with unpacked(path, scratch or Path(path).parent) as plain:
         for item in read_tar(plain):
+            if isinstance(item, Loss) and item.name == os.path.basename(plain):  # the whole tar
+                item = item._replace(name=os.path.basename(path))
             yield item._replace(file=path)
 
 

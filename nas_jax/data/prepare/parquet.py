@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from nas_jax.data.list_fields import (
@@ -54,7 +54,7 @@ def plan_parquet(base: dict[str, Any], root: str, strip: str, size: int) -> Iter
     path = base["path"]
     with _opened(path) as file:
         columns = _columns_of(path, file)
-        check_some_exist(path, root, strip, _first_paths(file, columns[0]))
+        check_some_exist(path, root, strip, _paths(file, columns[0]))
         counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
     if not sum(counts):
         raise DataError(f"{path} without a row", "pictures and captions", "check the file")
@@ -91,13 +91,20 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 def _columns_of(path: str, file: Any) -> tuple[str, ...]:
-    """The columns of pictures and of captions, and that of keys if there is one."""
+    """The columns of pictures and of captions, and that of keys if there is one.
+
+    A column with bytes comes before one of paths, which names the pictures then.
+    """
     names = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+    texts = {name for name in names.values() if _holds_text(file.schema_arrow.field(name).type)}
 
-    def first(fields: tuple[str, ...]) -> str | None:
-        return next((names[field] for field in fields if field in names), None)
+    def first(fields: tuple[str, ...], among: Container[str]) -> str | None:
+        found = (names[field] for field in fields if field in names)
+        return next((name for name in found if name in among), None)
 
-    image, caption = first((*IMAGE_FIELDS, *BYTES_FIELDS)), first(CAPTION_FIELDS)
+    of_bytes = first((*IMAGE_FIELDS, *BYTES_FIELDS), set(names.values()) - texts)
+    path, caption = first(IMAGE_FIELDS, texts), first(CAPTION_FIELDS, names.values())
+    image = of_bytes or path
     if image is None or caption is None:
         raise DataError(
             f"{path} with the columns {', '.join(file.schema_arrow.names)[:80]}",
@@ -105,16 +112,23 @@ def _columns_of(path: str, file: Any) -> tuple[str, ...]:
             f"({' | '.join(CAPTION_FIELDS)})",
             url_advice(file.schema_arrow.names, path) or "rename the columns",
         )
-    key = first(KEY_FIELDS)
+    key = (of_bytes and path) or first(KEY_FIELDS, names.values())
     return (image, caption, key) if key else (image, caption)
 
 
-def _first_paths(file: Any, column: str) -> list[str]:
-    """Those of the first pictures; [] where one has its bytes here."""
+def _holds_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _paths(file: Any, column: str) -> Iterator[str | None]:
+    """Those of the pictures, None for one that has its bytes here."""
     for batch in file.iter_batches(batch_size=TRIED, columns=[column], use_threads=False):
-        found = [bytes_and_path(value) for value in batch.column(0).to_pylist()]
-        return [] if any(data for data, _ in found) else [path for _, path in found if path]
-    return []
+        for data, path in map(bytes_and_path, batch.column(0).to_pylist()):
+            if data or path:
+                yield None if data else path
 
 
 def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
