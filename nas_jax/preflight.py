@@ -250,7 +250,7 @@ def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length, cased)
-        public = load_all(run.eval, run.model.image_size, texts)
+        public = load_all(run.eval, run.model.image_size, texts, run.data.image_range)
         found += [one.name for one in public]
     if run.train.best_metric:
         keys = metric_keys(run.eval, method_class(run.method.name), sets, public)

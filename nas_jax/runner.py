@@ -304,7 +304,7 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> M
         tokenizer,
         run.data.text_length,
         run.model.image_size,
-        benchmarks.load_all(run.eval, run.model.image_size, texts),
+        benchmarks.load_all(run.eval, run.model.image_size, texts, run.data.image_range),
         detailed_from,
     )
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from nas_jax.data.config import check_image_range
 from nas_jax.data.overlap import MAX_DISTANCE
 from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
 from nas_jax.utils.commands import Parser, exit_code
@@ -143,7 +144,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)
     for other in args.against:
         distance = MAX_DISTANCE if args.max_distance is None else args.max_distance
-        check_overlap(args.out, other, args.leave_out, args.workers, distance, console)
+        ends = tuple(args.image_range)
+        check_image_range(ends, "--image-range")
+        check_overlap(args.out, other, args.leave_out, args.workers, distance, console, ends)
     if args.inputs or args.tokenizer:
         from nas_jax.data.prepare.texts import say_texts  # here: workers import this file, not jax
 
