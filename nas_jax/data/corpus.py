@@ -23,6 +23,7 @@ from itertools import accumulate
 
 from nas_jax.data.advice import prepare_command
 from nas_jax.data.config import DataConfig
+from nas_jax.data.pair_lines import read_pairs
 from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scenes import SceneSource
@@ -33,7 +34,6 @@ from nas_jax.data.sources import (
     Split,
     WebDatasetSource,
     expand,
-    read_jsonl,
 )
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.data.worlds import WORLDS
@@ -260,7 +260,7 @@ def linked_keys(config: DataConfig) -> dict[str, str]:
         return key
 
     for path in expand(config.quads, "data.quads"):
-        for entry in read_jsonl(path, ("image_0", "image_1")):
+        for _, entry in read_pairs(path, ("image_0", "image_1")):
             # A name may be the key itself (lists) or a file name with the key in it (tars).
             for key_of in (AlbefJsonSource.key_of, WebDatasetSource.key_of):
                 one, other = sorted(root(key_of(entry[name])) for name in ("image_0", "image_1"))

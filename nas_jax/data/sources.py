@@ -475,10 +475,10 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        try:
-            return reading.read_bytes(self.picture_path(index))
-        except ValueError as error:  # a NUL in the path
-            raise OSError(errno.EINVAL, str(error), self.key(index)) from error
+        path = self.picture_path(index)
+        if "\0" in path:  # which no system call takes
+            raise OSError(errno.EINVAL, "a NUL in the path", path)
+        return reading.read_bytes(path)
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(join(self.image_root, place))
@@ -585,51 +585,3 @@ class WebDatasetSource(_Table):
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(self.file(index), *place)
-
-
-def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a jsonl file, or of a json array.
-
-    Raises DataError, with the line, where one is none or lacks a text field.
-    """
-    try:
-        whole = reading.read_bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {error}", "UTF-8", "save as UTF-8") from error
-    lines = whole.split("\n")  # a text may hold other marks that end a line
-    if whole.lstrip().startswith("["):
-        try:
-            lines = [json.dumps(entry) for entry in json.loads(whole)]
-        except ValueError as error:
-            raise DataError(
-                f"{path}, a json array: {error}",
-                "one json object a line, or a whole array",
-                "copy it again; it may be cut short",
-            ) from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number}: {error}", "one json object a line", "mend that line"
-            ) from error
-        missing = [
-            name
-            for name in fields
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), str)
-        ]
-        if missing:
-            raise DataError(
-                f"{path}, line {number}, without {missing[0]!r}",
-                ", ".join(fields),
-                "mend that line",
-            )
-        entries.append(entry)
-    return entries
