@@ -35,6 +35,7 @@ from nas_jax.data.sources import (
     WebDatasetSource,
     expand,
 )
+from nas_jax.data.tar_names import all_keys_of
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.paths import is_bucket
@@ -251,7 +252,9 @@ def _other_form(entry: str, setting: str) -> DataError:
 
 
 def linked_keys(config: DataConfig) -> dict[str, str]:
-    """Key -> the smallest key it is linked with by lines of data.quads."""
+    """Key, or its last part alone where lines name pictures so -> the smallest key it is linked
+    with by lines of data.quads.
+    """
     first: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -261,8 +264,10 @@ def linked_keys(config: DataConfig) -> dict[str, str]:
 
     for path in expand(config.quads, "data.quads"):
         for _, entry in read_pairs(path, ("image_0", "image_1")):
-            # A name may be the key itself (lists) or a file name with the key in it (tars).
-            for key_of in (AlbefJsonSource.key_of, WebDatasetSource.key_of):
-                one, other = sorted(root(key_of(entry[name])) for name in ("image_0", "image_1"))
+            # A name may be the key itself (lists) or a file name with the key in it (tars): one is
+            # linked with the other in each reading by itself.
+            names = (entry["image_0"], entry["image_1"])
+            for pair in zip(*((name, *all_keys_of(name)) for name in names), strict=True):
+                one, other = sorted(map(root, pair))
                 first[other] = one
     return {key: root(key) for key in first}

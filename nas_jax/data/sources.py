@@ -287,7 +287,7 @@ class Split:
     Without a holdout both keep all.
 
     together: key -> the key that decides for it, so that pictures which are compared stay on one
-    side.
+    side; a key with folders also goes by its last part, as annotations may name it.
     """
 
     name: str = "train"
@@ -296,7 +296,8 @@ class Split:
 
     def keeps(self, key: str, group: str = "") -> bool:
         """Whether the key is of this split; all of a group are on one side."""
-        return not self.holdout or held_out(self.together.get(key, group or key), self.holdout) == (
+        by_base = self.together.get(os.path.basename(key), group or key)
+        return not self.holdout or held_out(self.together.get(key, by_base), self.holdout) == (
             self.name == "val"
         )
 
