@@ -32,7 +32,7 @@ from nas_jax.rehearsal.compiled import abstract_step, planned_method
 from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
-from nas_jax.train.going_on import Course, beginning
+from nas_jax.train.going_on import Course, beginning, known_tokenizer
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
 from nas_jax.utils.errors import CheckpointError, DataError, UserError
@@ -85,7 +85,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
 
     @functools.cache
     def tokenizer() -> tuple[TextTokenizer, str]:
-        known, origin = _known_tokenizer(run, workdir)
+        known, origin = known_tokenizer(run.data, run.train, workdir)
         return known or pipeline.build_tokenizer(run.data, corpus(), LEARNED_FROM), origin
 
     yield "config", lambda: _config(run, workdir)
@@ -193,21 +193,6 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     return (WARNING if looked.missing or broken or dropped else OK), text
 
 
-def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
-    """The tokenizer, if there is one yet, and where it is from.
-
-    Raises CheckpointError where the run that it would be from is not there.
-    """
-    beginning(run.train, workdir)
-    if has_checkpoint(workdir):
-        return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
-    if run.data.tokenizer:
-        return load_tokenizer(run.data.tokenizer, run.data.add_sep), run.data.tokenizer
-    if parent := run.train.continue_from or run.train.weights:
-        return load_tokenizer(str(as_path(parent) / TOKENIZER)), f"of {parent}"
-    return None, "will be learned from the training captions"
-
-
 def _tokenizer(
     run: RunConfig, workdir: Path, source: Corpus, tokenizer: TextTokenizer, origin: str
 ) -> tuple[str, str]:
@@ -238,7 +223,7 @@ def _negatives(run: RunConfig, source: Corpus, tokenizer: TextTokenizer) -> tupl
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
-    tokenizer, _ = _known_tokenizer(run, workdir)
+    tokenizer, _ = known_tokenizer(run.data, run.train, workdir)
     cased = tokenizer is not None and tokenizer.cased
     sets, public = pipeline.open_eval_sets(run.data, run.seed, cased), []
     found = [

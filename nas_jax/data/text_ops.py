@@ -76,3 +76,15 @@ def is_word(text: str) -> bool:
         return True
     letters = [one for one in text if not unicodedata.category(one).startswith("M")]
     return bool(letters) and all(one.isalnum() for one in letters)
+
+
+# Thai, Lao, Myanmar, Khmer, kana with its extensions and half-width forms, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether all letters are of scripts that put no blanks between words."""
+    return bool(_UNSPACED.fullmatch(text))

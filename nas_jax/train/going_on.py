@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nas_jax.data.config import DataConfig
+from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_schedule
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
-from nas_jax.train.workdir import has_checkpoint
+from nas_jax.train.workdir import TOKENIZER, has_checkpoint
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.fields import build
@@ -205,3 +207,32 @@ def beginning(config: TrainConfig, workdir: Path) -> str:
                 f"mend the path, or set train.{name}=''",
             )
     return ""
+
+
+def known_tokenizer(
+    data: DataConfig, train: TrainConfig, workdir: Path
+) -> tuple[TextTokenizer | None, str]:
+    """The tokenizer of a run, if there is one yet, and where it is from.
+
+    Raises CheckpointError where the run that it would be from is not there, or has another one than
+    data.tokenizer names: the rows of its word embedding are the words of its own.
+    """
+    if has_checkpoint(workdir):
+        return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
+    beginning(train, workdir)
+    own = load_tokenizer(data.tokenizer, data.add_sep) if data.tokenizer else None
+    name = "continue_from" if train.continue_from else "weights"
+    if not (parent := getattr(train, name)):
+        return own, data.tokenizer or "will be learned from the training captions"
+    if own and not (as_path(parent) / TOKENIZER).is_dir():
+        return own, data.tokenizer
+    theirs = load_tokenizer(str(as_path(parent) / TOKENIZER))
+    if own and own.tokens() != theirs.tokens():
+        raise CheckpointError(
+            f"data.tokenizer={data.tokenizer!r}, of {own.vocab_size} entries, with train.{name}="
+            f"{parent!r}, whose tokenizer has {theirs.vocab_size}",
+            "the tokenizer of the weights, whose word embedding has a row for each of its entries",
+            f"set data.tokenizer='', which takes theirs; for captions of another language train "
+            f"without weights (train.{name}='')",
+        )
+    return (own, data.tokenizer) if own else (theirs, f"of {parent}")

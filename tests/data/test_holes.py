@@ -19,6 +19,7 @@ from nas_jax.data.readers import Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.sources import AlbefJsonSource
 from nas_jax.train.config import TrainConfig
+from nas_jax.train.going_on import known_tokenizer
 from nas_jax.utils.errors import CheckpointError, DataError
 from nas_jax.utils.logging import Console
 
@@ -177,7 +178,6 @@ def test_a_path_that_no_system_can_open_is_replaced(folder):
 
 def test_the_check_names_the_weights_that_are_not_there(folder, tmp_path):
     """And not the tokenizer beside them."""
-    run = RunConfig(data=config_of(folder, 0, 0), train=TrainConfig(weights=str(tmp_path / "no")))
-    source = open_source(run.data, "train", 0)
+    train = TrainConfig(weights=str(tmp_path / "no"))
     with pytest.raises(CheckpointError, match="train.weights='.*no', where no checkpoint is"):
-        preflight._tokenizer(run, tmp_path / "w", source)
+        known_tokenizer(config_of(folder, 0, 0), train, tmp_path / "w")
