@@ -54,6 +54,8 @@ class DataConfig:
     # without punctuation, and lower-case unless the tokenizer tells capitals apart
     clean_captions: bool = True
     max_words: int = 30  # words of a cleaned caption that are kept
+    # long captions: 1 to so many neighbouring sentences of one, drawn anew each time; 0 = all of it
+    sentences: int = 0
     text_length: int = 25  # tokens a caption, [CLS] included
     # folder or Hugging Face name; "" = learn WordPiece from the training captions
     tokenizer: str = ""
@@ -102,6 +104,7 @@ class DataConfig:
             ("image_size", 16),
             ("text_length", 3),
             ("max_words", 1),
+            ("sentences", 0),
             ("vocab_size", 64),
             ("batch_size", 1),
             ("workers", 0),

@@ -30,7 +30,7 @@ from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.siblings import Siblings, groups_of
 from nas_jax.data.sources import AlbefJsonSource, Source
-from nas_jax.data.text_check import SCANNED, prepared, scan_captions
+from nas_jax.data.text_check import SCANNED, prepared, read_of, scan_captions
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.data.worlds import WORLDS
@@ -89,7 +89,8 @@ def build_tokenizer(config: DataConfig, source: Corpus, most: int = SCANNED) -> 
     captions = (
         prepare_caption(text, config.clean_captions, config.max_words)
         for texts in scan_captions(source, most, negatives=True)
-        for text in texts
+        for caption in texts
+        for text in read_of(caption, config)
     )
     return learn_wordpiece(captions, config.vocab_size, config.add_sep, config.accents)
 
@@ -291,11 +292,10 @@ class _CountTokens:
             return 1
         if not texts:
             return 1
-        caption = draw.caption(texts)
-        near = [one.text for one in negatives if one.of in ("", caption)]
+        near = [one.text for one in negatives if one.of in ("", draw.caption(texts))]
         return max(
             self.tokenizer.token_count(prepared(text, self.config, self.tokenizer))
-            for text in (caption, *near)
+            for text in (draw.text(texts, self.config.sentences), *near)
         )
 
 

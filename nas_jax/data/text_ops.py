@@ -7,6 +7,7 @@ import unicodedata
 
 _DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _SPACES = re.compile(r"\s{2,}")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")  # noqa: RUF001
 _PERSON = re.compile("<person>", re.IGNORECASE | re.ASCII)
 
 # Words that carry no content of a picture. Words of place (left, on, behind), of number and of
@@ -50,6 +51,15 @@ def clean_words(text: str, cased: bool = False) -> list[str]:
 def prepare_caption(text: str, clean: bool, max_words: int, cased: bool = False) -> str:
     """What the tokenizer gets: the cleaned caption, or all of it with single blanks."""
     return clean_caption(text, max_words, cased) if clean else " ".join(text.split())
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text: it is cut behind . ! ? and a blank, behind 。！？ and at line ends.
+
+    >>> sentences_of("A dog runs. Its 3.5 m tail wags!")
+    ['A dog runs.', 'Its 3.5 m tail wags!']
+    """  # noqa: RUF002
+    return [part.strip() for part in _SENTENCE_END.split(text) if clean_words(part)]
 
 
 def without_marks(text: str) -> str:
