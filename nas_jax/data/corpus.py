@@ -155,7 +155,8 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
     """The "train" or "val" records of a config. Scenes are never held out.
 
     "val" needs data.val or data.holdout. With weights each entry is a source of its own; without,
-    neighbouring tars (or lists) are one source, in which the same key means the same picture. The
+    neighbouring tars (or lists of one image root) are one source, in which the same key means the
+    same picture. The
     two pictures of a line in data.quads go to the same side of the holdout.
 
     Raises:
@@ -164,19 +165,23 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
     name = _setting(config, split)
     entries = config.val if name == "data.val" else config.train
     chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
-    groups: list[tuple[Callable, list[str]]] = []
-    for entry in entries:
+    roots = config.val_image_roots if name == "data.val" else config.image_roots
+    groups: list[tuple[Callable, list[str], str]] = []
+    for entry, root in zip(entries, roots or [config.image_root] * len(entries), strict=True):
         opener = _opener(entry, name)
         if split == "val" and opener is _open_scenes:
             continue
         paths = expand((entry,), name) if opener in JOINED else (entry,)
-        if opener in JOINED and not config.weights and groups and groups[-1][0] is opener:
+        same = groups and groups[-1][0] is opener and groups[-1][2] == root
+        if opener in JOINED and not config.weights and same:
             groups[-1][1].extend(path for path in paths if path not in groups[-1][1])
         else:
-            groups.append((opener, list(paths)))
-    return Corpus(
-        [opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys
-    )
+            groups.append((opener, list(paths), root))
+    parts = [
+        opener(tuple(paths), replace(config, image_root=root), chosen, seed)
+        for opener, paths, root in groups
+    ]
+    return Corpus(parts, config.shared_keys)
 
 
 def _setting(config: DataConfig, split: str) -> str:
@@ -200,7 +205,10 @@ def _open_tars(paths: tuple[str, ...], config: DataConfig, split: Split, seed: i
 
 def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
     setting = _setting(config, split.name)
-    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions, setting)
+    roots = "data.val_image_roots" if setting == "data.val" else "data.image_roots"
+    given = config.image_roots or config.val_image_roots or len(config.train + config.val) > 1
+    root = roots if given else "data.image_root"
+    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions, (setting, root))
 
 
 def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:

@@ -353,17 +353,17 @@ class AlbefJsonSource(_Table):
         image_root: str = "",
         split: Split = ALL,
         clean: bool = True,
-        setting: str = "data.train",
+        settings: tuple[str, str] = ("data.train", "data.image_root"),
     ):
-        """files: paths; clean: drop captions that cleaning empties; setting: the field that names
-        the files, for messages; others: see DataConfig.
+        """files: paths; clean: drop captions that cleaning empties; settings: the fields that name
+        the files and their root, for messages; others: see DataConfig.
 
         Raises:
           DataError: a file is missing or no such list, more than a few entries lack a field, or
             none of some pictures of a file is where it should be.
         """
         super().__init__(files)
-        self.image_root, self._setting = image_root, setting
+        self.image_root, (self._setting, self._root_setting) = image_root, settings
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
@@ -440,14 +440,11 @@ class AlbefJsonSource(_Table):
         """
         if not images or any(self._exists(image) for image in images):
             return
-        remedy = (
-            f"set data.image_root (now {self.image_root!r}) to the folder that holds "
-            f"{images[0].split('/')[0]!r}"
-        )
+        remedy = self._set_root(f"the folder that holds {images[0].split('/')[0]!r}")
         if not is_bucket(path) and not self.remote:
             place = find_root(path, self.image_root, images)
             if place and not place[1] and os.path.isdir(place[0]) and "\\" not in images[0]:
-                remedy = f"set data.image_root={place[0]!r} (now {self.image_root!r})"
+                remedy = self._set_root(repr(place[0]))
             elif place:
                 remedy = f"run {prepare_command(path, self._setting, *place)}"
             elif images[0].startswith("/") or "\\" in images[0]:
@@ -456,9 +453,16 @@ class AlbefJsonSource(_Table):
         raise DataError(
             f"no picture {join(self.image_root, images[0])!r}, nor any other of "
             f"{len(images)} in {path}",
-            "image paths that start from data.image_root",
+            f"image paths that start from {self._root_setting}",
             remedy,
         )
+
+    def _set_root(self, folder: str) -> str:
+        """The advice to set the root to what `folder` says."""
+        now = f"(now {self.image_root!r})"
+        if self._root_setting == "data.image_root":
+            return f"set data.image_root={folder} {now}"
+        return f"put {folder} {now} for it in {self._root_setting}, which has one for each entry"
 
     def _exists(self, image: str) -> bool:
         try:
