@@ -25,7 +25,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     forms = (
         "*.tar, *.parquet, *.json, *.jsonl, *.csv, *.tsv, also packed, a folder of such files, "
-        "tfds:NAME[:SPLIT]; globs and {000..012} are expanded (docs/what_do_you_have.md)"
+        "tfds:NAME[:SPLIT]; tars and parquet also at hf://, https://, s3://; "
+        "globs and {000..012} are expanded (docs/what_do_you_have.md)"
     )
     add("inputs", nargs="*", metavar="INPUT", help=forms)
     add("--out", required=True, help="the prepared folder")
@@ -115,6 +116,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and "
                 "name the folder there",
             )
+    for flag, path in (("--out", args.out), ("--image-root", args.image_root)):
+        if "://" in path:
+            raise ConfigError(f"{flag} {path}", "a folder of this machine", "name one with room")
     if not (args.inputs or args.against or args.verify or args.tokenizer):
         raise ConfigError(
             "no INPUT",

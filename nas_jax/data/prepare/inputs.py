@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,6 +38,7 @@ from nas_jax.data.prepare.pair_folders import (
     read_pair_folder,
 )
 from nas_jax.data.prepare.parquet import plan_parquet, read_parquet
+from nas_jax.data.prepare.remote import fetched, is_remote, stat_remote
 from nas_jax.data.prepare.streams import is_packed, unpacked
 from nas_jax.data.prepare.tables import columns_of, delimiter_of, stream_table
 from nas_jax.data.prepare.tars import read_tar
@@ -50,6 +53,9 @@ def stat_inputs(listed: Sequence[tuple[str, str]]) -> list[list]:
     """What changes when a file does."""
     rows = []
     for kind, path in listed:
+        if is_remote(path):
+            rows.append([kind, path, *stat_remote(path)])
+            continue
         stat = os.stat(path) if kind != "tfds" else None
         rows.append(
             [kind, os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
@@ -93,6 +99,9 @@ def plan(
                 end = min(count, start + size)
                 yield Unit(kind, path, 0, 0, start, end, end - start, columns=columns)
             continue
+        if is_remote(path):
+            yield from _plan_remote(kind, path, image_root, strip)
+            continue
         stat = os.stat(path)
         base = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         root = image_root or os.path.dirname(path) or "."
@@ -129,6 +138,16 @@ def plan(
             "a json with images[].split",
             "leave --split out",
         )
+
+
+def _plan_remote(kind: str, path: str, root: str, strip: str) -> Iterator[Unit]:
+    """One unit: it is fetched once."""
+    size, changed = stat_remote(path)
+    base = {"path": path, "size": size, "mtime_ns": changed}
+    if kind == "webdataset":
+        yield Unit(kind, **base)
+    else:
+        yield from plan_parquet(base, root, strip, sys.maxsize)
 
 
 def _plan_list(kind: str, base: dict[str, Any], root: str, strip: str, size: int) -> Iterator[Unit]:
@@ -181,6 +200,8 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
     scratch: a folder in which a packed tar is unpacked for as long as it is read; default: that of
     the tar.
     """
+    if is_remote(unit.path):
+        return _read_remote(unit, scratch)
     if unit.kind == "webdataset":
         return _read_tar(unit.path, scratch) if is_packed(unit.path) else read_tar(unit.path)
     if unit.kind == "tfds":
@@ -196,10 +217,23 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
 
 def _read_tar(path: str, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
     with unpacked(path, scratch or Path(path).parent) as plain:
-        for item in read_tar(plain):
-            if isinstance(item, Loss) and item.name == os.path.basename(plain):  # the whole tar
-                item = item._replace(name=os.path.basename(path))
-            yield item._replace(file=path)
+        yield from (_named(item, plain, path) for item in read_tar(plain))
+
+
+def _read_remote(unit: Unit, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
+    with fetched(unit.path, scratch or ".") as copy:
+        if unit.kind == "parquet":
+            items = read_parquet(unit, copy)
+        else:
+            items = read_unit(replace(unit, path=copy), scratch)
+        yield from (_named(item, copy, unit.path) for item in items)
+
+
+def _named(item: InputPair | Loss, copy: str, path: str) -> InputPair | Loss:
+    """What was read of a copy, as of the file itself."""
+    if isinstance(item, Loss) and item.name == os.path.basename(copy):  # the whole file
+        item = item._replace(name=os.path.basename(path))
+    return item._replace(file=path)
 
 
 def open_tfds(entry: str, captions: str):

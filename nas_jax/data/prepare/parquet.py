@@ -37,6 +37,7 @@ from nas_jax.data.prepare.items import (
     printable,
 )
 from nas_jax.data.prepare.lists import both, read_picture, with_images
+from nas_jax.data.prepare.remote import is_remote, open_remote
 from nas_jax.utils.errors import DataError, UserError
 
 _ROWS = 64  # rows in memory at a time
@@ -81,7 +82,8 @@ def _opened(path: str) -> Iterator[Any]:
         ) from error
     try:
         # Column chunks are read piece by piece: a chunk may hold gigabytes of pictures.
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        source = open_remote(path) if is_remote(path) else path
+        with parquet.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:200].rstrip(". ")
@@ -131,11 +133,14 @@ def _paths(file: Any, column: str) -> Iterator[str | None]:
                 yield None if data else path
 
 
-def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
-    """The pictures of some row groups. Rows that follow each other with one picture are one."""
+def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
+    """The pictures of some row groups. Rows that follow each other with one picture are one.
+
+    copy: the file to read in place of one elsewhere.
+    """
     last: list[Any] | None = None  # key, bytes or None for a path, captions, what is against it
     pictures = Pictures(unit.root, unit.strip)
-    for item in _rows(unit):
+    for item in _rows(unit, copy):
         if isinstance(item, Loss):
             if last:
                 yield _item(*last, pictures, unit.path)
@@ -151,10 +156,10 @@ def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
         yield _item(*last, pictures, unit.path)
 
 
-def _rows(unit: Unit) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
+def _rows(unit: Unit, copy: str) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
     image, caption, *key = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
-    with _opened(unit.path) as file:
+    with _opened(copy or unit.path) as file:
         names = file.schema_arrow.names
         negative = [name for name in names if is_negative_field(name.lower())]
         number = sum(file.metadata.row_group(k).num_rows for k in range(unit.start))
