@@ -14,7 +14,7 @@ from nas_jax import preflight
 from nas_jax.config import RunConfig
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, missing_files, open_source, train_batches
-from nas_jax.data.prepare import prepare
+from nas_jax.data.prepare import Options, prepare, workers
 from nas_jax.data.readers import Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.sources import AlbefJsonSource
@@ -181,3 +181,18 @@ def test_the_check_names_the_weights_that_are_not_there(folder, tmp_path):
     train = TrainConfig(weights=str(tmp_path / "no"))
     with pytest.raises(CheckpointError, match="train.weights='.*no', where no checkpoint is"):
         known_tokenizer(config_of(folder, 0, 0), train, tmp_path / "w")
+
+
+def test_preparing_goes_through_a_block_of_missing_pictures(folder, tmp_path, monkeypatch):
+    """Whose share is small in the whole list; where the rest cannot make up for it, it ends."""
+    monkeypatch.setattr(workers, "MIN_COUNTED", 40)
+    monkeypatch.setattr(workers, "_TICK_SECONDS", 0.0)
+
+    def prepared(missing):
+        (name,) = config_of(folder, 0, missing).train
+        out = tmp_path / str(missing)
+        return prepare([name], out, Options(str(folder)), workers=0, console=Console(enabled=False))
+
+    assert prepared(29)["counts"]["images_out"] == COUNT - 29  # the first 29 of 600: 4.8 %
+    with pytest.raises(DataError, match="40 of 40 images lost; expected at most a share of 0.05"):
+        prepared(60)

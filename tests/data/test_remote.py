@@ -91,6 +91,13 @@ def test_what_is_refused_in_one_line(memory, monkeypatch, capsys, tmp_path):
         flags = {"--out": str(tmp_path / "out")} | {flag: "s3://b/x"}
         assert main(["a.tar", *(word for pair in flags.items() for word in pair)]) == 2
         assert f"{flag} s3://b/x; expected a folder of this machine" in capsys.readouterr().err
+
+    def out_of_reach(*args, **options):
+        raise RuntimeError("Name or service not known\nand more")  # as each package has its own
+
+    monkeypatch.setattr(type(memory), "exists", out_of_reach)
+    with pytest.raises(DataError, match="a.tar: Name or service not known; expected an address"):
+        list_inputs(["memory://a.tar"])
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(
         UserError, match=r"s3://b/a.tar without .* s3://.*pip install 'nas_jax.remote.'"

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -119,12 +118,11 @@ def _open(path: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _reaching(path: str) -> Iterator[None]:
-    kinds: list[type[Exception]] = [OSError]
-    if "aiohttp" in sys.modules:
-        kinds.append(sys.modules["aiohttp"].ClientError)
     try:
         yield
-    except tuple(kinds) as error:
+    except UserError:
+        raise
+    except Exception as error:  # each protocol's package has its own, of no common kind
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"{path}: {lines[0][:200].rstrip('.')}",
