@@ -28,7 +28,7 @@ from nas_jax.data.pair_lines import FOIL_FIELDS, first_word
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.own_files import entries_of
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import Unusable, category_of, each, name_of, text
+from nas_jax.evals.benchmarks.reading import Unusable, category_of, each, foils_of, name_of, text
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
 
@@ -140,9 +140,7 @@ def _quad(key: str, entry: Mapping[str, Any]) -> list[Draft]:
 
 
 def _pair(key: str, entry: Mapping[str, Any]) -> list[Draft]:
-    given = _given(entry, FOIL_FIELDS)
-    foils = tuple(text({"foil": foil}, "foil") for foil in given or [None])
-    texts = (text(entry, "caption"), *foils)
+    texts = (text(entry, "caption"), *foils_of(entry))
     return [Draft(key, category_of(entry), (_picture(entry, "image"),), texts)]
 
 
