@@ -71,6 +71,8 @@ setup(
         "compile": ["libtpu"],
         "gcs": ["gcsfs>=2026.1"],
         "parquet": ["pyarrow>=20"],
+        # inputs of nas_jax.data.prepare at hf://, https:// and s3://
+        "remote": ["fsspec>=2025.3", "aiohttp", "huggingface_hub", "s3fs"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "test": ["pytest>=8", "ruff>=0.9"],

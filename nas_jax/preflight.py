@@ -32,7 +32,7 @@ from nas_jax.rehearsal.compiled import abstract_step, planned_method
 from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.train.config import RESUMABLE
-from nas_jax.train.going_on import Course, beginning
+from nas_jax.train.going_on import Course, beginning, known_tokenizer
 from nas_jax.train.watch import check_trackers
 from nas_jax.train.workdir import CHECKPOINTS, TOKENIZER, check_config, has_checkpoint
 from nas_jax.utils.errors import CheckpointError, DataError, UserError
@@ -85,7 +85,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
 
     @functools.cache
     def tokenizer() -> tuple[TextTokenizer, str]:
-        known, origin = _known_tokenizer(run, workdir)
+        known, origin = known_tokenizer(run.data, run.train, workdir)
         return known or pipeline.build_tokenizer(run.data, corpus(), LEARNED_FROM), origin
 
     yield "config", lambda: _config(run, workdir)
@@ -172,11 +172,15 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     )
     # Paths that do not match, and pictures that are not read, show here.
     broken = [name for part in source.parts for name in pipeline.unreadable(part, run.data)]
-    looked = pipeline.missing_files(source)
+    looked = pipeline.missing_files(source, run.data.weights)
     if looked.of:
         text += f"; looked for {looked.looked_at} of {looked.of} picture files"
-        text += f", {looked.missing} are missing, like {looked.example}" if looked.missing else ""
-    if looked.missing > run.data.max_skipped_share * max(1, looked.looked_at):
+    if looked.missing:
+        text += (
+            f", {looked.missing} are missing, like {looked.example}: "
+            f"{looked.share:.2%} of the pairs that are drawn"
+        )
+    if looked.share > run.data.max_skipped_share:
         raise DataError(
             text,
             f"at most a share of {run.data.max_skipped_share:g} missing",
@@ -187,17 +191,6 @@ def _data(run: RunConfig, source: Corpus) -> tuple[str, str]:
     if dropped := source.report.line():
         text += f"; dropped on opening: {dropped}"
     return (WARNING if looked.missing or broken or dropped else OK), text
-
-
-def _known_tokenizer(run: RunConfig, workdir: Path) -> tuple[TextTokenizer | None, str]:
-    """The tokenizer, if there is one yet, and where it is from."""
-    if has_checkpoint(workdir):
-        return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
-    if run.data.tokenizer:
-        return load_tokenizer(run.data.tokenizer, run.data.add_sep), run.data.tokenizer
-    if parent := run.train.continue_from or run.train.weights:
-        return load_tokenizer(str(as_path(parent) / TOKENIZER)), f"of {parent}"
-    return None, "will be learned from the training captions"
 
 
 def _tokenizer(
@@ -230,7 +223,7 @@ def _negatives(run: RunConfig, source: Corpus, tokenizer: TextTokenizer) -> tupl
 
 
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
-    tokenizer, _ = _known_tokenizer(run, workdir)
+    tokenizer, _ = known_tokenizer(run.data, run.train, workdir)
     cased = tokenizer is not None and tokenizer.cased
     sets, public = pipeline.open_eval_sets(run.data, run.seed, cased), []
     found = [
@@ -242,7 +235,7 @@ def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
     elif run.eval.benchmarks:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length, cased)
-        public = load_all(run.eval, run.model.image_size, texts)
+        public = load_all(run.eval, run.model.image_size, texts, run.data.image_range)
         found += [one.name for one in public]
     if run.train.best_metric:
         keys = metric_keys(run.eval, method_class(run.method.name), sets, public)

@@ -50,7 +50,7 @@ from nas_jax.rehearsal import compile_step
 from nas_jax.storage.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
-from nas_jax.train.going_on import Course, beginning
+from nas_jax.train.going_on import Course, beginning, known_tokenizer
 from nas_jax.train.optimizer import make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step
@@ -304,7 +304,7 @@ def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> M
         tokenizer,
         run.data.text_length,
         run.model.image_size,
-        benchmarks.load_all(run.eval, run.model.image_size, texts),
+        benchmarks.load_all(run.eval, run.model.image_size, texts, run.data.image_range),
         detailed_from,
     )
 
@@ -340,11 +340,8 @@ def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> Te
     saved = workdir / TOKENIZER
     if not learn or has_checkpoint(workdir):
         return load_tokenizer(str(saved))
-    parent = run.train.continue_from or run.train.weights
-    # the rows of its embedding table are the words of its tokenizer
-    if parent and not run.data.tokenizer:
-        tokenizer = load_tokenizer(str(as_path(parent) / TOKENIZER))
-    else:
+    tokenizer, _ = known_tokenizer(run.data, run.train, workdir)
+    if tokenizer is None:
         tokenizer = pipeline.build_tokenizer(run.data, source)
     if jax.process_index() == 0:
         with writing(saved):

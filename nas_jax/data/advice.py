@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
 
 
-def prepare_command(path: str, image_root: str = "", strip: str = "") -> str:
-    """The command that prepares a file or folder, and the field to set then.
+def prepare_command(path: str, field: str, image_root: str = "", strip: str = "") -> str:
+    """The command that prepares a file or folder, and where its result is to be named.
 
-    image_root: as data.image_root, "" is the folder that the command is given in; strip: see
-    `nas_jax.data.prepare --strip`.
+    field: data.train or data.val; image_root: as data.image_root, "" is the folder that the command
+    is given in; strip: see `nas_jax.data.prepare --strip`.
     """
-    name = path.rstrip("/")
-    while (cut := os.path.splitext(name))[1] and "/" not in cut[1]:
-        name = cut[0]
-    out = f"{name}-prepared"
+    # The whole name: a.csv and a.tsv of one run are two folders.
+    out = re.sub(r"[*?{}\[\],]+", "_", path.rstrip("/")) + "-prepared"
     words = ["python -m nas_jax.data.prepare", shlex.quote(path)]
     words += ["--image-root", shlex.quote(image_root)] if image_root else []
     words += ["--strip", shlex.quote(strip)] if strip else []
-    return " ".join([*words, "--out", shlex.quote(out)]) + f", and set data.train=({out!r},)"
+    return (
+        " ".join([*words, "--out", shlex.quote(out)]) + f", and put {out!r} in its place in {field}"
+    )

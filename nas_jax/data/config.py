@@ -25,6 +25,9 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     shared_keys: bool = False  # the same key in two entries names the same picture; False: another
     image_root: str = ""  # *.json: the folder that relative image paths start from
+    # one for each entry of data.train, "" where it needs none; () = image_root for all
+    image_roots: tuple[str, ...] = ()
+    val_image_roots: tuple[str, ...] = ()  # the same for data.val
     # gs://: local folder for copies of prepared and tfds: folders and indices of tars; "" = none
     cache: str = ""
     # tfds: the text feature with the captions, as a/b/c; "" = known or the only one
@@ -54,6 +57,8 @@ class DataConfig:
     # without punctuation, and lower-case unless the tokenizer tells capitals apart
     clean_captions: bool = True
     max_words: int = 30  # words of a cleaned caption that are kept
+    # long captions: 1 to so many neighbouring sentences of one, drawn anew each time; 0 = all of it
+    sentences: int = 0
     text_length: int = 25  # tokens a caption, [CLS] included
     # folder or Hugging Face name; "" = learn WordPiece from the training captions
     tokenizer: str = ""
@@ -96,12 +101,21 @@ class DataConfig:
                 f"a number above 0 for each of the {len(self.train)} entries of data.train",
                 "use () for every record equally often",
             )
+        for name, entries in (("image_roots", self.train), ("val_image_roots", self.val)):
+            roots = getattr(self, name)
+            if roots and len(roots) != len(entries):
+                raise ConfigError(
+                    f"data.{name} with {len(roots)} folders",
+                    f"one for each of the {len(entries)} entries, '' where it needs none",
+                    "use () for data.image_root in all",
+                )
         for name, least in (
             ("num_train", 1),
             ("scene_foils", 0),
             ("image_size", 16),
             ("text_length", 3),
             ("max_words", 1),
+            ("sentences", 0),
             ("vocab_size", 64),
             ("batch_size", 1),
             ("workers", 0),

@@ -23,6 +23,7 @@ from itertools import accumulate
 
 from nas_jax.data.advice import prepare_command
 from nas_jax.data.config import DataConfig
+from nas_jax.data.pair_lines import read_pairs
 from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scenes import SceneSource
@@ -33,8 +34,8 @@ from nas_jax.data.sources import (
     Split,
     WebDatasetSource,
     expand,
-    read_jsonl,
 )
+from nas_jax.data.tar_names import all_keys_of
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.paths import is_bucket
@@ -154,28 +155,38 @@ def open_corpus(config: DataConfig, split: str, seed: int) -> Corpus:
     """The "train" or "val" records of a config. Scenes are never held out.
 
     "val" needs data.val or data.holdout. With weights each entry is a source of its own; without,
-    neighbouring tars (or lists) are one source, in which the same key means the same picture. The
+    neighbouring tars (or lists of one image root) are one source, in which the same key means the
+    same picture. The
     two pictures of a line in data.quads go to the same side of the holdout.
 
     Raises:
       DataError: those of the sources; an entry that names nothing.
     """
-    name = "data.val" if split == "val" and config.val else "data.train"
+    name = _setting(config, split)
     entries = config.val if name == "data.val" else config.train
     chosen = Split(split, config.holdout, linked_keys(config) if config.holdout else {})
-    groups: list[tuple[Callable, list[str]]] = []
-    for entry in entries:
-        opener = _opener(entry)
+    roots = config.val_image_roots if name == "data.val" else config.image_roots
+    groups: list[tuple[Callable, list[str], str]] = []
+    for entry, root in zip(entries, roots or [config.image_root] * len(entries), strict=True):
+        opener = _opener(entry, name)
         if split == "val" and opener is _open_scenes:
             continue
         paths = expand((entry,), name) if opener in JOINED else (entry,)
-        if opener in JOINED and not config.weights and groups and groups[-1][0] is opener:
+        same = groups and groups[-1][0] is opener and groups[-1][2] == root
+        if opener in JOINED and not config.weights and same:
             groups[-1][1].extend(path for path in paths if path not in groups[-1][1])
         else:
-            groups.append((opener, list(paths)))
-    return Corpus(
-        [opener(tuple(paths), config, chosen, seed) for opener, paths in groups], config.shared_keys
-    )
+            groups.append((opener, list(paths), root))
+    parts = [
+        opener(tuple(paths), replace(config, image_root=root), chosen, seed)
+        for opener, paths, root in groups
+    ]
+    return Corpus(parts, config.shared_keys)
+
+
+def _setting(config: DataConfig, split: str) -> str:
+    """The field that names the records of a split."""
+    return "data.val" if split == "val" and config.val else "data.train"
 
 
 def _open_scenes(entries: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
@@ -193,7 +204,11 @@ def _open_tars(paths: tuple[str, ...], config: DataConfig, split: Split, seed: i
 
 
 def _open_lists(paths: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
-    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions)
+    setting = _setting(config, split.name)
+    roots = "data.val_image_roots" if setting == "data.val" else "data.image_roots"
+    given = config.image_roots or config.val_image_roots or len(config.train + config.val) > 1
+    root = roots if given else "data.image_root"
+    return AlbefJsonSource(paths, config.image_root, split, config.clean_captions, (setting, root))
 
 
 def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, seed: int) -> Source:
@@ -203,7 +218,9 @@ def _open_prepared(folders: tuple[str, ...], config: DataConfig, split: Split, s
 JOINED = (_open_tars, _open_lists)  # neighbouring files of these make one source
 
 
-def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], Source]:
+def _opener(
+    entry: str, setting: str
+) -> Callable[[tuple[str, ...], DataConfig, Split, int], Source]:
     if entry == SCENES:
         return _open_scenes
     if entry.startswith("tfds:"):
@@ -217,12 +234,12 @@ def _opener(entry: str) -> Callable[[tuple[str, ...], DataConfig, Split, int], S
         return _open_prepared
     if is_dir(folder) and (is_bucket(folder) or is_dir(os.path.join(folder, UNITS))):
         return _open_prepared  # which says what is missing
-    raise _other_form(entry)
+    raise _other_form(entry, setting)
 
 
-def _other_form(entry: str) -> DataError:
-    """What to do with an entry that is of no form of data.train, or nothing."""
-    got = f"the entry {entry!r} of data.train or data.val"
+def _other_form(entry: str, setting: str) -> DataError:
+    """What to do with an entry of data.train or data.val that is of none of their forms."""
+    got = f"the entry {entry!r} of {setting}"
     expected = "scenes, tfds:NAME, *.tar, *.json or a prepared folder"
     if is_bucket(entry):
         remedy = "correct the path; nas_jax.data.prepare makes folders from other files, on a disk"
@@ -238,12 +255,14 @@ def _other_form(entry: str) -> DataError:
     tars = sorted({os.path.dirname(path) for kind, path in listed if kind == "webdataset"})
     if len(tars) == 1 and all(path.endswith(".tar") for _, path in listed):
         pattern = os.path.join(tars[0], "*.tar")
-        return DataError(got, expected, f"name its tars: data.train=({pattern!r},)")
-    return DataError(got, expected, f"run {prepare_command(entry)}")
+        return DataError(got, expected, f"name its tars: put {pattern!r} in its place")
+    return DataError(got, expected, f"run {prepare_command(entry, setting)}")
 
 
 def linked_keys(config: DataConfig) -> dict[str, str]:
-    """Key -> the smallest key it is linked with by lines of data.quads."""
+    """Key, or its last part alone where lines name pictures so -> the smallest key it is linked
+    with by lines of data.quads.
+    """
     first: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -252,9 +271,11 @@ def linked_keys(config: DataConfig) -> dict[str, str]:
         return key
 
     for path in expand(config.quads, "data.quads"):
-        for entry in read_jsonl(path, ("image_0", "image_1")):
-            # A name may be the key itself (lists) or a file name with the key in it (tars).
-            for key_of in (AlbefJsonSource.key_of, WebDatasetSource.key_of):
-                one, other = sorted(root(key_of(entry[name])) for name in ("image_0", "image_1"))
+        for _, entry in read_pairs(path, ("image_0", "image_1")):
+            # A name may be the key itself (lists) or a file name with the key in it (tars): one is
+            # linked with the other in each reading by itself.
+            names = (entry["image_0"], entry["image_1"])
+            for pair in zip(*((name, *all_keys_of(name)) for name in names), strict=True):
+                one, other = sorted(map(root, pair))
                 first[other] = one
     return {key: root(key) for key in first}

@@ -5,7 +5,9 @@ value would then be another grey in each picture.
 
     form                         black, white
     unsigned, up to 16 bits      0, and all ones in as many bits as the file names: those of a
-                                 sample, MaxSampleValue (TIFF), sBIT if not scaled up (PNG)
+                                 sample, MaxSampleValue (TIFF), sBIT if not scaled up (PNG);
+                                 unknown where it names none and all values are below 4096, as
+                                 those of 12 bits stored in 16 are
     signed; more than 16 bits    SMinSampleValue, SMaxSampleValue (TIFF)
     float                        the same; without them 0, 1 where no value lies outside
     anything else                unknown
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from nas_jax.data.image_errors import UNKNOWN_RANGE, ImageError
@@ -24,6 +25,7 @@ Range = tuple[float, float]
 # TIFF 6.0, sections 8 and 19
 _BITS, _PHOTOMETRIC, _MAX, _FORM, _SIGNED_MIN, _SIGNED_MAX = 258, 262, 281, 339, 340, 341
 _UNSIGNED, _FULL = 1, 65535
+_NARROW = 4096  # values below fit into 12 bits
 
 
 def is_deep(opened: Image.Image, data: bytes) -> bool:
@@ -81,28 +83,25 @@ def _said(opened: Image.Image, data: bytes, values_HxW: np.ndarray) -> Range:
             return 0, 1
         raise _unknown(opened, f"floats from {low:g} to {high:g}, where 0 to 1 is usual")
     if opened.format == "TIFF":
-        return 0, _tiff_top(opened)
-    if opened.format == "PNG":
+        top = _tiff_top(opened)
+    elif opened.format == "PNG":
         top = _png_top(values_HxW, data)
     elif opened.format == "JPEG2000" and not _signed_jpeg2000(data):
-        top = _FULL  # Pillow scales samples of fewer bits up
+        return 0, _FULL  # Pillow scales samples of fewer bits up
     else:
         raise _unknown(opened, f"{opened.format} of signed or unusual samples")
-    return 0, _doubted(top, values_HxW)
+    if top == _FULL:
+        _check_width(opened, data, int(values_HxW.max(initial=0)))
+    return 0, top
 
 
-def _doubted(top: int, values_HxW: np.ndarray) -> int:
-    """The same number; says once that nearly black pictures may hold fewer bits."""
-    highest = int(values_HxW.max(initial=0))
-    if top == _FULL and highest < 4096:
-        logging.log_first_n(
-            logging.WARNING,
-            "a 16-bit picture whose values end at %d is read as 0 to 65535, as its file says; set "
-            "data.image_range if such pictures hold fewer bits",
-            1,
-            highest,
-        )
-    return top
+def _check_width(opened: Image.Image, data: bytes, highest: int) -> None:
+    """Raises ImageError where 16-bit samples may be those of 12 bits or fewer: they would come out
+    nearly black. A picture of zeros alone is black in any range.
+    """
+    named = _MAX in opened.tag_v2 if opened.format == "TIFF" else _significant_bits(data) > 0
+    if 0 < highest < _NARROW and not named:
+        raise _unknown(opened, f"16 bits a sample, none above {highest}, and the file names none")
 
 
 def _tiff_top(opened: Image.Image) -> int:
@@ -165,6 +164,11 @@ def _colours(opened: Image.Image, data: bytes, wanted: Range | tuple[()]) -> Ima
     narrow = _MAX in opened.tag_v2 if opened.format == "TIFF" else 1 <= _significant_bits(data) < 16
     if not (wanted or narrow):
         opened.load()
+        highest = max(high for _, high in opened.convert("RGB").getextrema())
+        if highest < _NARROW >> 8:  # of the high bytes; the low ones tell black
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if values is not None and values.dtype == np.uint16:
+                _check_width(opened, data, int(values[..., :3].max(initial=0)))
         return opened
     values_HxWxC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if opened.mode not in ("RGB", "RGBA") or values_HxWxC is None or values_HxWxC.ndim != 3:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,8 @@ from nas_jax.data.corpus import Corpus, open_corpus
 from nas_jax.data.eval_sets import EvalSet, Foil, Quad
 from nas_jax.data.image_errors import ImageError
 from nas_jax.data.image_ops import decode, resize
-from nas_jax.data.sources import Source, expand, read_jsonl
+from nas_jax.data.pair_lines import category_of, first_word, foils_of, read_pairs
+from nas_jax.data.sources import Source, expand
 from nas_jax.data.tar_names import keys_of
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
@@ -140,12 +140,12 @@ class _Finder:
             part, key = source.part(index), source.key(index)
             self._positions.setdefault((part, key), []).append(position)
             self._by_base.setdefault((part, os.path.basename(key)), []).append(position)
-        self._file_words = set(map(_first_word, source.origins))
+        self._file_words = set(map(first_word, source.origins))
         self._folder_words = set(map(_folder_word, (*source.origins, *source.files))) - {""}
 
     def find(self, jsonl: str, image: str) -> int | None:
         """None where it is not in the set. Raises DataError where two pictures have the name."""
-        word, found = _first_word(jsonl), {}
+        word, found = first_word(jsonl), {}
         for number, part in enumerate(self._source.parts):
             for position in self._named(number, part, image):
                 if self._goes_with(word, self._images.kept[position]):
@@ -174,18 +174,14 @@ class _Finder:
         """Whether a jsonl that begins with `word` is about the file or folder of a picture."""
         origin = self._source.origin(index)
         if word in self._file_words:
-            return _first_word(origin) == word
+            return first_word(origin) == word
         if word in self._folder_words:
             return word in (_folder_word(origin), _folder_word(self._source.file(index)))
         return True
 
 
-def _first_word(path: str) -> str:
-    return re.split(r"[-_.]", os.path.basename(path))[0]
-
-
 def _folder_word(path: str) -> str:
-    return _first_word(os.path.dirname(path))
+    return first_word(os.path.dirname(path))
 
 
 def _clean(text: str, config: DataConfig, cased: bool) -> str:
@@ -193,23 +189,20 @@ def _clean(text: str, config: DataConfig, cased: bool) -> str:
 
 
 def _foils(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Foil]:
-    entries = read_jsonl(path, ("image", "caption"))
+    entries = read_pairs(path, ("image",), ("caption",))
     foils, about = [], 0
-    for number, entry in enumerate(entries, start=1):
-        wrong = entry.get("foil")
-        wrong = wrong if isinstance(wrong, list) else [wrong]
-        if not wrong or not all(isinstance(text, str) for text in wrong):
+    for number, entry in entries:
+        wrong, category = foils_of(entry), category_of(entry)
+        if wrong is None or category is None:
             raise DataError(
-                f"{path}, line {number}, without 'foil'",
-                "image, caption, foil (a text or a list of texts)",
+                f"{path}, line {number}, without {'foil' if wrong is None else 'category'!r}",
+                "image, caption, foil (a text or a list of texts), perhaps category",
                 "mend that line",
             )
         image = finder.find(path, entry["image"])
         if image is None:
             continue
         about += 1
-        category = entry.get("category")
-        category = "none" if category is None else str(category)
         caption = clean(entry["caption"])
         foils += [Foil(image, caption, clean(text), category) for text in wrong]
     _report(path, about, len(entries))
@@ -217,14 +210,24 @@ def _foils(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Foil
 
 
 def _quads(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Quad]:
-    entries = read_jsonl(path, ("image_0", "image_1", "caption_0", "caption_1"))
+    entries = read_pairs(path, ("image_0", "image_1"), ("caption_0", "caption_1"))
     quads = []
-    for entry in entries:
+    for number, entry in entries:
+        category = category_of(entry)
+        if category is None:
+            raise DataError(
+                f"{path}, line {number}, without 'category'", "a text or a number", "mend that line"
+            )
         image_0, image_1 = (finder.find(path, entry[name]) for name in ("image_0", "image_1"))
         if image_0 is not None and image_1 is not None:
             captions = (clean(entry[name]) for name in ("caption_0", "caption_1"))
             quads.append(
-                Quad(image_0, image_1, *captions, category=str(entry.get("category") or "order"))
+                Quad(
+                    image_0,
+                    image_1,
+                    *captions,
+                    category="order" if category == "none" else category,
+                )
             )
     _report(path, len(quads), len(entries))
     return quads

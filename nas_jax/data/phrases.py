@@ -60,7 +60,8 @@ class NounPhrases(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        phrases = noun_phrases(example.draw.caption(example.record.captions))
+        drawn = example.draw.text(example.record.captions, example.config.sentences)
+        phrases = noun_phrases(drawn)
         found = [text for phrase in phrases if (text := example.prepared(phrase))]
         if len(found) > self.count:
             drawn = example.rng("noun phrases").permutation(len(found))[: self.count]

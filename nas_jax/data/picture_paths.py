@@ -7,13 +7,13 @@ import os
 import shlex
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from nas_jax.utils.errors import DataError
 
-TRIED = 50  # pictures of a list of which at least one has to be there
+TRIED = 50  # pictures that are looked for: the first, and of each doubling of a list
 _LOOKED_FOR = 3  # of these, where the root is wrong
 
 
@@ -101,20 +101,34 @@ def _open_zip(path: str) -> _Zip:
         raise DataError(f"{path}: {error}", "a whole zip file", "copy it again") from error
 
 
-def check_some_exist(path: str, root: str, strip: str, images: Sequence[str]) -> None:
-    """A few dead paths are losses; where none of the first exists, the root is wrong.
+def check_some_exist(path: str, root: str, strip: str, images: Iterable[str | None]) -> None:
+    """Dead paths are losses; where none of those that are tried exists, the root is wrong.
+
+    images: all of the list, None for one that needs no file. The first TRIED are looked for, then
+    as many of each doubling of the list: where one is there, the rest is not read.
 
     Raises DataError, which says where they are if they lie near the list.
     """
-    pictures = Pictures(root, strip)
-    if not images or any(map(pictures.has, images)):
+    pictures, tried = Pictures(root, strip), []
+    for image in _ever_fewer(images):
+        if image is None or pictures.has(image):
+            return
+        tried.append(image)
+    if not tried:
         return
     raise DataError(
-        f"none of the first {len(images)} pictures of {path}, not even "
-        f"{os.path.join(root, pictures.name(images[0]))!r}",
+        f"none of {len(tried)} pictures that were looked for of {path}, not even "
+        f"{os.path.join(root, pictures.name(tried[0]))!r}",
         "picture paths that start from --image-root, a folder or a zip file",
-        f"pass {flags_for(path, root, images)}",
+        f"pass {flags_for(path, root, tried)}",
     )
+
+
+def _ever_fewer(images: Iterable[str | None]) -> Iterator[str | None]:
+    """The first TRIED; of the next as many all, of the next 2 TRIED each second, and so on."""
+    for number, image in enumerate(images):
+        if number % (1 << max(0, (number // TRIED).bit_length() - 1)) == 0:
+            yield image
 
 
 def flags_for(path: str, root: str, images: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.siblings import Siblings, groups_of
 from nas_jax.data.sources import AlbefJsonSource, Source
-from nas_jax.data.text_check import SCANNED, prepared, scan_captions
+from nas_jax.data.text_check import SCANNED, prepared, read_of, scan_captions
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.data.worlds import WORLDS
@@ -89,7 +89,8 @@ def build_tokenizer(config: DataConfig, source: Corpus, most: int = SCANNED) -> 
     captions = (
         prepare_caption(text, config.clean_captions, config.max_words)
         for texts in scan_captions(source, most, negatives=True)
-        for text in texts
+        for caption in texts
+        for text in read_of(caption, config)
     )
     return learn_wordpiece(captions, config.vocab_size, config.add_sep, config.accents)
 
@@ -126,15 +127,20 @@ class Missing(NamedTuple):
     of: int  # pictures that are files of their own
     missing: int
     example: str
+    share: float  # of the pairs that a run draws, judged from these
 
 
-def missing_files(source: Corpus) -> Missing:
+def missing_files(source: Corpus, weights: Sequence[float] = ()) -> Missing:
     """Looks for the pictures that are files of their own: all of them, or so many drawn from a
     fixed seed where they are more. In tars and prepared folders none can be missing by itself.
+
+    weights: data.weights, of the parts; (): each record is drawn equally often.
     """
     looked_at = total = 0
+    share = 0.0
     lost: list[str] = []
-    for part in source.parts:
+    drawn = weights or [len(part) for part in source.parts]
+    for part, weight in zip(source.parts, drawn, strict=True):
         if not isinstance(part, AlbefJsonSource):
             continue
         limit, total = LOOKED_AT_REMOTE if part.remote else LOOKED_AT, total + len(part)
@@ -143,9 +149,10 @@ def missing_files(source: Corpus) -> Missing:
             indices = np.random.default_rng(len(part)).choice(len(part), limit, replace=False)
         paths = [part.picture_path(int(index)) for index in indices]
         there = each(is_file, paths) if part.remote else map(is_file, paths)
-        lost += [path for path, found in zip(paths, there, strict=True) if not found]
-        looked_at += len(paths)
-    return Missing(looked_at, total, len(lost), lost[0] if lost else "")
+        gone = [path for path, found in zip(paths, there, strict=True) if not found]
+        share += weight / sum(drawn) * len(gone) / max(1, len(paths))
+        lost, looked_at = lost + gone, looked_at + len(paths)
+    return Missing(looked_at, total, len(lost), lost[0] if lost else "", share)
 
 
 # ------------------------------------------------------------------------------------------ batches
@@ -285,11 +292,10 @@ class _CountTokens:
             return 1
         if not texts:
             return 1
-        caption = draw.caption(texts)
-        near = [one.text for one in negatives if one.of in ("", caption)]
+        near = [one.text for one in negatives if one.of in ("", draw.caption(texts))]
         return max(
             self.tokenizer.token_count(prepared(text, self.config, self.tokenizer))
-            for text in (caption, *near)
+            for text in (draw.text(texts, self.config.sentences), *near)
         )
 
 

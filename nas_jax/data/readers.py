@@ -141,7 +141,8 @@ class Caption(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        return {"text": example.prepared(example.draw.caption(example.record.captions))}
+        drawn = example.draw.text(example.record.captions, example.config.sentences)
+        return {"text": example.prepared(drawn)}
 
     def stack(self, values: Sequence[Mapping[str, Any]], encode: Encode) -> Mapping[str, Any]:
         """See Field."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
+
+from nas_jax.data.text_ops import sentences_of
 
 MARK = "#"
 """Stands between the name of a source and that of a variation, in the key of a record."""
@@ -54,3 +57,15 @@ class Draw(NamedTuple):
     def caption(self, captions: Sequence[str]) -> str:
         """The one drawn."""
         return captions[int(self.share * len(captions))]
+
+    def text(self, captions: Sequence[str], sentences: int = 0) -> str:
+        """What is read of the one drawn: 1 to `sentences` neighbouring ones; 0: all of it."""
+        caption = self.caption(captions)
+        found = sentences_of(caption) if sentences else []
+        if len(found) < 2:
+            return caption
+        key = (crc32(b"sentences"),)  # a stream of its own: crops stay what they were
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+        count = int(rng.integers(min(sentences, len(found)))) + 1
+        first = int(rng.integers(len(found) - count + 1))
+        return " ".join(found[first : first + count])

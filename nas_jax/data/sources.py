@@ -8,6 +8,7 @@ send to a worker, and reads one file (or one slice of a tar) an item. Nothing st
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -286,7 +287,7 @@ class Split:
     Without a holdout both keep all.
 
     together: key -> the key that decides for it, so that pictures which are compared stay on one
-    side.
+    side; a key with folders also goes by its last part, as annotations may name it.
     """
 
     name: str = "train"
@@ -295,7 +296,8 @@ class Split:
 
     def keeps(self, key: str, group: str = "") -> bool:
         """Whether the key is of this split; all of a group are on one side."""
-        return not self.holdout or held_out(self.together.get(key, group or key), self.holdout) == (
+        by_base = self.together.get(os.path.basename(key), group or key)
+        return not self.holdout or held_out(self.together.get(key, by_base), self.holdout) == (
             self.name == "val"
         )
 
@@ -351,15 +353,17 @@ class AlbefJsonSource(_Table):
         image_root: str = "",
         split: Split = ALL,
         clean: bool = True,
+        settings: tuple[str, str] = ("data.train", "data.image_root"),
     ):
-        """files: paths; clean: drop captions that cleaning empties; others: see DataConfig.
+        """files: paths; clean: drop captions that cleaning empties; settings: the fields that name
+        the files and their root, for messages; others: see DataConfig.
 
         Raises:
           DataError: a file is missing or no such list, more than a few entries lack a field, or
             none of some pictures of a file is where it should be.
         """
         super().__init__(files)
-        self.image_root = image_root
+        self.image_root, (self._setting, self._root_setting) = image_root, settings
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
@@ -388,7 +392,7 @@ class AlbefJsonSource(_Table):
             content = reading.read_bytes(path)
         except OSError as error:
             raise DataError(
-                f"{path}: {error.strerror}", "a readable file", "check data.train and data.val"
+                f"{path}: {error.strerror}", "a readable file", f"check {self._setting}"
             ) from error
         first = content[:2]
         if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
@@ -428,7 +432,7 @@ class AlbefJsonSource(_Table):
     def _prepare(self, path: str) -> str:
         if is_bucket(path) or self.remote:
             return "copy it to a disk with its pictures, and run nas_jax.data.prepare on it"
-        return f"run {prepare_command(path, self.image_root)}"
+        return f"run {prepare_command(path, self._setting, self.image_root)}"
 
     def _check_some_exist(self, path: str, images: Sequence[str]) -> None:
         """A few dead paths are replaced in training; where none of so many exists, evenly spread,
@@ -436,25 +440,29 @@ class AlbefJsonSource(_Table):
         """
         if not images or any(self._exists(image) for image in images):
             return
-        remedy = (
-            f"set data.image_root (now {self.image_root!r}) to the folder that holds "
-            f"{images[0].split('/')[0]!r}"
-        )
+        remedy = self._set_root(f"the folder that holds {images[0].split('/')[0]!r}")
         if not is_bucket(path) and not self.remote:
             place = find_root(path, self.image_root, images)
             if place and not place[1] and os.path.isdir(place[0]) and "\\" not in images[0]:
-                remedy = f"set data.image_root={place[0]!r} (now {self.image_root!r})"
+                remedy = self._set_root(repr(place[0]))
             elif place:
-                remedy = f"run {prepare_command(path, *place)}"
+                remedy = f"run {prepare_command(path, self._setting, *place)}"
             elif images[0].startswith("/") or "\\" in images[0]:
                 flags = flags_for(path, self.image_root, images)
                 remedy = f"run python -m nas_jax.data.prepare on it with {flags}"
         raise DataError(
             f"no picture {join(self.image_root, images[0])!r}, nor any other of "
             f"{len(images)} in {path}",
-            "image paths that start from data.image_root",
+            f"image paths that start from {self._root_setting}",
             remedy,
         )
+
+    def _set_root(self, folder: str) -> str:
+        """The advice to set the root to what `folder` says."""
+        now = f"(now {self.image_root!r})"
+        if self._root_setting == "data.image_root":
+            return f"set data.image_root={folder} {now}"
+        return f"put {folder} {now} for it in {self._root_setting}, which has one for each entry"
 
     def _exists(self, image: str) -> bool:
         try:
@@ -472,7 +480,10 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        return reading.read_bytes(self.picture_path(index))
+        path = self.picture_path(index)
+        if "\0" in path:  # which no system call takes
+            raise OSError(errno.EINVAL, "a NUL in the path", path)
+        return reading.read_bytes(path)
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(join(self.image_root, place))
@@ -579,51 +590,3 @@ class WebDatasetSource(_Table):
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(self.file(index), *place)
-
-
-def read_jsonl(path: str, fields: tuple[str, ...]) -> list[dict]:
-    """The objects of a jsonl file, or of a json array.
-
-    Raises DataError, with the line, where one is none or lacks a text field.
-    """
-    try:
-        whole = reading.read_bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}", "a readable file", "check data.foils and data.quads"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {error}", "UTF-8", "save as UTF-8") from error
-    lines = whole.split("\n")  # a text may hold other marks that end a line
-    if whole.lstrip().startswith("["):
-        try:
-            lines = [json.dumps(entry) for entry in json.loads(whole)]
-        except ValueError as error:
-            raise DataError(
-                f"{path}, a json array: {error}",
-                "one json object a line, or a whole array",
-                "copy it again; it may be cut short",
-            ) from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number}: {error}", "one json object a line", "mend that line"
-            ) from error
-        missing = [
-            name
-            for name in fields
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), str)
-        ]
-        if missing:
-            raise DataError(
-                f"{path}, line {number}, without {missing[0]!r}",
-                ", ".join(fields),
-                "mend that line",
-            )
-        entries.append(entry)
-    return entries

@@ -43,9 +43,14 @@ def keys_of(name: str) -> tuple[str, ...]:
     """The keys that a sample may have which an annotation calls `name`, the likeliest first: split
     at the last dot, not split, split at the first dot.
     """
+    return tuple(dict.fromkeys(all_keys_of(name)))
+
+
+def all_keys_of(name: str) -> tuple[str, str, str]:
+    """Those three, equal ones too."""
     key, suffix = split_name(name)
     whole = f"{key}.{suffix}" if suffix else key
-    return tuple(dict.fromkeys((whole.rpartition(".")[0] if suffix else key, whole, key)))
+    return whole.rpartition(".")[0] if suffix else key, whole, key
 
 
 def with_last_dots(samples: Samples) -> Samples:

@@ -17,7 +17,7 @@ from nas_jax.data.corpus import Corpus
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import Source
 from nas_jax.data.text_differences import VOCABULARY, why_equal
-from nas_jax.data.text_ops import clean_words, has_marks, prepare_caption
+from nas_jax.data.text_ops import clean_words, has_marks, prepare_caption, sentences_of
 from nas_jax.data.tokenizer import MAX_LETTERS, TextTokenizer
 from nas_jax.utils.errors import DataError
 
@@ -64,6 +64,15 @@ def prepared(text: str, config: DataConfig, tokenizer: TextTokenizer) -> str:
     return prepare_caption(text, config.clean_captions, config.max_words, tokenizer.cased)
 
 
+def read_of(caption: str, config: DataConfig) -> list[str]:
+    """What training reads of a caption: all of it, or blocks of `data.sentences` sentences."""
+    count = config.sentences
+    found = sentences_of(caption) if count else []
+    if len(found) < 2:
+        return [caption]
+    return [" ".join(found[start : start + count]) for start in range(0, len(found), count)]
+
+
 @dataclass(frozen=True)
 class TextReport:
     """Counts over the captions that were read, and examples."""
@@ -107,7 +116,7 @@ def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig)
     an_unknown = a_wordless = ""
     longest = 0
     for texts in scan_captions(source, SCANNED):
-        for text in texts:
+        for text in (part for caption in texts for part in read_of(caption, config)):
             one = prepared(text, config, tokenizer)
             pieces = tokenizer.pieces(one)
             length, unknown = len(pieces) + 1 + tokenizer.add_sep, pieces.count(tokenizer.unk_id)
@@ -193,7 +202,7 @@ def _warn_of_cuts(report: TextReport, config: DataConfig) -> None:
         logging.warning(
             "of %d captions %d are cut at data.max_words=%d and %d at data.text_length=%d; the "
             "longest has %d tokens. "
-            "Raise the two settings to keep the ends.",
+            "Raise the two settings to keep the ends, or set data.sentences to draw some of each.",
             report.captions,
             report.cut_by_max_words,
             config.max_words,

@@ -8,8 +8,8 @@ from nas_jax.data.text_ops import clean_words, without_marks
 
 _LENGTH = 64  # tokens of a word that are looked at
 VOCABULARY = (
-    "set data.tokenizer to a vocabulary of their language, or leave it and train.weights empty to "
-    "learn one"
+    "leave train.weights empty, and set data.tokenizer to a vocabulary of their language or leave "
+    "it empty to learn one"
 )
 
 

@@ -7,6 +7,7 @@ import unicodedata
 
 _DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _SPACES = re.compile(r"\s{2,}")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")  # noqa: RUF001
 _PERSON = re.compile("<person>", re.IGNORECASE | re.ASCII)
 
 # Words that carry no content of a picture. Words of place (left, on, behind), of number and of
@@ -52,6 +53,15 @@ def prepare_caption(text: str, clean: bool, max_words: int, cased: bool = False)
     return clean_caption(text, max_words, cased) if clean else " ".join(text.split())
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text: it is cut behind . ! ? and a blank, behind 。！？ and at line ends.
+
+    >>> sentences_of("A dog runs. Its 3.5 m tail wags!")
+    ['A dog runs.', 'Its 3.5 m tail wags!']
+    """  # noqa: RUF002
+    return [part.strip() for part in _SENTENCE_END.split(text) if clean_words(part)]
+
+
 def without_marks(text: str) -> str:
     """The text without what stands on its letters: accents, dots, vowel signs of category Mn.
 
@@ -76,3 +86,15 @@ def is_word(text: str) -> bool:
         return True
     letters = [one for one in text if not unicodedata.category(one).startswith("M")]
     return bool(letters) and all(one.isalnum() for one in letters)
+
+
+# Thai, Lao, Myanmar, Khmer, kana with its extensions and half-width forms, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether all letters are of scripts that put no blanks between words."""
+    return bool(_UNSPACED.fullmatch(text))

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from nas_jax.data.text_ops import FUNCTION_WORDS, has_marks, is_word
+from nas_jax.data.text_ops import FUNCTION_WORDS, has_marks, is_unspaced, is_word
 from nas_jax.storage.files import make_folder, write_whole
 from nas_jax.storage.paths import as_path, check_bucket
 from nas_jax.typing import Vocabulary
@@ -120,6 +120,9 @@ class TextTokenizer:
         the beginnings of words, has no such mark. Content words have letters or digits, with
         whatever marks on them, and are no FUNCTION_WORDS; those that may be filled in are whole
         words and no lone ASCII letter.
+
+        Scripts without blanks between words (Thai, Japanese ...) do not show where a word begins:
+        there each piece of two letters or more is a word, wherever it stands.
         """
         names, special = self.tokens(), self.special_ids()
         marked = any(name.startswith(_WORD_START) for name in names)
@@ -131,16 +134,19 @@ class TextTokenizer:
             continuation_V[token_id] = (
                 not name.startswith(_WORD_START) if marked else name.startswith("##")
             )
-            word = name[1:] if marked else name
+            word = name[1:] if marked and name.startswith(_WORD_START) else name.removeprefix("##")
+            unspaced = len(word) > 1 and is_unspaced(word)
+            glued = continuation_V[token_id]
+            continuation_V[token_id] &= not unspaced
             content_V[token_id] = (
                 not continuation_V[token_id]
                 and is_word(word)
                 and word.lower() not in FUNCTION_WORDS
             )
-            whole = self.whole_words is None or word in self.whole_words
+            whole = unspaced or self.whole_words is None or word in self.whole_words
             alone = len(word) > 1 or not word.isascii() or word.isdigit()
             fillable_V[token_id] = content_V[token_id] and whole and alone
-            words[token_id] = "" if continuation_V[token_id] else word
+            words[token_id] = "" if glued else word
         return Vocabulary(
             self.vocab_size,
             self.pad_id,

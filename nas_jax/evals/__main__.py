@@ -148,8 +148,8 @@ def _run(args: argparse.Namespace, console: Console) -> Path:
         folder = Path(args.data)
         if len(public) > 1 or (folder / name).is_dir():
             folder = folder / name
-        size = trained.model.image_size
-        for loaded in runs.load(name, folder, size, config, texts, args.prompts):
+        size, ends = trained.model.image_size, trained.section(DataConfig, "data").image_range
+        for loaded in runs.load(name, folder, size, config, texts, args.prompts, ends):
             results += runs.score(scorer, loaded, config, args.rerank_k)
     name = trained.config.get("name", trained.workdir.name)
     about = about_checkpoint(trained.workdir, trained.step, name, trained.method)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.data.list_fields import captions_of, image_of
+from nas_jax.data.pair_lines import read_lines, read_text
 from nas_jax.data.sources import Report
-from nas_jax.evals.benchmarks.reading import read_json, read_lines, read_table, read_text
+from nas_jax.evals.benchmarks.reading import read_json, read_table
 from nas_jax.utils.errors import DataError
 
 Items = list[tuple[str, list[str]]]

@@ -74,13 +74,14 @@ def load(
     config: EvalConfig,
     texts: Texts,
     prompts: str = "photo@1",
+    image_range: tuple[float, ...] = (),
 ) -> list[Loaded]:
-    """The benchmarks of a name, with pictures; no answer is cut off.
+    """The benchmarks of a name, with pictures; no answer is cut off. image_range: data.image_range.
 
     Raises ConfigError: a name or text length that does not fit. DataError: those of the loaders.
     """
     check_names([name])
-    how = {"cased": texts.cased, "fit": config.fit}
+    how = {"cased": texts.cased, "fit": config.fit, "image_range": tuple(image_range)}
     options = LoadOptions(image_size, config.max_dropped, texts.clean, **how)
     if name in karpathy.FILES:
         return [karpathy.load(name, folder, options)]
@@ -92,7 +93,9 @@ def load(
     return list(found)
 
 
-def load_all(config: EvalConfig, image_size: int, texts: Texts) -> list[Loaded]:
+def load_all(
+    config: EvalConfig, image_size: int, texts: Texts, image_range: tuple[float, ...] = ()
+) -> list[Loaded]:
     """All of `config.benchmarks`, each from the folder of its name in `config.data`.
 
     Errors: as `load`.
@@ -103,7 +106,9 @@ def load_all(config: EvalConfig, image_size: int, texts: Texts) -> list[Loaded]:
     check_length(config.text_length, texts, "eval.text_length")
     out = []
     for name in config.benchmarks:
-        out += load(name, Path(config.data) / name, image_size, config, texts)
+        out += load(
+            name, Path(config.data) / name, image_size, config, texts, image_range=image_range
+        )
     return out
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nas_jax.data.pair_lines import read_lines
 from nas_jax.data.sources import Report
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, PictureRef
-from nas_jax.evals.benchmarks.reading import each, read_lines, text
+from nas_jax.evals.benchmarks.reading import each, text
 from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.questions import Benchmark, Scored
 from nas_jax.evals.scorers import SetScores

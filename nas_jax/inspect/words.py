@@ -53,7 +53,7 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
         if not args.caption or args.picture is not None:
             got = "--image with --picture" if args.caption else "--image without --caption"
             raise ConfigError(got, "--image FILE --caption TEXT", "give these two")
-        return [Asked(as_path(args.image).name, _read(args.image, data.image_size), own)]
+        return [Asked(as_path(args.image).name, _read(args.image, data), own)]
     if args.caption and args.picture is None:
         raise ConfigError(
             "--caption without a picture",
@@ -74,10 +74,10 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
     ]
 
 
-def _read(path: str, size: int):
+def _read(path: str, data: DataConfig):
     """A picture file as the model reads it, uint8 (size, size, 3)."""
     try:
-        return resize(decode(as_path(path).read_bytes()), size)
+        return resize(decode(as_path(path).read_bytes(), data.image_range), data.image_size)
     except (ImageError, *failures()) as error:
         got = f"{path}: {error if isinstance(error, ImageError) else in_words(error)}"
         raise DataError(got, "a picture that can be read", "check --image") from error

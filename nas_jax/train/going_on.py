@@ -2,12 +2,14 @@
 refused.
 
 The position in the data is counted in pairs. With another batch size the same pairs are another
-number of steps, and the state is numbered anew: so no pair is repeated or left out, and all that is
-told by the epoch (ramps, stages, the staircase of the learning rate) goes on where it was.
+number of steps, and the state is numbered anew: so no pair is repeated or left out. What is told by
+the epoch (ramps, stages, the staircase of the learning rate) goes on where it was, but for the
+pairs that are left over at the end of an epoch: an epoch is counted in whole batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nas_jax.data.config import DataConfig
+from nas_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_schedule
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
-from nas_jax.train.workdir import has_checkpoint
+from nas_jax.train.workdir import TOKENIZER, has_checkpoint
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.fields import build
@@ -93,18 +97,20 @@ class Course:
         ) and not _same(before.config, self.config, [f"data.{name}" for name in _GROUPING])
         if self.batch_size == before.batch_size and not grouped:
             return step, []
-        pairs = step * before.batch_size
-        what = f"batches of {before.batch_size} pairs, here of {self.batch_size}"
-        for unit in (before.unit, self.unit):
-            if pairs % unit:
-                raise CheckpointError(
-                    f"{pairs} pairs are done (step {step}, {what}), which are not a multiple of "
-                    f"{unit}",
-                    "whole batches, and whole windows of data.text_buckets, so that no pair is "
-                    "repeated or left out",
-                    f"go on from a checkpoint at a multiple of {unit} pairs, or choose another "
-                    "data.batch_size",
-                )
+        pairs, unit = step * before.batch_size, math.lcm(before.unit, self.unit)
+        if pairs % unit:
+            what = f"batches of {before.batch_size} pairs, here of {self.batch_size}"
+            keep = f"data.batch_size={before.batch_size}"
+            if grouped:
+                names = [f"data.{name}" for name in _GROUPING]
+                other = [name for name in names if not _same(before.config, self.config, [name])]
+                keep += f" and {', '.join(other)} as they were" if other else ""
+            raise CheckpointError(
+                f"{pairs} pairs are done (step {step}, {what}), which are not a multiple of {unit}",
+                "whole batches, and whole windows of data.text_buckets, so that no pair is "
+                "repeated or left out",
+                f"go on from a checkpoint at a multiple of {unit} pairs, or keep {keep}",
+            )
         if self.batch_size == before.batch_size:
             return step, []
         here = pairs // self.batch_size
@@ -117,8 +123,18 @@ class Course:
             )
         return here, [
             f"data.batch_size {before.batch_size} -> {self.batch_size}: {pairs} pairs are done, so "
-            f"step {step} there is step {here} here, in epoch {pairs / self.records:.2f} of both"
+            f"step {step} there is step {here} here, {self._epochs(before, step, here)}"
         ]
+
+    def _epochs(self, before: Course, step: int, here: int) -> str:
+        """The epoch of a step there and of the same step here, as ramps and stages count it."""
+        there, own = step / before.steps_per_epoch, here / self.steps_per_epoch
+        if there == own:
+            return f"in epoch {own:.2f} of both"
+        return (
+            f"in epoch {there:.4g} there and {own:.4g} here, as an epoch is counted in whole "
+            f"batches ({before.steps_per_epoch} there, {self.steps_per_epoch} here)"
+        )
 
     def _other_rate(self, before: Course, step: int, here: int) -> list[str]:
         """The learning rate of the last step there and of the next one here, if fields changed
@@ -191,3 +207,32 @@ def beginning(config: TrainConfig, workdir: Path) -> str:
                 f"mend the path, or set train.{name}=''",
             )
     return ""
+
+
+def known_tokenizer(
+    data: DataConfig, train: TrainConfig, workdir: Path
+) -> tuple[TextTokenizer | None, str]:
+    """The tokenizer of a run, if there is one yet, and where it is from.
+
+    Raises CheckpointError where the run that it would be from is not there, or has another one than
+    data.tokenizer names: the rows of its word embedding are the words of its own.
+    """
+    if has_checkpoint(workdir):
+        return load_tokenizer(str(workdir / TOKENIZER)), f"of {workdir}"
+    beginning(train, workdir)
+    own = load_tokenizer(data.tokenizer, data.add_sep) if data.tokenizer else None
+    name = "continue_from" if train.continue_from else "weights"
+    if not (parent := getattr(train, name)):
+        return own, data.tokenizer or "will be learned from the training captions"
+    if own and not (as_path(parent) / TOKENIZER).is_dir():
+        return own, data.tokenizer
+    theirs = load_tokenizer(str(as_path(parent) / TOKENIZER))
+    if own and own.tokens() != theirs.tokens():
+        raise CheckpointError(
+            f"data.tokenizer={data.tokenizer!r}, of {own.vocab_size} entries, with train.{name}="
+            f"{parent!r}, whose tokenizer has {theirs.vocab_size}",
+            "the tokenizer of the weights, whose word embedding has a row for each of its entries",
+            f"set data.tokenizer='', which takes theirs; for captions of another language train "
+            f"without weights (train.{name}='')",
+        )
+    return (own, data.tokenizer) if own else (theirs, f"of {parent}")

@@ -19,14 +19,18 @@ from data import hostile
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
 from nas_jax.data.pair_files import file_eval_sets
+from nas_jax.data.pair_lines import read_pairs
 from nas_jax.data.prepare.__main__ import main
-from nas_jax.data.sources import read_jsonl
+from nas_jax.evals.benchmarks import load_benchmark
 from nas_jax.utils.errors import DataError
 
 COUNT = 4
 LIST = [{"image": f"p/{i}.jpg", "caption": f"a dog {i}"} for i in range(COUNT)]
-COMMAND = re.compile(r"python -m nas_jax\.data\.prepare (.*), and set data\.train=\('(.*)',\)")
-FIELD = re.compile(r"(data\.\w+)=(\('[^']*',\)|'[^']*')")
+COMMAND = re.compile(
+    r"python -m nas_jax\.data\.prepare (.*), and put '(.*)' in its place in data\.train"
+)
+FIELD = re.compile(r"(data\.\w+)=('[^']*')")
+PLACE = re.compile(r"name its tars: put ('[^']*') in its place")
 FLAGS = re.compile(r"pass (--image-root \S+(?: --strip \S+)?)\.$")
 
 
@@ -147,6 +151,8 @@ def follow(said: str, flags: list[str], config: dict, capsys) -> tuple[str, list
     elif found := re.search(r"python -m zipfile -e (\S+) (\S+) and name the folder", said):
         zipfile.main(["-e", found[1], found[2]])
         return "", flags, {"train": (found[2],)}
+    elif found := PLACE.search(said):
+        return "", flags, config | {"train": (eval(found[1]),)}
     elif found := FIELD.search(said):
         return "", flags, config | {found[1].removeprefix("data."): eval(found[2])}
     else:
@@ -218,15 +224,52 @@ def test_braces_in_data_train(tmp_path):
         open_corpus(DataConfig(train=(str(tmp_path / "{0..2}.tar"),)), "train", 0)
 
 
-def test_lines_of_pairs_may_be_an_array(tmp_path):
+def test_lines_of_pairs_may_be_an_array_packed_or_in_utf_16(tmp_path):
     path = tmp_path / "foils.jsonl"
     rows = [{"image": "a", "caption": "b"}, {"image": "c", "caption": "d"}]
-    for text in (lines(rows), json.dumps(rows, indent=1), "\ufeff" + lines(rows)):
-        path.write_text(text)
-        assert read_jsonl(str(path), ("image", "caption")) == rows
+    forms = [lines(rows), json.dumps(rows, indent=1), "\ufeff" + lines(rows)]
+    packed = [gzip.compress(lines(rows).encode("utf-16")), lines(rows).encode("utf-16")]
+    for data in [*(form.encode() for form in forms), gzip.compress(forms[1].encode()), *packed]:
+        path.write_bytes(data)
+        assert [row for _, row in read_pairs(str(path), ["image"], ["caption"])] == rows
     path.write_text(json.dumps(rows)[:-3])
     with pytest.raises(DataError, match="a json array.*copy it again"):
-        read_jsonl(str(path), ("image",))
+        read_pairs(str(path), ["image"])
+    path.write_bytes(packed[0][:-9])
+    with pytest.raises(DataError, match="foils.jsonl: .*end-of-stream"):
+        read_pairs(str(path), ["image"])
+
+
+def test_foils_of_a_run_and_of_a_benchmark_are_the_same_lines(tmp_path):
+    """Every spelling that `own` takes, data.foils takes; what one refuses, the other counts."""
+    pictures(tmp_path / "p")
+    (tmp_path / "a.json").write_text(json.dumps([row | {"image": row["image"]} for row in LIST]))
+    pair = {"image": "p/1.jpg", "caption": "a dog"}
+    told = [{"foils": ["a cat", "a cow"]}, {"negative_caption": "a cup", "category": 2.5}]
+    config = DataConfig(
+        val=(str(tmp_path / "a.json"),),
+        foils=(str(tmp_path / "b.jsonl"),),
+        image_root=str(tmp_path),
+        image_size=16,
+    )
+    (tmp_path / "b.jsonl").write_text(lines([pair | more for more in told]))
+    (found,) = file_eval_sets(config)
+    assert [(foil.foil, foil.category) for foil in found.foils] == [
+        ("a cat", "none"),
+        ("a cow", "none"),
+        ("a cup", "2.5"),
+    ]
+    (benchmark,) = load_benchmark("own", tmp_path, 16)
+    assert [(one.texts[1:], one.category) for one in benchmark.questions] == [
+        (("a cat", "a cow"), "none"),
+        (("a cup",), "2.5"),
+    ]
+    for odd in ({"foil": " "}, {"foil": "a cat", "category": [1]}, {"foil": "x", "image": True}):
+        (tmp_path / "b.jsonl").write_text(lines([pair | odd]))
+        with pytest.raises(DataError, match="line 1, without"):
+            file_eval_sets(config)
+        with pytest.raises(DataError, match="1 of 1 items cannot be used: 1 no "):
+            load_benchmark("own", tmp_path, 16)
 
 
 def test_foils_of_a_run_may_be_lists_and_their_categories_null_or_numbers(tmp_path):
@@ -250,3 +293,26 @@ def test_foils_of_a_run_may_be_lists_and_their_categories_null_or_numbers(tmp_pa
     (tmp_path / "foils.jsonl").write_text(lines([pair | {"foil": []}]))
     with pytest.raises(DataError, match="line 1, without 'foil'"):
         file_eval_sets(config)
+
+
+def test_two_lists_of_one_name_get_two_folders_and_the_field_that_names_them(tmp_path):
+    """What is prepared of a.csv and a.tsv must not be one folder; a list of data.val belongs
+    there.
+    """
+    pictures(tmp_path / "p")
+    (tmp_path / "a.csv").write_text(table(LIST))
+    (tmp_path / "a.json").write_text(lines(LIST))
+    (tmp_path / "good.json").write_text(json.dumps(LIST))
+    told = []
+    for name in ("a.csv", "a.json"):
+        val, train = (str(tmp_path / name) for name in (name, "good.json"))
+        config = DataConfig(train=(train,), val=(val,), image_root=str(tmp_path))
+        with pytest.raises(DataError, match="in its place in data.val.$") as caught:
+            open_corpus(config, "val", 0)
+        assert "data.train" not in str(caught.value)
+        told.append(re.search(r"put '(.*)' in its place", str(caught.value))[1])
+    assert len(set(told)) == 2
+    (tmp_path / "b.csv").write_text(table(LIST))
+    with pytest.raises(DataError) as caught:
+        open_corpus(DataConfig(train=(str(tmp_path / "[ab].csv"),)), "train", 0)
+    assert re.search(r"put '([^*?\[\]{}]*)' in its place in data.train", str(caught.value))

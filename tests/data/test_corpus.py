@@ -203,3 +203,40 @@ def test_no_sample_of_an_epoch_is_repeated_or_lost_over_restarts(files, tmp_path
         if total == 9:
             np.testing.assert_array_equal(result.state.params, twice_R)
     np.testing.assert_array_equal(result.state.params, 2 * twice_R)
+
+
+def test_each_collection_has_its_own_image_root(tmp_path):
+    """Equal paths below two roots are two pictures; training and validation apart."""
+    for number, root in enumerate(("coco", "vg", "test")):
+        (tmp_path / root).mkdir()
+        (tmp_path / root / "0.png").write_bytes(png(number))
+        (tmp_path / f"{root}.json").write_text(json.dumps([{"image": "0.png", "caption": root}]))
+    lists = {name: str(tmp_path / f"{name}.json") for name in ("coco", "vg", "test")}
+    roots = {name: str(tmp_path / name) for name in lists}
+    config = DataConfig(
+        train=(lists["coco"], lists["vg"]),
+        val=(lists["test"],),
+        image_roots=(roots["coco"], roots["vg"]),
+        val_image_roots=(roots["test"],),
+    )
+    opened, held = open_corpus(config, "train", 0), open_corpus(config, "val", 0)
+    assert [opened.captions(i) for i in range(2)] == [("coco",), ("vg",)]
+    found = [opened[0], opened[1], held[0]]
+    for record, root in zip(found, ("coco", "vg", "test"), strict=True):
+        assert record.image == (tmp_path / root / "0.png").read_bytes()
+    assert found[0].image_id != found[1].image_id
+    # One root for all is as before: neighbouring lists are one source.
+    same = replace(config, image_roots=(), image_root=roots["coco"])
+    assert len(open_corpus(same, "train", 0).parts) == 1
+    alike = replace(config, image_roots=(roots["coco"],) * 2)
+    assert len(open_corpus(alike, "train", 0).parts) == 1
+    # A wrong one names its own field, and what to put there.
+    (tmp_path / "test/0.png").rename(tmp_path / "test/1.png")
+    (tmp_path / "test.json").write_text('[{"image": "1.png", "caption": "x"}]')
+    line = "no picture '.*coco/1.png'.*put '.*/test' .now '.*coco'. for it in data.val_image_roots"
+    with pytest.raises(DataError, match=line):
+        open_corpus(replace(same, val_image_roots=()), "val", 0)
+    with pytest.raises(ConfigError, match="data.image_roots with 1 folders; expected one for each"):
+        replace(config, image_roots=("a",)).validate()
+    with pytest.raises(ConfigError, match="val_image_roots with 1 .* each of the 0 entries"):
+        replace(config, val=()).validate()

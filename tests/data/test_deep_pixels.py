@@ -2,23 +2,32 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from data import hostile
 from PIL import Image
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_errors import ImageError
 from nas_jax.data.image_ops import decode, decode_crop
 from nas_jax.data.pair_files import file_eval_sets
+from nas_jax.data.prepare.__main__ import main as prepare
 from nas_jax.data.prepare.__main__ import run
 from nas_jax.data.prepared import PreparedSource, read_manifest
 from nas_jax.data.readers import Example
 from nas_jax.data.records import Draw
 from nas_jax.data.sources import AlbefJsonSource
-from nas_jax.utils.errors import ConfigError
+from nas_jax.data.tokenizer import learn_wordpiece
+from nas_jax.evals.benchmarks import load_benchmark
+from nas_jax.evals.benchmarks.__main__ import main as describe_benchmark
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.run import Texts, load_all
+from nas_jax.inspect import words
+from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
 
 WIDE = np.tile(np.arange(256), (2, 1))
@@ -117,8 +126,10 @@ def test_a_dark_picture_stays_dark():
         "12 bits": tiff((WIDE * 8).astype(np.uint16), t281=4095),
     }.items():
         np.testing.assert_allclose(decode(dark), colours(WIDE // 2), atol=1, err_msg=name)
-    small = tiff((WIDE % 200).astype(np.uint16))  # once taken for 8 bits
-    assert decode(small).max() == 0
+    night = np.minimum(WIDE, 4000)
+    night[0, 0] = 5000  # one value of more than 12 bits
+    for data in (tiff(night.astype(np.uint16)), png(night), png(colours(night))):
+        assert decode(data).max() == 5000 >> 8
 
 
 @pytest.mark.parametrize(
@@ -143,10 +154,24 @@ def test_what_is_not_said_is_refused_by_its_mode(data, reason, detail, ends):
     np.testing.assert_allclose(decode(data, ends), colours(WIDE), atol=1)
 
 
+def test_12_bits_stored_in_16_without_a_word_of_it_are_refused():
+    """They would come out nearly black, and their own maximum must not decide. A file that names
+    its bits, and a picture of zeros alone, are clear.
+    """
+    dim = (WIDE * 16).astype(np.uint16)
+    for data in (tiff(dim), png(dim), tiff(colours(dim)), png(colours(dim)), tiff(dim // 20)):
+        with pytest.raises(ImageError, match="none above .*names none; data.image_range") as caught:
+            decode(data)
+        assert caught.value.reason.startswith("unknown range of mode")
+    for data in (png(dim, [16]), tiff(dim, t281=65535), png(colours(dim), [16] * 3)):
+        assert 14 <= decode(data).max() <= 16
+    for data in (tiff(dim * 0), png(dim * 0), png(colours(dim * 0))):
+        assert decode(data).max() == 0
+
+
 def test_the_range_of_the_config_comes_first_and_leaves_8_bits_alone():
     dim = (WIDE * 16).astype(np.uint16)
     for data in (tiff(dim), png(dim), tiff(colours(dim)), png(colours(dim))):
-        assert decode(data).max() <= 16
         np.testing.assert_allclose(decode(data, (0, 4080)), colours(WIDE), atol=1)
     buffer = io.BytesIO()
     Image.fromarray(colours(WIDE).astype(np.uint8)).save(buffer, "PNG")
@@ -195,3 +220,61 @@ def test_preparing_counts_what_is_unknown_or_stores_it_as_told(tmp_path):
     example = Example(source[0], Draw(0, 0.0, 0, 25), config, np.random.default_rng(0))
     pixels = example.view(np.random.default_rng(0))
     assert pixels[:, :8].max() < 16 and pixels[:, -8:].min() > 239
+    for image in (benchmark_picture(tmp_path, config), word_picture(tmp_path, config)):
+        assert image[:, :8].max() < 16 and image[:, -8:].min() > 239
+    with pytest.raises(DataError, match="scan.tif: signed.*data.image_range"):
+        load_benchmark("own", tmp_path, 256)
+    shown = describe_benchmark(["own", "--data", str(tmp_path), "--image-size", "16"])
+    assert shown == 3
+    ends = ["--image-range", "-1024", "-4"]
+    assert describe_benchmark(["own", "--data", str(tmp_path), "--image-size", "16", *ends]) == 0
+
+
+def benchmark_picture(folder, config):
+    """The scan as a benchmark of a run shows it."""
+    pair = {"image": "scan.tif", "caption": "a scan", "foil": "a cat"}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair))
+    settings = EvalConfig(benchmarks=("own",), data=str(folder.parent))
+    (folder.parent / "own").symlink_to(folder)
+    texts = Texts(learn_wordpiece(["a scan", "a cat"], 64), True, 64)
+    (found,) = load_all(settings, 256, texts, config.image_range)
+    return found.images[0]
+
+
+def word_picture(folder, config):
+    """The scan as `inspect.words --image` shows it."""
+    return words._read(str(folder / "scan.tif"), config)
+
+
+def test_evaluation_sets_are_compared_in_the_range_that_is_given(tmp_path, capsys):
+    """--against says what it could not read, and reads it with --image-range."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).resize((64, 64))
+    scan = tiff(np.asarray(coarse).astype(np.int16) * 4 - 1024)
+    for name in ("train", "eval"):
+        hostile.write_tar(tmp_path / f"{name}.tar", hostile.sample("a", scan, "x", suffix="tif"))
+    ends, out = ["--image-range", "-1024", "-4"], str(tmp_path / "out")
+    train, other = (str(tmp_path / f"{name}.tar") for name in ("train", "eval"))
+    assert prepare([train, "--out", out, "--workers", "0", *ends]) == 0
+    with open(other, "ab") as file:  # another file
+        file.write(bytes(512))
+    capsys.readouterr()
+    # As the folder was prepared, where no flag says another.
+    assert prepare(["--out", out, "--against", other, "--workers", "0"]) == 0
+    assert "1 records are pictures of eval" in capsys.readouterr().out
+    wrong = ["--image-range", "5", "2"]
+    assert prepare(["--out", out, "--against", other, "--workers", "0", *wrong]) == 2
+    plain = str(tmp_path / "plain")
+    hostile.write_tar(tmp_path / "b.tar", hostile.sample("a", hostile.jpeg(1), "x"))
+    assert prepare([str(tmp_path / "b.tar"), "--out", plain, "--workers", "0"]) == 0
+    capsys.readouterr()
+    hostile.write_tar(
+        tmp_path / "eval.tar",
+        hostile.sample("a", scan, "x", suffix="tif") + hostile.sample("b", hostile.jpeg(1), "x"),
+    )
+    assert prepare(["--out", plain, "--against", other, "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"unknown range of mode I +1 +50.00%", printed)
+    assert "1 records are pictures of eval" in printed
+    assert prepare(["--out", plain, "--against", other, "--workers", "0", *ends]) == 0
+    assert "unknown range" not in capsys.readouterr().out

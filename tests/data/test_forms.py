@@ -19,6 +19,7 @@ from nas_jax.data.image_ops import decode
 from nas_jax.data.prepare import Options, prepare
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.prepare.inputs import list_inputs, plan, read_unit
+from nas_jax.data.prepare.items import InputPair
 from nas_jax.data.prepared import PreparedSource
 from nas_jax.utils.errors import DataError, UserError
 from nas_jax.utils.logging import Console
@@ -385,3 +386,74 @@ def test_pictures_come_whole_out_of_a_prepared_parquet(tmp_path):
     for i in range(COUNT):
         assert source[i].key == f"{i}.jpg" and source[i].captions == (CAPTIONS[i],)
         assert (decode(source[i].image) == decode(hostile.jpeg(i))).all()
+
+
+def test_a_folder_of_pairs_whose_names_have_dots(tmp_path):
+    names = ("scan v1.0", "scan v1.1", "a.b.c")
+    for i, name in enumerate(names):
+        (tmp_path / f"{name}.jpg").write_bytes(hostile.jpeg(i))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"caption": f"a dog {i}"}))
+    found = [pair for unit in plan(list_inputs([str(tmp_path)])) for pair in read_unit(unit)]
+    assert [(pair.key, pair.captions) for pair in found] == sorted(
+        (name, [f"a dog {i}"]) for i, name in enumerate(names)
+    )
+    (tmp_path / "list v1.json").write_text(json.dumps(entries()))  # and a list is still asked about
+    with pytest.raises(DataError, match="1 files .*json"):
+        list_inputs([str(tmp_path)])
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "coco", "parquet"])
+def test_the_first_pictures_may_all_be_missing(tmp_path, form):
+    """Those are losses; only where none is found anywhere in the list is its root wrong."""
+    pictures(tmp_path / "p")
+    missing, texts = 470, [f"a dog {i}" for i in range(500)]
+
+    def write(there: bool) -> Path:
+        images = [f"{'p' if there and i >= missing else 'q'}/{i % COUNT}.jpg" for i in range(500)]
+        rows = [{"image": a, "caption": b} for a, b in zip(images, texts, strict=True)]
+        path = tmp_path / f"{there}.{form.replace('coco', 'json')}"
+        if form == "parquet":
+            arrow = pytest.importorskip("pyarrow")
+            from pyarrow.parquet import write_table
+
+            write_table(arrow.table({"image": images, "caption": texts}), path)
+            return path
+        coco = {
+            "images": [{"id": i, "file_name": image} for i, image in enumerate(images)],
+            "annotations": [{"image_id": i, "caption": text} for i, text in enumerate(texts)],
+        }
+        text = {"json": json.dumps(rows), "jsonl": lines(rows), "coco": json.dumps(coco)}
+        path.write_text(text[form] if form in text else table(rows, ","))
+        return path
+
+    found = [one for unit in plan(list_inputs([str(write(True))])) for one in read_unit(unit)]
+    kept = [one for one in found if isinstance(one, InputPair)]
+    assert len(found) > 470 and {one.reason for one in found if one not in kept} == {"missing file"}
+    assert sum(len(pair.captions) for pair in kept) == 500 - missing
+    with pytest.raises(DataError, match=r"none of 2\d\d pictures .*q/0.jpg.*--image-root"):
+        list(plan(list_inputs([str(write(False))])))
+
+
+def test_a_parquet_with_bytes_and_a_column_of_paths(tmp_path):
+    """The bytes are the pictures, and the path is their name, before an id."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    columns = {"path": [f"a/{i}.jpg" for i in range(COUNT)], "id": list(range(COUNT))}
+    columns |= {"jpg": [hostile.jpeg(i) for i in range(COUNT)], "text": CAPTIONS}
+    write_table(arrow.table(columns), tmp_path / "a.parquet")
+    (unit,) = plan(list_inputs([str(tmp_path / "a.parquet")]))
+    found = list(read_unit(unit))
+    assert [pair.key for pair in found] == columns["path"]
+    assert [pair.image for pair in found] == columns["jpg"]
+
+
+def test_losses_of_a_packed_tar_name_the_tar_itself(tmp_path):
+    path = packed_tar("a.tgz", "w:gz")(tmp_path)
+    with gzip.open(path) as file:
+        data = file.read()
+    end = -(-len(data.rstrip(b"\0")) // 512) * 512
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(data[:end]))  # without its end mark
+    (unit,) = plan(list_inputs([str(tmp_path / "b.tgz")]))
+    (lost,) = [one for one in read_unit(unit, tmp_path) if not isinstance(one, InputPair)]
+    assert (lost.reason, lost.name, lost.file) == ("tar cut short", "b.tgz", unit.path)

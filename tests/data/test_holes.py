@@ -14,10 +14,14 @@ from nas_jax import preflight
 from nas_jax.config import RunConfig
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, missing_files, open_source, train_batches
+from nas_jax.data.prepare import Options, prepare, workers
 from nas_jax.data.readers import Reader
 from nas_jax.data.records import Draw
 from nas_jax.data.sources import AlbefJsonSource
-from nas_jax.utils.errors import DataError
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.going_on import known_tokenizer
+from nas_jax.utils.errors import CheckpointError, DataError
+from nas_jax.utils.logging import Console
 
 COUNT = 600
 WHOLE = "looked for 600 of 600 picture files"
@@ -103,6 +107,8 @@ def test_a_replacement_is_of_the_same_entry(folder):
 
 
 def test_the_check_counts_missing_files(folder, monkeypatch):
+    entries = [{"image": f"images/{i % COUNT}.png", "caption": f"{i}"} for i in range(400)]
+    (folder / "whole.json").write_text(json.dumps(entries))
     config = config_of(folder, 200, 220)
     found = missing_files(open_source(config, "train", 0))
     assert found[:3] == (COUNT, COUNT, 20) and found.example.endswith("missing/200.png")
@@ -120,6 +126,17 @@ def test_the_check_counts_missing_files(folder, monkeypatch):
     assert re.search("looked for 600 of 600 picture files, 20 are missing, like .*200.png", text)
     with pytest.raises(DataError, match="40 are missing, like .*expected at most a share of 0.05"):
         line(config_of(folder, 200, 240))
+    # The same 40 among others that are there: 4 % of what is drawn, or more by their weight.
+    prepare(
+        [str(folder / "whole.json")], folder / "whole", workers=0, console=Console(enabled=False)
+    )
+    both = replace(config, train=(*config_of(folder, 200, 240).train, str(folder / "whole")))
+    verdict, text = line(both)
+    assert (
+        verdict == preflight.WARNING and "40 are missing" in text and "4.00% of the pairs" in text
+    )
+    with pytest.raises(DataError, match="6.00% of the pairs that are drawn; expected"):
+        line(replace(both, weights=(9.0, 1.0)))
     verdict, text = line(config_of(folder, 0, 0))
     assert verdict == preflight.OK and text.endswith(WHOLE)
 
@@ -148,3 +165,34 @@ def test_a_list_may_begin_with_a_hole(folder):
     assert len(open_source(config_of(folder, 0, 120), "train", 0)) == COUNT
     with pytest.raises(DataError, match="no picture .*missing/0.png', nor any other of 50 in"):
         open_source(config_of(folder, 0, COUNT), "train", 0)
+
+
+def test_a_path_that_no_system_can_open_is_replaced(folder):
+    config = config_of(folder, 0, 0)
+    entries = json.loads((folder / "list.json").read_text())
+    entries[3]["image"] = "images/\0.png"
+    (folder / "list.json").write_text(json.dumps(entries))
+    assert missing_files(open_source(config, "train", 0)).missing == 1
+    assert sum(batch["skipped_B"].sum() for batch in take(config, 20)) == 1
+
+
+def test_the_check_names_the_weights_that_are_not_there(folder, tmp_path):
+    """And not the tokenizer beside them."""
+    train = TrainConfig(weights=str(tmp_path / "no"))
+    with pytest.raises(CheckpointError, match="train.weights='.*no', where no checkpoint is"):
+        known_tokenizer(config_of(folder, 0, 0), train, tmp_path / "w")
+
+
+def test_preparing_goes_through_a_block_of_missing_pictures(folder, tmp_path, monkeypatch):
+    """Whose share is small in the whole list; where the rest cannot make up for it, it ends."""
+    monkeypatch.setattr(workers, "MIN_COUNTED", 40)
+    monkeypatch.setattr(workers, "_TICK_SECONDS", 0.0)
+
+    def prepared(missing):
+        (name,) = config_of(folder, 0, missing).train
+        out = tmp_path / str(missing)
+        return prepare([name], out, Options(str(folder)), workers=0, console=Console(enabled=False))
+
+    assert prepared(29)["counts"]["images_out"] == COUNT - 29  # the first 29 of 600: 4.8 %
+    with pytest.raises(DataError, match="40 of 40 images lost; expected at most a share of 0.05"):
+        prepared(60)

@@ -144,3 +144,37 @@ def test_neighbouring_tars_that_number_other_pictures_alike_are_said(folder, cap
     (record,) = caplog.records
     assert "000000000 is in" in record.message and "'second 0'" in record.message
     assert "give data.weights, or prepare each" in record.message
+
+
+@pytest.mark.parametrize("form", ["cats/{}.jpg", "{}.jpg", "./cats/{}", "cats/{}"])
+@pytest.mark.parametrize("key", ["n{}", "scan v1.{}"])
+def test_the_pictures_of_a_quad_stay_on_one_side_whatever_they_are_called(tmp_path, form, key):
+    """In folders of a tar, with dots in their names, by the last part of the name alone."""
+    keys = [key.format(i) for i in range(40)]
+    members = []
+    for seed, one in enumerate(keys):
+        members += hostile.sample(f"cats/{one}", hostile.jpeg(seed), f"a cat {seed}")
+    hostile.write_tar(tmp_path / "pets.tar", members)
+    quads = [
+        {
+            "image_0": form.format(keys[i]),
+            "image_1": form.format(keys[i + 1]),
+            "caption_0": f"a cat {i}",
+            "caption_1": f"a cat {i + 1}",
+        }
+        for i in range(0, 40, 2)
+    ]
+    (tmp_path / "quads.jsonl").write_text("\n".join(map(json.dumps, quads)))
+    config = DataConfig(
+        train=(str(tmp_path / "pets.tar"),),
+        quads=(str(tmp_path / "quads.jsonl"),),
+        holdout=0.5,
+        image_size=16,
+    )
+    for split in ("train", "val"):
+        source = open_corpus(config, split, 0)
+        kept = {int(source.captions(i)[0].removeprefix("a cat ")) for i in range(len(source))}
+        assert 0 < len(kept) < 40
+        assert all((i in kept) == (i + 1 in kept) for i in range(0, 40, 2))
+    (found,) = file_eval_sets(config)
+    assert len(found.quads) == len(source) // 2

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -21,9 +23,11 @@ from nas_jax.methods.albef import AlbefConfig
 from nas_jax.methods.config import ItcConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.models.codebook import DictionaryConfig
+from nas_jax.negatives.nta import choose_words
 from nas_jax.preflight import preflight
 from nas_jax.train.config import TrainConfig
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.train.going_on import known_tokenizer
+from nas_jax.utils.errors import CheckpointError, ConfigError, DataError
 
 GERMAN = (
     "Ein Hund an der T\u00fcr",
@@ -196,3 +200,55 @@ def test_weights_of_another_language_are_refused(german_after_hindi, tmp_path, c
     # a method without NTA replaces no words
     albef = AlbefConfig(itc=ItcConfig(queue_size=16))
     assert (run.method.has_generator, albef.has_generator) == (True, False)
+
+
+def test_weights_with_another_tokenizer_are_refused_in_one_line(
+    german_after_hindi, tmp_path, capsys
+):
+    """Which names both and what helps, and no array of the state; the same one is no trouble."""
+    own = str(tmp_path / "own")
+    learn_wordpiece([text.lower() for text in GERMAN], 100).save(own)
+    run = german_after_hindi
+    run = replace(run, data=replace(run.data, tokenizer=own))
+    line = r"data.tokenizer='.*own', of \d+ entries, with train.weights='.*hindi', whose tokenizer"
+    with pytest.raises(CheckpointError, match=line + ".*train without weights") as caught:
+        runner.train(run, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert preflight(run, tmp_path / "other") == CheckpointError.exit_code
+    assert "whose tokenizer has" in capsys.readouterr().out
+    fresh = replace(run, train=replace(run.train, weights=""))
+    assert preflight(fresh, tmp_path / "other") == 0
+    same = replace(run.data, tokenizer=str(tmp_path / "hindi/tokenizer"))
+    found, origin = known_tokenizer(same, run.train, tmp_path / "other")
+    assert (found.vocab_size, origin) == (load_tokenizer(origin).vocab_size, same.tokenizer)
+
+
+THAI = (("แมว", "หมา", "ม้า", "นก"), ("สีแดง", "สีดำ", "ตัวใหญ่"), ("บนโต๊ะ", "ในสวน", "ข้างบ้าน"))
+KANA = (
+    ("あかい", "くろい", "おおきな"),
+    ("ねこ", "いぬ", "りんご"),
+    ("がにわにいる", "がつくえのうえ"),
+)
+
+
+@pytest.mark.parametrize("parts", [THAI, KANA], ids=["Thai", "kana"])
+def test_scripts_without_blanks_have_words_that_nta_may_replace(tmp_path, parts):
+    captions = ["".join(words) for words in product(*parts)]
+    config = write_list(tmp_path, captions, count=len(captions))
+    source = pipeline.open_source(config, "train", 0)
+    for size in (80, 120, 300):
+        tokenizer = learn_wordpiece(captions, size)
+        report = caption_report(source, tokenizer, config)
+        assert report.share("wordless") < 0.1
+        assert judge(report, tokenizer, config, replaces_words=True) == []
+    tokenizer = learn_wordpiece(captions, 80)
+    ids_BxL, mask_BxL = tokenizer.encode(captions, 25)
+    vocabulary = tokenizer.vocabulary()
+    assert mask_BxL.sum(1).mean() > 2.5  # with [CLS]: several pieces each
+    rows = map(jax.numpy.asarray, (ids_BxL, mask_BxL))
+    masked = choose_words(jax.random.key(0), *rows, vocabulary, 0.15)
+    assert np.asarray(masked.chosen_BxM).any(1).mean() > 0.9
+    # A script with blanks is as it was: pieces of a word are none.
+    latin = learn_wordpiece(["reddish greenish bluish"], 64).vocabulary()
+    names = learn_wordpiece(["reddish greenish bluish"], 64).tokens()
+    assert all(latin.continuation_V[i] == name.startswith("##") for i, name in enumerate(names))

@@ -74,7 +74,7 @@ def test_the_position_is_counted_in_pairs():
     )
     assert "train.steps 30 -> 100, data.batch_size 8 -> 4: the learning rate goes" in lines[1]
     assert after(30, batch_size=16)[0] == 15
-    with pytest.raises(CheckpointError, match="240 pairs are done .* not a multiple of 7;"):
+    with pytest.raises(CheckpointError, match="240 pairs are done .* not a multiple of 56;"):
         after(30, batch_size=7, steps=100)
     with pytest.raises(CheckpointError, match="40 steps of 4 pairs.*expected more than 60 steps"):
         after(30, batch_size=4, steps=40)
@@ -87,6 +87,29 @@ def test_the_position_is_counted_in_pairs():
     with pytest.raises(CheckpointError, match="248 pairs .* not a multiple of 40"):
         after(31, there, steps=100)
     assert after(31, there, **grouped) == (31, [])
+
+
+def test_the_epoch_is_said_as_each_run_counts_it():
+    """64 records are 10 batches of 6 and 4 of 16: so the epoch moves, and ramps with it."""
+    step, lines = after(8, there=config_of(batch_size=6), batch_size=16, steps=100)
+    assert step == 3 and lines[0].endswith(
+        "so step 8 there is step 3 here, in epoch 0.8 there and 0.75 here, as an epoch is counted "
+        "in whole batches (10 there, 4 here)"
+    )
+
+
+def test_the_advice_on_windows_is_taken():
+    """A checkpoint at a multiple of both windows, or the fields as they were."""
+    there = config_of(text_buckets=(8, 12), bucket_window=5)
+    here = {"batch_size": 6, "text_buckets": (10,), "bucket_window": 2, "steps": 100}
+    with pytest.raises(CheckpointError, match="not a multiple of 120;") as caught:
+        after(31, there, **here)
+    said = str(caught.value)
+    keep = "or keep data.batch_size=8 and data.text_buckets, data.bucket_window as they were"
+    assert "at a multiple of 120 pairs" in said and keep in said
+    assert after(120 // 8, there, **here)[0] == 20
+    kept = here | {"batch_size": 8, "text_buckets": (8, 12), "bucket_window": 5}
+    assert after(31, there, **kept)[0] == 31
 
 
 def list_of_pictures(folder):

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from nas_jax.data.config import check_image_range
 from nas_jax.data.overlap import MAX_DISTANCE
 from nas_jax.data.prepare import Labels, Options, check_overlap, prepare, verify
 from nas_jax.utils.commands import Parser, exit_code
@@ -24,7 +25,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     forms = (
         "*.tar, *.parquet, *.json, *.jsonl, *.csv, *.tsv, also packed, a folder of such files, "
-        "tfds:NAME[:SPLIT]; globs and {000..012} are expanded (docs/what_do_you_have.md)"
+        "tfds:NAME[:SPLIT]; tars and parquet also at hf://, https://, s3://; "
+        "globs and {000..012} are expanded (docs/what_do_you_have.md)"
     )
     add("inputs", nargs="*", metavar="INPUT", help=forms)
     add("--out", required=True, help="the prepared folder")
@@ -114,6 +116,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 "copy them with gcloud storage cp -r, or mount the bucket (docs/launch.md) and "
                 "name the folder there",
             )
+    for flag, path in (("--out", args.out), ("--image-root", args.image_root)):
+        if "://" in path:
+            raise ConfigError(f"{flag} {path}", "a folder of this machine", "name one with room")
     if not (args.inputs or args.against or args.verify or args.tokenizer):
         raise ConfigError(
             "no INPUT",
@@ -143,7 +148,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> None:
         prepare(args.inputs, args.out, options, labels, args.workers, args.max_lost, console)
     for other in args.against:
         distance = MAX_DISTANCE if args.max_distance is None else args.max_distance
-        check_overlap(args.out, other, args.leave_out, args.workers, distance, console)
+        ends = tuple(args.image_range)
+        check_image_range(ends, "--image-range")
+        check_overlap(args.out, other, args.leave_out, args.workers, distance, console, ends)
     if args.inputs or args.tokenizer:
         from nas_jax.data.prepare.texts import say_texts  # here: workers import this file, not jax
 

@@ -25,7 +25,7 @@ from nas_jax.data.prepare.folder import (
 )
 from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
 from nas_jax.data.prepare.items import Loss, overlap_reason
-from nas_jax.data.prepare.manifest import Labels, merge
+from nas_jax.data.prepare.manifest import Labels, by_reason, loss_table, merge
 from nas_jax.data.prepare.units import NewShard, Options, Tally
 from nas_jax.data.prepared import (
     MANIFEST,
@@ -43,6 +43,7 @@ from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
 
 OVERLAP_LINES = "overlap.jsonl"  # one line a pair of copies
+_TUPLES = ("splits", "image_range")  # fields of Options that json has as lists
 _MOST = 64  # bits; pictures that have nothing in common come nearer than that
 
 
@@ -53,6 +54,7 @@ def check_overlap(
     workers: int | None = None,
     max_distance: int = MAX_DISTANCE,
     console: Console | None = None,
+    image_range: tuple[float, ...] = (),
 ) -> dict[str, Any]:
     """Compares a prepared folder with an evaluation set, and notes in the manifest what it found.
 
@@ -63,6 +65,7 @@ def check_overlap(
       made.
       leave_out: writes the shards that hold such pictures anew, without these.
       max_distance: bits in which two perceptual hashes may differ; -1 finds equal files only.
+      image_range: of pictures of more than 8 bits in `other`; (): as `out` was prepared with.
 
     Raises:
       ConfigError: max_distance out of range, or `other` is the folder itself.
@@ -82,7 +85,8 @@ def check_overlap(
         )
     with _locked_prepared(out):
         manifest = read_manifest(out)
-        name, id_, rows = _open_other(other, out, workers, console)
+        ends = tuple(image_range or manifest["options"].get("image_range", ()))
+        name, id_, rows = _open_other(other, out, Options(image_range=ends), workers, console)
         before = read_overlaps(out).get(name)
         same = before and before["id"] == id_ and before["max_distance"] == max_distance
         if same and (not leave_out or before["left_out"] == before["records"]):
@@ -112,9 +116,8 @@ def check_overlap(
             "left_out": left,
         }
         write_durably(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
-        options = Options(
-            **(manifest["options"] | {"splits": tuple(manifest["options"]["splits"])})
-        )
+        tuples = {name: tuple(manifest["options"].get(name, ())) for name in _TUPLES}
+        options = Options(**(manifest["options"] | tuples))
         source = manifest["source"]
         described = {key: source[key] for key in ("inputs", "files")}
         manifest = merge(
@@ -144,7 +147,7 @@ def _locked_prepared(out: Path) -> Iterator[None]:
 
 
 def _open_other(
-    other: str, out: Path, workers: int | None, console: Console
+    other: str, out: Path, options: Options, workers: int | None, console: Console
 ) -> tuple[str, str, Callable[[], Iterator[About]]]:
     """Name and id of a data set, and what gives its rows."""
     if is_prepared(other):
@@ -158,21 +161,32 @@ def _open_other(
         id_ = source.identity()
     else:
         name = os.path.splitext(os.path.basename(other.rstrip("/")))[0] or other
-        id_ = hashlib.sha256(json.dumps(stat_inputs(listed)).encode()).hexdigest()[:16]
-    return name, id_, lambda: _about_of(listed, out, workers, console)
+        rows, ends = stat_inputs(listed), options.image_range
+        content = [rows, ends] if ends else rows
+        id_ = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return name, id_, lambda: _about_of(listed, out, options, workers, console)
 
 
 def _about_of(
-    listed: Sequence[tuple[str, str]], out: Path, workers: int | None, console: Console
+    listed: Sequence[tuple[str, str]],
+    out: Path,
+    options: Options,
+    workers: int | None,
+    console: Console,
 ) -> Iterator[About]:
-    """The rows of inputs that are not prepared; their shards are not kept."""
+    """The rows of inputs that are not prepared; their shards are not kept. Prints what of them
+    cannot be compared.
+    """
     console.say(f"reading {', '.join(path for _, path in listed)[:100]}")
     folder = Path(out, UNITS, "against")
     shutil.rmtree(folder, ignore_errors=True)
     Path(folder, UNITS).mkdir(parents=True)
     try:
         units = list(plan(listed))
-        finish_units(units, folder, Options(), workers, 1.0, console, store=False)
+        finish_units(units, folder, options, workers, 1.0, console, store=False)
+        made = finished_units(folder, len(units))
+        if lost := by_reason(loss for unit in made for loss in unit["losses"]):
+            console.say(loss_table(lost, sum(unit["images_in"] for unit in made)))
         for number in range(len(units)):
             yield from read_about(folder / about_name(number))
     finally:

@@ -23,7 +23,7 @@ from nas_jax.data.prepare.inputs import list_inputs, plan, stat_inputs
 from nas_jax.data.prepare.items import Unit, overlap_reason
 from nas_jax.data.prepare.manifest import Labels, by_reason, loss_table, merge, relabel, say_summary
 from nas_jax.data.prepare.units import Options, unit_fingerprint
-from nas_jax.data.prepare.workers import MIN_COUNTED, Progress, TooMuchLost, run_units
+from nas_jax.data.prepare.workers import Progress, TooMuchLost, run_units
 from nas_jax.data.prepared import FORMAT, MANIFEST, UNITS, is_prepared
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
@@ -42,8 +42,8 @@ def prepare(
 
     Args:
       workers: processes; None takes one a core, 0 works in this process.
-      max_lost: a larger share of lost pictures is an error. It is judged as soon as MIN_COUNTED
-      were seen.
+      max_lost: a larger share of lost pictures is an error. It ends the work early where the rest
+      of the input cannot make up for it.
 
     Raises:
       ConfigError: options out of range, or a folder that belongs to other inputs or options.
@@ -122,15 +122,15 @@ def finish_units(
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count() or 1
         )
-    if todo and not (progress.seen >= MIN_COUNTED and progress.too_much):
+    if todo and not progress.beyond:
         with contextlib.suppress(TooMuchLost), contextlib.closing(console):
             run_units(todo, out, options, workers, store, progress)
     if progress.too_much or not progress.seen:
         made = [
             unit for unit in (read_unit_file(out, number) for number in range(len(units))) if unit
         ]
-        lost_by_reason = by_reason(loss for unit in made for loss in unit["losses"])
-        console.say(loss_table(lost_by_reason, sum(unit["images_in"] for unit in made)))
+        if lost := by_reason(loss for unit in made for loss in unit["losses"]):
+            console.say(loss_table(lost, sum(unit["images_in"] for unit in made)))
         raise DataError(
             f"{progress.lost} of {progress.seen} images lost",
             f"at most a share of {max_lost:g} (--max-lost)"

@@ -9,6 +9,7 @@
     DIR                      with one of these, metadata.csv|jsonl (imagefolder), tars, parquet
                              files, or KEY.jpg beside KEY.txt|json, in it or one folder below
     tfds:NAME[:SPLIT]        a TensorFlow Datasets data set
+    hf://, https://, s3://   tars or parquet files elsewhere (`remote`)
 
 Any list may be packed (.gz, .bz2, .xz) or in UTF-16. What a file is follows from its first bytes
 where these tell, and from its name where they do not. `nas_jax.data.list_fields` has the names of
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from nas_jax.data.patterns import expand_braces
 from nas_jax.data.prepare.lists import holds_lines
 from nas_jax.data.prepare.pair_folders import is_pair, parts_of, picture_of
+from nas_jax.data.prepare.remote import is_remote, list_remote
 from nas_jax.data.prepare.streams import PACKED_SUFFIXES, open_bytes, open_text, unpacking
 from nas_jax.data.prepare.tables import TOKEN, delimiter_of
 from nas_jax.data.prepare.tars import BLOCK, check_tar
@@ -52,7 +54,10 @@ def list_inputs(inputs: Sequence[str], groups: bool = False) -> list[Found]:
         return [("groups", _group_folder(given)) for given in dict.fromkeys(inputs)]
     found: list[Found] = []
     for given in inputs:
-        listed = [("tfds", given)] if given.startswith("tfds:") else _listed(given)
+        if is_remote(given):
+            listed = list_remote(given)
+        else:
+            listed = [("tfds", given)] if given.startswith("tfds:") else _listed(given)
         found += [entry for entry in dict.fromkeys(listed) if entry not in set(found)]
     return found
 
@@ -204,7 +209,9 @@ def _suffix(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return name.partition(".")[0]
+    """The name without its suffix, which may be two where it is packed."""
+    stem, suffix = os.path.splitext(name)
+    return os.path.splitext(stem)[0] if suffix.lower() in PACKED_SUFFIXES else stem
 
 
 def kind_of(path: str) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from nas_jax.data.prepare.pair_folders import (
     read_pair_folder,
 )
 from nas_jax.data.prepare.parquet import plan_parquet, read_parquet
+from nas_jax.data.prepare.remote import fetched, is_remote, stat_remote
 from nas_jax.data.prepare.streams import is_packed, unpacked
 from nas_jax.data.prepare.tables import columns_of, delimiter_of, stream_table
 from nas_jax.data.prepare.tars import read_tar
@@ -49,6 +53,9 @@ def stat_inputs(listed: Sequence[tuple[str, str]]) -> list[list]:
     """What changes when a file does."""
     rows = []
     for kind, path in listed:
+        if is_remote(path):
+            rows.append([kind, path, *stat_remote(path)])
+            continue
         stat = os.stat(path) if kind != "tfds" else None
         rows.append(
             [kind, os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
@@ -92,6 +99,9 @@ def plan(
                 end = min(count, start + size)
                 yield Unit(kind, path, 0, 0, start, end, end - start, columns=columns)
             continue
+        if is_remote(path):
+            yield from _plan_remote(kind, path, image_root, strip)
+            continue
         stat = os.stat(path)
         base = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         root = image_root or os.path.dirname(path) or "."
@@ -107,7 +117,7 @@ def plan(
         elif kind == "coco":
             kind, entries = read_dict(path, splits)
             used_splits = used_splits or kind == "karpathy"
-            check_some_exist(path, root, strip, [entry[0] for entry in entries[:TRIED]])
+            check_some_exist(path, root, strip, (image for image, _ in entries if image))
             for start in range(0, len(entries), size):
                 part = entries[start : start + size]
                 yield Unit(
@@ -130,6 +140,16 @@ def plan(
         )
 
 
+def _plan_remote(kind: str, path: str, root: str, strip: str) -> Iterator[Unit]:
+    """One unit: it is fetched once."""
+    size, changed = stat_remote(path)
+    base = {"path": path, "size": size, "mtime_ns": changed}
+    if kind == "webdataset":
+        yield Unit(kind, **base)
+    else:
+        yield from plan_parquet(base, root, strip, sys.maxsize)
+
+
 def _plan_list(kind: str, base: dict[str, Any], root: str, strip: str, size: int) -> Iterator[Unit]:
     """Units of a list: cut after `size` entries or more, never between captions of one picture."""
     path = base["path"]
@@ -137,15 +157,15 @@ def _plan_list(kind: str, base: dict[str, Any], root: str, strip: str, size: int
     if kind in ("tsv", "csv", "token"):
         delimiter = delimiter_of(path, os.path.splitext(path)[1].lower())
         same |= {"delimiter": delimiter, "columns": columns_of(path, delimiter)}
-        items = stream_table(path, delimiter, same["columns"])
+        stream = partial(stream_table, path, delimiter, same["columns"])
     else:
-        items = stream_array(path) if kind == "albef" else stream_lines(path)
-    first = list(islice(items, TRIED))
-    _check_fields(path, [entry for _, _, entry in first])
-    check_some_exist(path, root, strip, [i for _, _, entry in first if (i := image_of(entry))])
+        stream = partial(stream_array if kind == "albef" else stream_lines, path)
+    _check_fields(path, [entry for _, _, entry in islice(stream(), TRIED)])
+    images = (image_of(entry) for _, _, entry in stream())
+    check_some_exist(path, root, strip, (image for image in images if image))
     start = end = count = 0
     last = None
-    for begin, stop, entry in chain(first, items):
+    for begin, stop, entry in stream():
         image = image_of(entry)
         if not count or (count >= size and image != last):
             if count:
@@ -180,6 +200,8 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
     scratch: a folder in which a packed tar is unpacked for as long as it is read; default: that of
     the tar.
     """
+    if is_remote(unit.path):
+        return _read_remote(unit, scratch)
     if unit.kind == "webdataset":
         return _read_tar(unit.path, scratch) if is_packed(unit.path) else read_tar(unit.path)
     if unit.kind == "tfds":
@@ -195,8 +217,23 @@ def read_unit(unit: Unit, scratch: str | os.PathLike = "") -> Iterator[InputPair
 
 def _read_tar(path: str, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
     with unpacked(path, scratch or Path(path).parent) as plain:
-        for item in read_tar(plain):
-            yield item._replace(file=path)
+        yield from (_named(item, plain, path) for item in read_tar(plain))
+
+
+def _read_remote(unit: Unit, scratch: str | os.PathLike) -> Iterator[InputPair | Loss]:
+    with fetched(unit.path, scratch or ".") as copy:
+        if unit.kind == "parquet":
+            items = read_parquet(unit, copy)
+        else:
+            items = read_unit(replace(unit, path=copy), scratch)
+        yield from (_named(item, copy, unit.path) for item in items)
+
+
+def _named(item: InputPair | Loss, copy: str, path: str) -> InputPair | Loss:
+    """What was read of a copy, as of the file itself."""
+    if isinstance(item, Loss) and item.name == os.path.basename(copy):  # the whole file
+        item = item._replace(name=os.path.basename(path))
+    return item._replace(file=path)
 
 
 def open_tfds(entry: str, captions: str):

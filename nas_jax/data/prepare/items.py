@@ -75,7 +75,9 @@ class Unit:
         if self.strip:  # not noted otherwise: folders that were made without it stay as they are
             values["strip"] = self.strip
         return values | {
-            name: os.path.abspath(values[name]) for name in ("path", "root") if self.kind != "tfds"
+            name: os.path.abspath(values[name])
+            for name in ("path", "root")
+            if self.kind != "tfds" and "://" not in values[name]
         }
 
 

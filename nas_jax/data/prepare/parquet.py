@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from nas_jax.data.list_fields import (
@@ -37,6 +37,7 @@ from nas_jax.data.prepare.items import (
     printable,
 )
 from nas_jax.data.prepare.lists import both, read_picture, with_images
+from nas_jax.data.prepare.remote import is_remote, open_remote
 from nas_jax.utils.errors import DataError, UserError
 
 _ROWS = 64  # rows in memory at a time
@@ -54,7 +55,7 @@ def plan_parquet(base: dict[str, Any], root: str, strip: str, size: int) -> Iter
     path = base["path"]
     with _opened(path) as file:
         columns = _columns_of(path, file)
-        check_some_exist(path, root, strip, _first_paths(file, columns[0]))
+        check_some_exist(path, root, strip, _paths(file, columns[0]))
         counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
     if not sum(counts):
         raise DataError(f"{path} without a row", "pictures and captions", "check the file")
@@ -81,7 +82,8 @@ def _opened(path: str) -> Iterator[Any]:
         ) from error
     try:
         # Column chunks are read piece by piece: a chunk may hold gigabytes of pictures.
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        source = open_remote(path) if is_remote(path) else path
+        with parquet.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:200].rstrip(". ")
@@ -91,13 +93,20 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 def _columns_of(path: str, file: Any) -> tuple[str, ...]:
-    """The columns of pictures and of captions, and that of keys if there is one."""
+    """The columns of pictures and of captions, and that of keys if there is one.
+
+    A column with bytes comes before one of paths, which names the pictures then.
+    """
     names = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+    texts = {name for name in names.values() if _holds_text(file.schema_arrow.field(name).type)}
 
-    def first(fields: tuple[str, ...]) -> str | None:
-        return next((names[field] for field in fields if field in names), None)
+    def first(fields: tuple[str, ...], among: Container[str]) -> str | None:
+        found = (names[field] for field in fields if field in names)
+        return next((name for name in found if name in among), None)
 
-    image, caption = first((*IMAGE_FIELDS, *BYTES_FIELDS)), first(CAPTION_FIELDS)
+    of_bytes = first((*IMAGE_FIELDS, *BYTES_FIELDS), set(names.values()) - texts)
+    path, caption = first(IMAGE_FIELDS, texts), first(CAPTION_FIELDS, names.values())
+    image = of_bytes or path
     if image is None or caption is None:
         raise DataError(
             f"{path} with the columns {', '.join(file.schema_arrow.names)[:80]}",
@@ -105,23 +114,33 @@ def _columns_of(path: str, file: Any) -> tuple[str, ...]:
             f"({' | '.join(CAPTION_FIELDS)})",
             url_advice(file.schema_arrow.names, path) or "rename the columns",
         )
-    key = first(KEY_FIELDS)
+    key = (of_bytes and path) or first(KEY_FIELDS, names.values())
     return (image, caption, key) if key else (image, caption)
 
 
-def _first_paths(file: Any, column: str) -> list[str]:
-    """Those of the first pictures; [] where one has its bytes here."""
+def _holds_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _paths(file: Any, column: str) -> Iterator[str | None]:
+    """Those of the pictures, None for one that has its bytes here."""
     for batch in file.iter_batches(batch_size=TRIED, columns=[column], use_threads=False):
-        found = [bytes_and_path(value) for value in batch.column(0).to_pylist()]
-        return [] if any(data for data, _ in found) else [path for _, path in found if path]
-    return []
+        for data, path in map(bytes_and_path, batch.column(0).to_pylist()):
+            if data or path:
+                yield None if data else path
 
 
-def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
-    """The pictures of some row groups. Rows that follow each other with one picture are one."""
+def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
+    """The pictures of some row groups. Rows that follow each other with one picture are one.
+
+    copy: the file to read in place of one elsewhere.
+    """
     last: list[Any] | None = None  # key, bytes or None for a path, captions, what is against it
     pictures = Pictures(unit.root, unit.strip)
-    for item in _rows(unit):
+    for item in _rows(unit, copy):
         if isinstance(item, Loss):
             if last:
                 yield _item(*last, pictures, unit.path)
@@ -137,10 +156,10 @@ def read_parquet(unit: Unit) -> Iterator[InputPair | Loss]:
         yield _item(*last, pictures, unit.path)
 
 
-def _rows(unit: Unit) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
+def _rows(unit: Unit, copy: str) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
     image, caption, *key = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
-    with _opened(unit.path) as file:
+    with _opened(copy or unit.path) as file:
         names = file.schema_arrow.names
         negative = [name for name in names if is_negative_field(name.lower())]
         number = sum(file.metadata.row_group(k).num_rows for k in range(unit.start))

@@ -22,7 +22,7 @@ from nas_jax.data.prepare.units import Options, prepare_unit
 from nas_jax.utils.errors import DataError, UserError
 from nas_jax.utils.logging import Console, format_seconds
 
-MIN_COUNTED = 1000  # images before the share of lost ones ends a run early
+MIN_COUNTED = 1000  # images before losses end a run early
 
 Job = tuple[int, Unit]
 """The number of a shard, and what it is made from."""
@@ -48,6 +48,14 @@ class Progress:
         """Whether a larger share is lost than may be."""
         return self.lost > self._max_lost * self.seen
 
+    @property
+    def beyond(self) -> bool:
+        """Whether more is lost already than may be of all pictures, however good the rest is. While
+        nobody knows how many there are, those seen so far stand for all.
+        """
+        enough = self.seen >= MIN_COUNTED
+        return enough and self.lost > self._max_lost * max(self.seen, self._total())
+
     def skip(self, number: int, seen: int) -> None:
         """A unit that was finished by an earlier run."""
         self._weights.append((seen, self._units[number].size))
@@ -57,7 +65,7 @@ class Progress:
         before = self._running.get(number, (0, 0))
         self._running[number] = seen, lost
         self.seen, self.lost = self.seen + seen - before[0], self.lost + lost - before[1]
-        if self.seen >= MIN_COUNTED and self.too_much:
+        if self.beyond:
             raise TooMuchLost
         now = time.monotonic()
         due = now - self._line >= _LINE_SECONDS

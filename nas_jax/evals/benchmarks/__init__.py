@@ -97,6 +97,7 @@ def load_benchmark(
     max_dropped: float = 0.01,
     clean: bool = True,
     cased: bool = False,
+    image_range: tuple[float, ...] = (),
 ) -> tuple[Benchmark, ...]:
     """Loads a benchmark; some are several.
 
@@ -108,12 +109,15 @@ def load_benchmark(
       max_dropped: a larger share of items that cannot be used is an error.
       clean: whether texts are cleaned as ALBEF cleans them (lower case, no punctuation).
       cased: then too capitals stay, for a tokenizer that tells them apart.
+      image_range: values that are black and white in pictures of more than 8 bits; () = as the file
+      says.
 
     Raises:
       ConfigError: an unknown name, or an option without sense.
       DataError: files that are missing or malformed, or too many items that cannot be used.
     """
-    return load_with(name, data_dir, LoadOptions(image_size, max_dropped, clean, cased=cased))
+    same = {"cased": cased, "image_range": tuple(image_range)}
+    return load_with(name, data_dir, LoadOptions(image_size, max_dropped, clean, **same))
 
 
 def load_with(name: str, data_dir: str | Path, options: LoadOptions) -> tuple[Benchmark, ...]:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from nas_jax.data.config import check_image_range
 from nas_jax.evals.benchmarks import BENCHMARKS, load_benchmark
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.commands import Parser, exit_code
@@ -57,8 +58,15 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--max-dropped", type=float, default=0.01, metavar="SHARE", help="default 0.01"
     )
+    ends = "what is black and white in pictures of more than 8 bits (default: as the file says)"
+    parser.add_argument(
+        "--image-range", nargs=2, type=float, default=(), metavar=("LOW", "HIGH"), help=ends
+    )
     args = parser.parse_args(argv)
-    for benchmark in load_benchmark(args.benchmark, args.data, args.image_size, args.max_dropped):
+    ends = tuple(args.image_range)
+    check_image_range(ends, "--image-range")
+    given = args.benchmark, args.data, args.image_size, args.max_dropped
+    for benchmark in load_benchmark(*given, image_range=ends):
         print(describe(benchmark))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nas_jax.data.config import check_image_range
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.evals.benchmarks.fits import FITS, gallery_of
@@ -35,6 +36,8 @@ class LoadOptions:
     max_words: int = 64
     cased: bool = False  # cleaning leaves capitals, for a tokenizer that tells them apart
     fit: str = "squash"  # one of `fits.FITS`: how pictures come to their size
+    # values that are black and white in pictures of more than 8 bits; () = as the file says
+    image_range: tuple[float, ...] = ()
 
     def prepared(self, text: str) -> str:
         """A text as the tokenizer gets it."""
@@ -49,6 +52,7 @@ class LoadOptions:
             )
         if self.fit not in FITS:
             raise ConfigError(f"fit={self.fit!r}", f"one of {', '.join(FITS)}", "name one of them")
+        check_image_range(self.image_range, "image_range")
         if not 0 <= self.max_dropped <= 1:
             got, remedy = f"max_dropped={self.max_dropped!r}", "0.01 is one in a hundred"
             raise ConfigError(got, "a share from 0 to 1", remedy)

@@ -23,15 +23,16 @@ FITS = {
 """Name -> what the protocol says of it."""
 
 
-def original(files: Files, picture: PictureRef) -> np.ndarray:
-    """A picture as a benchmark shows it, uint8 (H, W, 3): upright, cut to its box.
+def original(files: Files, picture: PictureRef, value_range: tuple[float, ...] = ()) -> np.ndarray:
+    """A picture as a benchmark shows it, uint8 (H, W, 3): upright, cut to its box. value_range: see
+    `decode`.
 
     Raises Unusable where it cannot be shown.
     """
     try:
-        image_HxWx3 = decode(files.read(picture.name))
+        image_HxWx3 = decode(files.read(picture.name), value_range)
     except ImageError as error:
-        raise Unusable(error.reason, picture.name) from error
+        raise Unusable(error.reason, f"{picture.name}: {error.detail}") from error
     return image_HxWx3 if picture.box is None else crop(image_HxWx3, picture.box)
 
 
@@ -66,7 +67,7 @@ class _Cropped(Gallery):
     """A gallery of the squares in the middle."""
 
     def _read(self, index: int) -> np.ndarray:
-        return fitted(original(self._files, self._pictures[index]), self._size, "crop")
+        return fitted(original(self._files, self._pictures[index], self._range), self._size, "crop")
 
 
 def gallery_of(
@@ -76,4 +77,4 @@ def gallery_of(
     if options.image_size is None:
         return Unread(files, pictures)
     kind = _Cropped if options.fit == "crop" else Gallery
-    return kind(files, pictures, options.image_size)
+    return kind(files, pictures, options.image_size, options.image_range)

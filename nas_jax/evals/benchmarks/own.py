@@ -20,19 +20,18 @@ is for the benchmark "retrieval".
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas_jax.data.pair_lines import FOIL_FIELDS, first_word
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.own_files import entries_of
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import Unusable, category_of, each, name_of, text
+from nas_jax.evals.benchmarks.reading import Unusable, category_of, each, foils_of, name_of, text
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
 
-FOIL_FIELDS = ("foil", "foils", "negative_caption", "negative_captions")
 PICTURE_FIELDS = ("foil_image", "foil_images", "negative_image", "negative_images")
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 KINDS_OF_FILES = (("*.jsonl", "*.jsonl.gz", "*.ndjson"), ("*.csv",), ("*.json", "*.json.gz"))
@@ -110,7 +109,7 @@ def _load(path: Path, options: LoadOptions) -> Benchmark:
     if form == "kinds":
         fields["together"] = {"caption": tuple(tuple(one.key for one in of) for of in made)}
     tars = sorted(path.parent.glob("*.tar"))
-    of_word = [tar for tar in tars if _first_word(tar) == _first_word(path)]
+    of_word = [tar for tar in tars if first_word(tar) == first_word(path)]
     files = Files(path.parent, of_word or tars)
     name = f"own:{path.name.removesuffix('.gz').rpartition('.')[0]}"
     kind = "choice" if form in ("pair", "kinds") else form
@@ -141,9 +140,7 @@ def _quad(key: str, entry: Mapping[str, Any]) -> list[Draft]:
 
 
 def _pair(key: str, entry: Mapping[str, Any]) -> list[Draft]:
-    given = _given(entry, FOIL_FIELDS)
-    foils = tuple(text({"foil": foil}, "foil") for foil in given or [None])
-    texts = (text(entry, "caption"), *foils)
+    texts = (text(entry, "caption"), *foils_of(entry))
     return [Draft(key, category_of(entry), (_picture(entry, "image"),), texts)]
 
 
@@ -211,7 +208,3 @@ def _given(entry: Mapping[str, Any], fields: Sequence[str]) -> list[Any]:
     """The value of the first field that is there, as a list."""
     value = entry.get(next((name for name in fields if name in entry), fields[0]))
     return value if isinstance(value, list) else [value]
-
-
-def _first_word(path: Path) -> str:
-    return re.split(r"[-_.]", path.name)[0]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_jax.evals.benchmarks.reading import read_json, read_lines, read_table
+from nas_jax.data.pair_lines import read_lines
+from nas_jax.evals.benchmarks.reading import read_json, read_table
 from nas_jax.utils.errors import DataError
 
 # columns of a csv that are joined to a list: foil_1, foil_2, ... -> foils

@@ -20,23 +20,12 @@ import numpy as np
 from PIL import Image
 
 from nas_jax.data.image_ops import ImageError, decode, resize
+from nas_jax.data.tar_names import IMAGE_SUFFIXES
 from nas_jax.evals.benchmarks.reading import Unusable
 from nas_jax.utils.errors import DataError
 
 # tried in this order where an annotation names no suffix
-SUFFIXES = (
-    ".jpg",
-    ".png",
-    ".jpeg",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".jp2",
-    ".jfif",
-)
+SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 CACHE_BYTES = 512 * 2**20  # decoded pictures up to this many bytes stay in memory
 _BLOCK = 256  # pictures that are decoded side by side
 
@@ -199,12 +188,19 @@ def _enter(table: Table, name: str, place: _Place | _Packed) -> None:
 class Gallery(Sequence):
     """Pictures by index: decoded, cropped and resized when asked for, uint8 (size, size, 3)."""
 
-    def __init__(self, files: Files, pictures: Sequence[PictureRef], size: int):
-        """Tries every picture once, several at a time.
+    def __init__(
+        self,
+        files: Files,
+        pictures: Sequence[PictureRef],
+        size: int,
+        value_range: tuple[float, ...] = (),
+    ):
+        """Tries every picture once, several at a time. value_range: see `decode`.
 
         `failures`: index -> why it cannot be shown.
         """
         self._files, self._pictures, self._size = files, list(pictures), size
+        self._range = value_range
         self._cache: dict[int, np.ndarray] = {}
         self.failures: dict[int, Unusable] = {}
         room = CACHE_BYTES // (size * size * 3)
@@ -227,9 +223,9 @@ class Gallery(Sequence):
     def _read(self, index: int) -> np.ndarray:
         picture = self._pictures[index]
         try:
-            image_HxWx3 = decode(self._files.read(picture.name))
+            image_HxWx3 = decode(self._files.read(picture.name), self._range)
         except ImageError as error:
-            raise Unusable(error.reason, picture.name) from error
+            raise Unusable(error.reason, f"{picture.name}: {error.detail}") from error
         return resize(
             image_HxWx3 if picture.box is None else crop(image_HxWx3, picture.box), self._size
         )

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nas_jax.data.pair_lines import read_lines
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import (
@@ -33,7 +34,6 @@ from nas_jax.evals.benchmarks.reading import (
     find,
     name_of,
     read_json,
-    read_lines,
     read_table,
     text,
 )

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import io
 import json
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nas_jax.data import pair_lines
+from nas_jax.data.pair_lines import read_text
 from nas_jax.data.sources import Report
 from nas_jax.utils.errors import DataError
 
-Made = TypeVar("Made")
+Made, Found = TypeVar("Made"), TypeVar("Found")
 
 
 class Unusable(ValueError):
@@ -60,32 +59,6 @@ def read_json(path: Path, kind: type) -> Any:
     return content
 
 
-def read_lines(path: Path) -> list[tuple[int, Any]]:
-    """(line number, object) of a jsonl file; of a json array, which is read as well, (place from 1
-    on, entry).
-    """
-    whole = read_text(path)
-    if whole.lstrip().startswith("["):
-        try:
-            return list(enumerate(json.loads(whole), start=1))
-        except ValueError as error:
-            raise DataError(
-                f"{path}, a json array: {error}",
-                "one json object a line, or a whole array",
-                "copy it again; it may be cut short",
-            ) from error
-    out = []
-    for number, line in enumerate(whole.split("\n"), start=1):
-        if line.strip():
-            try:
-                out.append((number, json.loads(line)))
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number}: {error}", "one json object a line", "mend it"
-                ) from error
-    return out
-
-
 def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a csv file that has `columns`."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of texts stand in one field
@@ -96,19 +69,6 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             f"{path} without column {missing[0]!r}", ", ".join(columns), "check which file it is"
         )
     return list(table)
-
-
-def read_text(path: Path) -> str:
-    """Of a UTF-8 or marked UTF-16 file, which may be packed with gzip."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}", "a readable file", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {error}", "a UTF-8 file", "save as UTF-8") from error
 
 
 def each(
@@ -126,10 +86,7 @@ def each(
 
 def text(entry: Any, field: str) -> str:
     """A text field of an entry. Raises Unusable where it is missing, empty or no text."""
-    value = entry.get(field) if isinstance(entry, Mapping) else None
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable(f"no {field}")
-    return value
+    return _usable(pair_lines.text_of(entry, field), field)
 
 
 def category_of(entry: Any, field: str = "category") -> str:
@@ -137,12 +94,12 @@ def category_of(entry: Any, field: str = "category") -> str:
 
     Raises Unusable otherwise.
     """
-    value = entry.get(field) if isinstance(entry, Mapping) else None
-    if value is None or value == "":
-        return "none"
-    if not isinstance(value, str | int | float):
-        raise Unusable(f"no {field}")
-    return str(value)
+    return _usable(pair_lines.category_of(entry, field), field)
+
+
+def foils_of(entry: Any) -> tuple[str, ...]:
+    """The wrong captions of a pair. Raises Unusable where there is none, or one is no text."""
+    return tuple(_usable(pair_lines.foils_of(entry), "foil"))
 
 
 def whole(entry: Any, field: str) -> int:
@@ -156,7 +113,10 @@ def whole(entry: Any, field: str) -> int:
 
 def name_of(entry: Any, field: str) -> str:
     """A file name or number, as text. Raises Unusable otherwise."""
-    value = entry.get(field) if isinstance(entry, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+    return _usable(pair_lines.picture_name(entry, field), field)
+
+
+def _usable(value: Found | None, field: str) -> Found:
+    if value is None:
         raise Unusable(f"no {field}")
-    return str(value)
+    return value

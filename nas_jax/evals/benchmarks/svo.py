@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nas_jax.data.pair_lines import read_lines
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
 from nas_jax.evals.benchmarks.reading import (
@@ -21,7 +22,6 @@ from nas_jax.evals.benchmarks.reading import (
     each,
     find,
     name_of,
-    read_lines,
     read_table,
     text,
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nas_jax.data.pair_lines import read_lines
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, read_lines, text, whole
+from nas_jax.evals.benchmarks.reading import Unusable, each, name_of, text, whole
 from nas_jax.evals.questions import Benchmark
 from nas_jax.utils.errors import DataError
 

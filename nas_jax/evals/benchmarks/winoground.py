@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nas_jax.data.pair_lines import read_lines
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
 from nas_jax.evals.benchmarks.pictures import Files, PictureRef
-from nas_jax.evals.benchmarks.reading import (
-    category_of,
-    each,
-    find,
-    name_of,
-    read_lines,
-    text,
-)
+from nas_jax.evals.benchmarks.reading import category_of, each, find, name_of, text
 from nas_jax.evals.questions import Benchmark
 
 
