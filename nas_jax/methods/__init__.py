@@ -50,6 +50,9 @@ METHODS: dict[str, type[Method]] = {
     "vlmatch": VlMatch,
 }
 
+TASK_METHODS: dict[str, type[Method]] = {}
+"""Methods of downstream tasks by name; nas_jax/tasks, which main.py imports, puts its own here."""
+
 _GONE = ("plain",)  # fields of older configs that are no more
 _NOT_ALBEF = ("dictionary", "nva", "nta")  # sections that its older configs had, switched off
 _NOT_ALBEFS = {"itm": ("form", "nva_weight", "nta_weight"), "mlm": ("dictionary_from_epoch",)}
@@ -57,10 +60,11 @@ _NOT_ALBEFS = {"itm": ("form", "nva_weight", "nta_weight"), "mlm": ("dictionary_
 
 def method_class(name: str) -> type[Method]:
     """The method of that name. Raises ConfigError."""
-    if name not in METHODS:
-        known = ", ".join(METHODS)
+    found = METHODS.get(name) or TASK_METHODS.get(name)
+    if found is None:
+        known = ", ".join([*METHODS, *TASK_METHODS])
         raise ConfigError(f"method.name={name!r}", f"one of {known}", "set one of them")
-    return METHODS[name]
+    return found
 
 
 def method_config(section: Mapping[str, Any]) -> MethodConfig:

@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import own_method  # noqa: E402
 import tiny  # noqa: E402
 
+import nas_jax.tasks  # noqa: E402, F401 (their methods too)
 from nas_jax.methods import method_config  # noqa: E402
 from nas_jax.methods.config import ItcConfig  # noqa: E402
 from nas_jax.models import codebook  # noqa: E402

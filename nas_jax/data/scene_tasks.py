@@ -1,0 +1,97 @@
+"""Scenes with a question: what downstream tasks train and test on without a file.
+
+Every answer follows from the scene. The text is drawn first and the answer after it, evenly, so
+that no text tells its answer: a model that does not look is right by chance alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nas_jax.data.scene_captions import Statement
+from nas_jax.data.scene_pictures import Item, SceneSpec, render
+from nas_jax.data.scenes import choose, draw_scene, draw_statement, draw_wording
+from nas_jax.data.worlds import World
+
+SPLITS = ("train", "val", "heldout")
+# The first word of every random stream: task word + number of the split. Scenes of pretraining have
+# 1 to 5 (scenes.STREAMS).
+WORDS = {"snli_ve": 100}
+COVER = 0.22  # half the side of a cover, as a share of the picture's: hides the biggest shape
+COVER_RGB = (128, 128, 128)
+ENTAILMENT = ("contradiction", "neutral", "entailment")  # the label is the index
+
+
+class Shown(NamedTuple):
+    """A scene, and the shape that a grey square covers."""
+
+    scene: SceneSpec
+    covered: Item | None = None
+
+    def picture(self, image_size: int) -> np.ndarray:
+        """uint8 (image_size, image_size, 3)."""
+        image_HxWx3 = render(self.scene, image_size)
+        if self.covered is None:
+            return image_HxWx3
+        image_HxWx3 = image_HxWx3.copy()
+        x, y = self.covered.x, self.covered.y
+        (left, right), (top, bottom) = (
+            (max(0, round((at - COVER) * image_size)), round((at + COVER) * image_size))
+            for at in (x, y)
+        )
+        image_HxWx3[top:bottom, left:right] = COVER_RGB
+        return image_HxWx3
+
+
+class Posed(NamedTuple):
+    """What a task asks of one scene, or of two."""
+
+    shown: tuple[Shown, ...]
+    text: str
+    gold: Any  # the answer
+
+
+Draw = Callable[[World, np.random.Generator, bool], Posed]
+"""(world, generator, whether held-out pairs may occur) -> one item of a task."""
+
+
+def scene_rng(task: str, split: str, seed: int, index: int) -> np.random.Generator:
+    """The generator of one item: a function of these alone."""
+    return np.random.default_rng((WORDS[task] + SPLITS.index(split), seed, index))
+
+
+def recoloured(
+    world: World, statement: Statement, index: int, rng: np.random.Generator, held_out: bool
+) -> Statement:
+    """The statement with another colour for one of its nouns."""
+    noun = statement.nouns[index]
+    colours = [
+        colour
+        for colour, shape in world.allowed(held_out)
+        if shape == noun.shape and colour != noun.colour
+    ]
+    nouns = list(statement.nouns)
+    nouns[index] = replace(noun, colour=choose(rng, colours))
+    return replace(statement, nouns=tuple(nouns))
+
+
+def draw_entailment(world: World, rng: np.random.Generator, held_out: bool) -> Posed:
+    """Three shapes and a hypothesis about two of them; gold: the index in ENTAILMENT.
+
+    entailment: both are seen. contradiction: one of them has another colour, and nothing is
+    covered. neutral: that one is covered. In half of the entailments a third shape is covered, so
+    that a cover alone tells nothing for certain.
+    """
+    whole = draw_statement(world, "existence", rng, held_out)
+    whole = replace(whole, nouns=(*whole.nouns[:2], replace(whole.nouns[2], number=1)))
+    said = draw_wording(replace(whole, nouns=whole.nouns[:2]), rng)
+    label, index, even = int(rng.integers(3)), int(rng.integers(2)), rng.random() < 0.5
+    other = recoloured(world, whole, index, rng, held_out)
+    true = label == 2 or (label == 1 and even)
+    scene = draw_scene(world, whole if true else other, rng, held_out)
+    covered = {0: None, 1: scene.items[index], 2: scene.items[2] if even else None}[label]
+    return Posed((Shown(scene, covered),), said.text(), label)

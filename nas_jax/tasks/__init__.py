@@ -1,0 +1,16 @@
+"""Downstream tasks, one a file, and the table of them."""
+
+from __future__ import annotations
+
+from nas_jax.methods import TASK_METHODS
+from nas_jax.tasks.snli_ve import SnliVeTask
+from nas_jax.tasks.task import Asking, Task
+
+TASKS: dict[str, Asking] = {task.name: task for task in (SnliVeTask(),)}
+TASK_METHODS.update({name: task.method for name, task in TASKS.items()})
+PAIRS = Task()
+
+
+def task_of(method_name: str) -> Task:
+    """The task of a run; that of pretraining for a method that is no task's."""
+    return TASKS.get(method_name, PAIRS)
