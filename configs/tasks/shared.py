@@ -17,12 +17,12 @@ from nas_jax.utils.errors import ConfigError
 DEMO = "runs/demo/albef"  # the work directory of `make demo`
 
 
-def given_size(argument: str, folder: str, weights: str) -> dict[str, str]:
-    """The arguments of a config: size (scenes or base), folder, weights.
+def given_size(argument: str, folder: str, weights: str, **more: str) -> dict[str, str]:
+    """The arguments of a config: size (scenes or base), folder, weights, and more with defaults.
 
     weights: default of base; "none" starts from nothing.
     """
-    given = arguments(argument, size="scenes", folder=folder, weights="")
+    given = arguments(argument, size="scenes", folder=folder, weights="", **more)
     if given["size"] not in ("scenes", "base"):
         raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
     default = DEMO if given["size"] == "scenes" else weights

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nas_jax.data.scene_captions import Statement
-from nas_jax.data.scene_pictures import Item, SceneSpec, render
+from nas_jax.data.scene_pictures import CORNERS, Item, SceneSpec, render
 from nas_jax.data.scenes import choose, draw_scene, draw_statement, draw_wording
 from nas_jax.data.worlds import World
 
 SPLITS = ("train", "val", "heldout")
 # The first word of every random stream: task word + number of the split. Scenes of pretraining have
 # 1 to 5 (scenes.STREAMS).
-WORDS = {"snli_ve": 100}
+WORDS = {"snli_ve": 100, "grounding": 110, "vqa": 120, "nlvr2": 130}
 COVER = 0.22  # half the side of a cover, as a share of the picture's: hides the biggest shape
 COVER_RGB = (128, 128, 128)
 ENTAILMENT = ("contradiction", "neutral", "entailment")  # the label is the index
@@ -95,3 +95,60 @@ def draw_entailment(world: World, rng: np.random.Generator, held_out: bool) -> P
     scene = draw_scene(world, whole if true else other, rng, held_out)
     covered = {0: None, 1: scene.items[index], 2: scene.items[2] if even else None}[label]
     return Posed((Shown(scene, covered),), said.text(), label)
+
+
+# ---------------------------------------------------------------------------------------- grounding
+
+Box = tuple[float, float, float, float]
+"""Left, top, width, height."""
+SIDE = 480  # of a scene in the units of its boxes
+DISTRACTORS = 5  # boxes of no shape among the proposals
+
+
+class Named(NamedTuple):
+    """Where a named thing is, and the boxes among which it is to be found."""
+
+    box: Box
+    proposals: tuple[Box, ...]
+    size: tuple[int, int]  # width and height of the picture, in the units of the boxes
+    part: str = ""  # of the test set
+
+
+def item_box(item: Item) -> Box:
+    """The smallest box around a shape."""
+    xs, ys = zip(*CORNERS[item.shape], strict=True)
+    left, top = item.x + item.radius * min(xs), item.y + item.radius * min(ys)
+    width, height = item.radius * (max(xs) - min(xs)), item.radius * (max(ys) - min(ys))
+    return tuple(round(SIDE * one, 2) for one in (left, top, width, height))
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    inside = max(0.0, width) * max(0.0, height)
+    return inside / (one[2] * one[3] + other[2] * other[3] - inside)
+
+
+def draw_boxes(world: World, rng: np.random.Generator, held_out: bool) -> Posed:
+    """Three shapes and the name of one of them; gold: `Named`.
+
+    The proposals are the boxes of the three, in any order, and boxes of shapes' sizes that overlap
+    the named one by less than half.
+    """
+    whole = draw_statement(world, "existence", rng, held_out)
+    whole = replace(whole, nouns=(*whole.nouns[:2], replace(whole.nouns[2], number=1)))
+    scene, index = draw_scene(world, whole, rng, held_out), int(rng.integers(3))
+    boxes = [item_box(item) for item in scene.items]
+    others: list[Box] = []
+    while len(others) < DISTRACTORS:
+        side = float(rng.uniform(0.2, 0.4)) * SIDE
+        left, top = rng.uniform(0, SIDE - side, 2).tolist()
+        box = tuple(round(one, 2) for one in (left, top, side, side))
+        if overlap(box, boxes[index]) < 0.5:
+            others.append(box)
+    proposals = boxes + others
+    order = rng.permutation(len(proposals)).tolist()
+    named = Named(boxes[index], tuple(proposals[k] for k in order), (SIDE, SIDE))
+    noun = replace(whole.nouns[index], number=None)
+    return Posed((Shown(scene),), noun.text("a"), named)

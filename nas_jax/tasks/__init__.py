@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from nas_jax.methods import TASK_METHODS
+from nas_jax.tasks.grounding import GroundingTask
+from nas_jax.tasks.retrieval import RetrievalNasTask, RetrievalTask
 from nas_jax.tasks.snli_ve import SnliVeTask
-from nas_jax.tasks.task import Asking, Task
+from nas_jax.tasks.task import Task
 
-TASKS: dict[str, Asking] = {task.name: task for task in (SnliVeTask(),)}
+TASKS: dict[str, Task] = {
+    "grounding": GroundingTask(),
+    "retrieval": RetrievalTask(),
+    "retrieval_nas": RetrievalNasTask(),
+    "snli_ve": SnliVeTask(),
+}
 TASK_METHODS.update({name: task.method for name, task in TASKS.items()})
 PAIRS = Task()
 

@@ -106,6 +106,10 @@ class FileSource(_Source):
             digest.update(json.dumps([entry.key, entry.text]).encode())
         return digest.hexdigest()
 
+    def gold(self, index: int) -> Any:
+        """The answer, without the picture."""
+        return self.entries[index].gold
+
     def __getitem__(self, index: int) -> Asked:
         entry = self.entries[index]
         first, *others = (reading.read_bytes(join(self.image_root, one)) for one in entry.images)
@@ -152,6 +156,10 @@ class SceneItems(_Source):
     def identity(self) -> str:
         """Of what decides the scenes."""
         return f"{self.task}-{self.split}-{self.seed}-{self.count}-{self.world.name}"
+
+    def gold(self, index: int) -> Any:
+        """The answer; nothing is drawn."""
+        return self.posed(index).gold
 
     def __getitem__(self, index: int) -> Asked:
         posed = self.posed(index)

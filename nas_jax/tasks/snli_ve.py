@@ -62,7 +62,7 @@ class SnliVeTask(Classifying):
     draw = staticmethod(draw_entailment)
     classes = ENTAILMENT
 
-    def read(self, path: str, config: DataConfig) -> Sequence[Entry]:
+    def read(self, path: str, config: DataConfig, tested: bool) -> Sequence[Entry]:
         """The key of an item is its number: a picture stands in several."""
         labels = ", ".join(sorted(ENTAILMENT))
         fields = {

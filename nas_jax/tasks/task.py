@@ -99,8 +99,11 @@ class Asking(Task):
         """As `method.name` in a config."""
         return self.method.Config().name
 
-    def read(self, path: str, config: DataConfig) -> Sequence[Entry]:
-        """The items of a file. Raises DataError where it is none of this task."""
+    def read(self, path: str, config: DataConfig, tested: bool) -> Sequence[Entry]:
+        """The items of a file; tested: of `data.val`.
+
+        Raises DataError where it is none of this task.
+        """
         raise NotImplementedError
 
     def open_source(self, config: DataConfig, split: str, seed: int) -> Corpus:
@@ -149,7 +152,8 @@ class Asking(Task):
 
     def _open(self, entry: str, config: DataConfig, split: str, count: int, seed: int) -> Any:
         if entry != SCENES:
-            return FileSource(entry, self.read(entry, config), config.image_root)
+            tested = split != "train"
+            return FileSource(entry, self.read(entry, config, tested), config.image_root)
         if type(self).draw is None:
             raise DataError(
                 f"scenes for the task {self.name}", "its files", "name them in data.train"
