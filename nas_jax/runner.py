@@ -47,10 +47,11 @@ from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
 from nas_jax.rehearsal import compile_step
+from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import absolute, as_path, check_bucket, is_bucket, reaching
 from nas_jax.tasks import Task, task_of
 from nas_jax.tasks.evaluation import make_task_evaluator
-from nas_jax.tasks.task import Reading, TestSet
+from nas_jax.tasks.task import Asker, TestSet
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.going_on import Course, beginning
@@ -334,8 +335,15 @@ def _evaluators(
     asked: the task of the run, and its tests.
     """
 
-    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
-        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
+    def keep(
+        step: int,
+        results: Sequence[Result],
+        config: EvalConfig,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes every score to evals/<step>/results.json, with tables and the protocol; and files
+        of the task.
+        """
         if jax.process_index() == 0:
             about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
             path = workdir / EVALS / str(step)
@@ -343,14 +351,16 @@ def _evaluators(
                 texts = _texts(run, measured.tokenizer)
                 protocol = benchmarks.protocol(config, texts, measured.image_size, about)
                 evaluation_results.write(path, protocol, results)
+                for name, text in (files or {}).items():
+                    write_whole(path / name, text)
 
     console = Console(enabled=measured.detailed_from == 0 and jax.process_index() == 0)
     of_pairs = make_evaluator(run.eval, method, measured, mesh, keep, console)
     task, tests = asked
     if not tests:
         return (of_pairs,)
-    reading = Reading(measured.tokenizer, run.data)
-    of_task = make_task_evaluator(task, method, reading, tests, run.eval, mesh, keep, console)
+    asker = Asker(method, measured.tokenizer, run.data)
+    of_task = make_task_evaluator(task, asker, tests, run.eval, mesh, keep, console)
     return of_pairs, of_task
 
 

@@ -17,15 +17,17 @@ from nas_jax.utils.errors import ConfigError
 DEMO = "runs/demo/albef"  # the work directory of `make demo`
 
 
-def given_size(argument: str, folder: str, weights: str, **more: str) -> dict[str, str]:
+def given_size(
+    argument: str, folder: str, weights: str, scenes_weights: str = DEMO, **more: str
+) -> dict[str, str]:
     """The arguments of a config: size (scenes or base), folder, weights, and more with defaults.
 
-    weights: default of base; "none" starts from nothing.
+    weights, scenes_weights: defaults of base and scenes; "none" starts from nothing.
     """
     given = arguments(argument, size="scenes", folder=folder, weights="", **more)
     if given["size"] not in ("scenes", "base"):
         raise ConfigError(f"size={given['size']!r}", "scenes or base", "name one of them")
-    default = DEMO if given["size"] == "scenes" else weights
+    default = scenes_weights if given["size"] == "scenes" else weights
     chosen = given["weights"] or default
     return given | {
         "folder": given["folder"].rstrip("/"),

@@ -97,6 +97,7 @@ def adapt(
             fitted[name], row = _fit(name, have[other], target)
             if other != name:
                 row = replace(row, action="copied", detail=f"from {other} {row.detail}".strip())
+                fitted[name] = fitted[name].copy()  # a step overwrites both in place
                 copied.add(other)
         else:
             fitted[name], row = target, FittedArray(name, "new", "not in the weights")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nas_jax.data.scene_captions import Statement
+from nas_jax.data.scene_captions import Noun, Statement
 from nas_jax.data.scene_pictures import CORNERS, Item, SceneSpec, render
 from nas_jax.data.scenes import choose, draw_scene, draw_statement, draw_wording
-from nas_jax.data.worlds import World
+from nas_jax.data.worlds import NUMBERS, World
 
 SPLITS = ("train", "val", "heldout")
 # The first word of every random stream: task word + number of the split. Scenes of pretraining have
@@ -55,8 +55,10 @@ class Posed(NamedTuple):
     gold: Any  # the answer
 
 
-Draw = Callable[[World, np.random.Generator, bool], Posed]
-"""(world, generator, whether held-out pairs may occur) -> one item of a task."""
+Draw = Callable[..., Posed]
+"""(world, generator, whether held-out pairs may occur) -> one item of a task; where several items
+share a text, also the number of the item among these.
+"""
 
 
 def scene_rng(task: str, split: str, seed: int, index: int) -> np.random.Generator:
@@ -152,3 +154,112 @@ def draw_boxes(world: World, rng: np.random.Generator, held_out: bool) -> Posed:
     named = Named(boxes[index], tuple(proposals[k] for k in order), (SIDE, SIDE))
     noun = replace(whole.nouns[index], number=None)
     return Posed((Shown(scene),), noun.text("a"), named)
+
+
+# ---------------------------------------------------------------------------------------- questions
+
+QUESTIONS = ("colour", "shape", "number", "existence")
+HUMANS = 10  # equal answers to a question
+
+
+class Answers(NamedTuple):
+    """What people answered to a question."""
+
+    given: tuple[str, ...]  # () where that is not known
+    weight: float = 1.0  # of all of them in training
+
+
+def scene_answers(world: World) -> tuple[str, ...]:
+    """All answers to the questions of a world."""
+    return (*world.colours, *world.shapes, *NUMBERS[1:], "yes", "no")
+
+
+def draw_question(world: World, rng: np.random.Generator, held_out: bool) -> Posed:
+    """A scene of two or three things and a question on one of them; gold: `Answers`.
+
+    Of "what colour" and "what shape" the rest of the name fits no other thing.
+    """
+    kind = choose(rng, QUESTIONS)
+    if kind == "number":
+        whole = draw_statement(world, "count", rng, held_out)
+        noun = choose(rng, whole.nouns)
+        plural = replace(noun, number=2).text("").removeprefix(NUMBERS[2] + " ")
+        text, answer = f"what number of {plural} is there", NUMBERS[noun.number]
+        return _question(draw_scene(world, whole, rng, held_out), text, answer)
+    whole = draw_statement(world, "existence", rng, held_out)
+    whole = replace(whole, nouns=(*whole.nouns[:2], replace(whole.nouns[2], number=1)))
+    index = int(rng.integers(2))
+    noun = whole.nouns[index]
+    if kind == "existence":
+        there = rng.random() < 0.5
+        shown = whole if there else recoloured(world, whole, index, rng, held_out)
+        scene = draw_scene(world, shown, rng, held_out)
+        return _question(scene, f"is there {noun.text('a')}", "yes" if there else "no")
+    scene = draw_scene(world, whole, rng, held_out)
+    alone = [
+        one
+        for one in scene.items
+        if sum(getattr(one, _SAID[kind]) == getattr(other, _SAID[kind]) for other in scene.items)
+        == 1
+    ]
+    if not alone:
+        return draw_question(world, rng, held_out)
+    item = choose(rng, alone)
+    if kind == "colour":
+        return _question(scene, f"what colour is the {item.shape}", item.colour)
+    return _question(scene, f"what is {item.colour}", item.shape)
+
+
+_SAID = {"colour": "shape", "shape": "colour"}  # what is said of the thing that is asked for
+
+
+def _question(scene: SceneSpec, text: str, answer: str) -> Posed:
+    return Posed((Shown(scene),), text, Answers((answer,) * HUMANS))
+
+
+# ----------------------------------------------------------------------- statements on two scenes
+
+FORMS = {
+    "left": "the left picture has",
+    "right": "the right picture has",
+    "both": "both pictures have",
+    "one": "one picture has",  # and the other one has not
+}
+TRUE_OF = {  # form -> which of the two pictures may show the thing
+    "left": ((True, True), (True, False)),
+    "right": ((True, True), (False, True)),
+    "both": ((True, True),),
+    "one": ((True, False), (False, True)),
+}
+ALL_PAIRS = ((False, False), (False, True), (True, False), (True, True))
+
+
+def draw_pair_statement(
+    world: World, rng: np.random.Generator, held_out: bool, number: int = 0
+) -> Posed:
+    """Two scenes and a statement on both; gold: 1 if it is true, else 0.
+
+    number: of the pair of scenes, for statements that several pairs share.
+    """
+    form = choose(rng, tuple(FORMS))
+    noun = choose(rng, draw_statement(world, "existence", rng, held_out).nouns[:2])
+    for _ in range(number + 1):
+        true = rng.random() < 0.5
+        pairs = [pair for pair in ALL_PAIRS if (pair in TRUE_OF[form]) == true]
+        scenes = [_with_or_without(world, noun, has, rng, held_out) for has in choose(rng, pairs)]
+    text = f"{FORMS[form]} {noun.text('a')}"
+    return Posed(tuple(map(Shown, scenes)), text, int(true))
+
+
+def _with_or_without(
+    world: World, noun: Noun, has: bool, rng: np.random.Generator, held_out: bool
+) -> SceneSpec:
+    """Three shapes, among them the thing; or, in its place, one that differs in its colour."""
+    while True:
+        whole = draw_statement(world, "existence", rng, held_out)
+        third = replace(whole.nouns[2], number=1)
+        whole = replace(whole, nouns=(noun, whole.nouns[1], third))
+        shown = whole if has else recoloured(world, whole, 0, rng, held_out)
+        scene = draw_scene(world, shown, rng, held_out)
+        if any(map(noun.fits, scene.items)) == has:
+            return scene

@@ -16,45 +16,46 @@ from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.encodings import BLANK_RGB
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.results import Result
-from nas_jax.methods.method import Method, MethodState
+from nas_jax.methods.method import MethodState
 from nas_jax.parallel.mesh import make_mesh, num_row_shards, put_batch, replicated
-from nas_jax.tasks.task import Found, Predict, Reading, Task, TestSet
+from nas_jax.tasks.task import Asker, Found, Predict, Task, TestSet
 from nas_jax.typing import Batch, Params
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
 
 Evaluator = Callable[[Params, MethodState, int], list[Metric]]
+Keep = Callable[[int, list[Result], EvalConfig, dict[str, str]], None]
 
 
 def make_task_evaluator(
     task: Task,
-    method: Method,
-    reading: Reading,
+    asker: Asker,
     tests: Sequence[TestSet],
     config: EvalConfig,
     mesh: Mesh | None = None,
-    keep: Callable[[int, list[Result], EvalConfig], None] | None = None,
+    keep: Keep | None = None,
     console: Console | None = None,
 ) -> Evaluator:
     """Returns `evaluate(params, method_state, step) -> metrics`; its first call compiles.
 
     With several processes each answers all items on its own devices. keep: gets the step, the
-    results and the config, on every process. console: shows progress.
+    results, the config and the task's files by name, on every process. console: shows progress.
     """
-    predict = jax.jit(task.predictor(method, reading))
-    data = replace(reading.data, crop_scale=(), flip=False, rand_augment_ops=0)
+    predict, wants = jax.jit(task.predictor(asker)), asker.method.wants
+    data = replace(asker.data, crop_scale=(), flip=False, rand_augment_ops=0)
 
     def evaluate(params: Params, method_state: MethodState, step: int) -> list[Metric]:
         local = mesh if mesh is not None and jax.process_count() == 1 else _own_mesh()
         arrays = jax.device_put((params, method_state), replicated(local))
-        results = []
+        results, files = [], {}
         for test in tests:
-            reader = Reader(Corpus([test.source]), data, reading.tokenizer, method.wants)
-            asked = _Asked(predict, arrays, local, tuple(batch_spec(data, 1, method.wants)))
+            reader = Reader(Corpus([test.source]), data, asker.tokenizer, wants)
+            asked = _Asked(predict, arrays, local, tuple(batch_spec(data, 1, wants)))
             seen, blind = asked.answers(reader, test, config.batch_size, console)
-            results.append(task.measure(test, seen, blind, config.bootstrap))
+            results.append(task.measure(asker, test, seen, blind, config.bootstrap))
+            files |= task.files(asker, test, seen)
         if keep is not None and results:
-            keep(step, results, config)
+            keep(step, results, config, files)
         return [row for result in results for row in result.rows]
 
     return evaluate

@@ -25,7 +25,7 @@ from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import as_path, reaching
 from nas_jax.tasks.evaluation import make_task_evaluator
 from nas_jax.tasks.grounding import GroundingTask
-from nas_jax.tasks.task import Reading
+from nas_jax.tasks.task import Asker
 from nas_jax.train.trained import open_trained
 from nas_jax.train.workdir import EVALS
 from nas_jax.utils.commands import exit_code
@@ -52,11 +52,10 @@ def run(argv: Sequence[str]) -> None:
         data = _test_data(trained.section(DataConfig, "data"), args)
         tests = task.tests(data, trained.config["seed"])
         results: list[Result] = []
-        reading = Reading(trained.tokenizer, data)
+        asker = Asker(method, trained.tokenizer, data)
         evaluate = make_task_evaluator(
             task,
-            method,
-            reading,
+            asker,
             tests,
             EvalConfig(),
             mesh,

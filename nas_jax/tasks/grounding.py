@@ -26,7 +26,7 @@ from nas_jax.models.attention_maps import grad_cam
 from nas_jax.tasks.records import Entry
 from nas_jax.tasks.refer_files import iou, read_named, read_texts
 from nas_jax.tasks.retrieval import Retrieval, RetrievalConfig
-from nas_jax.tasks.task import Asking, Found, Predict, Reading, TestSet, share
+from nas_jax.tasks.task import Asker, Asking, Found, Predict, TestSet, share
 from nas_jax.typing import Array, Batch, Params
 
 AREA_POWER = 0.5  # ALBEF's: between the mean in a box and its sum
@@ -64,13 +64,16 @@ class GroundingTask(Asking):
         """Texts alone of a file that is trained on; boxes too of one that is tested on."""
         return read_named(path) if tested else read_texts(path)
 
-    def predictor(self, method: Method, reading: Reading) -> Predict:
+    def predictor(self, asker: Asker) -> Predict:
         """The maps of patches, (B, N)."""
+        method = asker.method
         check_fusion(method)
         layer = fusion_layer(method, getattr(method.config, "layer", self.layer))
         return functools.partial(patch_map, method, layer)
 
-    def measure(self, test: TestSet, seen: Found, blind: Found, resamples: int) -> Result:
+    def measure(
+        self, asker: Asker, test: TestSet, seen: Found, blind: Found, resamples: int
+    ) -> Result:
         """Accuracy of the best box and of the brightest patch; beside each, "centre" is a map with
         the middle of the picture alone. chance: of a box drawn evenly; of a patch, its area.
         """

@@ -25,7 +25,6 @@ class Asked(Record):
 
     gold: Any = None
     others: tuple[Any, ...] = ()  # further pictures, as `image`
-    about: Any = None  # what else the evaluation reads: a sentence's name, the size of the picture
 
 
 class Entry(NamedTuple):
@@ -35,7 +34,7 @@ class Entry(NamedTuple):
     images: tuple[str, ...]  # paths, from data.image_root
     text: str
     gold: Any
-    about: Any = None
+    about: Any = None  # what else a test reads: the sentence that several items share
 
 
 class _Source:
@@ -110,12 +109,16 @@ class FileSource(_Source):
         """The answer, without the picture."""
         return self.entries[index].gold
 
+    def about(self, index: int) -> Any:
+        """What else a test reads of the item."""
+        return self.entries[index].about
+
     def __getitem__(self, index: int) -> Asked:
         entry = self.entries[index]
         first, *others = (reading.read_bytes(join(self.image_root, one)) for one in entry.images)
         image_id = image_id_of(entry.images[0])
         texts = self.captions(index)
-        return Asked(entry.key, first, texts, image_id, entry.gold, tuple(others), entry.about)
+        return Asked(entry.key, first, texts, image_id, entry.gold, tuple(others))
 
 
 class SceneItems(_Source):
@@ -124,12 +127,21 @@ class SceneItems(_Source):
     files, remote = ("scenes",), False
 
     def __init__(
-        self, task: str, draw: Draw, split: str, size: tuple[int, int], seed: int, world: World
+        self,
+        task: str,
+        draw: Draw,
+        split: str,
+        size: tuple[int, int],
+        seed: int,
+        world: World,
+        group: int = 1,
     ):
-        """split: train, val or heldout; size: items, and pixels a side."""
+        """split: train, val or heldout; size: items, and pixels a side; group: neighbouring items
+        that share a text.
+        """
         super().__init__()
         self.task, self.draw, self.split, self.seed, self.world = task, draw, split, seed, world
-        self.count, self.image_size = size
+        self.count, self.image_size, self.group = *size, group
 
     def __len__(self) -> int:
         return self.count
@@ -138,8 +150,14 @@ class SceneItems(_Source):
         """The item, before its pictures are drawn."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        rng = scene_rng(self.task, self.split, self.seed, index)
-        return self.draw(self.world, rng, self.split == "heldout")
+        number, within = divmod(index, self.group)
+        rng = scene_rng(self.task, self.split, self.seed, number)
+        own = (within,) if self.group > 1 else ()
+        return self.draw(self.world, rng, self.split == "heldout", *own)
+
+    def about(self, index: int) -> Any:
+        """The number of the text."""
+        return index // self.group
 
     def key(self, index: int) -> str:
         """Task, split, seed and index."""
@@ -164,8 +182,7 @@ class SceneItems(_Source):
     def __getitem__(self, index: int) -> Asked:
         posed = self.posed(index)
         first, *others = (shown.picture(self.image_size) for shown in posed.shown)
-        about = posed if posed.shown else None
-        return Asked(self.key(index), first, (posed.text,), index, posed.gold, tuple(others), about)
+        return Asked(self.key(index), first, (posed.text,), index, posed.gold, tuple(others))
 
 
 # ------------------------------------------------------------------------------------------- files

@@ -48,9 +48,10 @@ class TestSet:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a run reads texts and pictures, for a task that encodes texts of its own."""
+class Asker:
+    """The method of a run, and how the run reads texts and pictures."""
 
+    method: Method
     tokenizer: TextTokenizer
     data: DataConfig
 
@@ -78,13 +79,19 @@ class Task:
         """The keys of the metrics of these tests."""
         return []
 
-    def predictor(self, method: Method, reading: Reading) -> Predict:
+    def predictor(self, asker: Asker) -> Predict:
         """The function that is measured."""
         raise NotImplementedError
 
-    def measure(self, test: TestSet, seen: Found, blind: Found, resamples: int) -> Result:
+    def measure(
+        self, asker: Asker, test: TestSet, seen: Found, blind: Found, resamples: int
+    ) -> Result:
         """The numbers. blind: the same with blank pictures."""
         raise NotImplementedError
+
+    def files(self, asker: Asker, test: TestSet, seen: Found) -> dict[str, str]:
+        """Name -> content of what an evaluation leaves beside results.json, for a server."""
+        return {}
 
 
 class Asking(Task):
@@ -92,6 +99,7 @@ class Asking(Task):
 
     method: ClassVar[type[Method]]
     draw: ClassVar[Draw | None] = None  # its scenes; None: there are none
+    group: ClassVar[int] = 1  # items of scenes that share a text
     quantities: ClassVar[tuple[str, ...]] = ("accuracy",)  # of the part "all"
 
     @property
@@ -159,7 +167,7 @@ class Asking(Task):
                 f"scenes for the task {self.name}", "its files", "name them in data.train"
             )
         size, world = (count, config.image_size), WORLDS[config.scene_world]
-        return SceneItems(self.name, type(self).draw, split, size, seed, world)
+        return SceneItems(self.name, type(self).draw, split, size, seed, world, self.group)
 
     def keys(self, tests: Sequence[TestSet]) -> list[str]:
         """test/all/task/quantity."""
@@ -184,14 +192,16 @@ class Classifying(Asking):
 
     classes: ClassVar[tuple[str, ...]]  # their names, by label
 
-    def predictor(self, method: Method, reading: Reading) -> Predict:
+    def predictor(self, asker: Asker) -> Predict:
         """The logits of the classes."""
         return lambda params, state, batch: {
-            "logits": method.logits(params, batch, {}),
+            "logits": asker.method.logits(params, batch, {}),
             "label": batch["label_B"],
         }
 
-    def measure(self, test: TestSet, seen: Found, blind: Found, resamples: int) -> Result:
+    def measure(
+        self, asker: Asker, test: TestSet, seen: Found, blind: Found, resamples: int
+    ) -> Result:
         """Accuracy of all items and of those of each class.
 
         `chance` of all is the share of the most frequent class: what a model reaches that always

@@ -248,7 +248,7 @@ def test_the_official_files_are_read(tmp_path):
     assert golds[2].part == "testB" and test.source.captions(2) == ("cup",)
     maps = np.zeros((3, 4))
     maps[:, 0] = 1
-    result = GroundingTask().measure(test, {"map": maps}, {"map": 0 * maps}, 100)
+    result = GroundingTask().measure(None, test, {"map": maps}, {"map": 0 * maps}, 100)
     rows = {row.key.split("/", 1)[1]: row.value for row in result.rows}
     assert rows["testA/grounding/accuracy"] == 100 and rows["testB/grounding/accuracy"] == 0
     assert rows["all/grounding/accuracy"] == pytest.approx(200 / 3)
