@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nas_jax.data.config import DataConfig
-from nas_jax.evals.config import EvalConfig, check_scorers
+from nas_jax.evals.config import EvalConfig, check_has_scores, check_scorers
 from nas_jax.methods import METHODS, method_class
 from nas_jax.methods.method import Method, MethodConfig
 from nas_jax.methods.nas import NasConfig
@@ -72,12 +72,8 @@ def _check_method(run: RunConfig) -> None:
     method, batch, pieces = method_class(run.method.name), run.data.batch_size, run.train.accumulate
     run.method.check_batch(batch)
     check_scorers(run.eval.scorers, method)
-    if run.eval.benchmarks and not method.default_scores:
-        raise ConfigError(
-            f"eval.benchmarks={run.eval.benchmarks} with method.name={run.method.name!r}",
-            "none: this method gives pictures and captions no scores",
-            "leave them out; its own tests are named in data.val",
-        )
+    if run.eval.benchmarks:
+        check_has_scores(method, f"eval.benchmarks={run.eval.benchmarks}")
     if batch % pieces:
         raise ConfigError(
             f"train.accumulate={pieces}, data.batch_size={batch}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from nas_jax.methods.albef import Albef
@@ -51,7 +52,9 @@ METHODS: dict[str, type[Method]] = {
 }
 
 TASK_METHODS: dict[str, type[Method]] = {}
-"""Methods of downstream tasks by name; nas_jax/tasks, which main.py imports, puts its own here."""
+"""Methods of downstream tasks by name. nas_jax/tasks, which is right of here, puts them in when it
+is imported; a name that is not known yet imports it.
+"""
 
 _GONE = ("plain",)  # fields of older configs that are no more
 _NOT_ALBEF = ("dictionary", "nva", "nta")  # sections that its older configs had, switched off
@@ -60,6 +63,8 @@ _NOT_ALBEFS = {"itm": ("form", "nva_weight", "nta_weight"), "mlm": ("dictionary_
 
 def method_class(name: str) -> type[Method]:
     """The method of that name. Raises ConfigError."""
+    if name not in METHODS and not TASK_METHODS:
+        import_module("nas_jax.tasks")
     found = METHODS.get(name) or TASK_METHODS.get(name)
     if found is None:
         known = ", ".join([*METHODS, *TASK_METHODS])

@@ -143,8 +143,7 @@ class RightPicture(Field):
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
         (other,) = example.record.others
-        right = replace(example, record=replace(example.record, image=other))
-        return {"right_BxHxWx3": right.view(example.rng("right picture"))}
+        return {"right_BxHxWx3": example.view(example.rng("right picture"), other)}
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Nlvr2Task(Classifying):
 
     method = Nlvr2
     draw = staticmethod(draw_pair_statement)
-    group = 4
+    sharing = 4
     classes = LABELS
     quantities: ClassVar[tuple[str, ...]] = ("accuracy", "consistency")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from nas_jax.data.records import Record
+from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scene_tasks import Draw, Posed, scene_rng
 from nas_jax.data.sources import Report, image_id_of
 from nas_jax.data.worlds import World
@@ -54,6 +54,14 @@ class _Source:
     def origin(self, index: int) -> str:
         """As `file`."""
         return self.file(index)
+
+    def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
+        """Tasks have none."""
+        return (), 0
+
+    def group(self, index: int) -> str:
+        """Each record is by itself."""
+        return self.key(index)
 
     @staticmethod
     def key_of(name: str) -> str:
@@ -134,14 +142,14 @@ class SceneItems(_Source):
         size: tuple[int, int],
         seed: int,
         world: World,
-        group: int = 1,
+        sharing: int = 1,
     ):
-        """split: train, val or heldout; size: items, and pixels a side; group: neighbouring items
-        that share a text.
+        """split: train, val or heldout; size: items, and pixels a side; sharing: neighbouring items
+        with one text.
         """
         super().__init__()
         self.task, self.draw, self.split, self.seed, self.world = task, draw, split, seed, world
-        self.count, self.image_size, self.group = *size, group
+        self.count, self.image_size, self.sharing = *size, sharing
 
     def __len__(self) -> int:
         return self.count
@@ -150,14 +158,14 @@ class SceneItems(_Source):
         """The item, before its pictures are drawn."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        number, within = divmod(index, self.group)
+        number, within = divmod(index, self.sharing)
         rng = scene_rng(self.task, self.split, self.seed, number)
-        own = (within,) if self.group > 1 else ()
+        own = (within,) if self.sharing > 1 else ()
         return self.draw(self.world, rng, self.split == "heldout", *own)
 
     def about(self, index: int) -> Any:
         """The number of the text."""
-        return index // self.group
+        return index // self.sharing
 
     def key(self, index: int) -> str:
         """Task, split, seed and index."""

@@ -99,7 +99,7 @@ class Asking(Task):
 
     method: ClassVar[type[Method]]
     draw: ClassVar[Draw | None] = None  # its scenes; None: there are none
-    group: ClassVar[int] = 1  # items of scenes that share a text
+    sharing: ClassVar[int] = 1  # items of scenes that have one text
     quantities: ClassVar[tuple[str, ...]] = ("accuracy",)  # of the part "all"
 
     @property
@@ -167,7 +167,7 @@ class Asking(Task):
                 f"scenes for the task {self.name}", "its files", "name them in data.train"
             )
         size, world = (count, config.image_size), WORLDS[config.scene_world]
-        return SceneItems(self.name, type(self).draw, split, size, seed, world, self.group)
+        return SceneItems(self.name, type(self).draw, split, size, seed, world, self.sharing)
 
     def keys(self, tests: Sequence[TestSet]) -> list[str]:
         """test/all/task/quantity."""

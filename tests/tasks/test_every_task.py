@@ -16,7 +16,9 @@ from runs import run_of
 
 from nas_jax import runner
 from nas_jax.config import from_config_dict, to_dict
+from nas_jax.evals.config import check_has_scores
 from nas_jax.evals.results import read
+from nas_jax.methods import method_class
 from nas_jax.tasks import TASKS
 from nas_jax.tasks import task as task_file
 from nas_jax.tasks.finetuned import FineTuned
@@ -118,6 +120,18 @@ def test_the_dropout_and_the_teacher_are_on(pretrained):
     assert one != other
     moved = jax.tree.map(lambda leaf: leaf + 0.1, state)
     assert step(params, moved, batch, Draws(jax.random.key(1)), *args)[0] != one
+
+
+def test_a_checkpoint_of_a_task_is_known_to_every_command():
+    """Where nothing has imported the tasks yet, as in `python -m nas_jax.evals`."""
+    program = "from nas_jax.methods import method_class; print(method_class('retrieval').__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "Retrieval", done.stderr[-500:]
+    with pytest.raises(ConfigError, match="one of albef.*snli_ve"):
+        method_class("vqa2")
+    check_has_scores(TASKS["retrieval"].method, "this")
+    with pytest.raises(ConfigError, match="a checkpoint of a method that gives .* no scores"):
+        check_has_scores(TASKS["vqa"].method, "a checkpoint")
 
 
 def test_what_only_pretraining_has_is_refused():
