@@ -155,7 +155,8 @@ def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
     name = section.get("name", NasConfig.name)
     kind, fields = method_class(name).Config, _fields(method_class(name).Config)
     for field_name in section.keys() - fields:
-        owners = [other for other, method in _all().items() if field_name in _fields(method.Config)]
+        having = [other for other, one in _all().items() if field_name in _fields(one.Config)]
+        owners = [other for other in having if other in METHODS] or having
         if owners:
             raise ConfigError(
                 f"method.name={name!r} with method.{field_name}, which is of {', '.join(owners)}",
