@@ -33,8 +33,9 @@ def test_a_config_has_both_sizes(name):
         method = make_method(run.method, run.model, Setting(Vocabulary.blank(30522)))
         params, _ = jax.eval_shape(method.init, jax.random.key(0))
         assert (num_params(params) > 1e8) == (size == "base")
-    assert run.data.image_size == 384
-    assert bool(run.train.best_metric) == (name != "vqa")  # which leaves no validation over
+    assert run.data.image_size == (256 if name == "nlvr2_ta" else 384)
+    # VQA leaves no validation over, text assignment is no task
+    assert bool(run.train.best_metric) == (name not in ("vqa", "nlvr2_ta"))
     assert load(name, "weights=none").train.weights == ""
     assert load(name, "size=base,weights=a/b").train.weights == "a/b"
     with pytest.raises(ConfigError, match="scenes or base"):
