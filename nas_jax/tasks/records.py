@@ -126,7 +126,7 @@ class FileSource(_Source):
         first, *others = (reading.read_bytes(join(self.image_root, one)) for one in entry.images)
         image_id = image_id_of(entry.images[0])
         texts = self.captions(index)
-        return Asked(entry.key, first, texts, image_id, entry.gold, tuple(others))
+        return Asked(entry.key, first, texts, image_id, gold=entry.gold, others=tuple(others))
 
 
 class SceneItems(_Source):
@@ -190,7 +190,8 @@ class SceneItems(_Source):
     def __getitem__(self, index: int) -> Asked:
         posed = self.posed(index)
         first, *others = (shown.picture(self.image_size) for shown in posed.shown)
-        return Asked(self.key(index), first, (posed.text,), index, posed.gold, tuple(others))
+        key, texts = self.key(index), (posed.text,)
+        return Asked(key, first, texts, index, gold=posed.gold, others=tuple(others))
 
 
 # ------------------------------------------------------------------------------------------- files
