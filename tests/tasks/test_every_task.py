@@ -65,6 +65,9 @@ def test_every_tensor_of_the_weights_and_of_the_model_is_listed(trained, pretrai
 
 def test_results_say_how_they_were_made_and_are_beside_majority_and_text_alone(trained):
     name, workdir = trained
+    if name == "nlvr2_ta":  # it prepares a model, and has no test of its own
+        assert not (workdir / "evals/4").exists()
+        return
     protocol, results = read(workdir / "evals/4")
     assert protocol["checkpoint"]["method"] == name and protocol["image_size"] == 16
     rows = {row.key: row for result in results for row in result.rows}
