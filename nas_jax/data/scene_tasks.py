@@ -167,6 +167,7 @@ class Answers(NamedTuple):
 
     given: tuple[str, ...]  # () where that is not known
     weight: float = 1.0  # of all of them in training
+    spelt: tuple[str, ...] = ()  # as they are trained on, where that is not as they are judged
 
 
 def scene_answers(world: World) -> tuple[str, ...]:
@@ -214,7 +215,9 @@ _SAID = {"colour": "shape", "shape": "colour"}  # what is said of the thing that
 
 
 def _question(scene: SceneSpec, text: str, answer: str) -> Posed:
-    return Posed((Shown(scene),), text, Answers((answer,) * HUMANS))
+    # VQA's annotations have digits for words of numbers, of which captions of scenes have none
+    judged = str(NUMBERS.index(answer)) if answer in NUMBERS[1:] else answer
+    return Posed((Shown(scene),), text, Answers((judged,) * HUMANS, spelt=(answer,)))
 
 
 # ----------------------------------------------------------------------- statements on two scenes

@@ -38,7 +38,8 @@ class PeopleAnswers(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        given, weight = example.record.gold
+        answers: Answers = example.record.gold
+        given, weight = answers.spelt or answers.given, answers.weight
         counts = Counter(given).most_common(self.count)
         texts = [text for text, _ in counts] + [""] * (self.count - len(counts))
         weights_K = np.zeros(self.count, np.float32)
