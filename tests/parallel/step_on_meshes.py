@@ -75,7 +75,7 @@ def build(name: str, pieces: int, block: int):
     # SigLIP's image encoder has no projection: its features are as wide as its tokens
     sizes = {"softmask": {"fusion_layers": 2}, "siglip": {"embed_dim": 16}}
     # two layers of heads' small weights leave gradients of 1e-8, of which Adam reads the sign alone
-    sizes["nlvr2"] = {"init_std": 0.3}
+    sizes["nlvr2"] = sizes["nlvr2_ta"] = {"init_std": 0.3}
     model = tiny.model(**sizes.get(name, {}))
     return tiny.built(config, model=model, run=setting)
 

@@ -57,9 +57,10 @@ def test_every_tensor_of_the_weights_and_of_the_model_is_listed(trained, pretrai
     of = {action: {t for t, a in actions.items() if a == action} for action in actions.values()}
     copied = {line[2].split()[1] for line in lines if line[0] == "copied"}
     assert of["used"] <= model & weights and of["unused"] == weights - model - copied
-    assert of["used"] | of["new"] | of.get("copied", set()) == model
+    made = of.get("new", set()) | of.get("copied", set())
+    assert of["used"] | made == model
     assert {"mlm_head/bias", "temp"} - copied <= of["unused"]  # pretraining heads are gone
-    assert any("head" in tensor for tensor in of["new"] | of.get("copied", set()))
+    assert any("head" in tensor for tensor in made)
     assert "text_encoder/word_embedding/embedding" in of["used"]
 
 
@@ -104,7 +105,8 @@ def test_the_step_is_the_same_on_eight_devices(name):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])["mixed in 4 pieces"]
-    assert found["loss"] < 1e-5 and found["params"][0] < 1e-4 and found["teacher"][0] < 1e-4
+    assert found.pop("loss") < 1e-5
+    assert found and all(error < 1e-4 for error, _ in found.values()), found
 
 
 def test_the_dropout_and_the_teacher_are_on(pretrained):
