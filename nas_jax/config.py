@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nas_jax.data.config import DataConfig
-from nas_jax.evals.config import EvalConfig, check_scorers
+from nas_jax.evals.config import EvalConfig, check_has_scores, check_scorers
 from nas_jax.methods import METHODS, method_class
-from nas_jax.methods.method import MethodConfig
+from nas_jax.methods.method import Method, MethodConfig
 from nas_jax.methods.nas import NasConfig
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.parallel.mesh import MeshConfig, check_divisible, make_mesh
+from nas_jax.tasks import TASKS
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import ConfigError
@@ -71,6 +72,8 @@ def _check_method(run: RunConfig) -> None:
     method, batch, pieces = method_class(run.method.name), run.data.batch_size, run.train.accumulate
     run.method.check_batch(batch)
     check_scorers(run.eval.scorers, method)
+    if run.eval.benchmarks:
+        check_has_scores(method, f"eval.benchmarks={run.eval.benchmarks}")
     if batch % pieces:
         raise ConfigError(
             f"train.accumulate={pieces}, data.batch_size={batch}",
@@ -152,9 +155,8 @@ def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
     name = section.get("name", NasConfig.name)
     kind, fields = method_class(name).Config, _fields(method_class(name).Config)
     for field_name in section.keys() - fields:
-        owners = [
-            other for other, method in METHODS.items() if field_name in _fields(method.Config)
-        ]
+        having = [other for other, one in _all().items() if field_name in _fields(one.Config)]
+        owners = [other for other in having if other in METHODS] or having
         if owners:
             raise ConfigError(
                 f"method.name={name!r} with method.{field_name}, which is of {', '.join(owners)}",
@@ -162,6 +164,11 @@ def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
                 "let the recipe choose the method, as with :variant=albef, not its name alone",
             )
     return kind
+
+
+def _all() -> dict[str, type[Method]]:
+    """The methods of pretraining and of tasks."""
+    return METHODS | {name: task.method for name, task in TASKS.items()}
 
 
 def _fields(kind: type) -> set[str]:
@@ -174,7 +181,7 @@ def check_field(name: str, cls: type = RunConfig) -> None:
     A field of `method` may be that of any method.
     """
     errors = []
-    for kind in (NasConfig, *(method.Config for method in METHODS.values())):
+    for kind in (NasConfig, *(method.Config for method in _all().values())):
         try:
             return _find_field(name, cls, kind)
         except ConfigError as error:

@@ -31,6 +31,7 @@ from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step, planned_method
 from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
+from nas_jax.tasks import task_of
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.going_on import Course, beginning, known_tokenizer
 from nas_jax.train.watch import check_trackers
@@ -80,7 +81,7 @@ def _checks(run: RunConfig, workdir: Path) -> Iterator[tuple[str, Callable[[], t
 
     def corpus() -> Corpus:
         if "train" not in opened:
-            opened["train"] = pipeline.open_source(run.data, "train", run.seed)
+            opened["train"] = task_of(run.method.name).open_source(run.data, "train", run.seed)
         return opened["train"]
 
     @functools.cache
@@ -225,11 +226,13 @@ def _negatives(run: RunConfig, source: Corpus, tokenizer: TextTokenizer) -> tupl
 def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
     tokenizer, _ = known_tokenizer(run.data, run.train, workdir)
     cased = tokenizer is not None and tokenizer.cased
-    sets, public = pipeline.open_eval_sets(run.data, run.seed, cased), []
+    task, public = task_of(run.method.name), []
+    sets, tests = task.open_eval_sets(run.data, run.seed, cased), task.tests(run.data, run.seed)
     found = [
         f"{one.name}: {len(one.images)} pictures, {len(one.foils)} foils, {len(one.quads)} quads"
         for one in sets
     ]
+    found += [f"{test.name}: {len(test.source)} items" for test in tests]
     unknown = bool(run.eval.benchmarks) and tokenizer is None
     if unknown:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
@@ -239,6 +242,7 @@ def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
         found += [one.name for one in public]
     if run.train.best_metric:
         keys = metric_keys(run.eval, method_class(run.method.name), sets, public)
+        keys += task.keys(tests)
         if run.train.best_metric in keys or not unknown:
             check_key(run.train.best_metric, keys)
             found.append(f"the best is by {run.train.best_metric}")

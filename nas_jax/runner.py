@@ -47,7 +47,11 @@ from nas_jax.parallel.processes import Processes, start
 from nas_jax.parallel.rules import format_placements, placements, state_shardings, with_shardings
 from nas_jax.preflight import preflight
 from nas_jax.rehearsal import compile_step
+from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import absolute, as_path, check_bucket, is_bucket, reaching
+from nas_jax.tasks import Task, task_of
+from nas_jax.tasks.evaluation import make_task_evaluator
+from nas_jax.tasks.task import Asker, TestSet
 from nas_jax.train import loop
 from nas_jax.train.config import EVALUABLE
 from nas_jax.train.going_on import Course, beginning, known_tokenizer
@@ -170,11 +174,12 @@ def _training(run: RunConfig, workdir: Path, parts: Parts, mesh: Mesh) -> loop.T
         batches=batches,
         total_steps=parts.total_steps,
         mesh=mesh,
-        evaluators=(parts.evaluator,),
+        evaluators=parts.evaluators,
         stage=method.stage,
         observe=lambda state: method.observe(state.params, state.method_state),
         shardings=functools.partial(state_shardings, own=method.sharding),
         start_from=method.start_from,
+        copies=method.copies,
         course=Course(to_dict(run), len(parts.source), method.renumbered),
         data_id=parts.source.identity(),
         report=lambda step, metrics: _report(run, workdir, step, metrics),
@@ -207,7 +212,8 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
         places = state_shardings(abstract, mesh, parts.method.sharding)
         state, position = manager.restore(with_shardings(abstract, places))
     step = position["next_step"]
-    metrics = parts.evaluator(*everywhere((state.params, state.method_state), mesh), step)
+    trained = everywhere((state.params, state.method_state), mesh)
+    metrics = [one for evaluator in parts.evaluators for one in evaluator(*trained, step)]
     if jax.process_index() == 0:
         console.say(_report(run, workdir, step, metrics))
         _warn_of_negatives(workdir, console)
@@ -233,7 +239,7 @@ class Parts:
     method: Method
     optimizer: optax.GradientTransformation
     schedule: Schedule
-    evaluator: Evaluator
+    evaluators: tuple[Evaluator, ...]
     eval_sets: tuple[EvalSet, ...]
     total_steps: int
     steps_per_epoch: int
@@ -268,7 +274,8 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
 
     mesh: of the evaluations; None: the default device.
     """
-    source = pipeline.open_source(run.data, "train", run.seed)
+    task = task_of(run.method.name)
+    source = task.open_source(run.data, "train", run.seed)
     tokenizer = _tokenizer(run, workdir, source, learn)
     check_vocabulary(run.model, tokenizer.vocab_size, started=has_checkpoint(workdir))
     steps_per_epoch = pipeline.steps_per_epoch(run.data, source)
@@ -277,18 +284,19 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     method = make_method(run.method, run.model, setting)
     optimizer, schedule = make_optimizer(run.optimizer, total_steps, steps_per_epoch)
     # an evaluation by itself keeps every score, and so does the last one of a training run
-    measured = _measured(run, tokenizer, detailed_from=total_steps if learn else 0)
+    measured = _measured(run, task, tokenizer, detailed_from=total_steps if learn else 0)
+    tests = task.tests(run.data, run.seed)
     if learn and run.train.best_metric:
         keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
-        check_key(run.train.best_metric, keys)
-    evaluator = _evaluator(run, workdir, method, measured, mesh)
+        check_key(run.train.best_metric, keys + task.keys(tests))
+    evaluators = _evaluators(run, workdir, method, measured, (task, tests), mesh)
     return Parts(
         source,
         tokenizer,
         method,
         optimizer,
         schedule,
-        evaluator,
+        evaluators,
         measured.eval_sets,
         total_steps,
         steps_per_epoch,
@@ -296,11 +304,11 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     )
 
 
-def _measured(run: RunConfig, tokenizer: TextTokenizer, detailed_from: int) -> Measured:
+def _measured(run: RunConfig, task: Task, tokenizer: TextTokenizer, detailed_from: int) -> Measured:
     """What an evaluation of the run measures."""
     texts = _texts(run, tokenizer)
     return Measured(
-        pipeline.open_eval_sets(run.data, run.seed, tokenizer.cased),
+        task.open_eval_sets(run.data, run.seed, tokenizer.cased),
         tokenizer,
         run.data.text_length,
         run.model.image_size,
@@ -314,13 +322,28 @@ def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
     return benchmarks.Texts(tokenizer, clean, positions, tokenizer.cased)
 
 
-def _evaluator(
-    run: RunConfig, workdir: Path, method: Method, measured: Measured, mesh: Mesh | None
-) -> Evaluator:
-    """The evaluator of a run; one that is no part of a training run shows its progress."""
+def _evaluators(
+    run: RunConfig,
+    workdir: Path,
+    method: Method,
+    measured: Measured,
+    asked: tuple[Task, Sequence[TestSet]],
+    mesh: Mesh | None,
+) -> tuple[Evaluator, ...]:
+    """The evaluators of a run; those that are no part of a training run show their progress.
 
-    def keep(step: int, results: Sequence[Result], config: EvalConfig) -> None:
-        """Writes every score to evals/<step>/results.json, with tables and the protocol."""
+    asked: the task of the run, and its tests.
+    """
+
+    def keep(
+        step: int,
+        results: Sequence[Result],
+        config: EvalConfig,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes every score to evals/<step>/results.json, with tables and the protocol; and files
+        of the task.
+        """
         if jax.process_index() == 0:
             about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
             path = workdir / EVALS / str(step)
@@ -328,9 +351,17 @@ def _evaluator(
                 texts = _texts(run, measured.tokenizer)
                 protocol = benchmarks.protocol(config, texts, measured.image_size, about)
                 evaluation_results.write(path, protocol, results)
+                for name, text in (files or {}).items():
+                    write_whole(path / name, text)
 
     console = Console(enabled=measured.detailed_from == 0 and jax.process_index() == 0)
-    return make_evaluator(run.eval, method, measured, mesh, keep, console)
+    of_pairs = make_evaluator(run.eval, method, measured, mesh, keep, console)
+    task, tests = asked
+    if not tests:
+        return (of_pairs,)
+    asker = Asker(method, measured.tokenizer, run.data)
+    of_task = make_task_evaluator(task, asker, tests, run.eval, mesh, keep, console)
+    return of_pairs, of_task
 
 
 def _tokenizer(run: RunConfig, workdir: Path, source: Corpus, learn: bool) -> TextTokenizer:

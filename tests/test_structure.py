@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "train": _BASE | _LEAVES | {"methods", "checkpoint"},
     "convert": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
     "evals": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
+    "tasks": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
     "inspect": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
 }
 # assemble a run out of all rooms

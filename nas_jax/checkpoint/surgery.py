@@ -7,8 +7,9 @@ after surgery.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from nas_jax.utils.trees import named_leaves
 
 IMAGE_POSITIONS = "image_encoder/position_embedding"  # (1, 1 + N, D)
 TEXT_POSITIONS = "text_encoder/position_embedding/embedding"  # (length, D)
+TAKEN = ("used", "copied", "resized", "cut")  # actions of tensors that come from the weights
 CUBIC_A = -0.75  # of the cubic kernel: PyTorch's; jax.image.resize has -0.5
 
 
@@ -28,7 +30,8 @@ class FittedArray:
     """What became of one tensor."""
 
     name: str
-    action: str  # "used", "resized", "cut", "new" (as in the model) or "unused"
+    # "used", "copied" (from another name), "resized", "cut", "new" (as in the model) or "unused"
+    action: str
     detail: str = ""
 
 
@@ -52,17 +55,27 @@ class FitReport:
             f"{row.action:{widths[0]}}  {row.name:{widths[1]}}  {row.detail}".rstrip()
             for row in listed
         ]
-        used = sum(row.action in ("used", "resized", "cut") for row in self.rows)
+        used = sum(row.action in TAKEN for row in self.rows)
         return "\n".join([f"{used} of {len(self.rows)} tensors come from the weights", *lines])
 
+    def account(self) -> str:
+        """A line for each tensor, those that are used as they are too."""
+        rows = sorted(self.rows, key=lambda row: (row.action in TAKEN, row.action, row.name))
+        width = max((len(row.name) for row in rows), default=0)
+        return "\n".join(f"{row.action:8}{row.name:{width}}  {row.detail}".rstrip() for row in rows)
 
-def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, FitReport]:
+
+def adapt(
+    saved: Mapping[str, Any], wanted: Params, copies: Sequence[tuple[str, str]] = ()
+) -> tuple[Params, FitReport]:
     """The parameters of a model, taken from `saved` weights as far as they go.
 
     Args:
       saved: NumPy or JAX arrays, nested or flat with names like `image_encoder/cls_token`.
       wanted: the parameters of the model, freshly initialised, or abstract (`jax.eval_shape`). A
         tensor that the weights lack is returned as it stands here; the report lists it as new.
+      copies: (pattern of names in the model, name in the weights, which may refer to groups of the
+        pattern): where a tensor that the weights lack begins, first match first.
 
     Image positions of another grid are resized as ALBEF does (`interpolate_pos_embed` in its
     models/vit.py, bicubic); longer text positions are cut. Other dtypes are converted.
@@ -77,16 +90,33 @@ def adapt(saved: Mapping[str, Any], wanted: Params) -> tuple[Params, FitReport]:
             f"some of the model's {len(want)} tensors such as {min(want, default='(none)')}",
             "pass the parameters alone, under the model's names",
         )
-    fitted, rows = {}, []
+    fitted, rows, copied = {}, [], set()
     for name, target in want.items():
-        if name in have:
-            fitted[name], row = _fit(name, have[name], target)
+        other = name if name in have else _copied_from(name, copies)
+        if other in have:
+            fitted[name], row = _fit(name, have[other], target)
+            if other != name:
+                row = replace(row, action="copied", detail=f"from {other} {row.detail}".strip())
+                fitted[name] = fitted[name].copy()  # a step overwrites both in place
+                copied.add(other)
         else:
             fitted[name], row = target, FittedArray(name, "new", "not in the weights")
         rows.append(row)
-    rows += [FittedArray(name, "unused", "not in the model") for name in have if name not in want]
+    rows += [
+        FittedArray(name, "unused", "not in the model")
+        for name in have
+        if name not in want and name not in copied
+    ]
     params = jax.tree.unflatten(jax.tree.structure(wanted), [fitted[name] for name in want])
     return params, FitReport(tuple(rows))
+
+
+def _copied_from(name: str, copies: Sequence[tuple[str, str]]) -> str:
+    """The name in the weights that the first matching pattern gives; "" where none matches."""
+    for pattern, other in copies:
+        if re.match(pattern, name):
+            return re.sub(pattern, other, name, count=1)
+    return ""
 
 
 def _fit(

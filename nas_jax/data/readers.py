@@ -279,6 +279,11 @@ class Reader:
         self._source, self._config, self._tokenizer = source, config, tokenizer
         self._fields = _fields(config, wants)
 
+    @property
+    def text_length(self) -> int:
+        """Positions of a text that is not of a batch of shorter ones."""
+        return self._config.text_length
+
     def read(self, draw: Draw) -> Pair:
         """One pair; in place of one that cannot be read, another drawn evenly from the corpus.
 

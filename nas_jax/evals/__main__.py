@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nas_jax.data.config import DataConfig
 from nas_jax.evals import run as runs
-from nas_jax.evals.config import EvalConfig, check_scorers
+from nas_jax.evals.config import EvalConfig, check_has_scores, check_scorers
 from nas_jax.evals.detail import own_results
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.results import Result, about_checkpoint, write
@@ -135,6 +135,7 @@ def _run(args: argparse.Namespace, console: Console) -> Path:
     config = _config(args)
     trained = open_trained(args.checkpoint)
     asked = tuple(name for name in args.scorer.split(",") if name)
+    check_has_scores(trained.method, "a checkpoint")
     config = replace(config, scorers=check_scorers(asked, trained.method, "--scorer"))
     texts = _texts(trained)
     if public:

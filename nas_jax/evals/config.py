@@ -111,6 +111,18 @@ def check_scorers(
     return tuple(names) or tuple(method.default_scores)
 
 
+def check_has_scores(method: Method | type[Method], what: str) -> None:
+    """Raises ConfigError where a method gives pictures and captions no scores, as those of tasks
+    with a head of their own. what: the user asks for it.
+    """
+    if not method.default_scores:
+        raise ConfigError(
+            f"{what} of a method that gives pictures and captions no scores",
+            "pretraining or retrieval",
+            "its own tests are named in data.val, and asked by main.py --mode=eval",
+        )
+
+
 def with_scorers(config: EvalConfig, method: Method) -> EvalConfig:
     """The config with its scorers by name: see `check_scorers`."""
     return replace(config, scorers=check_scorers(config.scorers, method))

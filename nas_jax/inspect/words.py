@@ -24,12 +24,12 @@ from nas_jax.inspect.sheet import probability
 from nas_jax.inspect.validation import validation_pairs
 from nas_jax.inspect.words_measure import (
     Asked,
-    check_fusion,
     gradient_reaches_words,
     look_at,
     numbers,
 )
 from nas_jax.inspect.words_picture import ONE_LAYER, draw_words
+from nas_jax.methods.match_map import MIDDLE, check_fusion, fusion_layer
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import as_path, failures, in_words, reaching
 from nas_jax.train.trained import Trained, open_trained
@@ -92,19 +92,24 @@ def run(argv: Sequence[str]) -> None:
     flags.add_argument("--picture", type=int, metavar="K", help="validation picture K alone")
     flags.add_argument("--image", default="", metavar="FILE", help="a picture of your own")
     flags.add_argument("--caption", default="", metavar="TEXT", help="for --picture or --image")
+    flags.add_argument(
+        "--layer", type=int, default=MIDDLE, metavar="K",
+        help="fusion layer that is looked at, from 0 (default: the middle one)",
+    )  # fmt: skip
     args = flags.parse_args(argv)
     if args.pictures < 1:
         raise ConfigError(f"--pictures {args.pictures}", "1 or more", f"leave it out for {SHOWN}")
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
         check_fusion(trained.method)
+        fusion_layer(trained.method, args.layer)
         asked = chosen(trained, args)
         arrays = trained.load(make_mesh(devices=jax.devices()[:1]))
         length = trained.section(DataConfig, "data").text_length
-        found = look_at(trained.method, arrays, trained.tokenizer, asked, length)
+        found = look_at(trained.method, arrays, trained.tokenizer, asked, length, args.layer)
         about = run_name(trained)
         kept = {"run": about, "pictures": numbers(found)}
-        note = "" if gradient_reaches_words(trained.method) else ONE_LAYER
+        note = "" if gradient_reaches_words(trained.method, args.layer) else ONE_LAYER
         drawn, folder = (about, found, note), args.out or trained.workdir
         line = keep(WORDS, folder, kept, lambda path: draw_words(path, *drawn))
     for one in found:

@@ -15,9 +15,9 @@ import numpy as np
 from nas_jax.data.text_ops import FUNCTION_WORDS
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.inspect.negatives_found import probability_of
+from nas_jax.methods.match_map import MIDDLE, check_fusion, fusion_layer, match_map
 from nas_jax.methods.method import Method, MethodState
-from nas_jax.models.attention_maps import attention_map, grad_cam
-from nas_jax.models.towers import AlbefNetwork
+from nas_jax.models.attention_maps import grad_cam
 from nas_jax.typing import Array, Params, Vocabulary
 from nas_jax.utils.errors import ConfigError
 
@@ -71,52 +71,32 @@ class Asked:
 
 
 def looks(
-    method: Method, params: Params, state: MethodState, image_BxHxWx3: Array, text: tuple
+    method: Method,
+    params: Params,
+    state: MethodState,
+    image_BxHxWx3: Array,
+    text: tuple,
+    layer: int = MIDDLE,
 ) -> Looks:
-    """One fusion layer's view of captions: the middle one, of six the third, on which ALBEF's maps
-    are drawn. text: token_ids_BxL, token_mask_BxL.
+    """One fusion layer's view of captions. text: token_ids_BxL, token_mask_BxL; layer: see
+    `match_map`.
 
-    Raises ConfigError where the method has no fusion encoder.
+    Raises ConfigError where the method has no fusion encoder, or no such layer.
     """
     check_fusion(method)
-    (ids_BxL, mask_BxL), config = text, method.network.config
+    ids_BxL, mask_BxL = text
     image_BxTxD, _ = method.encode_image(params, state, image_BxHxWx3)
     text_BxLxD, _ = method.encode_text(params, ids_BxL, mask_BxL)
-    net, layer = method.apply(params), fusion_layer(method)
-
-    def fuse(offset_BxHxLxT: Array) -> tuple[Array, Array]:
-        inputs = text_BxLxD, mask_BxL, image_BxTxD, layer, offset_BxHxLxT
-        return net.fusion_encoder.with_map(*inputs)
-
-    def match_logit(fused_BxLxD: Array) -> Array:
-        return net.itm_logits(fused_BxLxD)[:, 1]
-
-    shape = len(ids_BxL), config.heads, ids_BxL.shape[1], image_BxTxD.shape[1]
-    maps = attention_map(match_logit, fuse, shape)
+    maps = match_map(method, params, (text_BxLxD, mask_BxL), image_BxTxD, layer)
     probabilities_BxHxLxT, gradient_BxHxLxT = (one.astype(jnp.float32) for one in maps)
     score = method.score(params, image_BxTxD, text_BxLxD[:, None], mask_BxL[:, None])["itm"]
     cam_BxLxT = grad_cam(probabilities_BxHxLxT, gradient_BxHxLxT)
     return Looks(score[:, 0].astype(jnp.float32), probabilities_BxHxLxT.mean(1), cam_BxLxT)
 
 
-def fusion_layer(method: Method) -> int:
-    """The number of the layer that is looked at."""
-    return (method.network.config.fusion_layers - 1) // 2
-
-
-def gradient_reaches_words(method: Method) -> bool:
+def gradient_reaches_words(method: Method, layer: int = MIDDLE) -> bool:
     """Whether words can have a Grad-CAM: of the last layer the match reads [CLS] alone."""
-    return fusion_layer(method) < method.network.config.fusion_layers - 1
-
-
-def check_fusion(method: Method) -> None:
-    """Raises ConfigError where the method has no fusion encoder with a matching head."""
-    if not isinstance(method.network, AlbefNetwork) or "itm" not in method.pair_scores:
-        raise ConfigError(
-            f"method {method.config.name} without a fusion encoder and its matching head",
-            "a method that has both",
-            "look at a run of ALBEF or NAS",
-        )
+    return fusion_layer(method, layer) < method.network.config.fusion_layers - 1
 
 
 def all_words(
@@ -181,8 +161,9 @@ def look_at(
     tokenizer: TextTokenizer,
     asked: Sequence[Asked],
     text_length: int,
+    layer: int = MIDDLE,
 ) -> list[PictureWords]:
-    """The maps of all content words of some captions.
+    """The maps of all content words of some captions. layer: see `match_map`.
 
     Raises ConfigError: a method without a fusion encoder, a caption without a word, or with more
     tokens than `text_length`.
@@ -198,7 +179,7 @@ def look_at(
     ids_BxL, mask_BxL = tokenizer.encode(captions, text_length)
     images_BxHxWx3 = np.stack([one.image_HxWx3 for one in asked])
     read = jax.jit(
-        lambda params, state, *inputs: looks(method, params, state, inputs[0], inputs[1:])
+        lambda params, state, *inputs: looks(method, params, state, inputs[0], inputs[1:], layer)
     )
     seen = Looks(*jax.device_get(read(*arrays, images_BxHxWx3, ids_BxL, mask_BxL)))
     match_B = probability_of(seen.score_B)

@@ -26,7 +26,7 @@ LEGEND = (
     f"{WHOLE}: the token that the match is read off.   % of all: share of the Grad-CAM of what is "
     "shown; words without meaning of their own are not.",
 )
-ONE_LAYER = f"With one fusion layer the match reads {WHOLE} alone, so that words have no Grad-CAM."
+ONE_LAYER = f"Of the last fusion layer the match reads {WHOLE} alone: words have no Grad-CAM there."
 
 
 def draw_words(

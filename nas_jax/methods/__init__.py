@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from nas_jax.methods.albef import Albef
@@ -50,6 +51,11 @@ METHODS: dict[str, type[Method]] = {
     "vlmatch": VlMatch,
 }
 
+TASK_METHODS: dict[str, type[Method]] = {}
+"""Methods of downstream tasks by name. nas_jax/tasks, which is right of here, puts them in when it
+is imported; a name that is not known yet imports it.
+"""
+
 _GONE = ("plain",)  # fields of older configs that are no more
 _NOT_ALBEF = ("dictionary", "nva", "nta")  # sections that its older configs had, switched off
 _NOT_ALBEFS = {"itm": ("form", "nva_weight", "nta_weight"), "mlm": ("dictionary_from_epoch",)}
@@ -57,10 +63,13 @@ _NOT_ALBEFS = {"itm": ("form", "nva_weight", "nta_weight"), "mlm": ("dictionary_
 
 def method_class(name: str) -> type[Method]:
     """The method of that name. Raises ConfigError."""
-    if name not in METHODS:
-        known = ", ".join(METHODS)
+    if name not in METHODS and not TASK_METHODS:
+        import_module("nas_jax.tasks")
+    found = METHODS.get(name) or TASK_METHODS.get(name)
+    if found is None:
+        known = ", ".join([*METHODS, *TASK_METHODS])
         raise ConfigError(f"method.name={name!r}", f"one of {known}", "set one of them")
-    return METHODS[name]
+    return found
 
 
 def method_config(section: Mapping[str, Any]) -> MethodConfig:

@@ -110,6 +110,9 @@ class Method:
     default_scores: ClassVar[tuple[str, ...]] = ("itc",)
     # Whether a batch may be computed in pieces (`train.accumulate`).
     accumulates: ClassVar[bool] = True
+    # (pattern of names of its parameters, name in the weights): where parameters begin that the
+    # weights of `train.weights` lack, as in `checkpoint.surgery.adapt`.
+    copies: ClassVar[tuple[tuple[str, str], ...]] = ()
     # Which class of convert/hf_files the method is exported as; "" = it has none. Not inherited.
     hf_class: ClassVar[str] = ""
     # (pattern of names, axes): where arrays live on a mesh, before the rules of parallel/rules.py.

@@ -24,17 +24,18 @@ from jax.sharding import Mesh
 from nas_jax.checkpoint.manager import CheckpointManager
 from nas_jax.parallel.mesh import everywhere, replicated
 from nas_jax.parallel.prefetch import DevicePrefetch
+from nas_jax.storage.files import write_whole
 from nas_jax.storage.paths import as_path
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.going_on import Course
 from nas_jax.train.machine import describe, matmul_flops
 from nas_jax.train.pace import Pace
 from nas_jax.train.profiling import StepProfile
-from nas_jax.train.start import StartFrom, begin, go_on
+from nas_jax.train.start import Copies, StartFrom, begin, go_on
 from nas_jax.train.step import sharded_step
 from nas_jax.train.watch import open_trackers
 from nas_jax.train.watchdog import Watchdog
-from nas_jax.train.workdir import CHECKPOINTS, PROFILE, Records, open_workdir, writing
+from nas_jax.train.workdir import CHECKPOINTS, PROFILE, WEIGHTS, Records, open_workdir, writing
 from nas_jax.typing import Batch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, format_losses, format_seconds
@@ -93,6 +94,7 @@ class Training:
     # all of it on every device.
     shardings: Callable[[PyTree, Mesh], PyTree] | None = None
     start_from: StartFrom | None = None  # see train/start.py
+    copies: Copies = ()  # `Method.copies`
     # A digest of the records that are read; a checkpoint of a run on others is refused.
     data_id: str = ""
     course: Course | None = None  # see train/going_on.py; None: the config is not compared
@@ -195,7 +197,7 @@ class _Run:
             state, position = go_on(self.manager, abstract, shardings, say, training.course)
             say(f"going on from step {position['next_step']} of {self.workdir}")
         else:
-            own = training.start_from, training.course
+            own = training.start_from, training.course, training.copies, self._keep_account
             state, position = begin(self.config, training.init_state, shardings, say, *own)
         trained_on = position.get("data", training.data_id)
         if trained_on != training.data_id:
@@ -206,6 +208,13 @@ class _Run:
                 "restore them, or start in another --workdir",
             )
         return state, position["skipped"]
+
+    def _keep_account(self, text: str) -> None:
+        """What became of each tensor of other weights, in a file."""
+        if jax.process_index() == 0:
+            with writing(self.workdir / WEIGHTS):
+                write_whole(self.workdir / WEIGHTS, text + "\n")
+            self.console.say(f"every tensor: {self.workdir / WEIGHTS}")
 
     # --------------------------------------------------------------------------------- the steps
 

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from nas_jax.utils.trees import named_leaves
 Position = dict[str, Any]
 StartFrom = Callable[[Params, PyTree, Saved], PyTree]
 """`Method.start_from`: (params, fresh method state, saved) -> method state."""
+Copies = Sequence[tuple[str, str]]
 NOTHING_READ: Position = {"next_step": 0, "skipped": 0}
 
 
@@ -49,11 +50,14 @@ def begin(
     say: Callable[[str], None],
     start_from: StartFrom | None = None,
     course: Course | None = None,
+    copies: Copies = (),
+    keep: Callable[[str], None] | None = None,
 ) -> tuple[TrainState, Position]:
     """The cases 2 to 4: the first state of a work directory without a checkpoint, and where the
     data goes on.
 
-    course: of this run, for what differs from the other run's.
+    course: of this run, for what differs from the other run's. copies: `Method.copies`. keep: gets
+    a line for each tensor of the weights and of the model, in case 3.
 
     Raises CheckpointError where the other run has no checkpoint that is whole, or another state, or
     where pairs would be repeated or left out.
@@ -67,7 +71,7 @@ def begin(
     if config.weights:
         with _open(config.weights, say) as manager:
             saved = SavedState(manager, shardings, config.weights_state, say)
-            state = with_weights(state, shardings, saved, start_from)
+            state = with_weights(state, shardings, saved, start_from, copies, keep)
         say(f"case 3: weights of {config.weights}, all else new")
     return state, NOTHING_READ
 
@@ -98,13 +102,21 @@ def go_on(
 
 
 def with_weights(
-    state: TrainState, shardings: TrainState, saved: SavedState, start_from: StartFrom | None = None
+    state: TrainState,
+    shardings: TrainState,
+    saved: SavedState,
+    start_from: StartFrom | None = None,
+    copies: Copies = (),
+    keep: Callable[[str], None] | None = None,
 ) -> TrainState:
     """A fresh state with the parameters of a checkpoint, and what `start_from` takes of its
-    method state.
+    method state. copies, keep: see `begin`.
     """
-    params, report = adapt(saved.restore("params", state.params, shardings.params), state.params)
+    weights = saved.restore("params", state.params, shardings.params)
+    params, report = adapt(weights, state.params, copies)
     saved.say(str(report))
+    if keep is not None:
+        keep(report.account())
     params = _place(params, shardings.params)
     method_state = state.method_state
     if start_from is not None:

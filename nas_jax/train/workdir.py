@@ -7,6 +7,7 @@ timings.jsonl    the same steps, with what depends on the machine and the hour
 starts.jsonl     one object each time the run was started: where it goes on, and on which machine
 evals/           one file an evaluation, with chance and blind values (written by the runner)
 checkpoints/     the state, by step
+weights.txt      of a run that began from other weights: what became of each tensor
 tokenizer/       of the first start; later ones read it
 tensorboard/     the metrics once more
 profile/         of the steps in train.profile_steps
@@ -38,7 +39,7 @@ from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.trees import diff, with_defaults
 
 CONFIG, METRICS, TIMINGS, TOKENIZER = "config.json", "metrics.jsonl", "timings.jsonl", "tokenizer"
-STARTS = "starts.jsonl"
+STARTS, WEIGHTS = "starts.jsonl", "weights.txt"
 CHECKPOINTS, EVALS, TENSORBOARD, PROFILE = "checkpoints", "evals", "tensorboard", "profile"
 FLUSH_SECONDS = 30  # between two writes of TensorBoard's file
 

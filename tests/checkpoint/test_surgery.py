@@ -27,6 +27,23 @@ def params(method=None, abstract=False, **overrides):
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
 
+def test_a_tensor_may_be_copied_from_one_of_another_name():
+    """Each copy is an array of its own, as a step overwrites its arguments in place."""
+    saved = {"fusion/layer_0": jnp.ones(3), "fusion/layer_1": jnp.zeros(3), "head": jnp.ones(2)}
+    wanted = {name: jnp.full(3, 7.0) for name in ("fusion/layer_0", "twin/layer_0", "own")}
+    params, report = adapt(saved, wanted, ((r"(twin|mate)/", "fusion/"),))
+    assert {row.name: row.action for row in report.rows} == {
+        "fusion/layer_0": "used", "twin/layer_0": "copied", "own": "new",
+        "fusion/layer_1": "unused", "head": "unused",
+    }  # fmt: skip
+    assert params["twin/layer_0"].tolist() == [1, 1, 1] and params["own"].tolist() == [7, 7, 7]
+    assert params["twin/layer_0"] is not params["fusion/layer_0"]
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    assert step(params)["twin/layer_0"].tolist() == [2, 2, 2]
+    lines = report.account().splitlines()
+    assert len(lines) == 5 and any("from fusion/layer_0" in line for line in lines)
+
+
 def test_nothing_changes_when_nothing_differs():
     saved = params()
     for weights in (saved, named_leaves(saved), jax.tree.map(jnp.asarray, saved)):

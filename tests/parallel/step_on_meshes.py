@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import own_method  # noqa: E402
 import tiny  # noqa: E402
 
+import nas_jax.tasks  # noqa: E402, F401 (their methods too)
 from nas_jax.methods import method_config  # noqa: E402
 from nas_jax.methods.config import ItcConfig  # noqa: E402
 from nas_jax.models import codebook  # noqa: E402
@@ -73,6 +74,8 @@ def build(name: str, pieces: int, block: int):
         config = replace(config, negatives=replace(config.negatives, sisters=table))
     # SigLIP's image encoder has no projection: its features are as wide as its tokens
     sizes = {"softmask": {"fusion_layers": 2}, "siglip": {"embed_dim": 16}}
+    # two layers of heads' small weights leave gradients of 1e-8, of which Adam reads the sign alone
+    sizes["nlvr2"] = sizes["nlvr2_ta"] = {"init_std": 0.3}
     model = tiny.model(**sizes.get(name, {}))
     return tiny.built(config, model=model, run=setting)
 
