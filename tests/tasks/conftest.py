@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory):
     """The work directory of the smallest ALBEF, trained for two steps on scenes."""
-    from runs import PRETRAINED
+    from task_runs import PRETRAINED
 
     from nas_jax import runner
 

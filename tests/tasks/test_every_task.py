@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import run_of
+from task_runs import run_of
 
 from nas_jax import runner
 from nas_jax.config import from_config_dict, to_dict

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from runs import PRETRAINED, run_of
+from task_runs import PRETRAINED, run_of
 
 from nas_jax import runner
 from nas_jax.data.scene_pictures import SUPERSAMPLE, label

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from runs import PRETRAINED
+from task_runs import PRETRAINED
 
 from nas_jax.data.scene_captions import parse
 from nas_jax.data.scene_tasks import FORMS, draw_pair_statement

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from runs import PRETRAINED
+from task_runs import PRETRAINED
 
 from nas_jax.data.scene_captions import parse
 from nas_jax.data.scene_tasks import COVER_RGB, draw_entailment

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from runs import PRETRAINED
+from task_runs import PRETRAINED
 
 from nas_jax.data.scene_tasks import QUESTIONS, draw_question, scene_answers
 from nas_jax.data.worlds import LARGE, NUMBERS, SMALL
