@@ -167,6 +167,8 @@ def old_section(name):
     if name == "albef":
         for part in ("dictionary", "nva", "nta"):
             section[part]["enabled"] = False
+    for later in ("given", "given_weight"):
+        del section["itm"][later]
     return {field: section[field] for field in section if field != "terms"}
 
 
