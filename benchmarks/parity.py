@@ -164,7 +164,8 @@ def intermediates(recorded: Recorded, params: Params) -> dict[str, Array]:
     teacher = method.moved_teacher(state["teacher"], params)
     texts = further_texts(method.terms(STAGE), batch, draw)
     encoded, taught = (
-        method.encode(weights, batch, texts, draw, "") for weights in (params, teacher)
+        method.encode(weights, batch, read, draw, "")
+        for weights, read in zip((params, teacher), texts, strict=True)
     )
     seen = Seen(params, teacher, state, batch, draw, jnp.float32(0), STAGE, encoded, taught)
     seen = seen._replace(itc=method.contrast(seen))

@@ -43,6 +43,7 @@ EXTRAS = {
     "convert": ("PyTorch weights in and out", ("torch", "transformers", "safetensors")),
     "gcs": ("gs:// paths", ("gcsfs",)),
     "parquet": ("parquet files", ("pyarrow",)),
+    "remote": ("hf, https and s3 addresses", ("fsspec", "aiohttp", "huggingface_hub", "s3fs")),
     "wandb": ("Weights & Biases", ("wandb",)),
     "mlflow": ("MLflow", ("mlflow-skinny", "sqlalchemy", "alembic")),
 }

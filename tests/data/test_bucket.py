@@ -275,7 +275,7 @@ def test_each_fault_is_one_line(bucket):
     for name in ("cut", "zipped"):
         with pytest.raises(DataError, match="a whole, uncompressed tar"):
             WebDatasetSource((f"{url}/{name}.tar",))
-    with pytest.raises(DataError, match="no picture .*elsewhere/.*set data.image_root"):
+    with pytest.raises(DataError, match="no picture .*elsewhere/.*data.image_roots"):
         open_source(config_of(url, image_root=f"{url}/elsewhere"), "train", 0)
     bucket.forbidden = True
     for train in ((f"{url}/pairs/*.tar",), (f"{url}/lists/l.json",), (f"{url}/set",)):
