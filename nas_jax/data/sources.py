@@ -480,13 +480,16 @@ class AlbefJsonSource(_Table):
         return name
 
     def _image(self, index: int) -> bytes:
-        path = self.picture_path(index)
-        if "\0" in path:  # which no system call takes
-            raise OSError(errno.EINVAL, "a NUL in the path", path)
-        return reading.read_bytes(path)
+        return _read_picture(self.picture_path(index))
 
     def _other_image(self, index: int, place: Any) -> bytes:
-        return reading.read_bytes(join(self.image_root, place))
+        return _read_picture(join(self.image_root, place))
+
+
+def _read_picture(path: str) -> bytes:
+    if "\0" in path:  # which no system call takes
+        raise OSError(errno.EINVAL, "a NUL in the path", path)
+    return reading.read_bytes(path)
 
 
 def _image_and_captions(entry: object) -> tuple[str, list] | None:

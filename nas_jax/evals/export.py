@@ -29,6 +29,7 @@ from typing import Any
 from PIL import Image
 
 import nas_jax
+from nas_jax.data.config import check_image_range
 from nas_jax.data.sources import Report
 from nas_jax.evals import karpathy
 from nas_jax.evals.benchmarks import BENCHMARKS, load_with
@@ -56,6 +57,7 @@ class Pictures:
     size: int | None  # pixels; None: as they are
     fit: str
     names: bool = False  # the names that the annotations have
+    value_range: tuple[float, ...] = ()  # of deep pictures, see `decode`
     _known: dict[Any, str] = field(default_factory=dict)
 
     def path(self, unread: Unread, index: int) -> str:
@@ -82,7 +84,7 @@ class Pictures:
             what = "are parts of others" if picture.box else "lie in tar or zip files"
             got, expected = f"pictures that {what}, like {picture.name}", "files of their own"
             raise DataError(got, expected, "pass --pictures DIR, and they are written there")
-        image_HxWx3 = original(unread.files, picture)
+        image_HxWx3 = original(unread.files, picture, self.value_range)
         if picture.box is None and self.size is None:
             data, suffix = unread.files.read(picture.name), Path(picture.name).suffix or ".jpg"
         else:
@@ -228,6 +230,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     alone = "the names that the annotations have; no picture is looked for"
     add("--names", action="store_true", help=alone)
     add("--size", type=int, default=None, metavar="N", help="resized to N pixels")
+    deep = "values of deep pictures that are black and white"
+    ends = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"), "default": ()}
+    add("--image-range", help=deep, **ends)
     add("--fit", default="squash", help="with --size: squash (default) or crop, the middle square")
     add("--clean", action="store_true", help="texts in lower case without punctuation, as ALBEF's")
     add("--cased", action="store_true", help="with --clean: capitals stay")
@@ -249,7 +254,9 @@ def run(argv: Sequence[str]) -> None:
     options = LoadOptions(max_dropped=args.max_dropped, fit=args.fit, **words)
     options.validate()
     folder = None if args.pictures is None else Path(args.pictures).expanduser()
-    pictures = Pictures(folder, args.size, args.fit, args.names)
+    value_range = tuple(args.image_range)
+    check_image_range(value_range, "--image-range")
+    pictures = Pictures(folder, args.size, args.fit, args.names, value_range)
     data, out = Path(args.data).expanduser(), Path(args.out).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {args.out}", "a name that ends in .jsonl", "rename it")

@@ -160,6 +160,21 @@ def test_questions_are_what_the_benchmark_asks(mine, capsys):
     assert Path(line["pictures"][0]).read_bytes() == raw  # the very file
 
 
+def test_deep_pictures_are_written_in_the_range_that_is_given(mine, capsys):
+    """12 bits stored in 16 and called nothing: unknown without the flag."""
+    write_lines(mine / "deep/d.jsonl", [{"image": "d.png", "caption": "a", "foil": "b"}])
+    (mine / "deep").mkdir(exist_ok=True)
+    Image.fromarray(np.full((6, 6), 2048, np.uint16)).save(mine / "deep/d.png")
+    out = mine / "q.jsonl"
+    asked = ["own", "--data", str(mine / "deep"), "--out", str(out)]
+    asked += ["--pictures", str(mine / "shown"), "--size", "4"]
+    assert questions(asked) != 0 and "unknown range" in capsys.readouterr().err
+    assert questions([*asked, "--image-range", "0", "4095"]) == 0
+    (line,) = read_lines(out)
+    assert abs(int(np.asarray(Image.open(line["pictures"][0])).mean()) - 128) <= 1
+    assert questions([*asked, "--image-range", "5", "5"]) == 2
+
+
 def test_the_square_in_the_middle_is_what_crop_shows():
     from nas_jax.evals.benchmarks.fits import fitted
 

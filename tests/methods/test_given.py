@@ -146,6 +146,8 @@ def test_nas_asks_for_each_field_once():
     assert nas().wants == ()
     with pytest.raises(ConfigError, match="which no term reads"):
         nas(negatives=NegativeTextConfig(("given",)))
+    with pytest.raises(ConfigError, match="given=2.*itm.given=captions"):
+        nas(("images",), negatives=NegativeTextConfig(given=2))
 
 
 def test_kinds_name_the_rows_and_an_evaluation_has_none():
