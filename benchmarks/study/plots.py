@@ -20,8 +20,9 @@ COLUMNS, WIDTH, ROW = 4, 3.1, 0.34  # panels in a row; inches
 
 
 def draw(path: Path, preset: Preset, variants: Mapping[str, Mapping[int, Record]]) -> None:
-    """Writes a PNG with one panel a metric and one row a variant."""
-    metrics = list(preset.metrics.items())
+    """Writes a PNG with one panel a metric that some run has, and one row a variant."""
+    measured = {key for runs in variants.values() for one in runs.values() for key in one.metrics}
+    metrics = [(key, title) for key, title in preset.metrics.items() if key in measured]
     lines = math.ceil(len(metrics) / COLUMNS)
     height = 0.75 + lines * (0.85 + ROW * len(variants))
     figure = Figure(figsize=(1.4 + WIDTH * COLUMNS, height), dpi=90, facecolor="white")
@@ -30,7 +31,7 @@ def draw(path: Path, preset: Preset, variants: Mapping[str, Mapping[int, Record]
     figure.text(0.01, 1 - 0.3 / height, text, fontsize=10, color=SOFT)
     axes = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False)
     figure.subplots_adjust(
-        left=1.35 / (1.4 + WIDTH * COLUMNS), right=0.985, wspace=0.1, hspace=0.55,
+        left=1.35 / (1.4 + WIDTH * COLUMNS), right=0.985, wspace=0.16, hspace=0.55,
         top=1 - 0.75 / height, bottom=0.35 / height,
     )  # fmt: skip
     for place, panel in enumerate(axes.flat):
