@@ -20,7 +20,7 @@ from nas_jax.data.worlds import NUMBERS, World
 SPLITS = ("train", "val", "heldout")
 # The first word of every random stream: task word + number of the split. Scenes of pretraining have
 # 1 to 5 (scenes.STREAMS).
-WORDS = {"snli_ve": 100, "grounding": 110, "vqa": 120, "nlvr2": 130}
+WORDS = {"snli_ve": 100, "grounding": 110, "vqa": 120, "nlvr2": 130, "probe": 140}
 COVER = 0.22  # half the side of a cover, as a share of the picture's: hides the biggest shape
 COVER_RGB = (128, 128, 128)
 ENTAILMENT = ("contradiction", "neutral", "entailment")  # the label is the index

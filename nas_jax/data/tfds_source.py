@@ -188,13 +188,8 @@ class TfdsSource:
         key = self._key(position, example)
         if not (captions := self._texts(example)):
             raise NoCaption(f"no usable caption: {key} in {self.entry}")
-        image = example[self._parts.image]
-        return Record(
-            key,
-            image if isinstance(image, np.ndarray) else bytes(image),
-            captions,
-            image_id_of(key),
-        )
+        image = stored_picture(example[self._parts.image])
+        return Record(key, image, captions, image_id_of(key))
 
     def key(self, index: int) -> str:
         """The name of the content."""
@@ -259,14 +254,22 @@ def _strings(values: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _open(entry: str, captions_field: str) -> _Parts:
+@dataclass(frozen=True)
+class OpenedSplit:
+    """A split of a data set, by index."""
+
+    builder: Any  # of TFDS
+    name: str  # of the split
+    data: Any  # index -> nested dict of NumPy values; pictures as they were stored
+    image: str  # the picture's feature
+
+
+def open_split(entry: str, field_: str = "data.train or data.val") -> OpenedSplit:
+    """Opens `tfds:NAME[:SPLIT]`. field_: where the user wrote it. Raises as `TfdsSource`."""
     match = _ENTRY.fullmatch(entry)
     if not match:
-        raise DataError(
-            repr(entry),
-            "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT",
-            "correct data.train or data.val",
-        )
+        got, expected = repr(entry), "tfds:NAME, tfds:NAME:SPLIT or tfds:DIR:SPLIT"
+        raise DataError(got, expected, f"correct {field_}")
     name, split = os.path.expanduser(match["name"]), match["split"] or "train"
     builder = _builder(name)
     if is_bucket(folder := str(builder.data_dir)):  # from TFDS_DATA_DIR
@@ -275,8 +278,7 @@ def _open(entry: str, captions_field: str) -> _Parts:
             "a path that says so, as the files are read from a copy in data.cache",
             f"write tfds:{folder}:{split}",
         )
-    features = builder.info.features
-    image, skipped = _images(features, entry)
+    image, skipped = _images(builder.info.features, entry)
     try:
         data = builder.as_data_source(split, decoders=skipped)
     except NotImplementedError as error:
@@ -294,11 +296,23 @@ def _open(entry: str, captions_field: str) -> _Parts:
             "its ArrayRecord files",
             "copy or prepare the data set again",
         ) from error
+    return OpenedSplit(builder, split, data, image)
+
+
+def stored_picture(value: Any) -> bytes | np.ndarray:
+    """A picture of a record: the bytes of its file, or pixels."""
+    return value if isinstance(value, np.ndarray) else bytes(value)
+
+
+def _open(entry: str, captions_field: str) -> _Parts:
+    opened = open_split(entry)
+    builder, features = opened.builder, opened.builder.info.features
     captions = captions_field or CAPTION_FEATURES.get(builder.name, "")
     captions = _caption_feature(features, entry, captions, asked=bool(captions_field))
     key = next((feature for feature in KEY_FEATURES if feature in features), "")
     version = f"{builder.info.full_name} {int(builder.info.dataset_size)}"
-    return _Parts(data, version, str(builder.data_dir), builder.name, image, captions, key)
+    folder = str(builder.data_dir)
+    return _Parts(opened.data, version, folder, builder.name, opened.image, captions, key)
 
 
 def _builder(name: str) -> Any:

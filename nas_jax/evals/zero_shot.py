@@ -5,28 +5,23 @@ A class has the mean of its sentences: with "itc" and the like of their features
 of their scores. Each picture is a question of form choice, the right class first, so ties count as
 wrong here as everywhere.
 
-Files: a folder with one folder of pictures a class, or `labels.jsonl` with lines {image, label};
-and optionally `classes.txt`, one name a line, which fixes the classes and their order. The name of
-a folder or label is that of the class, with blanks for underscores.
+What is read: nas_jax/evals/labelled.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from nas_jax.data.pair_lines import read_lines
-from nas_jax.data.sources import Report
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
-from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, PictureRef
-from nas_jax.evals.benchmarks.reading import each, text
+from nas_jax.evals.benchmarks.pictures import PictureRef
 from nas_jax.evals.encodings import BLANK
+from nas_jax.evals.labelled import Labelled, read_labelled
 from nas_jax.evals.questions import Benchmark, Scored
 from nas_jax.evals.scorers import SetScores
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.errors import ConfigError
 
 # name@version -> sentences. A set is never changed: numbers are compared by its name. Add a new
 # version.
@@ -55,29 +50,34 @@ class Classes:
     sentences: tuple[tuple[str, ...], ...]  # of each class, in the order of the names
 
 
-def load(data_dir: Path, options: LoadOptions, prompts: str = "photo@1") -> Classes:
-    """Reads the pictures and their labels.
+def load(source: str | Path, options: LoadOptions, prompts: str = "photo@1") -> Classes:
+    """Reads the pictures and their labels. source: a folder, or `tfds:NAME[:SPLIT]`.
 
-    Raises:
-      ConfigError: unknown `prompts`.
-      DataError: no pictures, a label that is not in classes.txt, fewer than two classes.
+    Raises ConfigError: unknown `prompts`. DataError: see `read_labelled`.
     """
+    _check_prompts(prompts)
+    return classes_of(read_labelled(str(source)), options, prompts)
+
+
+def _check_prompts(prompts: str) -> None:
     if prompts not in PROMPTS:
         raise ConfigError(
             f"prompts {prompts!r}", f"one of {', '.join(PROMPTS)}", "name one of them"
         )
-    report = Report()
-    listed = (data_dir / "labels.jsonl").is_file()
-    labelled = _from_lines(data_dir, report) if listed else _from_folders(data_dir)
-    names = _class_names(data_dir, labelled)
+
+
+def classes_of(labelled: Labelled, options: LoadOptions, prompts: str = "photo@1") -> Classes:
+    """Pictures with a class as questions. Raises ConfigError: unknown `prompts`."""
+    _check_prompts(prompts)
+    names = labelled.names
     # One tuple of names a class, which all of its pictures share.
     texts = {name: (name, *(other for other in names if other != name)) for name in names}
-    drafts = [Draft(key, label, (PictureRef(key),), texts[label]) for key, label in labelled]
+    drafts = [Draft(key, label, (PictureRef(key),), texts[label]) for key, label in labelled.pairs]
     benchmark = assemble(
         f"classes:{prompts}",
         "choice",
-        Items(drafts, report),
-        Files(data_dir),
+        Items(drafts, labelled.report),
+        labelled.files,
         replace(options, clean=False),  # the names are cleaned in their sentences
         protocol={
             "prompts": prompts,
@@ -92,56 +92,6 @@ def load(data_dir: Path, options: LoadOptions, prompts: str = "photo@1") -> Clas
         return tuple(options.prepared(one) for one in sentences)
 
     return Classes(benchmark, names, tuple(map(cleaned, names)))
-
-
-def _from_lines(data_dir: Path, report: Report) -> list[tuple[str, str]]:
-    def pair(number: int, entry: Mapping) -> tuple[str, str]:
-        return text(entry, "image"), _named(text(entry, "label"))
-
-    return each(read_lines(data_dir / "labels.jsonl"), pair, report)
-
-
-def _from_folders(data_dir: Path) -> list[tuple[str, str]]:
-    if not data_dir.is_dir():
-        raise DataError(
-            f"no folder {data_dir}", "one with a folder of pictures a class", "check the path"
-        )
-    found = [
-        (f"{folder.name}/{path.name}", _named(folder.name))
-        for folder in sorted(data_dir.iterdir())
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not found:
-        raise DataError(
-            f"no pictures in folders of {data_dir}",
-            "a folder a class, or labels.jsonl",
-            "check the path",
-        )
-    return found
-
-
-def _named(label: str) -> str:
-    return " ".join(label.replace("_", " ").split())
-
-
-def _class_names(data_dir: Path, labelled: list[tuple[str, str]]) -> tuple[str, ...]:
-    path, labels = data_dir / "classes.txt", sorted({label for _, label in labelled})
-    names = labels
-    if path.is_file():
-        names = [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    names = tuple(dict.fromkeys(name for name in names if name))
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise DataError(
-            f"label {unknown[0]!r}, which is not in {path}", "a line for each class", "add it"
-        )
-    if len(names) < 2:
-        raise DataError(
-            f"{len(names)} classes in {data_dir}", "two or more", "check the folders or labels"
-        )
-    return names
 
 
 def class_scores(scores: SetScores, classes: Classes, scorer: str) -> Scored:

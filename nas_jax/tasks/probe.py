@@ -1,0 +1,314 @@
+"""Classification with frozen features: a linear probe, and classes by their names beside it.
+
+    python -m nas_jax.tasks.probe runs/demo/albef
+    python -m nas_jax.tasks.probe RUN --train DIR/train --test DIR/test
+    python -m nas_jax.tasks.probe RUN --train tfds:cifar10:train --test tfds:cifar10:test
+
+Without --train and --test the pictures are scenes of three shapes, whose class is the one that is
+big. The probe is logistic regression on features of the image encoder, fitted by L-BFGS; its weight
+decay is the best of PENALTIES on a part of the training pictures that is held out for that (Radford
+et al. 2021, CLIP, appendix A.3). Beside it stand the same probe on the encoder before its training
+(`untrained`), and the classes by their names, without a probe (nas_jax/evals/zero_shot.py). Writes
+results.json, .md and .html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import minimize
+
+from nas_jax.data.config import DataConfig
+from nas_jax.data.corpus import SCENES
+from nas_jax.data.worlds import WORLDS
+from nas_jax.evals import results as evaluation_results
+from nas_jax.evals.benchmarks.assemble import LoadOptions
+from nas_jax.evals.config import EvalConfig
+from nas_jax.evals.detail import question_result
+from nas_jax.evals.encodings import BLANK_RGB
+from nas_jax.evals.functions import ScoredModel, ScoringFunctions
+from nas_jax.evals.labelled import DrawnThings, Labelled, read_labelled
+from nas_jax.evals.metrics import format_table
+from nas_jax.evals.questions import Scored
+from nas_jax.evals.run import Texts, protocol
+from nas_jax.evals.scorers import Scorer
+from nas_jax.evals.zero_shot import PROMPTS, Classes, class_scores, classes_of
+from nas_jax.methods.method import Method, MethodState
+from nas_jax.parallel.mesh import batch_sharding, make_mesh, num_row_shards
+from nas_jax.storage.paths import as_path, reaching
+from nas_jax.train.trained import Trained, open_trained
+from nas_jax.train.workdir import EVALS
+from nas_jax.typing import Params
+from nas_jax.utils.commands import Parser, exit_code
+from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.logging import Console, set_up_logging
+
+FEATURES = ("mean", "cls", "itc")
+PENALTIES = tuple(10.0**power for power in range(-6, 2))
+HELD_OUT = 0.2  # of the training pictures, to choose the penalty
+ITERATIONS = 1000  # of L-BFGS, at most
+DRAWN = {"train": 2000, "val": 1000}  # scenes
+WORDS = 64  # tokens of a class's sentence
+
+Weights = tuple[Params, MethodState]
+
+
+# ---------------------------------------------------------------------------------------- features
+
+
+class Features:
+    """The features of an encoder that is not trained any more."""
+
+    def __init__(self, method: Method, patches: int, kind: str, batch: int):
+        """patches: of a picture. kind: of FEATURES. batch: pictures of one call."""
+        self._mesh = make_mesh()
+        shards = num_row_shards(self._mesh)
+        self._batch = -(-batch // shards) * shards
+
+        def read(params, state, image_BxHxWx3):
+            tokens_BxTxD, feature_BxE = method.encode_image(
+                params, state, image_BxHxWx3, tokens="encoder"
+            )
+            if kind == "itc":
+                return feature_BxE
+            if kind == "cls" and tokens_BxTxD.shape[1] == patches:
+                raise ConfigError("--features cls of an encoder without [CLS]", "mean or itc",
+                                  "pass --features mean")  # fmt: skip
+            return tokens_BxTxD[:, 0] if kind == "cls" else tokens_BxTxD.mean(1)
+
+        self._read = jax.jit(read)
+
+    def of(
+        self, weights: Weights, images: Sequence[np.ndarray], console: Console, name: str
+    ) -> np.ndarray:
+        """(N, F) float32 of N pictures, uint8 (H, W, 3). Raises ConfigError: no [CLS]."""
+        found = []
+        for start in range(0, len(images), self._batch):
+            shown = np.stack(images[start : start + self._batch])
+            padding = ((0, self._batch - len(shown)), *[(0, 0)] * 3)
+            rows = jax.device_put(np.pad(shown, padding), batch_sharding(self._mesh))
+            with jax.set_mesh(self._mesh):
+                found.append(np.asarray(self._read(*weights, rows))[: len(shown)])
+            done = start + len(shown)
+            console.progress(f"{name}: {done}/{len(images)} pictures", due=done == len(images))
+        return np.concatenate(found).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------- probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Logistic regression on features that are brought to mean 0 and variance 1."""
+
+    mean_F: np.ndarray
+    scale_F: np.ndarray
+    weights_FxC: np.ndarray
+    bias_C: np.ndarray
+    penalty: float
+
+    def logits(self, feature_NxF: np.ndarray) -> np.ndarray:
+        """(N, C)."""
+        return (feature_NxF - self.mean_F) / self.scale_F @ self.weights_FxC + self.bias_C
+
+
+def fit(feature_NxF: np.ndarray, class_N: np.ndarray, classes: int, penalty: float) -> Probe:
+    """The weights W of least mean cross-entropy + penalty / 2 times the sum of W's squares."""
+    mean_F, scale_F = feature_NxF.mean(0), feature_NxF.std(0)
+    scale_F = np.where(scale_F > 1e-6 * max(1e-30, float(scale_F.max())), scale_F, 1.0)
+    known_NxF, labels_N = jnp.asarray((feature_NxF - mean_F) / scale_F), jnp.asarray(class_N)
+    shape = (known_NxF.shape[1] + 1, classes)
+
+    @jax.jit
+    def loss_and_gradient(flat):
+        def loss(flat):
+            w = flat.reshape(shape)
+            logits_NxC = known_NxF @ w[:-1] + w[-1]
+            each_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxC, labels_N)
+            return each_N.mean() + penalty / 2 * jnp.square(w[:-1]).sum()
+
+        return jax.value_and_grad(loss)(flat)
+
+    def objective(flat):
+        value, gradient = loss_and_gradient(jnp.asarray(flat, jnp.float32))
+        return float(value), np.asarray(gradient, np.float64)
+
+    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
+    found = minimize(objective, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B",
+                     options=options)  # fmt: skip
+    w = found.x.reshape(shape).astype(np.float32)
+    return Probe(mean_F, scale_F, w[:-1], w[-1], penalty)
+
+
+def fit_best(feature_NxF: np.ndarray, class_N: np.ndarray, classes: int, seed: int = 0) -> Probe:
+    """`fit` to all pictures with the penalty that is best on HELD_OUT of them, fitted to the rest.
+
+    Among equals the largest.
+    """
+    order_N = np.random.default_rng(seed).permutation(len(class_N))
+    held, kept = np.split(order_N, [max(1, round(HELD_OUT * len(order_N)))])
+
+    def right(penalty: float) -> float:
+        probe = fit(feature_NxF[kept], class_N[kept], classes, penalty)
+        return float((probe.logits(feature_NxF[held]).argmax(1) == class_N[held]).mean())
+
+    best = max(PENALTIES, key=lambda penalty: (right(penalty), penalty))
+    return fit(feature_NxF, class_N, classes, best)
+
+
+# ----------------------------------------------------------------------------------------- command
+
+
+def run(argv: Sequence[str]) -> None:
+    """What the command line does. Raises UserError."""
+    args, console = _parse(argv), Console()
+    with reaching(args.checkpoint):
+        trained = open_trained(args.checkpoint)
+        train, test = _classes(trained, args)
+        mesh = make_mesh()
+        params, state = trained.load(mesh, console.say)
+        found, protocol_of = _probed(trained, args, (train, test), (params, state), console)
+        if trained.method.feature_scores:
+            model = ScoredModel(
+                ScoringFunctions.of(trained.method), params, state, trained.tokenizer,
+                trained.model.image_size,
+            )  # fmt: skip
+            config = EvalConfig(batch_size=args.batch_size)
+            name = trained.method.feature_scores[0]
+            sentences = [text for texts in test.sentences for text in texts]
+            length = min(WORDS, trained.model.max_text_length)
+            scores = Scorer(model, config, mesh, console).on(test.benchmark, sentences, length)
+            found.append(class_scores(scores, test, name))
+        folder, rows = _written(trained, args, test, found, protocol_of)
+    console.close()
+    print(format_table(rows))
+    print(f"results: {folder}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    flags = Parser("python -m nas_jax.tasks.probe", description=__doc__.split("\n\n")[0])
+    flags.add_argument("checkpoint", help="work directory, or WORKDIR/checkpoints/STEP")
+    where = "a folder a class, labels.jsonl, or tfds:NAME:SPLIT"
+    flags.add_argument("--train", default=SCENES, metavar="DIR", help=f"{where} (default: scenes)")
+    flags.add_argument("--test", default=SCENES, metavar="DIR", help=f"{where} (default: scenes)")
+    flags.add_argument("--features", default="mean", choices=FEATURES,
+                       help="of the encoder the mean of all tokens or [CLS], or ITC's")  # fmt: skip
+    flags.add_argument("--prompts", default="", help=f"{', '.join(PROMPTS)} (default photo@1; "
+                       "scenes: plain@1)")  # fmt: skip
+    flags.add_argument("--batch-size", type=int, default=EvalConfig.batch_size, metavar="N",
+                       help="pictures of a call (default 64)")  # fmt: skip
+    flags.add_argument("--max-dropped", type=float, default=EvalConfig.max_dropped, metavar="SHARE",
+                       help="of pictures that cannot be read (default 0.01)")  # fmt: skip
+    flags.add_argument("--out", default="", metavar="DIR", help="default: in the run")
+    args = flags.parse_args(argv)
+    if (args.train == SCENES) != (args.test == SCENES):
+        raise ConfigError(f"--train {args.train} with --test {args.test}", "both, or neither",
+                          "pass the other one too")  # fmt: skip
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size {args.batch_size}", "1 or more", "64 is usual")
+    return args
+
+
+def _classes(trained: Trained, args: argparse.Namespace) -> tuple[Classes, Classes]:
+    """Training and test pictures, of the same classes in the same order."""
+    data, tokenizer = trained.section(DataConfig, "data"), trained.tokenizer
+    size = trained.model.image_size
+    options = LoadOptions(
+        size, args.max_dropped, data.clean_captions, cased=tokenizer.cased,
+        image_range=tuple(data.image_range),
+    )  # fmt: skip
+    prompts = args.prompts or ("plain@1" if args.train == SCENES else "photo@1")
+
+    def read(split: str, source: str) -> Labelled:
+        if source != SCENES:
+            return read_labelled(source)
+        world, seed = WORLDS[data.scene_world], trained.config["seed"]
+        return DrawnThings(world, split, DRAWN[split], seed, size).labelled
+
+    train, test = read("train", args.train), read("val", args.test)
+    if unknown := sorted(set(test.names) - set(train.names)):
+        got = f"class {unknown[0]!r} of {args.test}, which is not in {args.train}"
+        raise DataError(got, "the classes of the training pictures", "check both folders")
+    test = replace(test, names=train.names)
+    return classes_of(train, options, prompts), classes_of(test, options, prompts)
+
+
+def _probed(
+    trained: Trained,
+    args: argparse.Namespace,
+    sets: tuple[Classes, Classes],
+    weights: Weights,
+    console: Console,
+) -> tuple[list[Scored], dict[str, str]]:
+    """Scores of the test under a probe on the encoder, trained and untrained; and their rules."""
+    (train_I, train_N), (test_I, test_N) = map(_shown, sets)
+    names = sets[0].names
+    rows = [_order(names, name) for name in names]  # of each class: its number first
+    out, rules = [], {"features": args.features, "training pictures": str(len(train_N))}
+    start = jax.jit(trained.method.init)(jax.random.key(trained.config["seed"]))
+    model = trained.model
+    features = Features(trained.method, model.num_patches, args.features, args.batch_size)
+    grey = np.broadcast_to(np.array(BLANK_RGB, np.uint8), (model.image_size,) * 2 + (3,))
+    for name, weights_of in (("probe", weights), ("untrained", start)):
+        train_NxF = features.of(weights_of, train_I, console, f"{name}, training")
+        test_NxF = features.of(weights_of, test_I, console, f"{name}, test")
+        probe = fit_best(train_NxF, train_N, len(names), trained.config["seed"])
+        rules[f"penalty, {name}"] = f"{probe.penalty:g}"
+        seen_NxC = probe.logits(test_NxF)
+        blind_C = probe.logits(features.of(weights_of, [grey], console, name))[0]
+        found = [
+            [table[rows[label]][None] for label, table in zip(test_N, tables, strict=True)]
+            for tables in (seen_NxC, np.broadcast_to(blind_C, seen_NxC.shape))
+        ]
+        out.append(Scored(name, *found))
+    common, count = Counter(test_N.tolist()).most_common(1)[0]
+    rules["most frequent class"] = f"{names[common]}, {100 * count / len(test_N):.1f} %"
+    return out, rules
+
+
+def _shown(classes: Classes) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Pictures, and their classes (N,) int32, of all questions."""
+    questions, images = classes.benchmark.questions, classes.benchmark.images
+    column = {name: number for number, name in enumerate(classes.names)}
+    labels_N = np.array([column[one.texts[0]] for one in questions], np.int32)
+    return [images[one.images[0]] for one in questions], labels_N
+
+
+def _order(names: tuple[str, ...], first: str) -> list[int]:
+    """Columns with that of `first` before the others, as `Question.texts` has them."""
+    number = names.index(first)
+    return [number, *(k for k in range(len(names)) if k != number)]
+
+
+def _written(trained, args, test: Classes, found: list[Scored], rules: dict[str, str]):
+    """Writes the results; returns their folder and rows."""
+    config = EvalConfig(batch_size=args.batch_size)
+    benchmark = replace(test.benchmark, protocol={**test.benchmark.protocol, **rules})
+    result = question_result(benchmark, found, config.bootstrap, ranks_only=True)
+    about = evaluation_results.about_checkpoint(
+        trained.workdir, trained.step, trained.config.get("name", ""), trained.method
+    )
+    data = trained.section(DataConfig, "data")
+    texts = Texts(trained.tokenizer, data.clean_captions, trained.model.max_text_length)
+    folder = as_path(args.out) if args.out else trained.workdir / EVALS / "probe"
+    how = protocol(config, texts, trained.model.image_size, about)
+    evaluation_results.write(folder, how, [result])
+    return folder, [row for row in result.rows if row.part == "all"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    set_up_logging()
+    return exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
