@@ -1,4 +1,4 @@
-# make demo: train ALBEF and NAS side by side. make test: lint and tests. make test-slow: what these leave out.
+# make demo: train ALBEF and NAS side by side. make test: lint, types and tests. make test-slow: what these leave out.
 # make docs: the documentation, in build/docs. All make the virtual environment on their first run.
 PYTHON := .venv/bin/python
 STAMP := .venv/.stamp
@@ -28,6 +28,7 @@ venv: $(STAMP)
 lint: venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 format: venv
 	.venv/bin/ruff check --fix .

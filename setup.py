@@ -75,7 +75,7 @@ setup(
         "remote": ["fsspec>=2025.3", "aiohttp", "huggingface_hub", "s3fs"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.15"],
         "docs": ["mkdocs-material>=9.8", "mkdocstrings-python>=2.0"],
         "convert": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     },

@@ -25,6 +25,7 @@ MODULES = {
     "evals.compare": "compare two models question by question",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "tasks.ground": "which of some boxes a text names, by the attention of a run",
+    "tasks.probe": "classes by a linear probe on the features of a run, and by their names",
     "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
     "inspect.compare": "at which step and metric a run departs from reference runs",
     "inspect.negatives": "what each kind of negative of a run teaches: a table and a picture",

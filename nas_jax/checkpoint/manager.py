@@ -121,7 +121,7 @@ class CheckpointManager:
         )
         try:
             self._manager.save(step, args=items, force=True)
-        except (*_WRITE_ERRORS, *failures()) as error:
+        except failures(*_WRITE_ERRORS) as error:
             raise self._failed_write(error) from error
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -216,7 +216,7 @@ class CheckpointManager:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (*_WRITE_ERRORS, *failures()) as error:
+        except failures(*_WRITE_ERRORS) as error:
             raise self._failed_write(error) from error
 
     def close(self) -> None:
@@ -290,7 +290,8 @@ class CheckpointManager:
 
     def _agree(self, checkpoint: Path, read: Callable[[], Any]) -> Any:
         """`read()` if it works on all processes; else the same kind of error on all of them."""
-        found, failure, outcome = None, None, _FINE
+        found, outcome = None, _FINE
+        failure: Exception | None = None
         try:
             found = read()
         except CheckpointError as error:
@@ -308,9 +309,8 @@ class CheckpointManager:
             return found
         if isinstance(failure, CheckpointError):
             raise failure
-        why = (
-            reason(failure, checkpoint) if outcome == worst else "another process could not read it"
-        )
+        own = failure if outcome == worst else None
+        why = reason(own, checkpoint) if own else "another process could not read it"
         if worst == _DAMAGED:
             where = "" if isinstance(failure, Damage | None) or "state/" in why else "state/: "
             raise Damage(where + why) from failure
@@ -370,7 +370,7 @@ class CheckpointManager:
             return {
                 int(step): dict(metrics) for step, metrics in json.loads(path.read_bytes()).items()
             }
-        except (ValueError, TypeError, AttributeError, *failures()) as error:
+        except failures(ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({reason(error, self.directory)})",
                 "the metrics of the checkpoints beside it",

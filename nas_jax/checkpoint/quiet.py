@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
+from typing import TypeVarTuple
 
 from absl import logging as absl_logging
 
@@ -30,6 +32,9 @@ class _FromOthers(logging.Filter):
         return "/orbax/" not in record.pathname.replace("\\", "/")
 
 
+Args = TypeVarTuple("Args")
+
+
 class _PatientLoop(asyncio.SelectorEventLoop):
     """Waits for its tasks before it closes, and hears of nothing afterwards.
 
@@ -37,7 +42,9 @@ class _PatientLoop(asyncio.SelectorEventLoop):
     traceback.
     """
 
-    def call_soon_threadsafe(self, callback: Callable, *args, context=None) -> asyncio.Handle:
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
         try:
             return super().call_soon_threadsafe(callback, *args, context=context)
         except RuntimeError:

@@ -192,7 +192,7 @@ def is_read_error(error: Exception) -> bool:
     """Whether `error` is from reading files, not from a full device or a fault in the code."""
     # Orbax wraps what TensorStore raises while it reads an array in a plain Exception.
     cause = _cause(error)
-    return isinstance(cause, (*_READ_ERRORS, *failures())) or type(cause) is Exception
+    return isinstance(cause, failures(*_READ_ERRORS)) or type(cause) is Exception
 
 
 def is_damage(error: Exception) -> bool:

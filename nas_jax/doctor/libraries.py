@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -84,12 +85,12 @@ def in_range(found: str, wanted: str) -> bool:
     """Whether a version like 0.10.2 is in a range like >=0.10,<0.13."""
 
     def numbers(text: str) -> list[int]:
-        return [int(part) for part in re.match(r"[\d.]*", text)[0].split(".") if part]
+        return [int(part) for part in re.split(r"[^\d.]", text)[0].split(".") if part]
 
     have = numbers(found)
     for part in wanted.split(","):
-        sign, bound = re.fullmatch(r"(>=|<)([\d.]+)", part).groups()
-        limit = numbers(bound)
+        sign = ">=" if part.startswith(">=") else "<"
+        limit = numbers(part.removeprefix(sign))
         width = max(len(have), len(limit))
         left, right = (one + [0] * (width - len(one)) for one in (have, limit))
         if (left >= right) != (sign == ">="):
@@ -134,11 +135,16 @@ def _ended(code: int, said: bytes) -> str:
     return f"Python ends with exit code {code}: {text}" if code else ""
 
 
+def _imported(module: str) -> dict[str, Any]:
+    importlib.import_module(module)
+    return {}
+
+
 def _questions() -> dict[str, Callable[[], dict[str, Any]]]:
     """In the order in which they are asked; the devices come once jax is there."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     for name, (_, module) in REQUIRED.items():
-        found[name] = lambda module=module: importlib.import_module(module) and {}
+        found[name] = functools.partial(_imported, module)
         if name == "jax":
             found[DEVICES] = _devices
     return found

@@ -78,7 +78,7 @@ def _read(path: str, data: DataConfig):
     """A picture file as the model reads it, uint8 (size, size, 3)."""
     try:
         return resize(decode(as_path(path).read_bytes(), data.image_range), data.image_size)
-    except (ImageError, *failures()) as error:
+    except failures(ImageError) as error:
         got = f"{path}: {error if isinstance(error, ImageError) else in_words(error)}"
         raise DataError(got, "a picture that can be read", "check --image") from error
 

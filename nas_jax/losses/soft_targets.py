@@ -8,6 +8,8 @@ target, made in the forward pass.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -71,7 +73,8 @@ def _exponentials(logits: Groups) -> tuple[list[Array], Array, Array]:
     parts = [part.astype(jnp.float32) for part in logits]
     largest_Rx1 = jnp.max(jnp.stack([part.max(-1, keepdims=True) for part in parts]), axis=0)
     weights = [jnp.exp(part - largest_Rx1) for part in parts]
-    return weights, sum(weight.sum(-1, keepdims=True) for weight in weights), largest_Rx1
+    sums = [weight.sum(-1, keepdims=True) for weight in weights]
+    return weights, functools.reduce(jnp.add, sums), largest_Rx1
 
 
 def _distribution(truth: Array, like: Array) -> Array:

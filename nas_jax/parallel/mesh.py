@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nas_jax.typing import Array, Batch, PyTree
 from nas_jax.utils.errors import ConfigError
@@ -71,7 +71,7 @@ def make_mesh(config: MeshConfig | None = None, devices: list | None = None) -> 
     )
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 

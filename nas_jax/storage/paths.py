@@ -112,19 +112,20 @@ def _check_packages(path: str | os.PathLike[str]) -> None:
 # ------------------------------------------------------------------------------------------ failure
 
 
-def failures() -> tuple[type[BaseException], ...]:
-    """What is raised when a disk or a bucket does not do as it is told.
+def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What is raised when a disk or a bucket does not do as it is told, and others.
 
     For `except failures() as error`.
     """
     if "gcsfs" not in sys.modules:
-        return (OSError,)
+        return (OSError, *others)
     import aiohttp
     from gcsfs.retry import ChecksumError, HttpError
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
-    return (OSError, HttpError, ChecksumError, aiohttp.ClientError, GoogleAPIError, GoogleAuthError)
+    service = (HttpError, ChecksumError, aiohttp.ClientError, GoogleAPIError, GoogleAuthError)
+    return (OSError, *service, *others)
 
 
 def is_out_of_reach(error: BaseException) -> bool:

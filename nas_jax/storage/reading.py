@@ -23,7 +23,8 @@ from nas_jax.utils.errors import DataError, UserError
 THREADS = 16
 _NEAR, _FAR = 256 * 1024, 8 * 2**20  # bytes of one request of a RangedFile, at least and at most
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Stat(NamedTuple):
@@ -192,5 +193,5 @@ def _ask(path: str, method: str, **arguments: Any) -> Any:
     except UserError:  # without gcsfs
         raise
     # gcsfs has ValueError for a request, RuntimeError for an answer that makes no sense to it
-    except (ValueError, RuntimeError, *failures()) as error:
+    except failures(ValueError, RuntimeError) as error:
         raise refusal(path, error, DataError) from error

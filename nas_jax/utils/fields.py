@@ -70,7 +70,7 @@ def check_known(cls: type, name: str, path: str) -> Any:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     """`value` as `kind`: a plain type, tuple of these, union with None, or config dataclass."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,7 +19,8 @@ class StopSignals:
     def __init__(self, numbers: tuple[signal.Signals, ...] = SIGNALS):
         """numbers: those to watch; the others keep their handlers."""
         self.received = 0  # number of the first signal, 0 while there is none
-        self._numbers, self._former = numbers, {}
+        self._numbers = numbers
+        self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self._former = {number: signal.signal(number, self._handle) for number in self._numbers}

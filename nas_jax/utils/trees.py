@@ -15,7 +15,7 @@ ABSENT = "absent"
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`; empty sections vanish, lists and tuples are leaves."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         flat |= flatten_dict(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
