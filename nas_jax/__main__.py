@@ -23,6 +23,7 @@ MODULES = {
     "evals.questions": "write the questions of a benchmark, for a model of any framework",
     "evals.score": "the numbers of a benchmark from scores that exist already",
     "evals.compare": "compare two models question by question",
+    "evals.leaderboard": "any number of models beside each other, on one page with pictures",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "tasks.ground": "which of some boxes a text names, by the attention of a run",
     "tasks.probe": "classes by a linear probe on the features of a run, and by their names",

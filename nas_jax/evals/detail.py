@@ -89,6 +89,7 @@ def question_result(
         hits={one.scorer: _hits(benchmark, one) for one in found},
         scores={one.scorer: keep(one.seen) for one in found},
         blind={one.scorer: keep(one.blind) for one in found if one.blind is not None},
+        headline=benchmark.headline,
     )
 
 

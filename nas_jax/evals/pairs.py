@@ -131,7 +131,8 @@ def quad_benchmark(eval_set: EvalSet, max_pairs: int = 0) -> Benchmark:
         )
         for i, quad in quads
     )
-    return Benchmark(eval_set.name, "quad", tuple(questions), eval_set.images, {})
+    quads = tuple(questions)
+    return Benchmark(eval_set.name, "quad", quads, eval_set.images, {}, headline="all/group")
 
 
 def _seen_and_blind(

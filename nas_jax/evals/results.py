@@ -54,6 +54,7 @@ class Result:
     # scorer -> cells or rank of each question
     scores: Mapping[str, list] = field(default_factory=dict)
     blind: Mapping[str, list] = field(default_factory=dict)  # the same without pictures
+    headline: str = ""  # part/quantity of the number that papers print; "": the first row's
 
 
 def plain(cell: np.ndarray) -> list:
@@ -113,6 +114,7 @@ def _result(entry: dict[str, Any]) -> Result:
         for row in entry["rows"]
     )
     entry["averages"] = {name: tuple(members) for name, members in entry["averages"].items()}
+    entry.setdefault("headline", "")  # of files that are older than the field
     return Result(**{one.name: entry[one.name] for one in fields(Result)})
 
 
