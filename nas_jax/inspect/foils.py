@@ -18,6 +18,9 @@ from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.scorers import Scorer
 from nas_jax.inspect.foils_measure import (
+    CLOSE,
+    SURE,
+    WRONG,
     check_matching,
     chosen_set,
     headline,
@@ -32,6 +35,7 @@ from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import reaching
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.commands import exit_code
+from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console, set_up_logging
 
 
@@ -52,7 +56,11 @@ def run(argv: Sequence[str]) -> None:
 
     flags = parser(FOILS, "The run's own foils that its model judges worst and best.")
     flags.add_argument("--set", default="", metavar="NAME", help="default: the first with foils")
+    flags.add_argument("--each", type=int, default=WRONG, metavar="N",
+                       help=f"at most, of a kind (default: {WRONG}, {CLOSE}, {SURE})")  # fmt: skip
     args = flags.parse_args(argv)
+    if args.each < 1:
+        raise ConfigError(f"--each {args.each}", "1 or more", "2 makes a small picture")
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
         check_matching(trained.method)
@@ -62,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
         scorer = make_scorer(trained)
         items = score_foils(scorer, chosen, data.text_length, scorer.config.max_pairs)
         scorer.console.close()
-        found = sorted_out(items, run_name(trained), chosen.name)
+        found = sorted_out(items, run_name(trained), chosen.name, args.each)
         folder = args.out or trained.workdir
         line = keep(
             FOILS, folder, numbers(found), lambda path: draw_foils(path, found, chosen.images)

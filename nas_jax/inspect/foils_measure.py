@@ -96,13 +96,16 @@ def score_foils(
     return found
 
 
-def sorted_out(items: Sequence[FoilScored], run: str, name: str) -> FoilsFound:
-    """The foils of each group, by their margins; equal ones in the order of the set."""
+def sorted_out(items: Sequence[FoilScored], run: str, name: str, each: int = WRONG) -> FoilsFound:
+    """The foils of each group, by their margins; equal ones in the order of the set.
+
+    each: at most this many in a group.
+    """
     wrong = sorted((one for one in items if not one.right), key=lambda one: one.margin)
     right = sorted((one for one in items if one.right), key=lambda one: one.margin)
-    close = right[:CLOSE]
-    sure = sorted(right[CLOSE:], key=lambda one: -one.margin)[:SURE]
-    groups = tuple(wrong[:WRONG]), tuple(close), tuple(sure)
+    few = min(CLOSE, each)
+    sure = sorted(right[few:], key=lambda one: -one.margin)[: min(SURE, each)]
+    groups = tuple(wrong[: min(WRONG, each)]), tuple(right[:few]), tuple(sure)
     return FoilsFound(run, name, len(items), len(right), *groups)
 
 
