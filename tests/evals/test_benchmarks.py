@@ -1088,10 +1088,23 @@ def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
         Gallery(Files(tmp_path), [PictureRef("gone.png")], SIZE)
 
 
+def test_a_number_is_a_picture_with_zeros_in_front(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, number in (("000007.png", 7), ("0.png", 0), ("00.png", 1), ("a9.png", 9)):
+        (tmp_path / "images" / name).write_bytes(png(number))
+    (tmp_path / "009.png").write_bytes(png(3))
+    (tmp_path / "images" / "09.png").write_bytes(png(4))
+    gallery = Gallery(Files(tmp_path), list(map(PictureRef, ("7", "0", "70", "9"))), SIZE)
+    assert [seen(gallery[k]) for k in range(2)] == [7, 0]
+    reasons = {k: error.reason for k, error in gallery.failures.items()}
+    assert reasons == {2: "missing picture", 3: "several files of one name"}
+
+
 @pytest.mark.parametrize(
     ("write", "load", "kind", "message"),
     [
         (None, {"name": "vlase"}, ConfigError, "benchmark 'vlase'"),
+        (None, {"name": "coco"}, ConfigError, "nas_jax.evals RUN --benchmark NAME"),
         (None, {"name": "valse", "data_dir": "nowhere"}, DataError, "no folder 'nowhere'"),
         (None, {"name": "valse"}, DataError, "no actant-swap.json"),
         (None, {"name": "own"}, DataError, r"no \*.jsonl"),
@@ -1121,7 +1134,7 @@ def test_pictures_of_any_kind_in_zips_and_under_names_in_other_case(tmp_path):
         ),
         (
             ("a.jsonl", '{"id": 1, "image": "a", "caption": "b", "foil": "c"}\n' * 2),
-            {"name": "own"}, DataError, "two items '1'",
+            {"name": "own"}, DataError, "two items with the id '1'",
         ),
     ],
 )  # fmt: skip

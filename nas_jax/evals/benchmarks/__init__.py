@@ -124,7 +124,10 @@ def load_with(name: str, data_dir: str | Path, options: LoadOptions) -> tuple[Be
     """`load_benchmark` with all options. Errors: the same."""
     if name not in BENCHMARKS:
         raise ConfigError(
-            f"benchmark {name!r}", f"one of {', '.join(BENCHMARKS)}", "check the spelling"
+            f"benchmark {name!r}",
+            f"one of {', '.join(BENCHMARKS)}",
+            "check the spelling; coco, flickr30k, urban1k, retrieval and classes need a model: "
+            "python -m nas_jax.evals RUN --benchmark NAME --data DIR",
         )
     folder = Path(data_dir).expanduser()
     if not folder.exists():

@@ -233,7 +233,9 @@ def _check(name: str, questions: list[Question], report: Report, max_dropped: fl
     for question in questions:
         if question.key in keys:
             raise DataError(
-                f"{name}: two items {question.key!r}", "keys that differ", "rename one of them"
+                f"{name}: two items with the id {question.key!r}",
+                "ids that differ",
+                "give each an id of its own; items without the field get their line as id",
             )
         if question.category in RESERVED:
             got = f"{name}: a category named {question.category!r}"

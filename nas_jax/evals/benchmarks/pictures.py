@@ -71,7 +71,7 @@ class _Packed:
 
 
 Table = dict[str, list[tuple[str, _Place | _Packed]]]
-"""Name in lower case -> (name as it is, where the bytes are)."""
+"""Name in lower case, or the number that it is -> (name as it is, where the bytes are)."""
 
 
 class Files:
@@ -80,7 +80,7 @@ class Files:
 
     Annotations come with the folders of the machine they were made on, so the last part of a name
     (and of two files with the same one, the last two parts) is enough. Where no name is the same,
-    one that differs in upper and lower case is.
+    one that differs in upper and lower case is, and for a number one with zeros in front of it.
     """
 
     def __init__(self, folder: Path, tars: Sequence[Path] | None = None):
@@ -108,6 +108,7 @@ class Files:
             if os.path.splitext(name)[1].lower() in SUFFIXES
             else [name + suffix for suffix in SUFFIXES]
         )
+        names += [str(int(name))] if name.isdecimal() else []
         for candidate in names:
             for path in (self._folder / candidate, self._folder / "images" / candidate):
                 if path.is_file():
@@ -183,6 +184,8 @@ def _enter(table: Table, name: str, place: _Place | _Packed) -> None:
     parts = name.split("/")
     for key in ("/".join(parts[-2:]), parts[-1]):
         table.setdefault(key.lower(), []).append((key, place))
+    if (stem := os.path.splitext(parts[-1])[0]).isdecimal():
+        table.setdefault(str(int(stem)), []).append((parts[-1], place))
 
 
 class Gallery(Sequence):
