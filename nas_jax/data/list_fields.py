@@ -6,6 +6,8 @@ are the same; in json they are written as here.
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,6 +71,20 @@ def texts_of(found: Any) -> list[str] | None:
         return None
     texts = (part.get("raw") if isinstance(part, dict) else part for part in found)
     return [text for text in texts if isinstance(text, str)]
+
+
+def listed(value: Any) -> Any:
+    """A list that stands in a text, as json or as Python writes it; other values as they are."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list | dict):
+            return found
+    return value
 
 
 def url_advice(names: Iterable[str], path: str) -> str:

@@ -14,13 +14,12 @@ In tars the same stand in KEY.json, or as members KEY.neg_caption and KEY.neg_im
 
 from __future__ import annotations
 
-import ast
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from nas_jax.data.list_fields import listed
 from nas_jax.data.records import NegativeCaption
 
 NEGATIVE_FIELDS = (
@@ -37,17 +36,6 @@ GROUP_FIELDS = ("group", "group_id", "source_id")
 _OF_KIND = re.compile(r"(\w+)_aug_caption")
 _NONE = ("", "###")  # CE-CLIP's word for a kind that could not be made
 _TEXT, _KIND = ("caption", "text"), ("kind", "type", "category")  # of an object for a negative
-
-
-class Against(NamedTuple):
-    """What a data set has against a picture."""
-
-    captions: tuple[NegativeCaption, ...] = ()
-    images: tuple[Any, ...] = ()  # bytes, or where they are: paths, or places in a tar
-    group: str = ""
-
-
-NOTHING = Against()
 
 
 class Files(Sequence):
@@ -78,17 +66,17 @@ def is_negative_field(name: str) -> bool:
 
 
 def negatives_of(
-    entry: Mapping[str, Any], captions: Sequence[str] | None
+    entry: Mapping[str, Any], captions: Sequence[str] | None, beside: Sequence[str] = ()
 ) -> tuple[NegativeCaption, ...]:
-    """The negative captions of an entry, each with the caption it was made from where that is
-    said: by a list for each caption, or by there being one caption alone.
+    """The negative captions of an entry, and of texts beside it, each with the caption it was made
+    from where that is said: by a list for each caption, or by there being one caption alone.
     """
     captions = captions or ()
     only = captions[0] if len(captions) == 1 else ""
-    found: list[NegativeCaption] = []
+    found = list(_texts(list(beside), "", only))
     for name, value in entry.items():
         if (kind := _kind_of(name)) is not None:
-            value = _listed(value)
+            value = listed(value)
             lists = isinstance(value, list | tuple) and any(isinstance(v, list) for v in value)
             if lists and len(value) == len(captions):
                 for one, caption in zip(value, captions, strict=True):
@@ -148,7 +136,7 @@ def negative_images_of(entry: Mapping[str, Any]) -> list[Any]:
     """
     found: list[Any] = []
     for name in NEGATIVE_IMAGE_FIELDS:
-        value = _listed(entry.get(name))
+        value = listed(entry.get(name))
         found += value if isinstance(value, list | tuple) else [value]
     return [one for one in found if one is not None and one != ""]
 
@@ -166,46 +154,3 @@ def group_of(entry: Mapping[str, Any]) -> str:
     """The name of an entry's group, "" where it has none."""
     found = (entry[name] for name in GROUP_FIELDS if entry.get(name) not in (None, ""))
     return str(next(found, ""))
-
-
-def _listed(value: Any) -> Any:
-    """A list that stands in a text, as json or as Python writes it; other values as they are."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(found, list | dict):
-            return found
-    return value
-
-
-# ------------------------------------------------------------------------------------------- tars
-
-
-def as_fields(value: Any) -> dict[str, Any]:
-    """What a json holds. Raises TypeError where that is no object."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{type(value).__name__}, and no object")
-    return value
-
-
-def captions_in(fields: Mapping[str, Any]) -> list[str]:
-    """All captions of KEY.json, `caption` first."""
-    more = fields.get("captions") or []
-    found = [fields.get("caption"), *(more if isinstance(more, list) else [more])]
-    return list(dict.fromkeys(text for text in found if isinstance(text, str)))
-
-
-def against_of(
-    fields: Mapping[str, Any],
-    captions: Sequence[str],
-    beside: Sequence[str] = (),
-    images: Sequence[Any] = (),
-) -> Against:
-    """What there is against a picture: in KEY.json, and texts and pictures that lie beside it."""
-    only = captions[0] if len(captions) == 1 else ""
-    texts = [*_texts(list(beside), "", only), *negatives_of(fields, captions)]
-    return Against(tuple(dict.fromkeys(texts)), tuple(images), group_of(fields))

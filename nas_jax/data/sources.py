@@ -21,26 +21,15 @@ import numpy as np
 from absl import logging
 
 from nas_jax.data.advice import prepare_command
+from nas_jax.data.annotations import NOTHING, Annotations, annotations_of, read_sample
 from nas_jax.data.list_fields import captions_of, image_of
-from nas_jax.data.negative_fields import (
-    NOTHING,
-    Against,
-    Files,
-    against_of,
-    as_fields,
-    captions_in,
-    group_of,
-    negative_images_of,
-    negatives_of,
-)
+from nas_jax.data.negative_fields import Files, group_of
 from nas_jax.data.patterns import expand_braces
 from nas_jax.data.picture_paths import TRIED, find_root, flags_for
 from nas_jax.data.records import NegativeCaption, Record, source_of
 from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.tar_names import (
-    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
-    negatives_in,
     picture_of,
     split_name,
     why_no_picture,
@@ -176,14 +165,16 @@ class _Table:
         self.report = Report()
         self._keys: list[str] | Strings = []
         self._captions: list[str] | Strings = []
-        self._against: list[str] | Strings = []  # "" for nothing; empty where no record has any
+        self._annotations: list[str] | Strings = []  # "" for nothing; empty where no record has any
         self._file: list[int] | np.ndarray = []
 
-    def _add(self, key: str, file: int, captions: list[str], against: Against = NOTHING) -> None:
+    def _add(
+        self, key: str, file: int, captions: list[str], annotations: Annotations = NOTHING
+    ) -> None:
         self._keys.append(key)
         self._file.append(file)
         self._captions.append(json.dumps(captions))
-        self._against.append(json.dumps(against) if any(against) else "")
+        self._annotations.append(json.dumps(annotations) if any(annotations) else "")
 
     def _close(self, expected: str) -> None:
         """Packs the lists. Raises DataError where nothing is left."""
@@ -195,7 +186,7 @@ class _Table:
                 "check data.train, data.val and data.holdout",
             )
         self._keys, self._captions = Strings(self._keys), Strings(self._captions)
-        self._against = Strings(self._against) if any(self._against) else []
+        self._annotations = Strings(self._annotations) if any(self._annotations) else []
         self._file = np.asarray(self._file, np.int32)
 
     def __len__(self) -> int:
@@ -219,36 +210,31 @@ class _Table:
         """All captions as written in the file, without those that cleaning leaves empty."""
         return tuple(json.loads(self._captions[index]))
 
-    def against(self, index: int) -> Against:
-        """What the file has against the picture."""
-        if not self._against or not (found := self._against[index]):
+    def annotations(self, index: int) -> Annotations:
+        """What the file says of the picture beside its captions."""
+        if not self._annotations or not (found := self._annotations[index]):
             return NOTHING
         captions, images, group = json.loads(found)
-        return Against(tuple(NegativeCaption(*one) for one in captions), tuple(images), group)
+        return Annotations(tuple(NegativeCaption(*one) for one in captions), tuple(images), group)
 
     def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
         """The negative captions and the number of negative pictures."""
-        against = self.against(index)
-        return against.captions, len(against.images)
+        found = self.annotations(index)
+        return found.negative_captions, len(found.negative_images)
 
     def group(self, index: int) -> str:
         """What variations of one picture have in common."""
-        return self.against(index).group or source_of(self.key(index))
+        return self.annotations(index).group or source_of(self.key(index))
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"entry {index} of {len(self)}")
-        key, against = self.key(index), self.against(index)
+        key, found = self.key(index), self.annotations(index)
         record = Record(key, self._image(index), self.captions(index), image_id_of(key))
-        if against is NOTHING:
+        if found is NOTHING:
             return record
-        images = Files(partial(self._other_image, index), against.images)
-        return replace(
-            record,
-            negative_captions=against.captions,
-            negative_images=images,
-            group=against.group,
-        )
+        images = Files(partial(self._other_image, index), found.negative_images)
+        return replace(record, **found._replace(negative_images=images)._asdict())
 
     def _image(self, index: int) -> bytes:
         raise NotImplementedError
@@ -377,12 +363,12 @@ class AlbefJsonSource(_Table):
             self._check_some_exist(path, images[:: max(1, len(images) // TRIED)])
             for entry in good:
                 image, captions = _image_and_captions(entry)
-                if not split.keeps(image, group := group_of(entry)):
+                if not split.keeps(image, group_of(entry)):
                     continue
                 if usable := usable_captions(captions, clean):
-                    paths = [one for one in negative_images_of(entry) if isinstance(one, str)]
-                    against = Against(negatives_of(entry, captions), tuple(paths), group)
-                    self._add(image, number, usable, against)
+                    found = annotations_of(entry, captions)
+                    paths = tuple(one for one in found.negative_images if isinstance(one, str))
+                    self._add(image, number, usable, found._replace(negative_images=paths))
                 else:
                     self.report.drop("no caption", f"{image} in {path}")
         self._close("entries with a picture and a caption")
@@ -538,14 +524,15 @@ class WebDatasetSource(_Table):
         for number, (path, (members, texts)) in enumerate(zip(files, indices, strict=True)):
             for key, parts in members.items():
                 image = picture_of(parts)
-                captions, damaged, against = self._read_texts(path, parts, texts)
-                if not split.keeps(key, against.group):
+                read = partial(_read_member, path, texts)
+                captions, damaged, annotations = read_sample(parts, read, "replace")
+                if not split.keeps(key, annotations.group):
                     continue
                 if image is None:
                     self.report.drop("no image", f"{key} in {path}: {why_no_picture(parts)}")
                     continue
                 if usable := usable_captions(captions, clean):
-                    self._add(key, number, usable, against)
+                    self._add(key, number, usable, annotations)
                     slices.append(image)
                     alike.add(path, key, usable)
                 else:
@@ -558,32 +545,6 @@ class WebDatasetSource(_Table):
         self._slices = np.asarray(slices, np.int64)
 
     @staticmethod
-    def _read_texts(
-        path: str, parts: dict[str, Place], texts: Mapping[Place, bytes]
-    ) -> tuple[list[str], bool, Against]:
-        """All captions of a key, `caption` first, whether its json cannot be read, and what there
-        is against it.
-        """
-
-        def read(place: Place) -> bytes:
-            return texts[place] if place in texts else reading.read_bytes(path, *place)
-
-        fields: dict = {}
-        damaged = False
-        if "json" in parts:
-            try:
-                fields = as_fields(json.loads(read(parts["json"])))
-            except (ValueError, TypeError):
-                damaged = True
-        captions = captions_in(fields)
-        text = next((parts[suffix] for suffix in CAPTION_SUFFIXES if suffix in parts), None)
-        if text is not None and not captions:
-            captions = [read(text).decode("utf-8-sig", "replace")]
-        negative_texts, images = negatives_in(parts)
-        beside = [read(place).decode("utf-8-sig", "replace") for place in negative_texts]
-        return captions, damaged, against_of(fields, captions, beside, images)
-
-    @staticmethod
     def key_of(name: str) -> str:
         """The path up to the first dot of the file name."""
         return split_name(name)[0]
@@ -593,3 +554,7 @@ class WebDatasetSource(_Table):
 
     def _other_image(self, index: int, place: Any) -> bytes:
         return reading.read_bytes(self.file(index), *place)
+
+
+def _read_member(path: str, texts: Mapping[Place, bytes], place: Place) -> bytes:
+    return texts[place] if place in texts else reading.read_bytes(path, *place)

@@ -108,6 +108,11 @@ def negatives_in(parts: Mapping[str, T]) -> tuple[list[T], list[T]]:
     return texts, pictures
 
 
+def is_negative(suffix: str) -> bool:
+    """Whether a member is a negative caption or a negative picture."""
+    return any(negatives_in({suffix: 0}))
+
+
 def is_text(suffix: str) -> bool:
     """Whether a member is read for its text."""
     return suffix.rpartition(".")[2] in TEXT_SUFFIXES or bool(negatives_in({suffix: 0})[0])

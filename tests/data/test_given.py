@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,35 @@ def test_a_prepared_folder_keeps_them_and_counts_what_is_damaged(tmp_path, capsy
     assert prepare([*leave, "--max-distance", "-1", "--workers", "0"]) == 0
     left = PreparedSource(tmp_path / "out")
     assert len(left) == 1 and left[0] == record
+
+
+SAMPLE = {
+    "0.jpg": hostile.jpeg(0), "0.neg.jpg": hostile.jpeg(7), "0.neg_2.JPG": hostile.jpeg(8),
+    "0.json": json.dumps({"caption": "a cat\n", "negative_captions": ["a cow"], "group": "g"})
+    .replace("\\n", "\n").encode(),  # a line end in the text, as some writers leave it
+    "0.txt": b"not read", "0.neg.txt": "a h\u00fct".encode(),
+    "1.jpg": hostile.jpeg(1), "1.json": json.dumps({"caption": "a h\u00fct"}).encode("utf-16"),
+    "2.neg.jpg": hostile.jpeg(2), "2.neg.txt": b"a pig",  # no picture 2: a sample of its own
+}  # fmt: skip
+
+
+def test_tars_and_folders_of_the_same_files_give_the_same_records(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for name, data in SAMPLE.items():
+            (folder / name).write_bytes(data)
+            tar.add(folder / name, name)
+    sources = [made(tmp_path / "a", str(folder)), made(tmp_path / "b", f"{folder}.tar")]
+    sources.append(open_corpus(DataConfig(train=(f"{folder}.tar",)), "train", 0))
+    for source in sources:
+        assert [source.key(k) for k in range(3)] == ["0", "1", "2.neg"] and len(source) == 3
+        record = source[0]
+        assert [text.strip() for text in record.captions] == ["a cat"] and record.group == "g"
+        assert [one.text for one in record.negative_captions] == ["a h\u00fct", "a cow"]
+        assert list(record.negative_images) == [hostile.jpeg(7), hostile.jpeg(8)]
+        assert source[1].captions == ("a h\u00fct",) and not source[1].negative_images
+        assert source[2].image == hostile.jpeg(2) and source[2].captions == ("a pig",)
 
 
 def test_negclips_table_has_neighbours_by_the_number_of_their_row(tmp_path):

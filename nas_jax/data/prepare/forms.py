@@ -26,11 +26,12 @@ from collections.abc import Sequence
 
 from nas_jax.data.patterns import expand_braces
 from nas_jax.data.prepare.lists import holds_lines
-from nas_jax.data.prepare.pair_folders import is_pair, parts_of, picture_of
+from nas_jax.data.prepare.pair_folders import is_pair, parts_of
 from nas_jax.data.prepare.remote import is_remote, list_remote
 from nas_jax.data.prepare.streams import PACKED_SUFFIXES, open_bytes, open_text, unpacking
 from nas_jax.data.prepare.tables import TOKEN, delimiter_of
 from nas_jax.data.prepare.tars import BLOCK, check_tar
+from nas_jax.data.tar_names import picture_of
 from nas_jax.utils.errors import DataError
 
 LINES = (".jsonl", ".ndjson")

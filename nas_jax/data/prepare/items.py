@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from nas_jax.data.negative_fields import NOTHING, Against
+from nas_jax.data.annotations import NOTHING, Annotations
 from nas_jax.data.sources import usable_captions
 
 # Control characters but for tab, line feed and carriage return. Those that part words become
@@ -42,7 +42,7 @@ class InputPair(NamedTuple):
     captions_in: int  # captions before those were dropped of which cleaning leaves nothing
     mended: int  # captions with control characters or bytes that are no UTF-8
     file: str
-    against: Against = NOTHING  # negative captions, the bytes of negative pictures, the group
+    annotations: Annotations = NOTHING  # with the bytes of negative pictures
     negatives_lost: int = 0  # negative pictures that are not there
 
 
@@ -101,13 +101,13 @@ def mended_captions(texts: Sequence[Any]) -> tuple[list[str], int]:
     )
 
 
-def mended_against(against: Against) -> Against:
-    """With its texts mended, and without negative captions of which cleaning leaves nothing."""
-    if against is NOTHING:
-        return against
-    texts = [one._replace(text=mend(one.text), of=mend(one.of)) for one in against.captions]
-    kept = tuple(one for one in texts if usable_captions([one.text], clean=True))
-    return Against(tuple(dict.fromkeys(kept)), against.images, mend(against.group))
+def mended_annotations(found: Annotations) -> Annotations:
+    """With their texts mended, and without negative captions of which cleaning leaves nothing."""
+    if not any(found):
+        return NOTHING
+    texts = [one._replace(text=mend(one.text), of=mend(one.of)) for one in found.negative_captions]
+    kept = dict.fromkeys(one for one in texts if usable_captions([one.text], clean=True))
+    return found._replace(negative_captions=tuple(kept), group=mend(found.group))
 
 
 def printable(text: str) -> str:

@@ -15,22 +15,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from nas_jax.data.annotations import NOTHING, Annotations, annotations_of
 from nas_jax.data.list_fields import captions_of, image_of, texts_of
-from nas_jax.data.negative_fields import (
-    NOTHING,
-    Against,
-    bytes_and_path,
-    expressions_of,
-    group_of,
-    negative_images_of,
-    negatives_of,
-)
+from nas_jax.data.negative_fields import bytes_and_path, expressions_of
 from nas_jax.data.picture_paths import Pictures
 from nas_jax.data.prepare.items import (
     InputPair,
     Loss,
     Unit,
-    mended_against,
+    mended_annotations,
     mended_captions,
     printable,
 )
@@ -50,7 +43,7 @@ class Entry(NamedTuple):
 
     image: str  # the path
     texts: Sequence[str]
-    against: Against = NOTHING  # pictures as paths, bytes or numbers of rows
+    annotations: Annotations = NOTHING  # pictures as paths, bytes or numbers of rows
 
 
 # -------------------------------------------------------------------------------------- as a stream
@@ -227,17 +220,21 @@ def read_list(unit: Unit) -> Iterator[InputPair | Loss]:
         if isinstance(item, Loss):
             yield item
             continue
-        image, texts, against = Entry(*item)
+        image, texts, annotations = Entry(*item)
         if not image:  # coco: captions of a picture that the file does not name
             yield Loss("no image", printable(texts[0]), unit.path, "", len(texts) - 1)
             continue
-        if any(isinstance(one, int) for one in against.images):
-            against = _numbered(against, image, unit)
-        yield read_picture(pictures, image, texts, unit.path, against)
+        if any(isinstance(one, int) for one in annotations.negative_images):
+            annotations = _numbered(annotations, image, unit)
+        yield read_picture(pictures, image, texts, unit.path, annotations)
 
 
 def read_picture(
-    pictures: Pictures, image: str, texts: Sequence[str], path: str, against: Against = NOTHING
+    pictures: Pictures,
+    image: str,
+    texts: Sequence[str],
+    path: str,
+    annotations: Annotations = NOTHING,
 ) -> InputPair | Loss:
     """The picture that the list `path` calls `image`, or why there is none."""
     name = printable(pictures.name(image))
@@ -250,34 +247,36 @@ def read_picture(
         return Loss("missing file", name, path, "", len(texts))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return Loss("unreadable file", name, path, str(error), len(texts))
-    against = with_images(mended_against(against), pictures)
-    return InputPair(name, data, captions, len(texts), mended, path, *against)
+    annotations = with_images(mended_annotations(annotations), pictures)
+    return InputPair(name, data, captions, len(texts), mended, path, *annotations)
 
 
-def with_images(against: Against, pictures: Pictures) -> tuple[Against, int]:
+def with_images(annotations: Annotations, pictures: Pictures) -> tuple[Annotations, int]:
     """With the bytes of its pictures, and how many of them cannot be read."""
-    if not against.images:
-        return against, 0
+    if not annotations.negative_images:
+        return annotations, 0
     images = []
-    for one in against.images:
+    for one in annotations.negative_images:
         data, path = bytes_and_path(one)
         # what cannot be read is counted; ValueError: a NUL in the path
         with contextlib.suppress(OSError, ValueError):
             if data is not None or path:
                 images.append(pictures.read(path) if data is None else data)
-    return against._replace(images=tuple(images)), len(against.images) - len(images)
+    lost = len(annotations.negative_images) - len(images)
+    return annotations._replace(negative_images=tuple(images)), lost
 
 
-def _numbered(against: Against, image: str, unit: Unit) -> Against:
+def _numbered(annotations: Annotations, image: str, unit: Unit) -> Annotations:
     """With the paths of the rows whose numbers stand in place of pictures, as in NegCLIP's tsv;
     without those that show the same picture. A number without a row stays, and is a loss.
     """
     paths = _paths_of_rows(unit.path, unit.delimiter, unit.columns) if unit.delimiter else ()
     found = [
         paths[one] if isinstance(one, int) and 0 <= one < len(paths) else one
-        for one in against.images
+        for one in annotations.negative_images
     ]
-    return against._replace(images=tuple(one for one in dict.fromkeys(found) if one != image))
+    others = tuple(one for one in dict.fromkeys(found) if one != image)
+    return annotations._replace(negative_images=others)
 
 
 @functools.lru_cache(1)
@@ -295,9 +294,7 @@ def _entries(unit: Unit) -> Iterator[Entry | Loss]:
             continue
         image, texts = image_of(value), captions_of(value) or []
         if image:
-            images = tuple(negative_images_of(value))
-            against = Against(negatives_of(value, texts), images, group_of(value))
-            yield Entry(image, texts + expressions_of(value), against if any(against) else NOTHING)
+            yield Entry(image, texts + expressions_of(value), annotations_of(value, texts))
         else:
             yield Loss(
                 "no image", where, unit.path, printable(texts[0][:80]) if texts else "", len(texts)
@@ -317,12 +314,16 @@ def _values(unit: Unit) -> Iterator[Any]:
         yield from (_parse_line(line) for line in data.split(b"\n") if line.strip())
 
 
-def both(one: Against, other: Against) -> Against:
-    """What two entries have against one picture."""
+def both(one: Annotations, other: Annotations) -> Annotations:
+    """Those of two entries about one picture."""
     if other is NOTHING:
         return one
-    images = [*one.images, *(image for image in other.images if image not in one.images)]
-    return Against(one.captions + other.captions, tuple(images), one.group or other.group)
+    new = (image for image in other.negative_images if image not in one.negative_images)
+    return Annotations(
+        one.negative_captions + other.negative_captions,
+        (*one.negative_images, *new),
+        one.group or other.group,
+    )
 
 
 def _merge_neighbours(items: Iterator[Entry | Loss]) -> Iterator[Entry | Loss]:
@@ -330,7 +331,8 @@ def _merge_neighbours(items: Iterator[Entry | Loss]) -> Iterator[Entry | Loss]:
     last: Entry | None = None
     for item in items:
         if last and not isinstance(item, Loss) and item.image == last.image:
-            last = Entry(last.image, [*last.texts, *item.texts], both(last.against, item.against))
+            annotations = both(last.annotations, item.annotations)
+            last = Entry(last.image, [*last.texts, *item.texts], annotations)
             continue
         if last:
             yield last

@@ -1,30 +1,30 @@
 """Folders of KEY.jpg beside KEY.txt or KEY.json: img2dataset's output format "files".
 
-Captions are those of a tar with the same files: `caption` and `captions` of the json, else the txt.
+Captions and negatives are those of a tar with the same files; KEY.neg.jpg is a negative of KEY.jpg.
+But for these, a key goes up to the last dot of a name.
 
 With --groups, a folder of such folders, each of which holds the variations of one picture.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nas_jax.data.negative_fields import Against, against_of, as_fields, captions_in
+from nas_jax.data.annotations import read_sample
+from nas_jax.data.picture_paths import Pictures
 from nas_jax.data.prepare.items import (
     InputPair,
     Loss,
     Unit,
-    mended_against,
+    mended_annotations,
     mended_captions,
     printable,
 )
-from nas_jax.data.tar_names import IMAGE_SUFFIXES
+from nas_jax.data.prepare.lists import with_images
+from nas_jax.data.tar_names import IMAGE_SUFFIXES, TEXT_SUFFIXES, is_negative, picture_of
 from nas_jax.utils.errors import DataError
-
-TEXT_SUFFIXES = ("json", "txt")
 
 
 def parts_of(names: list[str]) -> dict[str, dict[str, str]]:
@@ -32,14 +32,15 @@ def parts_of(names: list[str]) -> dict[str, dict[str, str]]:
     parts: dict[str, dict[str, str]] = {}
     for name in sorted(names):
         key, dot, suffix = name.rpartition(".")
-        if dot and key and suffix.lower() in (*IMAGE_SUFFIXES, *TEXT_SUFFIXES):
-            parts.setdefault(key, {})[suffix.lower()] = name
-    return parts
-
-
-def picture_of(parts: dict[str, str]) -> str | None:
-    """The file name of the picture."""
-    return next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+        suffix = suffix.lower()
+        if dot and key and (suffix in (*IMAGE_SUFFIXES, *TEXT_SUFFIXES) or is_negative(suffix)):
+            parts.setdefault(key, {})[suffix] = name
+    for key in list(parts):
+        base, _, last = key.rpartition(".")
+        if picture_of(parts.get(base, {})):  # KEY.neg beside KEY
+            moved = {suffix for suffix in parts[key] if is_negative(f"{last.lower()}.{suffix}")}
+            parts[base] |= {f"{last.lower()}.{suffix}": parts[key].pop(suffix) for suffix in moved}
+    return {key: found for key, found in parts.items() if found}
 
 
 def is_pair(parts: dict[str, str]) -> bool:
@@ -63,15 +64,16 @@ def _read_pair(folder: str, key: str, parts: dict[str, str], group: str = "") ->
     """group: the name of the folder in `folder` that the files lie in, if they lie in one."""
     name, place = printable(os.path.join(group, key)), Path(folder, group)
     try:
-        texts, damaged, against = _texts(place, parts)
+        texts, damaged, annotations = read_sample(parts, lambda name: (place / name).read_bytes())
         image = (place / picture_of(parts)).read_bytes()
     except OSError as error:
         return Loss("unreadable file", name, folder, str(error))
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("damaged json" if damaged else "no caption", name, folder, "", len(texts))
-    against = against._replace(group=printable(group)) if group else against
-    return InputPair(name, image, captions, len(texts), mended, folder, against)
+    annotations = annotations._replace(group=group or annotations.group)
+    annotations = with_images(mended_annotations(annotations), Pictures(str(place)))
+    return InputPair(name, image, captions, len(texts), mended, folder, *annotations)
 
 
 # ------------------------------------------------------------------------------------------- groups
@@ -101,24 +103,3 @@ def read_groups(unit: Unit) -> Iterator[InputPair | Loss]:
     """The pictures of a unit; its start and end count what `groups_in` gives."""
     for group, key, parts in groups_in(unit.path)[unit.start : unit.end]:
         yield _read_pair(unit.path, key, parts, group)
-
-
-def _texts(folder: Path, parts: dict[str, str]) -> tuple[list[str], bool, Against]:
-    """All captions of a key, whether its json is unreadable, and what there is against it.
-
-    Raises OSError.
-    """
-    fields: dict = {}
-    damaged = False
-    if "json" in parts:
-        data = (folder / parts["json"]).read_bytes()
-        try:
-            fields = as_fields(
-                json.loads(data.decode("utf-8-sig", "surrogateescape"), strict=False)
-            )
-        except (ValueError, TypeError, RecursionError):
-            damaged = True
-    texts = captions_in(fields)
-    if "txt" in parts and not texts:
-        texts = [(folder / parts["txt"]).read_bytes().decode("utf-8-sig", "surrogateescape")]
-    return texts, damaged, mended_against(against_of(fields, texts))

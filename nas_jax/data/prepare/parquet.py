@@ -11,6 +11,7 @@ import os
 from collections.abc import Container, Iterator
 from typing import Any
 
+from nas_jax.data.annotations import Annotations, annotations_of, is_annotation
 from nas_jax.data.list_fields import (
     BYTES_FIELDS,
     CAPTION_FIELDS,
@@ -19,20 +20,13 @@ from nas_jax.data.list_fields import (
     texts_of,
     url_advice,
 )
-from nas_jax.data.negative_fields import (
-    Against,
-    bytes_and_path,
-    group_of,
-    is_negative_field,
-    negative_images_of,
-    negatives_of,
-)
+from nas_jax.data.negative_fields import bytes_and_path
 from nas_jax.data.picture_paths import TRIED, Pictures, check_some_exist
 from nas_jax.data.prepare.items import (
     InputPair,
     Loss,
     Unit,
-    mended_against,
+    mended_annotations,
     mended_captions,
     printable,
 )
@@ -138,7 +132,7 @@ def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
 
     copy: the file to read in place of one elsewhere.
     """
-    last: list[Any] | None = None  # key, bytes or None for a path, captions, what is against it
+    last: list[Any] | None = None  # key, bytes or None for a path, captions, annotations
     pictures = Pictures(unit.root, unit.strip)
     for item in _rows(unit, copy):
         if isinstance(item, Loss):
@@ -156,24 +150,26 @@ def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
         yield _item(*last, pictures, unit.path)
 
 
-def _rows(unit: Unit, copy: str) -> Iterator[tuple[str, bytes | None, list[str], Against] | Loss]:
+def _rows(
+    unit: Unit, copy: str
+) -> Iterator[tuple[str, bytes | None, list[str], Annotations] | Loss]:
     image, caption, *key = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
     with _opened(copy or unit.path) as file:
         names = file.schema_arrow.names
-        negative = [name for name in names if is_negative_field(name.lower())]
+        further = [name for name in names if is_annotation(name.lower())]
         number = sum(file.metadata.row_group(k).num_rows for k in range(unit.start))
         batches = file.iter_batches(
             batch_size=_ROWS,
             row_groups=list(range(unit.start, unit.end)),
-            columns=list(dict.fromkeys((*unit.columns, *negative))),
+            columns=list(dict.fromkeys((*unit.columns, *further))),
             use_threads=False,
         )
         for batch in batches:
-            wanted = (image, caption, *negative, *key)
+            wanted = (image, caption, *further, *key)
             columns = [batch.column(name).to_pylist() for name in wanted]
             for value, found, *rest in zip(*columns, strict=True):
-                further, named = rest[: len(negative)], rest[len(negative) :]
+                values, named = rest[: len(further)], rest[len(further) :]
                 data, path = bytes_and_path(value)
                 texts = texts_of(found) or []
                 if data is None and path is None:
@@ -181,10 +177,9 @@ def _rows(unit: Unit, copy: str) -> Iterator[tuple[str, bytes | None, list[str],
                     yield Loss("no image", f"row {number}", unit.path, text, len(texts))
                 else:
                     by_key = str(named[0]) if named and named[0] is not None else ""
-                    entry = {k.lower(): v for k, v in zip(negative, further, strict=True)}
-                    images = tuple(negative_images_of(entry))
-                    against = Against(negatives_of(entry, texts), images, group_of(entry))
-                    yield path or by_key or f"{stem}/{number}", data, texts, against
+                    entry = {k.lower(): v for k, v in zip(further, values, strict=True)}
+                    annotations = annotations_of(entry, texts)
+                    yield path or by_key or f"{stem}/{number}", data, texts, annotations
                 number += 1
 
 
@@ -192,14 +187,14 @@ def _item(
     key: str,
     data: bytes | None,
     texts: list[str],
-    against: Against,
+    annotations: Annotations,
     pictures: Pictures,
     path: str,
 ) -> InputPair | Loss:
     if data is None:
-        return read_picture(pictures, key, texts, path, against)
+        return read_picture(pictures, key, texts, path, annotations)
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("no caption", printable(key), path, "", len(texts))
-    against, lost = with_images(mended_against(against), pictures)
-    return InputPair(printable(key), data, captions, len(texts), mended, path, against, lost)
+    annotations, lost = with_images(mended_annotations(annotations), pictures)
+    return InputPair(printable(key), data, captions, len(texts), mended, path, annotations, lost)

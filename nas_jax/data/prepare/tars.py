@@ -8,20 +8,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nas_jax.data.negative_fields import Against, against_of, as_fields, captions_in
+from nas_jax.data.annotations import read_sample
 from nas_jax.data.prepare.items import (
     InputPair,
     Loss,
-    mended_against,
+    mended_annotations,
     mended_captions,
     printable,
 )
-from nas_jax.data.prepare.lists import DECODER
 from nas_jax.data.tar_index import Place
 from nas_jax.data.tar_names import (
-    CAPTION_SUFFIXES,
     Samples,
-    negatives_in,
     picture_of,
     split_name,
     why_no_picture,
@@ -123,39 +120,17 @@ def _index(path: str) -> _Members:
 
 
 def _read_sample(path: str, descriptor: int, key: str, parts: dict[str, Place]) -> InputPair | Loss:
+    def read(place: Place) -> bytes:
+        return os.pread(descriptor, place[1], place[0])
+
     name = printable(key)
-    texts, damaged, against = _tar_texts(descriptor, parts)
+    texts, damaged, annotations = read_sample(parts, read)
     image = picture_of(parts)
     if image is None:
         return Loss("no image", name, path, why_no_picture(parts), len(texts))
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("damaged json" if damaged else "no caption", name, path, "", len(texts))
-    places = against.images
-    images = tuple(os.pread(descriptor, size, offset) for offset, size in places)
-    against = mended_against(against._replace(images=images)) if any(against) else against
-    data = os.pread(descriptor, image[1], image[0])
-    return InputPair(name, data, captions, len(texts), mended, path, against)
-
-
-def _tar_texts(descriptor: int, parts: dict[str, Place]) -> tuple[list[str], bool, Against]:
-    """All captions of a key as WebDatasetSource has them, whether its json is unreadable, and what
-    there is against it.
-    """
-
-    def read(place: Place) -> str:
-        return os.pread(descriptor, place[1], place[0]).decode("utf-8-sig", "surrogateescape")
-
-    fields: dict = {}
-    damaged = False
-    if "json" in parts:
-        try:
-            fields = as_fields(DECODER.decode(read(parts["json"]).strip()))
-        except (ValueError, TypeError, RecursionError):
-            damaged = True
-    texts = captions_in(fields)
-    text = next((parts[suffix] for suffix in CAPTION_SUFFIXES if suffix in parts), None)
-    if text is not None and not texts:
-        texts = [read(text)]
-    negative_texts, images = negatives_in(parts)
-    return texts, damaged, against_of(fields, texts, list(map(read, negative_texts)), images)
+    images = tuple(map(read, annotations.negative_images))
+    annotations = mended_annotations(annotations._replace(negative_images=images))
+    return InputPair(name, read(image), captions, len(texts), mended, path, annotations)

@@ -150,13 +150,14 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int]:
     except ImageError as error:
         return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in), 0
     negatives = []
-    for image in pair.against.images:
+    for image in pair.annotations.negative_images:
         with contextlib.suppress(ImageError):  # counted below
             negatives.append(_stored(*_decoded(image, options), options)[1])
     hashes = exact_hash(pair.image), perceptual_hash(image_HxWx3)
     image_HxWx3, data = _stored(image_HxWx3, data, options)
     height, width = image_HxWx3.shape[:2]
-    against = pair.against.captions, len(negatives), pair.against.group
+    found = pair.annotations
+    annotations = found.negative_captions, len(negatives), found.group
     about = About(
         pair.key,
         image_id_of(pair.key),
@@ -164,9 +165,9 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int]:
         width,
         height,
         *hashes,
-        *against,
+        *annotations,
     )
-    return (about, data, negatives), len(pair.against.images) - len(negatives)
+    return (about, data, negatives), len(pair.annotations.negative_images) - len(negatives)
 
 
 def _decoded(image: bytes, options: Options) -> tuple[np.ndarray, bytes]:
