@@ -14,7 +14,8 @@ from nas_jax.data.negative_fields import (
     negative_images_of,
     negatives_of,
 )
-from nas_jax.data.records import NegativeCaption
+from nas_jax.data.records import NegativeCaption, Region
+from nas_jax.data.regions import Found, is_region_field, regions_of
 from nas_jax.data.tar_names import CAPTION_SUFFIXES, negatives_in
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ class Annotations(NamedTuple):
     negative_captions: tuple[NegativeCaption, ...] = ()
     negative_images: tuple[Any, ...] = ()  # bytes, or where they are: paths, or places in a tar
     group: str = ""
+    regions: tuple[Found | Region, ...] = ()  # as the data have them, until they are `placed`
 
 
 NOTHING = Annotations()
@@ -33,13 +35,14 @@ NOTHING = Annotations()
 
 def is_annotation(name: str) -> bool:
     """Whether `annotations_of` reads a field of that name."""
-    return is_negative_field(name)
+    return is_negative_field(name) or is_region_field(name)
 
 
 def annotations_of(entry: Mapping[str, Any], captions: Sequence[str] | None) -> Annotations:
     """Those in an entry of a list or a row of a table."""
-    images = tuple(negative_images_of(entry))
-    return _or_nothing(Annotations(negatives_of(entry, captions), images, group_of(entry)))
+    images, regions = negative_images_of(entry), regions_of(entry, captions)
+    negatives = negatives_of(entry, captions)
+    return _or_nothing(Annotations(negatives, tuple(images), group_of(entry), tuple(regions)))
 
 
 def _or_nothing(found: Annotations) -> Annotations:
@@ -81,7 +84,8 @@ def read_sample(
     texts, images = negatives_in(parts)
     beside = [_text(read(place), errors) for place in texts]
     negatives = negatives_of(fields, captions, beside)
-    found = Annotations(negatives, tuple(images), group_of(fields))
+    regions = tuple(regions_of(fields, captions))
+    found = Annotations(negatives, tuple(images), group_of(fields), regions)
     return SampleTexts(captions, damaged, _or_nothing(found))
 
 

@@ -3,7 +3,7 @@
     manifest.json             what is in it, what was lost and why; only there when all is complete
     pairs-00000.arrayrecord   one msgpack map a picture: key, id, captions, image (the bytes of an
                               encoded file); where there are any: negatives [[text, kind, of]],
-                              negative_images, group
+                              negative_images, group, regions [[[x, y, width, height], phrase]]
     about-00000.arrayrecord   beside each: key, id, captions, width, height, sha, phash; where there
                               are any: negatives, the number of negative_images, group; read without
                               any picture
@@ -30,7 +30,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from nas_jax.data.config import cache_for
-from nas_jax.data.records import NegativeCaption, Record, source_of
+from nas_jax.data.records import NegativeCaption, Record, Region, source_of
+from nas_jax.data.regions import read_regions
 from nas_jax.data.sources import ALL, AlbefJsonSource, Report, Split, WebDatasetSource
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.storage.reading import files_below, is_dir, is_file, read_bytes
@@ -86,7 +87,13 @@ class ShardWriter:
         self._pairs = ArrayRecordWriter(pairs, "group_size:1,uncompressed") if pairs else None
         self._about = ArrayRecordWriter(about, f"group_size:{_GROUP}")
 
-    def write(self, row: About, image: bytes, negative_images: Sequence[bytes] = ()) -> None:
+    def write(
+        self,
+        row: About,
+        image: bytes,
+        negative_images: Sequence[bytes] = (),
+        regions: Sequence[Region] = (),
+    ) -> None:
         """Adds a record."""
         fields = {"key": row.key, "id": row.image_id, "captions": list(row.captions)}
         rest = {"width": row.width, "height": row.height, "sha": row.sha, "phash": row.phash}
@@ -94,6 +101,7 @@ class ShardWriter:
         further = {"negatives": [list(one) for one in row.negatives], "group": row.group}
         fields |= {name: value for name, value in further.items() if value}
         images = {"negative_images": list(negative_images)} if negative_images else {}
+        images |= {"regions": [list(one) for one in regions]} if regions else {}
         counts = {"negative_images": len(negative_images)} if negative_images else {}
         try:
             if self._pairs:
@@ -355,6 +363,7 @@ class PreparedSource:
             _negatives(record),
             record.get("negative_images", ()),
             record.get("group", ""),
+            read_regions(record.get("regions", ())),
         )
 
     def about(self, index: int) -> About:

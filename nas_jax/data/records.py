@@ -20,6 +20,17 @@ def source_of(key: str) -> str:
     return key.rpartition(MARK)[0] or key
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, width, height, in pixels."""
+
+
+class Region(NamedTuple):
+    """A part of a picture (`regions.py` has the names of fields)."""
+
+    box: Box | None  # in pixels of the record's picture, turned upright; None: nobody says where
+    phrase: str = ""  # what it shows, "" where the data do not say
+
+
 class NegativeCaption(NamedTuple):
     """A text that is not true of a picture."""
 
@@ -44,6 +55,7 @@ class Record:
     # encoded files of which no caption is true; one is read when it is asked for
     negative_images: Sequence[bytes] = ()
     group: str = ""  # what variations of one picture have in common; "": the key up to its mark
+    regions: tuple[Region, ...] = ()  # boxes and phrases; no method trains on them
 
 
 class Draw(NamedTuple):

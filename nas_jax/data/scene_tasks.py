@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nas_jax.data.records import Box
 from nas_jax.data.scene_captions import Noun, Statement
 from nas_jax.data.scene_pictures import CORNERS, Item, SceneSpec, render
 from nas_jax.data.scenes import choose, draw_scene, draw_statement, draw_wording
@@ -101,8 +102,6 @@ def draw_entailment(world: World, rng: np.random.Generator, held_out: bool) -> P
 
 # ---------------------------------------------------------------------------------------- grounding
 
-Box = tuple[float, float, float, float]
-"""Left, top, width, height."""
 SIDE = 480  # of a scene in the units of its boxes
 DISTRACTORS = 5  # boxes of no shape among the proposals
 

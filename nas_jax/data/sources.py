@@ -27,6 +27,7 @@ from nas_jax.data.negative_fields import Files, group_of
 from nas_jax.data.patterns import expand_braces
 from nas_jax.data.picture_paths import TRIED, find_root, flags_for
 from nas_jax.data.records import NegativeCaption, Record, source_of
+from nas_jax.data.regions import placed, read_regions
 from nas_jax.data.tar_index import Place, index_tar
 from nas_jax.data.tar_names import (
     IMAGE_SUFFIXES,
@@ -174,6 +175,10 @@ class _Table:
         self._keys.append(key)
         self._file.append(file)
         self._captions.append(json.dumps(captions))
+        regions, wrong = placed(annotations.regions, None)
+        for one in wrong:
+            self.report.drop("unusable box", f"{key} in {self.files[file]}: {one}")
+        annotations = annotations._replace(regions=tuple(regions))
         self._annotations.append(json.dumps(annotations) if any(annotations) else "")
 
     def _close(self, expected: str) -> None:
@@ -214,8 +219,13 @@ class _Table:
         """What the file says of the picture beside its captions."""
         if not self._annotations or not (found := self._annotations[index]):
             return NOTHING
-        captions, images, group = json.loads(found)
-        return Annotations(tuple(NegativeCaption(*one) for one in captions), tuple(images), group)
+        captions, images, group, regions = json.loads(found)
+        return Annotations(
+            tuple(NegativeCaption(*one) for one in captions),
+            tuple(images),
+            group,
+            read_regions(regions),
+        )
 
     def negatives(self, index: int) -> tuple[tuple[NegativeCaption, ...], int]:
         """The negative captions and the number of negative pictures."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from nas_jax.checkpoint.surgery import bicubic_weights
 from nas_jax.data.config import DataConfig
-from nas_jax.data.scene_tasks import Box, Named, draw_boxes
+from nas_jax.data.records import Box
+from nas_jax.data.scene_tasks import Named, draw_boxes
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.results import Result
 from nas_jax.methods.match_map import MIDDLE, check_fusion, fusion_layer, match_map

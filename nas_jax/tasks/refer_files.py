@@ -11,7 +11,9 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas_jax.data.scene_tasks import Box, Named
+from nas_jax.data.records import Box
+from nas_jax.data.regions import as_box
+from nas_jax.data.scene_tasks import Named
 from nas_jax.storage import reading
 from nas_jax.storage.paths import join
 from nas_jax.tasks.records import Entry, is_text, read_list
@@ -40,7 +42,7 @@ def read_named(path: str) -> list[Entry]:
     instances = _json(folder, INSTANCES)
     try:
         sizes = {one["id"]: (one["width"], one["height"]) for one in instances["images"]}
-        boxes = {one["id"]: tuple(one["bbox"]) for one in instances["annotations"]}
+        boxes = {one["id"]: one["bbox"] for one in instances["annotations"]}
     except (KeyError, TypeError) as error:
         got = f"{join(folder, INSTANCES)}: {error!r}"
         raise DataError(got, "images and annotations, as in COCO", "use REFER's file") from error
@@ -49,11 +51,14 @@ def read_named(path: str) -> list[Entry]:
         try:
             ref = refs[one["ref_id"]]
             found = detections[str(ref["image_id"])]
-            proposals = tuple(tuple(map(float, box[:4])) for box in found)
-            box, size = boxes[ref["ann_id"]], sizes[ref["image_id"]]
+            proposals = tuple(as_box(box[:4]) for box in found)
+            box, size = as_box(boxes[ref["ann_id"]]), sizes[ref["image_id"]]
         except KeyError as error:
             got = f"{path}, entry {number}: {error} is not in {REFS}, {INSTANCES} or {DETECTIONS}"
             raise DataError(got, "files of one data set", "use those of RefCOCO+ (unc)") from error
+        except (ValueError, TypeError) as error:
+            got = f"{path}, entry {number}: {error} in {INSTANCES} or {DETECTIONS}"
+            raise DataError(got, "boxes of four numbers, in pixels", "mend that box") from error
         gold = Named(box, proposals, size, ref.get("split", ""))
         entries.append(Entry(f"{one['ref_id']}#{number}", (one["image"],), one["text"], gold))
     return entries

@@ -17,12 +17,15 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.records import Region
 from nas_jax.evals.benchmarks.__main__ import main as benchmarks
 
 COUNT = 3
 CECLIP = "ceclip.parquet"
 # folder -> negative captions and pictures of its first record
 GIVEN = {"data/triplets": (1, 1), "data/ceclip": (2, 0), "data/negclip": (1, 1)}
+GIVEN["data/swaps"] = (1, 1)
+REGIONS = (Region((0.0, 0.0, 8.0, 8.0), "a hat"),)
 PAGE = (ROOT / "docs/what_do_you_have.md").read_text()
 COMMANDS = [command.text for command in commands("page", PAGE)]
 
@@ -116,7 +119,11 @@ def given() -> None:
     rows_of = [(f"p/{i}.jpg", "a dog", "['a cat']", f"[{2 - i}]") for i in range(COUNT)]
     names = ("filepath", "title", "neg_caption", "neg_image")
     table("negclip.tsv", [dict(zip(names, row, strict=True)) for row in rows_of], "\t")
+    pictures("swaps")
+    pictures("swaps", "{}.neg.jpg")
     for i in range(COUNT):
+        Path(f"swaps/{i}.txt").write_text("a dog on a hat")
+        Path(f"swaps/{i}.neg.txt").write_text("a hat on a dog")
         folder = Path("variations", "dogs" if i < 2 else "hats")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.jpg").write_bytes(hostile.jpeg(i))
@@ -146,6 +153,8 @@ def make_all() -> None:
             packed.write(f"pictures/{i}.jpg", f"{i}.jpg")
     table("windows.tsv", rows("C:\\data\\{}.jpg"), "\t")
     given()
+    boxes = [row | {"boxes": [[0, 0, 8, 8]], "phrases": ["a hat"]} for row in rows("{}.jpg")]
+    Path("boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in boxes))
     pictures("mine")
     Path("mine/pairs.jsonl").write_text('{"image": "1.jpg", "caption": "a dog", "foil": "a cat"}')
 
@@ -171,6 +180,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
         negatives, images = source.negatives(0)
         assert (len(negatives), images) == GIVEN.get(words[words.index("--out") + 1], (0, 0)), text
         assert source[0].group == ("dogs" if "--groups" in words else "")
+        assert source[0].regions == (REGIONS if "boxes.jsonl" in words else ())
         run += 1
     assert run == len(COMMANDS) - 5 > 14
     pattern = re.search(r"`data\.train=\('cc3m/(.*?)',\)`", PAGE)[1].replace("00012", "00001")

@@ -39,6 +39,7 @@ from nas_jax.data.prepared import (
     read_about,
     read_manifest,
 )
+from nas_jax.data.regions import read_regions
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
 
@@ -228,13 +229,15 @@ def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
                     where = unit["fingerprint"]["path"]
                     losses.append(Loss(overlap_reason(name), row.key, where, "", len(row.captions)))
                 else:
-                    kept = row, record["image"], record.get("negative_images", ())
+                    regions = read_regions(record.get("regions", ()))
+                    kept = row, record["image"], record.get("negative_images", ()), regions
                     shard.write(*kept)
                     tally.add(*kept)
         except (OSError, ValueError) as error:
             raise damaged(out / unit["file"], str(error)) from error
-        names = ("images_in", "captions_in", "mended", "negatives_lost")
+        names = ("images_in", "captions_in", "mended", "negatives_lost", "regions_lost")
         counts = {name: unit.get(name, 0) for name in names}
+        counts["regions_like"] = unit.get("regions_like", [])
         shard.finish(unit["fingerprint"], counts | {"losses": losses}, tally)
 
 

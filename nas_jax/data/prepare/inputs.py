@@ -117,7 +117,7 @@ def plan(
         elif kind == "coco":
             kind, entries = read_dict(path, splits)
             used_splits = used_splits or kind == "karpathy"
-            check_some_exist(path, root, strip, (image for image, _ in entries if image))
+            check_some_exist(path, root, strip, (image for image, *_ in entries if image))
             for start in range(0, len(entries), size):
                 part = entries[start : start + size]
                 yield Unit(

@@ -65,8 +65,8 @@ class Unit:
     # tfds: the feature with the captions, if it was named
     columns: tuple[str, ...] = ()
     delimiter: str = ""  # tables: what parts the columns
-    # coco, karpathy, entries: path, captions
-    entries: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), repr=False)
+    # coco, karpathy, entries: path, captions, and perhaps annotations (`lists.Entry`)
+    entries: tuple[tuple, ...] = field(default=(), repr=False)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the unit is made from; equal only where reading it again would give the same."""
@@ -107,7 +107,9 @@ def mended_annotations(found: Annotations) -> Annotations:
         return NOTHING
     texts = [one._replace(text=mend(one.text), of=mend(one.of)) for one in found.negative_captions]
     kept = dict.fromkeys(one for one in texts if usable_captions([one.text], clean=True))
-    return found._replace(negative_captions=tuple(kept), group=mend(found.group))
+    regions = tuple(one._replace(phrase=mend(one.phrase)) for one in found.regions)
+    kept = tuple(kept)
+    return found._replace(negative_captions=kept, group=mend(found.group), regions=regions)
 
 
 def printable(text: str) -> str:

@@ -29,6 +29,7 @@ from nas_jax.data.prepare.items import (
 )
 from nas_jax.data.prepare.streams import open_text, unpacking
 from nas_jax.data.prepare.tables import stream_table
+from nas_jax.data.regions import Found, regions_of
 from nas_jax.utils.errors import ConfigError, DataError
 
 DECODER = json.JSONDecoder(strict=False)  # control characters in a text are mended, not refused
@@ -170,11 +171,15 @@ def _plain_entries(content: dict[str, Any]) -> tuple[Entry, ...]:
     found = [(image_of(value), captions_of(value)) for value in values]
     if not all(image and texts is not None for image, texts in found):
         return ()
-    return tuple((image, tuple(texts)) for image, texts in found)
+    return tuple(
+        Entry(image, tuple(texts), annotations_of(value, texts))
+        for value, (image, texts) in zip(values, found, strict=True)
+    )
 
 
 def _coco_entries(path: str, images: list, annotations: list) -> tuple[Entry, ...]:
     captions: dict[Any, list[str]] = {image["id"]: [] for image in images}
+    regions: dict[Any, list[Found]] = {}
     lost: dict[str, list[str]] = {}
     for annotation in annotations:
         if "caption" not in annotation:
@@ -185,9 +190,18 @@ def _coco_entries(path: str, images: list, annotations: list) -> tuple[Entry, ..
             )
         if annotation["image_id"] in captions:
             captions[annotation["image_id"]].append(annotation["caption"])
+            found = regions_of(annotation, [annotation["caption"]])
+            regions.setdefault(annotation["image_id"], []).extend(found)
         else:
             lost.setdefault(f"image_id {annotation['image_id']}", []).append(annotation["caption"])
-    named = [(image["file_name"], tuple(captions[image["id"]])) for image in images]
+    named = [
+        Entry(
+            image["file_name"],
+            tuple(captions[image["id"]]),
+            Annotations(regions=tuple(regions.get(image["id"], ()))),
+        )
+        for image in images
+    ]
     # An empty path stands for captions of a picture that the file does not name.
     return (*named, *(("", (name, *texts)) for name, texts in lost.items()))
 
@@ -323,6 +337,7 @@ def both(one: Annotations, other: Annotations) -> Annotations:
         one.negative_captions + other.negative_captions,
         (*one.negative_images, *new),
         one.group or other.group,
+        one.regions + other.regions,
     )
 
 

@@ -82,6 +82,7 @@ def merge(
         "lost": by_reason(losses),
         "captions": _caption_statistics(units),
         **_negative_statistics(units),
+        **_region_statistics(units),
         "images": _image_statistics(units)
         | _key_statistics([out / unit["about"] for unit in units]),
         "shards": shards,
@@ -187,6 +188,15 @@ def _negative_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"negatives": dict(total)} if any(total.values()) else {}
 
 
+def _region_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What there is of boxes and phrases, {} where there is nothing."""
+    total: Counter[str] = Counter()
+    for unit in units:  # an older version kept none
+        total.update(unit.get("regions", {}) | {"lost": unit.get("regions_lost", 0)})
+    like = [example for unit in units for example in unit.get("regions_like", ())]
+    return {"regions": {**total, "lost_like": like[:1]}} if any(total.values()) else {}
+
+
 def _image_statistics(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sides = {name: _histogram(units, f"{name}s") for name in ("width", "height")}
     return {
@@ -288,6 +298,8 @@ def say_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
             f"{found['images']:,} pictures of {found['pictured']:,} ({found['lost']:,} more are "
             f"missing or damaged), {found['grouped']:,} pictures in groups"
         )
+    if found := manifest.get("regions"):
+        console.say(_region_text(found))
     console.say(f"pixels        width {side['width']}, height {side['height']} (min/median/max)")
     if images["repeated_keys"]:
         console.say(
@@ -297,6 +309,17 @@ def say_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
         )
     console.say(f"id            {manifest['id']} in {out} ({len(manifest['shards'])} shards)")
     console.say(f"in a config   data.train = ({str(out)!r},)")
+
+
+def _region_text(found: dict[str, Any]) -> str:
+    boxes, phrases, pictures = (found.get(name, 0) for name in ("boxes", "phrases", "pictures"))
+    text = f"regions       {boxes:,} boxes and {phrases:,} phrases of {pictures:,} pictures"
+    if not found["lost"]:
+        return text
+    return (
+        f"{text}; {found['lost']:,} left out (like {found['lost_like'][0]}); expected [x, y, "
+        "width, height] in pixels, to which corners and shares of a picture are to be converted"
+    )
 
 
 def _size_text(count: float) -> str:

@@ -24,6 +24,8 @@ from nas_jax.data.prepare.folder import sha256_of, unit_path, write_durably
 from nas_jax.data.prepare.inputs import read_unit
 from nas_jax.data.prepare.items import InputPair, Loss, Unit
 from nas_jax.data.prepared import About, ShardWriter, about_name, count_records, pairs_name
+from nas_jax.data.records import Region
+from nas_jax.data.regions import placed, scaled
 from nas_jax.data.sources import image_id_of
 from nas_jax.data.text_ops import clean_words
 from nas_jax.storage.files import sync
@@ -105,14 +107,17 @@ def prepare_unit(
     """
     tally, losses = Tally(), []
     images_in = captions_in = mended = lost_negatives = 0
+    wrong: list[str] = []  # of regions
     with NewShard(out, number, store) as shard:
         for item in read_unit(unit, out):
             images_in += 1
             if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
                 lost_negatives += item.negatives_lost
-                item, broken = _row(item, options)
+                name = item.key
+                item, broken, faults = _row(item, options)
                 lost_negatives += broken
+                wrong += (f"{name}: {fault}" for fault in faults)
             else:
                 captions_in += item.captions
             if isinstance(item, Loss):
@@ -127,6 +132,8 @@ def prepare_unit(
             "mended": mended,
             "losses": losses,
             "negatives_lost": lost_negatives,
+            "regions_lost": len(wrong),
+            "regions_like": wrong[:1],
         }
         shard.finish(unit_fingerprint(unit, options), counts, tally)
     return images_in, len(losses)
@@ -137,23 +144,25 @@ def unit_fingerprint(unit: Unit, options: Options) -> dict[str, Any]:
     return unit.fingerprint() | {"options": options.fingerprint()}
 
 
-Row = tuple[About, bytes, list[bytes]]
-"""What is known of a record, its picture, and its negative pictures."""
+Row = tuple[About, bytes, list[bytes], list[Region]]
+"""What is known of a record, its picture, its negative pictures, and its regions."""
 
 
-def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int]:
-    """The record of a picture, or why there is none; and how many of its negative pictures are
-    damaged, which are left out.
+def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int, list[str]]:
+    """The record of a picture, or why there is none; how many of its negative pictures are damaged,
+    and what is wrong with some of its regions. These are left out.
     """
     try:
         image_HxWx3, data = _decoded(pair.image, options)
     except ImageError as error:
-        return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in), 0
+        return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in), 0, []
     negatives = []
     for image in pair.annotations.negative_images:
         with contextlib.suppress(ImageError):  # counted below
             negatives.append(_stored(*_decoded(image, options), options)[1])
     hashes = exact_hash(pair.image), perceptual_hash(image_HxWx3)
+    size = image_HxWx3.shape[1::-1]
+    regions, wrong = placed(pair.annotations.regions, size)
     image_HxWx3, data = _stored(image_HxWx3, data, options)
     height, width = image_HxWx3.shape[:2]
     found = pair.annotations
@@ -167,7 +176,9 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int]:
         *hashes,
         *annotations,
     )
-    return (about, data, negatives), len(pair.annotations.negative_images) - len(negatives)
+    regions = scaled(regions, size, (width, height))
+    lost = len(found.negative_images) - len(negatives)
+    return (about, data, negatives, regions), lost, wrong
 
 
 def _decoded(image: bytes, options: Options) -> tuple[np.ndarray, bytes]:
@@ -211,9 +222,15 @@ class NewShard:
         for path in self._temporary:
             path.unlink(missing_ok=True)
 
-    def write(self, row: About, image: bytes, negatives: Sequence[bytes] = ()) -> None:
+    def write(
+        self,
+        row: About,
+        image: bytes,
+        negatives: Sequence[bytes] = (),
+        regions: Sequence[Region] = (),
+    ) -> None:
         """Adds a record; negatives: its negative pictures."""
-        self._writer.write(row, image, negatives)
+        self._writer.write(row, image, negatives, regions)
 
     def finish(self, fingerprint: dict[str, Any], counts: dict[str, Any], tally: Tally) -> None:
         """Puts the files in place, and beside them what they add to the manifest.
@@ -251,9 +268,21 @@ class Tally:
         )
         self.longest: tuple[int, str, str] = (0, "", "")
         self.negatives: Counter[str] = Counter()  # what there is of given negatives
+        self.regions: Counter[str] = Counter()
 
-    def add(self, row: About, image: bytes, negatives: Sequence[bytes] = ()) -> None:
+    def add(
+        self,
+        row: About,
+        image: bytes,
+        negatives: Sequence[bytes] = (),
+        regions: Sequence[Region] = (),
+    ) -> None:
         """Counts a record."""
+        self.regions.update(
+            boxes=sum(one.box is not None for one in regions),
+            phrases=sum(bool(one.phrase) for one in regions),
+            pictures=bool(regions),
+        )
         self.negatives.update(
             captions=len(row.negatives),
             captioned=bool(row.negatives),  # records with some
@@ -281,6 +310,7 @@ class Tally:
             "image_bytes": self.bytes,
             "longest": self.longest,
             "negatives": dict(self.negatives),
+            "regions": dict(self.regions),
         } | {
             # pairs: json would turn the numbers into texts
             name: sorted(getattr(self, name).items())
