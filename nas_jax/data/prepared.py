@@ -5,8 +5,8 @@
                               encoded file); where there are any: negatives [[text, kind, of]],
                               negative_images, group, regions [[[x, y, width, height], phrase]]
     about-00000.arrayrecord   beside each: key, id, captions, width, height, sha, phash; where there
-                              are any: negatives, the number of negative_images, group; read without
-                              any picture
+                              are any: negatives, the number of negative_images and negative_hashes
+                              [[sha, phash]], group; read without any picture
     losses.jsonl              one line a loss: reason, name, file, detail
 
 `python -m nas_jax.data.prepare` writes it. Reading is random access, and memory does not grow with
@@ -62,6 +62,7 @@ class About(NamedTuple):
     negatives: tuple[NegativeCaption, ...] = ()
     negative_images: int = 0  # how many there are
     group: str = ""
+    negative_hashes: tuple[tuple[bytes, bytes], ...] = ()  # of each of these: sha and phash
 
 
 def pairs_name(number: int) -> str:
@@ -103,6 +104,8 @@ class ShardWriter:
         images = {"negative_images": list(negative_images)} if negative_images else {}
         images |= {"regions": [list(one) for one in regions]} if regions else {}
         counts = {"negative_images": len(negative_images)} if negative_images else {}
+        hashes = [list(pair) for pair in row.negative_hashes]
+        counts |= {"negative_hashes": hashes} if hashes else {}
         try:
             if self._pairs:
                 self._pairs.write(msgpack.packb(fields | {"image": image} | images))
@@ -274,6 +277,7 @@ def _row(data: bytes) -> About:
         _negatives(row),
         row.get("negative_images", 0),
         row.get("group", ""),
+        tuple(map(tuple, row.get("negative_hashes", ()))),
     )
 
 

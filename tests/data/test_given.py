@@ -18,7 +18,9 @@ from nas_jax.data.given_report import check_given, given_report
 from nas_jax.data.negative_fields import expressions_of, negatives_of
 from nas_jax.data.pipeline import build_tokenizer, train_batches
 from nas_jax.data.prepare.__main__ import main as prepare
-from nas_jax.data.prepared import PreparedSource, iter_records
+from nas_jax.data.prepare.folder import read_unit_file
+from nas_jax.data.prepare.units import NewShard, Tally
+from nas_jax.data.prepared import PreparedSource, iter_about, iter_records, read_manifest
 from nas_jax.data.readers import batch_spec
 from nas_jax.data.records import NegativeCaption
 from nas_jax.data.tar_names import negatives_in, with_last_dots
@@ -91,9 +93,8 @@ def test_a_prepared_folder_keeps_them_and_counts_what_is_damaged(tmp_path, capsy
     ]  # fmt: skip
     path = write_list(tmp_path, entries)
     source = made(tmp_path / "out", path)
-    assert (
-        "2 captions of 1 pictures, 1 pictures of 1 (2 more are missing" in capsys.readouterr().out
-    )
+    said = f"1 pictures of 1 ({len(hostile.jpeg(9))} B; 2 more are missing"
+    assert f"2 captions of 1 pictures, {said}" in capsys.readouterr().out
     record, plain = source[0], source[1]
     assert record.negative_captions == (
         NegativeCaption("a cow", "", "a cat"), NegativeCaption("a hen", "", "a dog"),
@@ -147,6 +148,49 @@ def test_tars_and_folders_of_the_same_files_give_the_same_records(tmp_path):
         assert list(record.negative_images) == [hostile.jpeg(7), hostile.jpeg(8)]
         assert source[1].captions == ("a h\u00fct",) and not source[1].negative_images
         assert source[2].image == hostile.jpeg(2) and source[2].captions == ("a pig",)
+
+
+def test_pictures_of_evaluations_are_found_among_negative_ones(tmp_path, capsys):
+    entries = [
+        {"image": "0.jpg", "caption": "a cat", "negative_image": ["n.jpg", "1.jpg"]},
+        {"image": "1.jpg", "caption": "a pig", "negative_image": "n.jpg"},
+    ]
+    source = made(tmp_path / "out", write_list(tmp_path, entries))
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/7.jpg").write_bytes(hostile.jpeg(9))  # n.jpg
+    (tmp_path / "eval/7.txt").write_text("a hen")
+    compare = ["--out", source.folder, "--against", str(tmp_path / "eval"), "--workers", "0"]
+    assert prepare(compare) == 0
+    said = capsys.readouterr().out
+    assert "0.jpg (negative picture 1) is 7" in said and "2 records are pictures of eval" in said
+    assert "2 of them negative pictures" in said and len(source[0].negative_images) == 2
+    assert prepare([*compare, "--leave-out"]) == 0
+    left = PreparedSource(source.folder)
+    assert [list(left[k].negative_images) for k in range(2)] == [[hostile.jpeg(1)], []]
+    assert left.negatives(0)[1] == 1 and left.about(1).negative_hashes == ()
+    assert "2 left out" in capsys.readouterr().out
+    assert prepare([*compare, "--leave-out"]) == 0 and "already" in capsys.readouterr().out
+    # a folder of an older version has no hashes of them
+    old = PreparedSource(made(tmp_path / "old", write_list(tmp_path, entries)).folder)
+    forget_hashes(Path(old.folder))
+    compare[1] = old.folder
+    assert prepare(compare) == 0
+    assert "3 negative pictures of" in (said := capsys.readouterr().out) and "not compared" in said
+
+
+def forget_hashes(folder: Path) -> None:
+    """Writes a prepared folder as older versions did."""
+    (shard,) = read_manifest(folder)["shards"]
+    rows = [row._replace(negative_hashes=()) for row in iter_about(folder)]
+    records = list(iter_records(folder / shard["file"]))
+    unit = read_unit_file(folder, 0)
+    with NewShard(folder, 0) as writer:
+        tally = Tally()
+        for row, record in zip(rows, records, strict=True):
+            writer.write(row, record["image"], record.get("negative_images", ()))
+            tally.add(row, record["image"])
+        names = ("images_in", "captions_in", "mended", "losses")
+        writer.finish(unit["fingerprint"], {name: unit[name] for name in names}, tally)
 
 
 def test_negclips_table_has_neighbours_by_the_number_of_their_row(tmp_path):

@@ -26,6 +26,13 @@ from nas_jax.data.prepare.folder import (
 from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
 from nas_jax.data.prepare.items import Loss, overlap_reason
 from nas_jax.data.prepare.manifest import Labels, by_reason, loss_table, merge
+from nas_jax.data.prepare.negative_pictures import (
+    all_pictures,
+    is_negative,
+    negative_names,
+    unhashed_line,
+    without,
+)
 from nas_jax.data.prepare.units import NewShard, Options, Tally
 from nas_jax.data.prepared import (
     MANIFEST,
@@ -93,9 +100,11 @@ def check_overlap(
         if same and (not leave_out or before["left_out"] == before["records"]):
             console.say(f"{out} was compared with {name} already: {_overlap_text(before)}")
             return manifest
-        matches = find_overlap(rows(), iter_about(out), max_distance)
+        matches = find_overlap(all_pictures(rows()), all_pictures(iter_about(out)), max_distance)
         count = len(manifest["shards"])
-        _write_lines(out, name, matches, {loss.name for loss in _left_out(out, count, name)})
+        if line := unhashed_line(out):
+            console.say(line)
+        _write_lines(out, name, matches, set(_left_out(out, count, name)))
         console.say(_matches_text(matches, name))
         standing = _standing(out, manifest, {match.train_key for match in matches})
         if leave_out and standing:
@@ -115,6 +124,9 @@ def check_overlap(
             if leave_out
             else left + sum(keys.total() for keys in standing.values()),
             "left_out": left,
+            "negatives": len(
+                {match.train_key for match in matches if is_negative(match.train_key)}
+            ),
         }
         write_durably(Path(out, UNITS, OVERLAPS), json.dumps(read_overlaps(out) | {name: entry}))
         tuples = {name: tuple(manifest["options"].get(name, ())) for name in _TUPLES}
@@ -200,44 +212,51 @@ def _about_of(
 def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, Counter[str]]:
     """Shard -> which of the keys it holds, and how often; only shards that hold some."""
     found = {
-        number: Counter(row.key for row in read_about(out / shard["about"]) if row.key in keys)
+        number: Counter(
+            picture.key
+            for picture in all_pictures(read_about(out / shard["about"]))
+            if picture.key in keys
+        )
         for number, shard in enumerate(manifest["shards"] if keys else ())
     }
     return {number: counts for number, counts in found.items() if counts}
 
 
-def _left_out(out: Path, count: int, name: str) -> list[Loss]:
-    """What was left out as pictures of `name`, now or before."""
-    reason = overlap_reason(name)
-    return [
-        loss
-        for unit in finished_units(out, count)
-        for loss in unit["losses"]
-        if loss.reason == reason
-    ]
+def _left_out(out: Path, count: int, name: str) -> list[str]:
+    """The names of what was left out as pictures of `name`, now or before."""
+    reason, found = overlap_reason(name), []
+    for unit in finished_units(out, count):
+        found += [loss.name for loss in unit["losses"] if loss.reason == reason]
+        found += [picture for why, picture in unit.get("negatives_left_out", ()) if why == reason]
+    return found
 
 
 def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
-    """Writes a shard anew without the records of these keys, and counts them as losses."""
-    unit = read_unit_file(out, number)
+    """Writes a shard anew without the records of these keys, which it counts as losses, and without
+    negative pictures of these names.
+    """
+    unit, reason = read_unit_file(out, number), overlap_reason(name)
     tally, losses = Tally(), list(unit["losses"])
+    negatives = list(unit.get("negatives_left_out", ()))
     with NewShard(out, number) as shard:
         try:
             records = iter_records(out / unit["file"])
             for row, record in zip(read_about(out / unit["about"]), records, strict=True):
                 if row.key in keys:
                     where = unit["fingerprint"]["path"]
-                    losses.append(Loss(overlap_reason(name), row.key, where, "", len(row.captions)))
+                    losses.append(Loss(reason, row.key, where, "", len(row.captions)))
                 else:
-                    regions = read_regions(record.get("regions", ()))
-                    kept = row, record["image"], record.get("negative_images", ()), regions
+                    gone = [picture for picture in negative_names(row) if picture in keys]
+                    negatives += ([reason, picture] for picture in gone)
+                    row, images = without(row, record.get("negative_images", ()), keys)
+                    kept = row, record["image"], images, read_regions(record.get("regions", ()))
                     shard.write(*kept)
                     tally.add(*kept)
         except (OSError, ValueError) as error:
             raise damaged(out / unit["file"], str(error)) from error
         names = ("images_in", "captions_in", "mended", "negatives_lost", "regions_lost")
         counts = {name: unit.get(name, 0) for name in names}
-        counts["regions_like"] = unit.get("regions_like", [])
+        counts |= {"regions_like": unit.get("regions_like", []), "negatives_left_out": negatives}
         shard.finish(unit["fingerprint"], counts | {"losses": losses}, tally)
 
 
@@ -281,4 +300,5 @@ def _overlap_text(entry: dict[str, Any]) -> str:
         f"{entry['records']:,} records are pictures of {entry['name']} ({entry['exact']:,} exact "
         "and "
         f"{entry['perceptual']:,} perceptual pairs), {entry['left_out']:,} left out"
+        + (f"; {count:,} of them negative pictures" if (count := entry.get("negatives")) else "")
     )

@@ -295,8 +295,9 @@ def say_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
     if found := manifest.get("negatives"):
         console.say(
             f"negatives     {found['captions']:,} captions of {found['captioned']:,} pictures, "
-            f"{found['images']:,} pictures of {found['pictured']:,} ({found['lost']:,} more are "
-            f"missing or damaged), {found['grouped']:,} pictures in groups"
+            f"{found['images']:,} pictures of {found['pictured']:,} ("
+            f"{_size_text(found.get('bytes', 0))}; {found['lost']:,} more are missing or damaged), "
+            f"{found['grouped']:,} pictures in groups"
         )
     if found := manifest.get("regions"):
         console.say(_region_text(found))

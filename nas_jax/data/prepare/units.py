@@ -156,10 +156,12 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int, list[str]]
         image_HxWx3, data = _decoded(pair.image, options)
     except ImageError as error:
         return Loss(error.reason, pair.key, pair.file, error.detail, pair.captions_in), 0, []
-    negatives = []
+    negatives, negative_hashes = [], []
     for image in pair.annotations.negative_images:
         with contextlib.suppress(ImageError):  # counted below
-            negatives.append(_stored(*_decoded(image, options), options)[1])
+            other_HxWx3, stored = _decoded(image, options)
+            negatives.append(_stored(other_HxWx3, stored, options)[1])
+            negative_hashes.append((exact_hash(image), perceptual_hash(other_HxWx3)))
     hashes = exact_hash(pair.image), perceptual_hash(image_HxWx3)
     size = image_HxWx3.shape[1::-1]
     regions, wrong = placed(pair.annotations.regions, size)
@@ -175,6 +177,7 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int, list[str]]
         height,
         *hashes,
         *annotations,
+        tuple(negative_hashes),
     )
     regions = scaled(regions, size, (width, height))
     lost = len(found.negative_images) - len(negatives)
@@ -287,6 +290,7 @@ class Tally:
             captions=len(row.negatives),
             captioned=bool(row.negatives),  # records with some
             images=len(negatives),
+            bytes=sum(map(len, negatives)),
             pictured=bool(negatives),
             grouped=bool(row.group),
         )
