@@ -45,7 +45,7 @@ from PIL import Image
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_ops import CROP_RATIO, decode, decode_crop, flip, rand_augment
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
-from nas_jax.data.sources import WebDatasetSource
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer
 

@@ -27,7 +27,7 @@ from nas_jax.data.overlap import (
     near_pairs,
     perceptual_hash,
 )
-from nas_jax.data.sources import WebDatasetSource
+from nas_jax.data.tar_source import WebDatasetSource
 
 PICTURES = 1000  # textures, or about as many of the tars of which copies are made
 

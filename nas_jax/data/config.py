@@ -87,6 +87,16 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
+        self._check_entries()
+        self._check_least()
+        self._check_scenes()
+        self._check_siblings()
+        self._check_pictures()
+        self._check_captions()
+        self._check_shares()
+        self._check_evaluation()
+
+    def _check_entries(self) -> None:
         if not self.train:
             raise ConfigError(
                 "an empty data.train", "files to read, or scenes", "list them in data.train"
@@ -109,6 +119,8 @@ class DataConfig:
                     f"one for each of the {len(entries)} entries, '' where it needs none",
                     "use () for data.image_root in all",
                 )
+
+    def _check_least(self) -> None:
         for name, least in (
             ("num_train", 1),
             ("scene_foils", 0),
@@ -127,6 +139,8 @@ class DataConfig:
                 raise ConfigError(
                     f"data.{name}={getattr(self, name)}", f"at least {least}", f"raise data.{name}"
                 )
+
+    def _check_scenes(self) -> None:
         if self.scene_foils % 2:
             raise ConfigError(
                 f"data.scene_foils={self.scene_foils}",
@@ -139,6 +153,8 @@ class DataConfig:
                 f"one of {', '.join(WORLDS)}",
                 "small is the default",
             )
+
+    def _check_siblings(self) -> None:
         mixed = self.weights or self.text_buckets
         if self.siblings and (self.siblings < 2 or self.batch_size % self.siblings or mixed):
             raise ConfigError(
@@ -152,6 +168,8 @@ class DataConfig:
                 "an even number: scenes come in pairs",
                 "use one more",
             )
+
+    def _check_pictures(self) -> None:
         if not 0 <= self.rand_augment_magnitude <= 10:
             raise ConfigError(
                 f"data.rand_augment_magnitude={self.rand_augment_magnitude}",
@@ -166,20 +184,18 @@ class DataConfig:
                 "use () for a plain resize",
             )
         check_image_range(self.image_range, "data.image_range")
-        if not 0 <= self.holdout < 1:
+        if self.flip and "scenes" in self.train:
             raise ConfigError(
-                f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual"
+                "data.flip=True with scenes in data.train",
+                "no mirroring: captions say left and right",
+                "set flip=False",
             )
+
+    def _check_captions(self) -> None:
         if self.accents not in ACCENTS:
             raise ConfigError(
                 f"data.accents={self.accents!r}", f"one of {', '.join(ACCENTS)}", "auto is usual"
             )
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if field.name.endswith("_share") and not 0 <= share <= 1:
-                raise ConfigError(
-                    f"data.{field.name}={share}", "a share in [0, 1]", f"{field.default} is usual"
-                )
         buckets = (*self.text_buckets, self.text_length)
         if list(buckets) != sorted(set(buckets)) or buckets[0] < 3:
             raise ConfigError(
@@ -187,12 +203,20 @@ class DataConfig:
                 "rising lengths from 3 to below data.text_length",
                 "drop those that are not",
             )
-        if self.flip and "scenes" in self.train:
+
+    def _check_shares(self) -> None:
+        if not 0 <= self.holdout < 1:
             raise ConfigError(
-                "data.flip=True with scenes in data.train",
-                "no mirroring: captions say left and right",
-                "set flip=False",
+                f"data.holdout={self.holdout}", "a share of at least 0 and below 1", "0.1 is usual"
             )
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if field.name.endswith("_share") and not 0 <= share <= 1:
+                raise ConfigError(
+                    f"data.{field.name}={share}", "a share in [0, 1]", f"{field.default} is usual"
+                )
+
+    def _check_evaluation(self) -> None:
         if self.holdout and all(entry == "scenes" for entry in self.train):
             raise ConfigError(
                 f"data.holdout={self.holdout} with scenes alone",

@@ -22,20 +22,15 @@ from dataclasses import replace
 from itertools import accumulate
 
 from nas_jax.data.advice import prepare_command
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pair_lines import read_pairs
 from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
 from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scenes import SceneSource
-from nas_jax.data.sources import (
-    AlbefJsonSource,
-    Report,
-    Source,
-    Split,
-    WebDatasetSource,
-    expand,
-)
+from nas_jax.data.sources import Report, Source, Split, expand
 from nas_jax.data.tar_names import all_keys_of
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.data.tfds_source import TfdsSource, local_entry
 from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.paths import is_bucket

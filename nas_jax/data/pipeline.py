@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.buckets import ByLength, Grouping
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES, Corpus, open_corpus
@@ -29,7 +30,7 @@ from nas_jax.data.readers import SKIP_REASONS, SKIPPED, Field, Reader, named
 from nas_jax.data.records import Draw
 from nas_jax.data.scene_sets import Counts, scene_eval_sets
 from nas_jax.data.siblings import Siblings, groups_of
-from nas_jax.data.sources import AlbefJsonSource, Source
+from nas_jax.data.sources import Source
 from nas_jax.data.text_check import SCANNED, prepared, read_of, scan_captions
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer

@@ -29,10 +29,12 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import cache_for
 from nas_jax.data.records import NegativeCaption, Record, Region, source_of
 from nas_jax.data.regions import read_regions
-from nas_jax.data.sources import ALL, AlbefJsonSource, Report, Split, WebDatasetSource
+from nas_jax.data.sources import ALL, Report, Split
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.storage.paths import is_bucket, join
 from nas_jax.storage.reading import files_below, is_dir, is_file, read_bytes
 from nas_jax.utils.errors import DataError

@@ -27,7 +27,8 @@ from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
 from nas_jax.data.prepare import prepare
 from nas_jax.data.prepare.__main__ import run as prepare_command
 from nas_jax.data.prepared import local_folder, read_manifest
-from nas_jax.data.sources import WebDatasetSource, expand
+from nas_jax.data.sources import expand
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.storage import reading
 from nas_jax.train.config import RESUMABLE
 from nas_jax.utils.errors import ConfigError, DataError

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
 from nas_jax.data.scenes import SceneSource
-from nas_jax.data.sources import AlbefJsonSource, WebDatasetSource
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.train import loop
 from nas_jax.train.config import TrainConfig

@@ -11,6 +11,7 @@ import pytest
 from data import hostile
 from PIL import Image
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_errors import ImageError
 from nas_jax.data.image_ops import decode, decode_crop
@@ -20,7 +21,6 @@ from nas_jax.data.prepare.__main__ import run
 from nas_jax.data.prepared import PreparedSource, read_manifest
 from nas_jax.data.readers import Example
 from nas_jax.data.records import Draw
-from nas_jax.data.sources import AlbefJsonSource
 from nas_jax.data.tokenizer import learn_wordpiece
 from nas_jax.evals.benchmarks import load_benchmark
 from nas_jax.evals.benchmarks.__main__ import main as describe_benchmark

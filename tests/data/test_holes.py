@@ -12,12 +12,12 @@ from PIL import Image
 
 from nas_jax import preflight
 from nas_jax.config import RunConfig
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, missing_files, open_source, train_batches
 from nas_jax.data.prepare import Options, prepare, workers
 from nas_jax.data.readers import Reader
 from nas_jax.data.records import Draw
-from nas_jax.data.sources import AlbefJsonSource
 from nas_jax.train.config import TrainConfig
 from nas_jax.train.going_on import known_tokenizer
 from nas_jax.utils.errors import CheckpointError, DataError

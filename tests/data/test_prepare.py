@@ -16,6 +16,7 @@ import pytest
 from data import hostile
 from PIL import Image
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.image_ops import decode
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
@@ -34,7 +35,7 @@ from nas_jax.data.prepare.inputs import UNIT_ENTRIES, list_inputs, plan, read_un
 from nas_jax.data.prepare.items import Loss, mend
 from nas_jax.data.prepare.units import prepare_unit, shrink
 from nas_jax.data.prepared import PreparedSource, iter_about, read_manifest
-from nas_jax.data.sources import AlbefJsonSource, image_id_of
+from nas_jax.data.sources import image_id_of
 from nas_jax.utils.errors import ConfigError, DataError, UserError
 from nas_jax.utils.logging import Console
 

@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import linked_keys, open_corpus
 from nas_jax.data.image_ops import decode
 from nas_jax.data.prepare import prepare
 from nas_jax.data.prepared import PreparedSource
-from nas_jax.data.sources import (
-    AlbefJsonSource,
-    Split,
-    Strings,
-    WebDatasetSource,
-    expand,
-    held_out,
-    image_id_of,
-)
+from nas_jax.data.source_table import Strings
+from nas_jax.data.sources import Split, expand, held_out, image_id_of
+from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
 

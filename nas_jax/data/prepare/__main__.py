@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from nas_jax.data.config import check_image_range
 from nas_jax.data.overlap import MAX_DISTANCE
@@ -22,7 +23,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "interrupted.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    for group in (_add_inputs, _add_places, _add_pictures, _add_work, _add_checks):
+        group(parser.add_argument)
+    args = parser.parse_args(argv)
+    _check_flags(args)
+    _check_places(args)
+    return args
+
+
+def _add_inputs(add: Callable[..., Any]) -> None:
     forms = (
         "*.tar, *.parquet, *.json, *.jsonl, *.csv, *.tsv, also packed, a folder of such files, "
         "tfds:NAME[:SPLIT]; tars and parquet also at hf://, https://, s3://; "
@@ -33,6 +42,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", default="", help="name of the data set (default: that of the folder)")
     add("--licence", default="", help="noted in the manifest")
     add("--url", default="", help="noted in the manifest")
+
+
+def _add_places(add: Callable[..., Any]) -> None:
     add(
         "--image-root",
         default="",
@@ -56,6 +68,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="tfds: the text feature with the captions, like a/b",
     )
+
+
+def _add_pictures(add: Callable[..., Any]) -> None:
     add(
         "--short-side",
         type=int,
@@ -66,6 +81,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="of the JPEGs that --short-side makes (default 95)")
     ends = "what is black and white in pictures of more than 8 bits (default: as the file says)"
     add("--image-range", nargs=2, type=float, default=(), metavar=("LOW", "HIGH"), help=ends)
+
+
+def _add_work(add: Callable[..., Any]) -> None:
     add(
         "--workers",
         type=int,
@@ -80,6 +98,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SHARE",
         help="a larger share lost ends it (default 0.05)",
     )
+
+
+def _add_checks(add: Callable[..., Any]) -> None:
     add(
         "--tokenizer",
         default="",
@@ -95,7 +116,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-distance", type=int, default=None, metavar="N", help=distance.format(MAX_DISTANCE))
     add("--leave-out", action="store_true", help="with --against: leave these pictures out")
     add("--verify", action="store_true", help="compare the shards with the hashes of the manifest")
-    args = parser.parse_args(argv)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
     for flag, given in (
         ("--leave-out", args.leave_out),
         ("--max-distance", args.max_distance is not None),
@@ -108,6 +131,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(
             f"--workers {args.workers}", "at least 0", "leave it out to use all cores"
         )
+    if not (args.inputs or args.against or args.verify or args.tokenizer):
+        raise ConfigError(
+            "no INPUT",
+            "files to prepare, or --against, --tokenizer or --verify",
+            "name the files before --out",
+        )
+
+
+def _check_places(args: argparse.Namespace) -> None:
     for path in (*args.inputs, args.out, *args.against, args.image_root):
         if "gs://" in path:
             raise ConfigError(
@@ -119,13 +151,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for flag, path in (("--out", args.out), ("--image-root", args.image_root)):
         if "://" in path:
             raise ConfigError(f"{flag} {path}", "a folder of this machine", "name one with room")
-    if not (args.inputs or args.against or args.verify or args.tokenizer):
-        raise ConfigError(
-            "no INPUT",
-            "files to prepare, or --against, --tokenizer or --verify",
-            "name the files before --out",
-        )
-    return args
 
 
 def run(argv: Sequence[str], console: Console | None = None) -> None:
