@@ -12,7 +12,7 @@ from typing import Any
 from nas_jax.data.advice import prepare_command
 from nas_jax.data.annotations import annotations_of
 from nas_jax.data.list_fields import captions_of, image_of
-from nas_jax.data.negative_fields import group_of
+from nas_jax.data.negative_fields import expressions_of, group_of
 from nas_jax.data.picture_paths import TRIED, find_root, flags_for
 from nas_jax.data.source_table import SourceTable
 from nas_jax.data.sources import ALL, Split, usable_captions
@@ -62,7 +62,7 @@ class AlbefJsonSource(SourceTable):
                 image, captions = _image_and_captions(entry)
                 if not split.keeps(image, group_of(entry)):
                     continue
-                if usable := usable_captions(captions, clean):
+                if usable := usable_captions(captions + expressions_of(entry), clean):
                     found = annotations_of(entry, captions)
                     paths = tuple(one for one in found.negative_images if isinstance(one, str))
                     self._add(image, number, usable, found._replace(negative_images=paths))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from nas_jax.data.negative_fields import (
+    expressions_of,
     group_of,
     is_negative_field,
     negative_images_of,
@@ -55,7 +56,7 @@ def _or_nothing(found: Annotations) -> Annotations:
 class SampleTexts(NamedTuple):
     """The texts of a sample."""
 
-    captions: list[str]  # all, `caption` of the json first
+    captions: list[str]  # all, `caption` of the json first, expressions of regions last
     damaged: bool  # its json cannot be read
     annotations: Annotations
 
@@ -81,10 +82,11 @@ def read_sample(
     text = next((parts[suffix] for suffix in CAPTION_SUFFIXES if suffix in parts), None)
     if text is not None and not captions:
         captions = [_text(read(text), errors)]
+    own, captions = captions, captions + expressions_of(fields)
     texts, images = negatives_in(parts)
     beside = [_text(read(place), errors) for place in texts]
-    negatives = negatives_of(fields, captions, beside)
-    regions = tuple(regions_of(fields, captions))
+    negatives = negatives_of(fields, own, beside)
+    regions = tuple(regions_of(fields, own))
     found = Annotations(negatives, tuple(images), group_of(fields), regions)
     return SampleTexts(captions, damaged, _or_nothing(found))
 

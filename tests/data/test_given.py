@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tarfile
 from dataclasses import replace
@@ -22,7 +23,7 @@ from nas_jax.data.prepare.folder import read_unit_file
 from nas_jax.data.prepare.units import NewShard, Tally
 from nas_jax.data.prepared import PreparedSource, iter_about, iter_records, read_manifest
 from nas_jax.data.readers import batch_spec
-from nas_jax.data.records import NegativeCaption
+from nas_jax.data.records import NegativeCaption, Region
 from nas_jax.data.tar_names import negatives_in, with_last_dots
 
 CONFIG = DataConfig(
@@ -148,6 +149,37 @@ def test_tars_and_folders_of_the_same_files_give_the_same_records(tmp_path):
         assert list(record.negative_images) == [hostile.jpeg(7), hostile.jpeg(8)]
         assert source[1].captions == ("a h\u00fct",) and not source[1].negative_images
         assert source[2].image == hostile.jpeg(2) and source[2].captions == ("a pig",)
+
+
+def test_expressions_of_regions_are_captions_in_every_form(tmp_path):
+    region = {"bbox": [0.5, 0, 1, 1], "short_expr": "a hat", "flag_short_neg": 1,
+              "short_expr_negs": {"0": "a cap"}}  # fmt: skip
+    entry = {"image": "0.jpg", "caption": "a cat", "bbox_info": [region]}
+    path = Path(write_list(tmp_path, [entry]))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/0.jpg").write_bytes(hostile.jpeg(0))
+    (tmp_path / "one/0.json").write_text(json.dumps(entry))
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for name in ("0.jpg", "0.json"):
+            tar.add(tmp_path / "one" / name, name)
+    named = tmp_path / "named.json"
+    named.write_text(json.dumps({"a": entry}))
+    inputs = [path, named, tmp_path / "one", tmp_path / "one.tar"]
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow.parquet
+
+        inputs.append(tmp_path / "a.parquet")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([entry]), inputs[-1])
+    sources = [made(tmp_path / f"out{k}", str(one)) for k, one in enumerate(inputs)]
+    raw = DataConfig(image_root=str(tmp_path))
+    sources += [
+        open_corpus(replace(raw, train=(str(one),)), "train", 0) for one in (path, f"{inputs[3]}")
+    ]
+    for source in sources:
+        assert source[0].captions == ("a cat", "a hat")
+        assert source[0].negative_captions == (NegativeCaption("a cap", "", "a hat"),)
+    half = (Region((12.0, 0.0, 12.0, 16.0), "a hat"),)  # of 24 x 16 pixels
+    assert [source[0].regions for source in sources[: len(inputs)]] == [half] * len(inputs)
 
 
 def test_pictures_of_evaluations_are_found_among_negative_ones(tmp_path, capsys):

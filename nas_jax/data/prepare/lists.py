@@ -172,7 +172,7 @@ def _plain_entries(content: dict[str, Any]) -> tuple[Entry, ...]:
     if not all(image and texts is not None for image, texts in found):
         return ()
     return tuple(
-        Entry(image, tuple(texts), annotations_of(value, texts))
+        Entry(image, (*texts, *expressions_of(value)), annotations_of(value, texts))
         for value, (image, texts) in zip(values, found, strict=True)
     )
 

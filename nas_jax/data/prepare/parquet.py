@@ -20,7 +20,7 @@ from nas_jax.data.list_fields import (
     texts_of,
     url_advice,
 )
-from nas_jax.data.negative_fields import bytes_and_path
+from nas_jax.data.negative_fields import bytes_and_path, expressions_of
 from nas_jax.data.picture_paths import TRIED, Pictures, check_some_exist
 from nas_jax.data.prepare.items import (
     InputPair,
@@ -153,7 +153,7 @@ def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
 def _rows(
     unit: Unit, copy: str
 ) -> Iterator[tuple[str, bytes | None, list[str], Annotations] | Loss]:
-    image, caption, *key = unit.columns
+    image, caption, *names_of = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
     with _opened(copy or unit.path) as file:
         names = file.schema_arrow.names
@@ -166,7 +166,7 @@ def _rows(
             use_threads=False,
         )
         for batch in batches:
-            wanted = (image, caption, *further, *key)
+            wanted = (image, caption, *further, *names_of)
             columns = [batch.column(name).to_pylist() for name in wanted]
             for value, found, *rest in zip(*columns, strict=True):
                 values, named = rest[: len(further)], rest[len(further) :]
@@ -178,8 +178,9 @@ def _rows(
                 else:
                     by_key = str(named[0]) if named and named[0] is not None else ""
                     entry = {k.lower(): v for k, v in zip(further, values, strict=True)}
+                    key = path or by_key or f"{stem}/{number}"
                     annotations = annotations_of(entry, texts)
-                    yield path or by_key or f"{stem}/{number}", data, texts, annotations
+                    yield key, data, texts + expressions_of(entry), annotations
                 number += 1
 
 
