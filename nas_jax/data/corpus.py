@@ -25,7 +25,8 @@ from nas_jax.data.advice import prepare_command
 from nas_jax.data.albef_source import AlbefJsonSource
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pair_lines import read_pairs
-from nas_jax.data.prepared import UNITS, PreparedSource, is_prepared, local_folder
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import UNITS, is_prepared, local_folder
 from nas_jax.data.records import NegativeCaption, Record
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.sources import Report, Source, Split, expand

@@ -26,7 +26,7 @@ from nas_jax.data.pair_files import ImageList, file_eval_sets
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
 from nas_jax.data.prepare import prepare
 from nas_jax.data.prepare.__main__ import run as prepare_command
-from nas_jax.data.prepared import local_folder, read_manifest
+from nas_jax.data.prepared_files import local_folder, read_manifest
 from nas_jax.data.sources import expand
 from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.storage import reading

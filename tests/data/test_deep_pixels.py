@@ -18,7 +18,8 @@ from nas_jax.data.image_ops import decode, decode_crop
 from nas_jax.data.pair_files import file_eval_sets
 from nas_jax.data.prepare.__main__ import main as prepare
 from nas_jax.data.prepare.__main__ import run
-from nas_jax.data.prepared import PreparedSource, read_manifest
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import read_manifest
 from nas_jax.data.readers import Example
 from nas_jax.data.records import Draw
 from nas_jax.data.tokenizer import learn_wordpiece

@@ -20,8 +20,9 @@ from nas_jax.data.negative_fields import expressions_of, negatives_of
 from nas_jax.data.pipeline import build_tokenizer, train_batches
 from nas_jax.data.prepare.__main__ import main as prepare
 from nas_jax.data.prepare.folder import read_unit_file
-from nas_jax.data.prepare.units import NewShard, Tally
-from nas_jax.data.prepared import PreparedSource, iter_about, iter_records, read_manifest
+from nas_jax.data.prepare.shards import NewShard, Tally
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import iter_about, iter_records, read_manifest
 from nas_jax.data.readers import batch_spec
 from nas_jax.data.records import NegativeCaption, Region
 from nas_jax.data.tar_names import negatives_in, with_last_dots

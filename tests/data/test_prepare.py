@@ -25,7 +25,7 @@ from nas_jax.data.prepare import (
     build,
     check_overlap,
     folder,
-    lists,
+    json_streams,
     prepare,
     verify,
     workers,
@@ -33,8 +33,10 @@ from nas_jax.data.prepare import (
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.prepare.inputs import UNIT_ENTRIES, list_inputs, plan, read_unit
 from nas_jax.data.prepare.items import Loss, mend
-from nas_jax.data.prepare.units import prepare_unit, shrink
-from nas_jax.data.prepared import PreparedSource, iter_about, read_manifest
+from nas_jax.data.prepare.stored_pictures import shrink
+from nas_jax.data.prepare.units import prepare_unit
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import iter_about, read_manifest
 from nas_jax.data.sources import image_id_of
 from nas_jax.utils.errors import ConfigError, DataError, UserError
 from nas_jax.utils.logging import Console
@@ -415,7 +417,7 @@ def test_units_of_lists_cover_all_entries_and_keep_pictures_whole(tmp_path, form
         )
     listed = list_inputs([str(path)])
     for chunk in (1, 7, 1 << 20):
-        monkeypatch.setattr(lists, "_CHUNK", chunk)
+        monkeypatch.setattr(json_streams, "_CHUNK", chunk)
         for size in (1, 3, 1000):
             units = list(plan(listed, size=size))
             found = [(pair.key, pair.captions) for unit in units for pair in read_unit(unit)]

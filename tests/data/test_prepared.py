@@ -14,7 +14,8 @@ from nas_jax.data import pipeline, prepared
 from nas_jax.data.config import DataConfig
 from nas_jax.data.pipeline import build_tokenizer, open_source, train_batches
 from nas_jax.data.prepare import prepare, verify
-from nas_jax.data.prepared import PreparedSource, is_prepared, iter_about, read_manifest
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import is_prepared, iter_about, read_manifest
 from nas_jax.data.sources import Split, image_id_of
 from nas_jax.data.tar_source import WebDatasetSource
 from nas_jax.data.text_check import caption_report

@@ -14,7 +14,8 @@ from data import hostile
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import open_corpus
 from nas_jax.data.prepare.__main__ import main as prepare
-from nas_jax.data.prepared import PreparedSource, iter_records, read_manifest
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import iter_records, read_manifest
 from nas_jax.data.records import Region
 from nas_jax.data.regions import placed, regions_of
 

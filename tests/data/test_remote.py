@@ -9,7 +9,8 @@ from data import hostile
 from nas_jax.data.prepare import prepare
 from nas_jax.data.prepare.__main__ import main
 from nas_jax.data.prepare.inputs import list_inputs
-from nas_jax.data.prepared import PreparedSource, read_manifest
+from nas_jax.data.prepared import PreparedSource
+from nas_jax.data.prepared_files import read_manifest
 from nas_jax.utils.errors import DataError, UserError
 from nas_jax.utils.logging import Console
 

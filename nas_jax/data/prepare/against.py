@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,16 +15,15 @@ from nas_jax.data.overlap import MAX_DISTANCE, Match, find_overlap
 from nas_jax.data.prepare.build import finish_units
 from nas_jax.data.prepare.folder import (
     OVERLAPS,
-    RUN,
     finished_units,
-    locked,
+    locked_prepared,
     read_overlaps,
     read_unit_file,
     write_durably,
 )
 from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
 from nas_jax.data.prepare.items import Loss, overlap_reason
-from nas_jax.data.prepare.manifest import Labels, by_reason, loss_table, merge
+from nas_jax.data.prepare.manifest import Labels, by_reason, merge
 from nas_jax.data.prepare.negative_pictures import (
     all_pictures,
     is_negative,
@@ -33,8 +31,10 @@ from nas_jax.data.prepare.negative_pictures import (
     unhashed_line,
     without,
 )
-from nas_jax.data.prepare.units import NewShard, Options, Tally
-from nas_jax.data.prepared import (
+from nas_jax.data.prepare.shards import NewShard, Tally
+from nas_jax.data.prepare.summary import loss_table
+from nas_jax.data.prepare.units import Options
+from nas_jax.data.prepared_files import (
     MANIFEST,
     UNITS,
     About,
@@ -47,7 +47,7 @@ from nas_jax.data.prepared import (
     read_manifest,
 )
 from nas_jax.data.regions import read_regions
-from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console
 
 OVERLAP_LINES = "overlap.jsonl"  # one line a pair of copies
@@ -91,7 +91,7 @@ def check_overlap(
         raise ConfigError(
             f"--against {other}, the folder itself", "another data set", "name the evaluation set"
         )
-    with _locked_prepared(out):
+    with locked_prepared(out):
         manifest = read_manifest(out)
         ends = tuple(image_range or manifest["options"].get("image_range", ()))
         name, id_, rows = _open_other(other, out, Options(image_range=ends), workers, console)
@@ -142,18 +142,6 @@ def check_overlap(
         )
         console.say(f"{out}: {_overlap_text(entry)}; id {manifest['id']}")
         return manifest
-
-
-@contextlib.contextmanager
-def _locked_prepared(out: Path) -> Iterator[None]:
-    if not Path(out, UNITS, RUN).is_file():
-        raise DataError(
-            f"{out} without its folder {UNITS}",
-            "a folder as prepare made it",
-            f"copy {UNITS} as well, or prepare again",
-        )
-    with locked(out):
-        yield
 
 
 # ------------------------------------------------------------------------------- the evaluation set

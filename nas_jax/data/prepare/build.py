@@ -21,10 +21,11 @@ from nas_jax.data.prepare.folder import (
 )
 from nas_jax.data.prepare.inputs import list_inputs, plan, stat_inputs
 from nas_jax.data.prepare.items import Unit, overlap_reason
-from nas_jax.data.prepare.manifest import Labels, by_reason, loss_table, merge, relabel, say_summary
+from nas_jax.data.prepare.manifest import Labels, by_reason, merge, relabel
+from nas_jax.data.prepare.summary import loss_table, say_summary
 from nas_jax.data.prepare.units import Options, unit_fingerprint
 from nas_jax.data.prepare.workers import Progress, TooMuchLost, run_units
-from nas_jax.data.prepared import FORMAT, MANIFEST, UNITS, is_prepared
+from nas_jax.data.prepared_files import FORMAT, MANIFEST, UNITS, is_prepared
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console
 

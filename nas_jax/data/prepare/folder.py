@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_jax.data.prepare.items import Loss
-from nas_jax.data.prepared import UNITS, damaged, pairs_name, read_manifest
+from nas_jax.data.prepared_files import UNITS, damaged, pairs_name, read_manifest
 from nas_jax.storage.files import whole
-from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.errors import ConfigError, DataError
 
 RUN = "run.json"  # in UNITS: inputs and options that the folder belongs to
 OVERLAPS = "overlap.json"  # in UNITS: what --against found, one entry a data set
@@ -92,6 +92,19 @@ def locked(out: Path) -> Iterator[None]:
             raise ConfigError(
                 f"--out {out}, which another prepare is writing", "a folder of its own", "wait"
             ) from error
+        yield
+
+
+@contextlib.contextmanager
+def locked_prepared(out: Path) -> Iterator[None]:
+    """`locked`, of a finished folder. Raises DataError where what made it is not there."""
+    if not Path(out, UNITS, RUN).is_file():
+        raise DataError(
+            f"{out} without its folder {UNITS}",
+            "a folder as prepare made it",
+            f"copy {UNITS} as well, or prepare again",
+        )
+    with locked(out):
         yield
 
 

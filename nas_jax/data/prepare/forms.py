@@ -25,7 +25,7 @@ import shlex
 from collections.abc import Sequence
 
 from nas_jax.data.patterns import expand_braces
-from nas_jax.data.prepare.lists import holds_lines
+from nas_jax.data.prepare.json_streams import holds_lines
 from nas_jax.data.prepare.pair_folders import is_pair, parts_of
 from nas_jax.data.prepare.remote import is_remote, list_remote
 from nas_jax.data.prepare.streams import PACKED_SUFFIXES, open_bytes, open_text, unpacking

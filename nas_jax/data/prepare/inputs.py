@@ -30,7 +30,8 @@ from nas_jax.data.list_fields import (
 from nas_jax.data.picture_paths import TRIED, check_some_exist
 from nas_jax.data.prepare.forms import list_inputs
 from nas_jax.data.prepare.items import InputPair, Loss, Unit, mended_captions, printable
-from nas_jax.data.prepare.lists import read_dict, read_list, stream_array, stream_lines
+from nas_jax.data.prepare.json_streams import stream_array, stream_lines
+from nas_jax.data.prepare.lists import read_list
 from nas_jax.data.prepare.pair_folders import (
     groups_in,
     pictures_in,
@@ -42,6 +43,7 @@ from nas_jax.data.prepare.remote import fetched, is_remote, stat_remote
 from nas_jax.data.prepare.streams import is_packed, unpacked
 from nas_jax.data.prepare.tables import columns_of, delimiter_of, stream_table
 from nas_jax.data.prepare.tars import read_tar
+from nas_jax.data.prepare.whole_json import read_dict
 from nas_jax.utils.errors import ConfigError, DataError
 
 __all__ = ["UNIT_ENTRIES", "list_inputs", "open_tfds", "plan", "read_unit", "stat_inputs"]

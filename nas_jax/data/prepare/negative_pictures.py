@@ -7,7 +7,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from nas_jax.data.prepared import About, iter_about
+from nas_jax.data.prepared_files import About, iter_about
 
 _NAME = re.compile(r" \(negative picture \d+\)$")
 
