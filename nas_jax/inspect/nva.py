@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,11 @@ def draw_nva(path: str | os.PathLike[str], given: NvaPictures) -> None:
         _draw_row(sheet, given, row, side)
     sheet.legend(grey=_without_patch(given))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.figure.savefig(path, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # a box stands for the letter
+        sheet.figure.savefig(path, format="png", dpi=DPI)
 
 
 class _Sheet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -81,6 +83,15 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         nva.draw_nva(tmp_path / "nva.png", nva.NvaPictures(**arrays() | change))
     assert not list(tmp_path.iterdir())
+
+
+def test_letters_that_the_font_lacks_are_no_page_of_warnings(tmp_path):
+    given = arrays()
+    captions = ("パンダの絵",) * len(given["captions"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nva.draw_nva(tmp_path / "nva.png", nva.NvaPictures(**given | {"captions": captions}))
+    assert (tmp_path / "nva.png").stat().st_size
 
 
 class Numbers:
