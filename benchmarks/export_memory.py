@@ -40,7 +40,7 @@ def make(size: str, workdir: Path) -> None:
     from nas_jax.checkpoint.manager import CheckpointManager
     from nas_jax.checkpoint.stored import nest
     from nas_jax.config import RunConfig, to_dict
-    from nas_jax.convert import hf_names, to_hf
+    from nas_jax.convert import hf_config, hf_names
     from nas_jax.data.config import DataConfig
     from nas_jax.data.tokenizer import learn_wordpiece
     from nas_jax.methods.nas import NasConfig
@@ -59,7 +59,7 @@ def make(size: str, workdir: Path) -> None:
         ["a red square left of a blue circle", "there is no small green triangle"], 100
     )
     tokenizer.save(workdir / "tokenizer")
-    config = to_hf.sizes_of(Trained(workdir, 1, record, {}, {}), tokenizer, model.vocab_size)
+    config = hf_config.sizes_of(Trained(workdir, 1, record, {}, {}), tokenizer, model.vocab_size)
     rng = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "methods": _BASE | _LEAVES,
     "checkpoint": _BASE | _LEAVES | {"methods"},
     "train": _BASE | _LEAVES | {"methods", "checkpoint"},
-    "convert": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
+    "convert": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
     "evals": _BASE | _LEAVES | {"methods", "checkpoint", "train"},
     "tasks": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},
     "inspect": _BASE | _LEAVES | {"methods", "checkpoint", "train", "evals"},

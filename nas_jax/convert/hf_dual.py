@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nas_jax.convert import gate_dual, model_card
-from nas_jax.convert.gate import GateReport
+from nas_jax.convert import gate_dual
+from nas_jax.convert.export import Export
 from nas_jax.convert.hf_dual_names import dual_names, dual_shape, from_dual, to_dual
 from nas_jax.convert.hf_names import CONFIG, WEIGHTS, open_tensors
 from nas_jax.convert.hf_tokenizer import write_tokenizer
@@ -48,8 +48,8 @@ def class_of(method: MethodConfig) -> str:
     return kind
 
 
-def write(folder: Path, trained: Trained, plain: str, python: str, say: Say) -> GateReport:
-    """All files of the export, in one weight file, which have passed the gate.
+def write(folder: Path, trained: Trained, plain: str, python: str, say: Say) -> Export:
+    """The export, in one weight file, which has passed the gate.
 
     plain, python: of `to_hf.export`. Raises ConfigError where the class would read texts otherwise
     than the method, GateRefused where numbers differ, CheckpointError where bits do.
@@ -66,9 +66,7 @@ def write(folder: Path, trained: Trained, plain: str, python: str, say: Say) -> 
     report = gate_dual.check(folder, trained, facts, python, say)
     compare_bits(folder, trained, kind)
     say("read back: the same bits")
-    card = model_card.write_dual(trained, facts, report)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return report
+    return Export(folder, trained, kind, facts, report, plain, python, say)
 
 
 def _check(kind: str, tokenizer: TextTokenizer, plain: str) -> None:

@@ -6,15 +6,18 @@ Written as text from the files of the work directory; what they do not say is no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nas_jax import __version__
+from nas_jax.convert.card_data import Labels, Measured, front_matter, metrics_table
+from nas_jax.convert.export import Export
 from nas_jax.convert.gate import TOLERANCE, GateReport
 from nas_jax.convert.hf_names import method_of
+from nas_jax.methods.clip import TOWERS
 from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
 
@@ -48,34 +51,56 @@ _PARTS = ("dictionary", "nva", "nta")  # of NAS
 
 
 def write(
-    trained: Trained, config: Mapping[str, Any], report: GateReport, mask: str, plain: str = ""
+    export: Export, notes: Sequence[str], labels: Labels, measured: Sequence[Measured] = ()
 ) -> str:
     """The text of the card.
 
-    mask: the tokenizer's mask token; plain: the subfolder with the dual encoder.
+    notes: paragraphs on what `export.WRITERS` added. measured: of `card_data.read_results`.
     """
-    run, data = trained.config, trained.config.get("data", {})
-    state = tuple(f"{entry}/" for entry in method_of(config).scoring_state)
-    numbers = sum(
-        int(np.prod(shape))
-        for key, (shape, _) in trained.shapes.items()
-        if not key.startswith(state)
-    )
-    codes = config["dictionary_codes"]
-    use = _USE.format(
-        caption="a red square", mask=mask, dictionary=_DICTIONARY_USE if codes else ""
-    )
+    trained, config, run = export.trained, export.facts, export.trained.config
+    parts = _dual_parts if export.kind in TOWERS else _nas_parts
+    summary, use, protocol = parts(export)
+    metrics = metrics_table(measured) if measured else _metrics(trained)
     sections = [
-        _front_matter(config),
-        f"# {run.get('name', 'model')}\n\n{_summary(config, numbers, trained.step)}",
-        f"## Use\n\n{use}\n\n{_use_notes(config, plain)}",
-        f"## Data\n\n{_data(data, config)}",
+        front_matter(export, labels, measured),
+        f"# {run.get('name', 'model')}\n\n{summary}\n\n{_license(labels)}",
+        "\n\n".join([f"## Use\n\n{use}", *notes]),
+        f"## Data\n\n{_data(run.get('data', {}), config)}",
         f"## Training\n\n{_training(trained)}",
-        f"## Metrics\n\n{_metrics(trained)}",
-        f"## Protocol\n\n{_protocol(run, config)}",
-        f"## Agreement\n\n{_agreement(report, plain)}",
+        f"## Metrics\n\n{metrics}",
+        f"## Protocol\n\n{protocol}",
+        f"## Agreement\n\n{_agreement(export.report, export.plain)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _license(labels: Labels) -> str:
+    if labels.license:
+        return f"License: {labels.license}."
+    return "No license is given for these weights: ask who made them before you use them."
+
+
+def _nas_parts(export: Export) -> tuple[str, str, str]:
+    """Summary, use and protocol of a model with a class of `hf_files`."""
+    trained, config, tokenizer = export.trained, export.facts, export.trained.tokenizer
+    state = tuple(f"{entry}/" for entry in method_of(config).scoring_state)
+    use = _USE.format(
+        caption="a red square",
+        mask=tokenizer.tokens()[tokenizer.mask_id],
+        dictionary=_DICTIONARY_USE if config["dictionary_codes"] else "",
+    )
+    summary = _summary(config, _numbers(trained, state), trained.step)
+    return (
+        summary,
+        f"{use}\n\n{_use_notes(config, export.plain)}",
+        _protocol(trained.config, config),
+    )
+
+
+def _numbers(trained: Trained, without: tuple[str, ...] = ()) -> int:
+    """How many numbers the model has, without the arrays whose names begin so."""
+    shapes = trained.shapes.items()
+    return sum(int(np.prod(shape)) for name, (shape, _) in shapes if not name.startswith(without))
 
 
 _DUAL_USE = """```python
@@ -96,44 +121,17 @@ output.logits_per_image  # of all pictures with all texts
 ```"""
 
 
-def write_dual(trained: Trained, facts: Mapping[str, Any], report: GateReport) -> str:
-    """The text of the card of an export as CLIPModel or SiglipModel.
-
-    facts: see `hf_dual.facts_of`.
-    """
-    name, size = trained.config.get("name", "model"), facts["image_size"]
-    numbers = sum(int(np.prod(shape)) for shape, _ in trained.shapes.values())
-    tags = ("vision-language", "image-text-retrieval", facts["method"])
-    front = ("---", "library_name: transformers", "pipeline_tag: zero-shot-image-classification")
-    front = (*front, "tags:", *(f"- {tag}" for tag in tags), "---")
+def _dual_parts(export: Export) -> tuple[str, str, str]:
+    """Summary, use and protocol of an export as CLIPModel or SiglipModel."""
+    trained, facts = export.trained, export.facts
+    size = facts["image_size"]
     summary = (
         f"Trained with nas_jax {__version__} by the method {facts['method']}, to step "
-        f"{trained.step}; not the authors' own weights. {numbers / 1e6:.1f} M parameters, pictures "
-        f"of {size} x {size} pixels, texts of up to {facts['text_length']} tokens."
+        f"{trained.step}; not the authors' own weights. {_numbers(trained) / 1e6:.1f} M "
+        f"parameters, pictures of {size} x {size} pixels, texts of up to {facts['text_length']} "
+        "tokens."
     )
-    sections = [
-        "\n".join(front),
-        f"# {name}\n\n{summary}",
-        f"## Use\n\n{_DUAL_USE}",
-        f"## Data\n\n{_data(trained.config.get('data', {}), facts)}",
-        f"## Training\n\n{_training(trained)}",
-        f"## Metrics\n\n{_metrics(trained)}",
-        f"## Agreement\n\n{_agreement(report, '')}",
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = ("vision-language", "image-text-retrieval", "image-text-matching", config["method"])
-    lines = (
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: feature-extraction",
-        "tags:",
-        *(f"- {tag}" for tag in tags),
-        "---",
-    )
-    return "\n".join(lines)
+    return summary, _DUAL_USE, _protocol(trained.config, facts)
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
@@ -257,10 +255,10 @@ def _metrics(trained: Trained) -> str:
 
 
 def _protocol(run: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    seen = "dictionary" if config.get("dictionary_codes") else "image"
+    itm = f"; itm: probability of a match, on {seen} tokens" * ("kind" not in config)
     lines = [
-        "* Keys read set/task/scorer/quantity. itc: cosine of the features; itm: probability of a "
-        "match, "
-        f"{'on dictionary tokens' if config['dictionary_codes'] else 'on image tokens'}.",
+        f"* Keys read set/task/scorer/quantity. itc: cosine of the features{itm}.",
         f"* Pictures are resized to {config['image_size']} x {config['image_size']}, bicubic, "
         "without a crop; texts "
         f"are cut to {config['text_length']} tokens.",

@@ -11,34 +11,31 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_jax.convert import gate, hf_blip, hf_dual, model_card
+from nas_jax.convert import card_data, gate, hf_blip, hf_dual, model_card
+from nas_jax.convert.card_data import Labels
+from nas_jax.convert.export import WRITERS, Export, write_more
+from nas_jax.convert.hf_config import export_config
 from nas_jax.convert.hf_names import (
     CONFIG,
     INDEX,
-    MODEL_TYPE,
     WEIGHTS,
     hf_class,
     hf_name,
     open_export,
-    shapes_in,
     to_torch,
     torch_shape,
 )
 from nas_jax.convert.hf_tokenizer import write_tokenizer
 from nas_jax.convert.hf_writing import bytes_of, write_json, write_processor, write_safetensors
-from nas_jax.data.config import DataConfig
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import method_config
-from nas_jax.methods.method import MethodConfig
-from nas_jax.methods.nas import NasConfig
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
@@ -46,6 +43,8 @@ FILES = Path(__file__).parent / "hf_files"  # copied into every export
 SHARD_BYTES = 400 * 10**6
 PLAIN = ("blip",)
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of <malloc.h>
+
+NO_LABELS = Labels()
 
 Say = Callable[[str], None]
 
@@ -63,17 +62,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plain", choices=PLAIN, help="also the dual encoder as plain transformers classes"
     )
     parser.add_argument(
+        "--also", choices=WRITERS, action="append", default=[], help="more in the folder; repeat it"
+    )
+    parser.add_argument(
         "--shard_mb",
         type=int,
         default=SHARD_BYTES // 10**6,
         help="largest size of a weight file, MB",
     )
+    card_data.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports; returns the exit status. Raises UserError, GateRefused among them."""
     give_memory_back()
-    export(args.checkpoint, args.out, args.tokenizer, args.plain or "", args.shard_mb * 10**6)
+    export(
+        args.checkpoint,
+        args.out,
+        args.tokenizer,
+        args.plain or "",
+        args.shard_mb * 10**6,
+        also=args.also,
+        labels=card_data.labels_of(args),
+    )
     return 0
 
 
@@ -97,9 +108,11 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     python: str = sys.executable,
     say: Say = print,
+    also: Sequence[str] = (),
+    labels: Labels = NO_LABELS,
 ) -> gate.GateReport:
     """Writes the export, runs the gate and gives the folder its name. python: of the gate's PyTorch
-    process.
+    process; also: names of `export.WRITERS`; labels: for the card.
 
     Raises GateRefused where the two sides differ, CheckpointError and ConfigError on inputs;
     nothing is left then.
@@ -113,14 +126,20 @@ def export(
         hf_class(method.name)  # refused first, if it is
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
+    measured = card_data.read_results(labels, trained)
+    if not labels.license:
+        say("no --license: the card says that none is given")
     unchecked = out.with_name(f".{out.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)  # of a killed export
     try:
         unchecked.mkdir(parents=True)
         if dual:
-            report = hf_dual.write(unchecked, trained, plain, python, say)
+            made = hf_dual.write(unchecked, trained, plain, python, say)
         else:
-            report = _write(unchecked, trained, plain, shard_bytes, python, say)
+            made = _write(unchecked, trained, plain, shard_bytes, python, say)
+        card_data.write_eval_results(unchecked, labels, measured)
+        card = model_card.write(made, write_more(made, also), labels, measured)
+        (unchecked / "README.md").write_text(card, encoding="utf-8")
         os.replace(unchecked, out)
     except OSError as error:
         raise CheckpointError(
@@ -131,13 +150,13 @@ def export(
     finally:
         shutil.rmtree(unchecked, ignore_errors=True)
     say(f"passed the gate: {out}")
-    return report
+    return made.report
 
 
 def _write(
     folder: Path, trained: Trained, plain: str, shard_bytes: int, python: str, say: Say
-) -> gate.GateReport:
-    """All files of an export with a class of `hf_files`, which have passed the gate."""
+) -> Export:
+    """An export with a class of `hf_files`, which has passed the gate."""
     tokenizer = trained.tokenizer
     config = export_config(trained, tokenizer)
     write_files(folder, trained, config, tokenizer)
@@ -148,9 +167,7 @@ def _write(
     report = gate.check(folder, trained, config, plain, python, say)
     compare_bits(folder, trained)
     say("read back: the same bits")
-    card = model_card.write(trained, config, report, tokenizer.tokens()[tokenizer.mask_id], plain)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return report
+    return Export(folder, trained, "nas", config, report, plain, python, say)
 
 
 def _check_out(out: Path) -> None:
@@ -159,93 +176,6 @@ def _check_out(out: Path) -> None:
         raise ConfigError(
             f"--out={out}, which exists", "a folder to make", "name another, or delete it"
         )
-
-
-def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """config.json of the export: what builds the model, and what its users need to feed it.
-
-    Raises CheckpointError where it does not describe the arrays of the checkpoint.
-    """
-    words = trained.saved.get("params/text_encoder/word_embedding/embedding", ((0, 0), ""))[0][0]
-    if tokenizer.vocab_size > words:
-        raise CheckpointError(
-            f"a tokenizer of {tokenizer.vocab_size} tokens for a model of {words}",
-            "the tokenizer that the model was trained with",
-            "name its folder with --tokenizer",
-        )
-    config = sizes_of(trained, tokenizer, words)
-    expected = shapes_in(config)
-    wrong = sorted(
-        name for name in expected | trained.shapes if expected.get(name) != trained.shapes.get(name)
-    )
-    if wrong:
-        there, here = trained.shapes.get(wrong[0], "absent"), expected.get(wrong[0], "absent")
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise CheckpointError(
-            f"checkpoint with {wrong[0]} {there}{more}",
-            f"{here}, as its config says",
-            "mend the config.json beside it",
-        )
-    return config
-
-
-def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str, Any]:
-    """config.json as the config of the run says. words: rows of the table of word embeddings.
-
-    Raises ConfigError where the method has no class in `hf_files`.
-    """
-    model, method = trained.config["model"], method_config(trained.config["method"])
-    data = dataclasses.asdict(DataConfig()) | trained.config["data"]
-    kind = hf_class(method.name)
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": [f"{kind.title()}Model"],
-        "auto_map": {
-            "AutoConfig": f"configuration_{kind}.{kind.title()}Config",
-            "AutoModel": f"modeling_{kind}.{kind.title()}Model",
-        },
-        "method": method.name,
-        "hidden_size": model["dim"],
-        "num_attention_heads": model["heads"],
-        "image_attention_heads": model.get("image_heads") or model["heads"],
-        "image_layers": model["image_layers"],
-        "text_layers": model["text_layers"],
-        "fusion_layers": model["fusion_layers"],
-        "mlp_ratio": model["mlp_ratio"],
-        "image_size": model["image_size"],
-        "patch_size": model["patch_size"],
-        "vocab_size": words,
-        "max_position_embeddings": model["max_text_length"],
-        "projection_dim": model["embed_dim"],
-        **_parts_of_nas(method),
-        "text_length": min(data["text_length"], model["max_text_length"]),
-        "clean_captions": data["clean_captions"],
-        "max_words": data["max_words"],
-        "add_sep": tokenizer.add_sep,
-        "pad_token_id": tokenizer.pad_id,
-        "cls_token_id": tokenizer.cls_id,
-        "sep_token_id": tokenizer.sep_id,
-        "mask_token_id": tokenizer.mask_id,
-        "steps": trained.step,
-    }
-
-
-def _parts_of_nas(method: MethodConfig) -> dict[str, Any]:
-    """Which parts of NAS's network are on."""
-    parts = {
-        "dictionary_codes": 0,
-        "literal_gate": False,
-        "text_generator": False,
-        "mlm_on_dictionary": False,
-    }
-    if not isinstance(method, NasConfig):
-        return parts
-    parts["text_generator"] = method.nta.enabled
-    if method.dictionary.enabled:
-        parts["dictionary_codes"] = method.dictionary.codes
-        parts["literal_gate"] = method.dictionary.literal
-        parts["mlm_on_dictionary"] = method.mlm.dictionary_from_epoch >= 0
-    return parts
 
 
 # -------------------------------------------------------------------------------------- small files

@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+import exports
 import fake_gcs
 import numpy as np
 import pytest
@@ -18,25 +19,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nas_jax.checkpoint.manager import CheckpointManager
-from nas_jax.checkpoint.stored import nest
-from nas_jax.config import RunConfig, to_dict
-from nas_jax.convert import gate, gate_torch, hf_names, to_hf
+from nas_jax.convert import gate, gate_torch, hf_config, hf_names, to_hf
 from nas_jax.convert.__main__ import main
-from nas_jax.data.config import DataConfig
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.methods import METHODS
 from nas_jax.methods.method import Method
-from nas_jax.models.codebook import DictionaryState
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.errors import CheckpointError, ConfigError
 from nas_jax.utils.trees import named_leaves
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "nas_step.npz"
-CAPTIONS = (
-    "a red square left of a blue circle, word number 0123456789",
-    "there is no small green triangle above two large yellow stars: a man's dog, it's a person",
-)
 RUN_TORCH = gate.run_torch
 # a python with torch and another transformers, such as 4.57
 OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"
@@ -44,78 +37,13 @@ OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return learn_wordpiece(CAPTIONS, 120)
-
-
-def save_run(
-    workdir: Path, tokenizer: TextTokenizer, variant: str = "nas", step: int = 3, **data
-) -> Path:
-    """A work directory with a checkpoint of random numbers; nothing is compiled for it."""
-    model = tiny.model(
-        vocab_size=tokenizer.vocab_size, image_heads=4, max_text_length=14
-    )  # as long as captions: one shape to compile
-    method = tiny.method(variant, model=model).config
-    run = RunConfig(
-        model=model,
-        method=method,
-        data=DataConfig(image_size=16, text_length=14, batch_size=24, **data),
-    )
-    record = json.loads(json.dumps(to_dict(run)))
-    tokenizer.save(workdir / "tokenizer")
-    found = Trained(workdir, step, record, {}, {})
-    shapes = to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
-    rng = np.random.default_rng(0)
-
-    def draw(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        if name == "temp":
-            return np.float32(0.07) * np.ones((), np.float32)
-        values = rng.standard_normal(shape) * 0.3 + (1.0 if name.endswith("scale") else 0.0)
-        return np.asarray(np.abs(values) if name == "dictionary/codes_KxD" else values).astype(
-            dtype
-        )
-
-    arrays = nest({name: draw(name, *kind) for name, kind in hf_names.shapes_in(shapes).items()})
-    dictionary = arrays.pop("dictionary", None)
-    state = {
-        "params": arrays,
-        "method_state": {"dictionary": DictionaryState(**dictionary)} if dictionary else {},
-    }
-    with CheckpointManager(workdir / "checkpoints") as manager:
-        manager.save(step, state, {"next_step": step}, {"config": record})
-    return workdir
+    return learn_wordpiece(exports.CAPTIONS, 120)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, tokenizer) -> Path:
     """A run of NAS with every part."""
-    return save_run(tmp_path_factory.mktemp("run"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory) -> Path:
-    """Where transformers puts the exports' code; by default that is in the user's home."""
-    return tmp_path_factory.mktemp("modules")
-
-
-@pytest.fixture
-def in_process(monkeypatch, modules):
-    """The PyTorch side in this process: what its own process adds is tested once, and costs seconds
-    to start.
-    """
-
-    def run_torch(arguments: list[str], python: str) -> None:
-        export, inputs, outputs, *plain = arguments
-        with np.load(inputs) as file:
-            given = {name: file[name] for name in file.files}
-        results = gate_torch.run(export, given)
-        for folder in plain:
-            results |= gate_torch.run_plain(folder, given)
-        np.savez(
-            outputs, facts=np.asarray(json.dumps({"transformers": "5", "peak_bytes": 0})), **results
-        )
-
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
-    monkeypatch.setattr(gate, "run_torch", run_torch)
+    return exports.save_nas(tmp_path_factory.mktemp("run"), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +104,9 @@ def test_an_export_gives_back_its_bits(
     assert len(list(out.glob("model-*.safetensors"))) > 1
     card = (out / "README.md").read_text()
     for text in (
-        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\ntags:\n- vision-l",
-        "\n- image-text-matching\n- nas\n---\n",
+        "---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\ntags:\n- ",
+        "\n- image-text-matching\n- nas_jax\n- nas\n---\n",
+        "No license is given",
         "loss 1.2500",
         "| val/foils/itm/colour | 61.5 | 50.0 |",
         "scenes (drawn",
@@ -205,7 +134,9 @@ def test_an_export_gives_back_its_bits(
 
 def test_albef_has_no_dictionary(tokenizer, tmp_path, in_process):
     report = to_hf.export(
-        save_run(tmp_path / "run", tokenizer, "albef"), tmp_path / "out", say=lambda line: None
+        exports.save_nas(tmp_path / "run", tokenizer, "albef"),
+        tmp_path / "out",
+        say=lambda line: None,
     )
     names = {row.name.split("/")[1] for row in report.rows}
     assert "itm_logits" in names and not names & {
@@ -224,7 +155,7 @@ def test_the_config_of_an_older_run_gives_the_same_export(tokenizer, variant):
     def exported(method: dict) -> dict:
         config = {"model": dataclasses.asdict(model), "method": method, "data": {}}
         found = Trained(Path("run"), 3, json.loads(json.dumps(config)), {}, {})
-        return to_hf.sizes_of(found, tokenizer, tokenizer.vocab_size)
+        return hf_config.sizes_of(found, tokenizer, tokenizer.vocab_size)
 
     method = tiny.method(variant).config
     nas = dataclasses.asdict(tiny.method(variant, name="nas").config)
@@ -282,14 +213,14 @@ def test_the_tokenizer_files_do_what_ours_does(tokenizer, tmp_path, clean, max_w
         tmp_path, ours, {"text_length": 12, "clean_captions": clean, "max_words": max_words}
     )
     theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for caption in (*CAPTIONS, *gate.CAPTIONS, "", "  Two\n dogs ", "a <person>/dog"):
+    for caption in (*exports.CAPTIONS, *gate.CAPTIONS, "", "  Two\n dogs ", "a <person>/dog"):
         ids, mask = ours.encode([prepare_caption(caption, clean, max_words)], 12)
         assert theirs.encode(caption).ids == ids[0, mask[0]].tolist(), caption
     again, _ = load_tokenizer(str(tmp_path)).encode(
-        [prepare_caption(CAPTIONS[1], clean, max_words)], 12
+        [prepare_caption(exports.CAPTIONS[1], clean, max_words)], 12
     )
     np.testing.assert_array_equal(
-        again, ours.encode([prepare_caption(CAPTIONS[1], clean, max_words)], 12)[0]
+        again, ours.encode([prepare_caption(exports.CAPTIONS[1], clean, max_words)], 12)[0]
     )
 
 
@@ -318,7 +249,7 @@ def export_without_gate(workdir: Path, folder: Path) -> None:
     """All files of an export but the card."""
     folder.mkdir()
     trained = open_trained(workdir)
-    config = to_hf.export_config(trained, trained.tokenizer)
+    config = hf_config.export_config(trained, trained.tokenizer)
     to_hf.write_files(folder, trained, config, trained.tokenizer)
     to_hf.write_weights(folder, trained, lambda line: None)
 
@@ -437,11 +368,11 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint 9 in"):
         export(workdir / "checkpoints/9", tmp_path / "out")
     with pytest.raises(CheckpointError, match="a tokenizer of .* tokens for a model of"):
-        learn_wordpiece([*CAPTIONS, "many other words that are not there"], 200).save(
+        learn_wordpiece([*exports.CAPTIONS, "many other words that are not there"], 200).save(
             tmp_path / "words"
         )
         export(workdir, tmp_path / "out", str(tmp_path / "words"))
-    damaged = save_run(tmp_path / "damaged", tokenizer)
+    damaged = exports.save_nas(tmp_path / "damaged", tokenizer)
     file = next((damaged / "checkpoints/3/state").rglob("d/*"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="checkpoints/3 is damaged"):
@@ -450,13 +381,13 @@ def test_what_cannot_be_exported_is_one_line(workdir, tokenizer, tmp_path):
     other["model"]["dim"] = 32
     with pytest.raises(CheckpointError, match="mend the config.json"):
         found = open_trained(workdir)
-        to_hf.export_config(dataclasses.replace(found, config=other), tokenizer)
+        hf_config.export_config(dataclasses.replace(found, config=other), tokenizer)
     assert {path.name for path in tmp_path.iterdir()} == {"full", "words", "damaged"}
 
 
 def test_an_export_that_was_altered_is_not_read_back(workdir, tokenizer, tmp_path):
     found = open_trained(workdir)
-    config = to_hf.export_config(found, tokenizer)
+    config = hf_config.export_config(found, tokenizer)
     (tmp_path / "config.json").write_text(json.dumps(config))
     to_hf.write_weights(tmp_path, found, lambda line: None)
     file, back = (
