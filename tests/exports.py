@@ -70,10 +70,12 @@ def save_nas(
     return workdir
 
 
-def save_dual(workdir, method, add_sep=True):
+def save_dual(workdir, method, add_sep=True, positions=20):
     """A work directory with a checkpoint of random numbers; nothing is compiled for it."""
     words = learn_wordpiece(CAPTIONS, 120, add_sep)
-    model = tiny.model(vocab_size=words.vocab_size, image_heads=4, max_text_length=20, embed_dim=16)
+    model = tiny.model(
+        vocab_size=words.vocab_size, image_heads=4, max_text_length=positions, embed_dim=16
+    )
     data = DataConfig(image_size=16, text_length=14, batch_size=8, add_sep=add_sep)
     record = json.loads(json.dumps(to_dict(RunConfig(model=model, method=method, data=data))))
     words.save(workdir / "tokenizer")

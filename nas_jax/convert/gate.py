@@ -49,11 +49,12 @@ CAPTIONS = (
     " ".join(f"word {number}," for number in range(60)),  # longer than any text is
 )
 """Captions for the tokenizer alone, beside those of the pictures."""
-_EXACT = ("input_ids", "attention_mask", "code_ids", "missing")
+LABELS = ("a dog", "red")  # for transformers' pipelines; as short as any text may be
+_EXACT = ("input_ids", "attention_mask", "processor_input_ids", "code_ids", "missing")
 _ROWS = 12  # of the table of a refusal
 _SHOWN = (
     "image_embeds", "text_embeds", "dictionary_tokens", "itm_logits", "mlm_logits",
-    "generator_logits", "plain_cosine",
+    "generator_logits", "plain_cosine", "pipeline_itc", "pipeline_itm",
 )  # fmt: skip
 
 
@@ -184,9 +185,11 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
     captions = [record.captions[0] for record in records] + list(CAPTIONS)
     cleaned = [
         prepare_caption(text, config["clean_captions"], config["max_words"], tokenizer.cased)
-        for text in captions
+        for text in (*captions, *LABELS)
     ]
     token_ids, token_mask = tokenizer.encode(cleaned, length)
+    label_ids, label_mask = (array[len(captions) :] for array in (token_ids, token_mask))
+    token_ids, token_mask = (array[: len(captions)] for array in (token_ids, token_mask))
     return {
         "cases": np.asarray(json.dumps(CASES)),
         "random/pixels": noise,
@@ -197,6 +200,9 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
         "real/images": images,
         "real/large": large,
         "real/captions": np.asarray(json.dumps(captions)),
+        "real/labels": np.asarray(json.dumps(LABELS)),
+        "real/label_ids": label_ids.astype(np.int32),
+        "real/label_mask": label_mask,
         "real/input_ids": token_ids.astype(np.int64),
         "real/attention_mask": token_mask.astype(np.int64),
     }
@@ -234,13 +240,55 @@ def run_jax(
             inputs = pixels, ids.astype(np.int32), mask > 0
             outputs = _outputs(method, params, state, inputs, config)
             results |= {f"{case}/{name}": np.asarray(array) for name, array in outputs.items()}
+        labels = given["real/label_ids"], given["real/label_mask"]
+        found = {name: results.get(f"real/{name}") for name in _OF_IMAGES}
+        pipelines = _pipelines(method.network, params, found, labels)
+        results |= {f"real/pipeline_{name}": scores for name, scores in pipelines.items()}
     results["real/pixel_values"] = channels_first(given["real/pixels"])
     size = config["image_size"]
     results["real/resized"] = channels_first(
         np.asarray(normalise_image(resize(given["real/large"], size)[None]))
     )
     results |= {f"real/{name}": given[f"real/{name}"] for name in ("input_ids", "attention_mask")}
-    return results
+    return results | processed(results)
+
+
+def processed(results: Mapping[str, np.ndarray], fills: bool = False) -> dict[str, np.ndarray]:
+    """What AutoProcessor must give in one call: the pixels and ids of the real case.
+
+    fills: texts are padded to the full length, as SigLIP reads them, and not to the longest.
+    """
+    ids, mask = results["real/input_ids"], results["real/attention_mask"]
+    return {
+        "real/processor_pixel_values": results["real/pixel_values"],
+        "real/processor_input_ids": ids if fills else ids[:, mask.any(axis=0)],
+    }
+
+
+_OF_IMAGES = ("image_tokens", "image_embeds", "dictionary_tokens")
+
+
+def _pipelines(
+    network: AlbefNetwork,
+    params: Params,
+    found: Mapping[str, np.ndarray | None],
+    labels: tuple[np.ndarray, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Scores (pictures, labels) of transformers' pipelines: ITC over all labels, ITM of each.
+
+    found: `_OF_IMAGES`; labels: token ids and mask (B, L), as many as there are pictures, so that
+    what is compiled for pairs serves.
+    """
+    (text_tokens, text_embeds), _ = _layers(network, AlbefNetwork.encode_text, params, *labels)
+    seen = found["dictionary_tokens"]
+    seen_BxTxD = found["image_tokens"] if seen is None else seen
+    rows = []
+    for image_TxD in seen_BxTxD:
+        beside = jnp.broadcast_to(image_TxD, (len(text_tokens), *image_TxD.shape))
+        logits, _ = _layers(network, _match, params, text_tokens, labels[1], beside)
+        rows.append(jax.nn.softmax(logits)[:, 1])
+    logits = found["image_embeds"] @ text_embeds.T / params["temp"]
+    return {"itc": np.asarray(jax.nn.softmax(logits)), "itm": np.asarray(jnp.stack(rows))}
 
 
 def _split(method: Method, arrays: Mapping[str, Any]) -> tuple[Params, MethodState]:
@@ -415,6 +463,8 @@ _ORDER = (
     "attention_mask",
     "pixel_values",
     "resized",
+    "processor_input_ids",
+    "processor_pixel_values",
     "patch_embed",
     "image_encoder",
     "image_tokens",
@@ -433,6 +483,8 @@ _ORDER = (
     "itm_logits",
     "mlm_logits",
     "generator_logits",
+    "pipeline_itc",
+    "pipeline_itm",
 )
 # a pre-norm block; the layer itself comes last
 _WITHIN = ("attention_norm", "attention", "cross_attention", "")

@@ -24,6 +24,7 @@ from nas_jax.convert.gate import (
     compare,
     judge,
     make_inputs,
+    processed,
     run_torch,
 )
 from nas_jax.data.image_ops import resize
@@ -33,6 +34,8 @@ from nas_jax.methods.clip import TOWERS
 from nas_jax.methods.method import Setting
 from nas_jax.models.towers import normalise_image
 from nas_jax.train.trained import Trained
+
+SIGLIP_TOKENS = 64
 
 
 def check(
@@ -75,7 +78,19 @@ def dual_inputs(facts: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str,
         ids = np.where(ids == tokenizer.sep_id, tokenizer.mask_id, ids)
         np.put_along_axis(ids, mask.sum(1, keepdims=True) - 1, tokenizer.sep_id, axis=1)
     given["random/input_ids"] = np.where(mask, ids, tokenizer.pad_id)
-    return given
+    return given if has_pipeline(facts) else _without_labels(given)
+
+
+def has_pipeline(facts: Mapping[str, Any]) -> bool:
+    """Whether transformers' zero-shot pipeline feeds the model as it was trained.
+
+    It pads texts for SigLIP to 64 tokens, whatever the model has positions for.
+    """
+    return facts["kind"] == "clip" or facts["max_position_embeddings"] == SIGLIP_TOKENS
+
+
+def _without_labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in given.items() if not name.startswith("real/label")}
 
 
 def _normalised(images: np.ndarray, facts: Mapping[str, Any]) -> jax.Array:
@@ -111,9 +126,15 @@ def run_jax(
                 "logits_per_image": scale * image @ text.T + bias,
             }
             results |= {f"{case}/{name}": np.asarray(array) for name, array in found.items()}
+        if "real/labels" in given:
+            ids, mask = given["real/label_ids"], given["real/label_mask"]
+            _, text = encode_text(params, ids, mask)
+            logits = scale * results["real/image_embeds"] @ text.T + bias
+            to_scores = jax.nn.softmax if facts["kind"] == "clip" else jax.nn.sigmoid
+            results["real/pipeline_itc"] = np.asarray(to_scores(logits))
     results["real/pixel_values"] = channels_first(given["real/pixels"])
     large = resize(given["real/large"], facts["image_size"])[None]
     results["real/resized"] = channels_first(np.asarray(_normalised(large, facts)))
-    return results | {
-        f"real/{name}": given[f"real/{name}"] for name in ("input_ids", "attention_mask")
-    }
+    texts = ("input_ids", "attention_mask")
+    results |= {f"real/{name}": given[f"real/{name}"] for name in texts}
+    return results | processed(results, fills=facts["kind"] == "siglip")

@@ -8,6 +8,7 @@ user sees.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import resource
@@ -106,7 +107,54 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             outputs = _outputs(model, inputs, given, case)
         results |= {f"{case}/{name}": array for name, array in outputs.items()}
+    del model
+    return results | run_hub(export, given, ours, bool(results.get("real/ties", 0)))
+
+
+def run_hub(
+    export: str, given: dict[str, np.ndarray], ours: dict, ties: bool
+) -> dict[str, np.ndarray]:
+    """What AutoProcessor and transformers' pipelines give for pictures and labels.
+
+    ours: options of code that travels with the export; ties: take the codes of the JAX side.
+    """
+    if "real/images" not in given:
+        return {}
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(export, **ours)
+    images, captions = list(given["real/images"]), json.loads(str(given["real/captions"]))
+    both = processor(images=images, text=captions, return_tensors="np")
+    results = {
+        f"real/processor_{name}": np.asarray(both[name]) for name in ("pixel_values", "input_ids")
+    }
+    if "real/labels" in given:
+        tasks = {"itc": "zero-shot-image-classification"}
+        tasks |= {"itm": "image-text-matching"} if ours else {}
+        for name, task in tasks.items():
+            results[f"real/pipeline_{name}"] = _scores(task, export, given, ours, ties)
     return results
+
+
+def _scores(
+    task: str, export: str, given: dict[str, np.ndarray], ours: dict, ties: bool
+) -> np.ndarray:
+    """Scores of a pipeline (pictures, labels), each picture by itself."""
+    import torch
+    from PIL import Image
+    from transformers import pipeline
+
+    pipe = pipeline(task, model=export, dtype=torch.float32, device="cpu", **ours)
+    labels, rows = json.loads(str(given["real/labels"])), []
+    for number, image in enumerate(given["real/images"]):
+        if ties:
+            codes = torch.from_numpy(given["real/code_ids"][[number]]).long()
+            look_up = type(pipe.model).look_up
+            pipe.model.look_up = functools.partial(look_up, pipe.model, code_ids=codes)
+        found = pipe(Image.fromarray(image), candidate_labels=labels, hypothesis_template="{}")
+        scores = {row["label"]: row["score"] for row in found}
+        rows.append([scores[label] for label in labels])
+    return np.asarray(rows, np.float32)
 
 
 def _dual_outputs(model, inputs: dict, kind: str, info: dict) -> dict[str, np.ndarray]:

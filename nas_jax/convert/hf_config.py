@@ -14,6 +14,12 @@ from nas_jax.methods.nas import NasConfig
 from nas_jax.train.trained import Trained
 from nas_jax.utils.errors import CheckpointError
 
+PIPELINES = {
+    "zero-shot-image-classification": "NasZeroShotPipeline",
+    "image-text-matching": "NasMatchingPipeline",
+}
+"""Task of transformers' `pipeline` -> its class in `hf_files/pipeline_nas.py`."""
+
 
 def export_config(trained: Trained, tokenizer: TextTokenizer) -> dict[str, Any]:
     """config.json of the export: what builds the model, and what its users need to feed it.
@@ -57,6 +63,10 @@ def sizes_of(trained: Trained, tokenizer: TextTokenizer, words: int) -> dict[str
         "auto_map": {
             "AutoConfig": f"configuration_{kind}.{kind.title()}Config",
             "AutoModel": f"modeling_{kind}.{kind.title()}Model",
+        },
+        "custom_pipelines": {
+            task: {"impl": f"pipeline_{kind}.{name}", "pt": ["AutoModel"]}
+            for task, name in PIPELINES.items()
         },
         "method": method.name,
         "hidden_size": model["dim"],

@@ -59,7 +59,7 @@ def write(folder: Path, trained: Trained, plain: str, python: str, say: Say) -> 
     facts = facts_of(trained, kind)
     write_json(folder / CONFIG, config_of(trained, kind))
     mean, std = TOWERS[kind].pixels
-    write_processor(folder, facts["image_size"], mean, std)
+    write_processor(folder, facts["image_size"], mean, std, kind)
     write_tokenizer(folder, tokenizer, facts)
     write_weights(folder / WEIGHTS, trained, kind)
     say(f"{WEIGHTS}: written")

@@ -21,14 +21,14 @@ ROLES = ("pad", "unk", "cls", "sep", "mask")
 def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str, Any]) -> None:
     """tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
-    config: the export's, of which `text_length`, `clean_captions` and `max_words` count.
+    config: the export's, of which `text_length`, `clean_captions`, `max_words` and `kind` count.
 
-    The `tokenizers` library cuts by tokenizer.json; transformers cuts where it is called with
-    truncation=True, to model_max_length.
+    The `tokenizers` library cuts by tokenizer.json; transformers' processors cut too, and
+    its tokenizers where they are called with truncation=True, to model_max_length.
     """
     # text_tokenizer.json stays too: our own `load_tokenizer` reads the folder
     tokenizer.save(folder)
-    names = tokenizer.tokens()
+    names, fills = tokenizer.tokens(), config.get("kind") == "siglip"
     special = {f"{role}_token": names[getattr(tokenizer, f"{role}_id")] for role in ROLES}
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
     made.normalizer = _normalizer(made, config, tokenizer.cased)
@@ -47,8 +47,11 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, config: Mapping[str,
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
-        # no token types: the model has one kind of text
-        "model_input_names": ["input_ids", "attention_mask"],
+        # no token types: the model has one kind of text; SigLIP is trained to read its padding
+        "model_input_names": ["input_ids"] if fills else ["input_ids", "attention_mask"],
+        # what a processor does where its caller does not say
+        "truncation": True,
+        "padding": "max_length" if fills else True,
         **special,
     }
     for name, value in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):

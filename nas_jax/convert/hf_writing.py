@@ -12,6 +12,11 @@ import numpy as np
 from nas_jax.convert.hf_names import SAFETENSORS_DTYPES
 from nas_jax.models.towers import IMAGE_MEAN, IMAGE_STD
 
+_PROCESSORS = {
+    "nas": "VisionTextDualEncoderProcessor",  # any image processor with any tokenizer
+    "clip": "CLIPProcessor",
+    "siglip": "SiglipProcessor",
+}
 _BICUBIC = 3  # Pillow's number
 _DTYPES = {ours: theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
 
@@ -21,8 +26,12 @@ def write_processor(
     image_size: int,
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
+    kind: str = "nas",
 ) -> None:
-    """How pictures become `pixel_values`: Pillow's bicubic to a square, as in evaluations."""
+    """How pictures become `pixel_values`: Pillow's bicubic to a square, as in evaluations.
+
+    kind: nas, clip or siglip, which AutoProcessor has a class for.
+    """
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,
@@ -36,6 +45,7 @@ def write_processor(
         "image_std": std,
     }
     write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "processor_config.json", {"processor_class": _PROCESSORS[kind]})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from nas_jax import __version__
 from nas_jax.convert.card_data import Labels, Measured, front_matter, metrics_table
+from nas_jax.convert.card_use import dual_use, nas_use
 from nas_jax.convert.export import Export
 from nas_jax.convert.gate import TOLERANCE, GateReport
 from nas_jax.convert.hf_names import method_of
@@ -21,27 +22,6 @@ from nas_jax.methods.clip import TOWERS
 from nas_jax.train.trained import Trained
 from nas_jax.train.workdir import EVALS, METRICS
 
-_USE = """```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-folder = "."  # this folder, or its name on the hub
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained(folder)
-pixels = processor(images=Image.open("picture.jpg"), return_tensors="pt")
-words = tokenizer(["{caption}"], padding=True, truncation=True, return_tensors="pt")
-with torch.inference_mode():
-    output = model(**pixels, **words)
-output.logits_per_image  # ITC: cosines of all pictures with all texts, divided by the temperature
-output.itm_logits.softmax(-1)[:, 1]  # ITM: probability that text b matches picture b
-output.mlm_logits  # MLM: words for every position; put {mask} into the text{dictionary}
-```"""
-_DICTIONARY_USE = (
-    "\noutput.code_ids, output.dictionary_tokens  # the picture in the words of the visual "
-    "dictionary"
-)
 _PAPERS = {
     "albef": "ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651)",
     "nas": "NAS (Wang et al., AAAI 2025, arXiv 2412.10029), on top of ALBEF (Li et al., NeurIPS "
@@ -82,43 +62,16 @@ def _license(labels: Labels) -> str:
 
 def _nas_parts(export: Export) -> tuple[str, str, str]:
     """Summary, use and protocol of a model with a class of `hf_files`."""
-    trained, config, tokenizer = export.trained, export.facts, export.trained.tokenizer
+    trained, config = export.trained, export.facts
     state = tuple(f"{entry}/" for entry in method_of(config).scoring_state)
-    use = _USE.format(
-        caption="a red square",
-        mask=tokenizer.tokens()[tokenizer.mask_id],
-        dictionary=_DICTIONARY_USE if config["dictionary_codes"] else "",
-    )
     summary = _summary(config, _numbers(trained, state), trained.step)
-    return (
-        summary,
-        f"{use}\n\n{_use_notes(config, export.plain)}",
-        _protocol(trained.config, config),
-    )
+    return summary, nas_use(export), _protocol(trained.config, config)
 
 
 def _numbers(trained: Trained, without: tuple[str, ...] = ()) -> int:
     """How many numbers the model has, without the arrays whose names begin so."""
     shapes = trained.shapes.items()
     return sum(int(np.prod(shape)) for name, (shape, _) in shapes if not name.startswith(without))
-
-
-_DUAL_USE = """```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-folder = "."  # this folder, or its name on the hub
-model = AutoModel.from_pretrained(folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
-processor = AutoImageProcessor.from_pretrained(folder)
-pixels = processor(images=Image.open("picture.jpg"), return_tensors="pt")
-words = tokenizer(["a red square"], padding="max_length", truncation=True, return_tensors="pt")
-with torch.inference_mode():
-    output = model(**pixels, input_ids=words["input_ids"])
-output.image_embeds, output.text_embeds  # unit features
-output.logits_per_image  # of all pictures with all texts
-```"""
 
 
 def _dual_parts(export: Export) -> tuple[str, str, str]:
@@ -131,7 +84,7 @@ def _dual_parts(export: Export) -> tuple[str, str, str]:
         f"parameters, pictures of {size} x {size} pixels, texts of up to {facts['text_length']} "
         "tokens."
     )
-    return summary, _DUAL_USE, _protocol(trained.config, facts)
+    return summary, dual_use(export), _protocol(trained.config, facts)
 
 
 def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
@@ -146,28 +99,6 @@ def _summary(config: Mapping[str, Any], numbers: int, step: int) -> str:
         f"{config['patch_size']}, {config['text_layers']} layers for texts, "
         f"{config['fusion_layers']} that read both, width {config['hidden_size']}{dictionary}."
     )
-
-
-def _use_notes(config: Mapping[str, Any], plain: str) -> str:
-    cleaned = "lower-cased, without punctuation, " if config["clean_captions"] else ""
-    notes = [
-        f"* The tokenizer does all that training did: texts are {cleaned}begun with the first token"
-        f"{', ended with the last one' if config['add_sep'] else ' and not ended with one'}, and "
-        "cut to "
-        f"{config['text_length']} tokens.",
-        "* The processor resizes to a square, bicubic, as the evaluations below did. Other ways "
-        "of resizing, such as "
-        "torchvision's, give slightly different pixels.",
-        "* The model has no dropout, and was compared in float32; other precisions were not.",
-    ]
-    if plain:
-        notes.append(
-            f"* `{plain}/` is the dual encoder alone without remote code: "
-            f'`BlipForImageTextRetrieval.from_pretrained("{plain}")`, called with '
-            "`use_itm_head=False`. "
-            "Load it by that class: AutoModel takes it for another one."
-        )
-    return "\n".join(notes)
 
 
 def _data(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:

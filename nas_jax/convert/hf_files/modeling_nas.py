@@ -359,6 +359,18 @@ class NasModel(PreTrainedModel):
         """
         return self.itm_head(self.fuse(image_tokens, text_tokens, attention_mask)[:, 0])
 
+    def score_texts(self, pixel_values, input_ids, attention_mask=None):
+        """P pictures, C texts -> ITC cosines (P, C) and ITM match probabilities (P, C)."""
+        image_tokens, image_embeds = self.encode_image(pixel_values)
+        text_tokens, text_embeds = self.encode_text(input_ids, attention_mask)
+        seen = image_tokens if self.neck is None else self.look_up(image_tokens)[0]
+        texts = len(text_tokens)
+        probabilities = [
+            self.match(tokens.expand(texts, -1, -1), text_tokens, attention_mask).softmax(-1)[:, 1]
+            for tokens in seen
+        ]
+        return image_embeds @ text_embeds.T, torch.stack(probabilities)
+
     def predict_words(self, fused_tokens):
         """MLM logits (..., V) of fused tokens."""
         return self.mlm_head(fused_tokens, self.text_encoder.word_embedding.weight)
