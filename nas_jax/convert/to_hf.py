@@ -137,6 +137,7 @@ def export(
             made = hf_dual.write(unchecked, trained, plain, python, say)
         else:
             made = _write(unchecked, trained, plain, shard_bytes, python, say)
+        shutil.copyfile(FILES / "app.py", unchecked / "app.py")
         card_data.write_eval_results(unchecked, labels, measured)
         card = model_card.write(made, write_more(made, also), labels, measured)
         (unchecked / "README.md").write_text(card, encoding="utf-8")
