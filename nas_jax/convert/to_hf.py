@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_jax.convert import card_data, gate, hf_blip, hf_dual, model_card
+from nas_jax.convert import card_data, gate, hf_blip, hf_dual, model_card, push
 from nas_jax.convert.card_data import Labels
 from nas_jax.convert.export import WRITERS, Export, write_more
 from nas_jax.convert.hf_config import export_config
@@ -71,11 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest size of a weight file, MB",
     )
     card_data.add_arguments(parser)
+    push.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports; returns the exit status. Raises UserError, GateRefused among them."""
     give_memory_back()
+    labels = card_data.labels_of(args)
+    push.check(args.push, args.public)
     export(
         args.checkpoint,
         args.out,
@@ -83,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
         args.plain or "",
         args.shard_mb * 10**6,
         also=args.also,
-        labels=card_data.labels_of(args),
+        labels=labels,
     )
+    if args.push:
+        push.push(Path(args.out).absolute(), args.push, args.public, print)
     return 0
 
 
