@@ -38,6 +38,7 @@ def write_processor(
         "do_resize": True,
         "size": {"height": image_size, "width": image_size},
         "resample": _BICUBIC,
+        "do_center_crop": False,  # CLIPProcessor of transformers 4 would
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

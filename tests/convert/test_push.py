@@ -142,5 +142,6 @@ def test_a_hub_that_refuses_or_is_away_is_one_line(hub, folder, monkeypatch):
         push.push(folder, REPO, False, lambda line: None)
     assert "\n" not in str(error.value)
     reach(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with pytest.raises(DataError, match="nothing was exported"):
         push.check(REPO, False)
