@@ -21,6 +21,8 @@ from nas_jax.models.codebook import DictionaryState
 from nas_jax.train.trained import Trained
 from nas_jax.utils.trees import named_leaves
 
+# a python with torch and another transformers, such as 4.57
+OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"
 CAPTIONS = (
     "a red square left of a blue circle, word number 0123456789",
     "there is no small green triangle above two large yellow stars: a man's dog, it's a person",

@@ -31,8 +31,6 @@ from nas_jax.utils.trees import named_leaves
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "nas_step.npz"
 RUN_TORCH = gate.run_torch
-# a python with torch and another transformers, such as 4.57
-OTHER_PYTHON = "NAS_JAX_OTHER_TRANSFORMERS"
 
 
 @pytest.fixture(scope="module")
@@ -424,10 +422,10 @@ def test_recorded_weights_give_the_recorded_outputs(
 ):
     """ALBEF's names -> ours -> transformers, in a process that cannot import nas_jax."""
     version, python = (
-        ("5", sys.executable) if python == "this" else ("4", os.environ.get(OTHER_PYTHON))
+        ("5", sys.executable) if python == "this" else ("4", os.environ.get(exports.OTHER_PYTHON))
     )
     if not python:
-        pytest.skip(f"set {OTHER_PYTHON} to a python with torch and transformers 4.57")
+        pytest.skip(f"set {exports.OTHER_PYTHON} to a python with torch and transformers 4.57")
     if python != sys.executable:
         monkeypatch.setattr(gate, "run_torch", RUN_TORCH)
     torch.save({"model": recorded}, tmp_path / "step.pth")
