@@ -118,8 +118,8 @@ def _short(value: Any) -> str:
     return "; ".join(f"{name}: {text}" for name, text in value.items())
 
 
-def _numbers(hits: Sequence[bool | None]) -> np.ndarray:
-    """1, 0, and NaN where a question is not counted."""
+def _numbers(hits: Sequence[bool | float | None]) -> np.ndarray:
+    """1, 0, of mAP@R something between, and NaN where a question is not counted."""
     return np.array([np.nan if hit is None else float(hit) for hit in hits])
 
 
@@ -158,7 +158,8 @@ def _difference(
     samples = samples[~np.isnan(samples)]
     tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
     p_mcnemar = None
-    if len(groups) == 1 and len(np.unique(units)) == len(units):
+    right_or_wrong = np.isin([hits[rows] for hits in hits_2xQ], (0, 1)).all()
+    if right_or_wrong and len(groups) == 1 and len(np.unique(units)) == len(units):
         p_mcnemar = mcnemar(int((gain < 0).sum()), int((gain > 0).sum()))
     return (
         first,

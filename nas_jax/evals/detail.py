@@ -16,8 +16,9 @@ from nas_jax.evals.numbers import numbers, units
 from nas_jax.evals.outcomes import outcomes
 from nas_jax.evals.pairs import foil_benchmark, longer_than, quad_benchmark, scored
 from nas_jax.evals.questions import Benchmark, Cells, Scored, with_corrected
+from nas_jax.evals.readings import Task, make_task
 from nas_jax.evals.results import Result, plain
-from nas_jax.evals.retrieval import Task, make_task, rank
+from nas_jax.evals.retrieval import rank
 from nas_jax.evals.scorers import Scorer, SetScores
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def score_retrieval(
     scores = scorer.on(collection.eval_set, texts, length)
     long = longer_than(length, texts, scorer.model.tokenizer)
     tasks = [
-        make_task(scores, name, rule, max_captions=first)
+        make_task(scores, name, rule, max_captions=first, judgement=collection.judgement(rule))
         for name, rule, first in collection.readings()
     ]
     published = [name for name in karpathy.SCORERS if name in scorer.method.scores]
@@ -172,34 +173,43 @@ def direction_result(
 ) -> Result:
     """The `Result` of one direction of one reading. A unit is an image with its captions."""
     first = found[0]
-    queries, part = len(first.ranks), f"{task.name}/{first.direction}"
-    units_Q, keys = np.arange(queries), list(collection.names[:queries])
-    if first.direction == DIRECTIONS[1]:
-        units_Q = task.owner_M
-        numbers_Q = np.arange(queries) - np.searchsorted(units_Q, units_Q)
+    asked_Q, part = task.queries(first.direction), f"{task.name}/{first.direction}"
+    if first.direction == DIRECTIONS[0]:
+        owner_Q, keys = asked_Q, [collection.names[image] for image in asked_Q]
+    else:
+        owner_Q = task.owner_M[asked_Q]
+        numbers_Q = asked_Q - np.searchsorted(task.owner_M, owner_Q)
         keys = [
-            f"{collection.names[unit]}#{number}"
-            for unit, number in zip(units_Q, numbers_Q, strict=True)
+            f"{collection.names[image]}#{number}"
+            for image, number in zip(owner_Q, numbers_Q, strict=True)
         ]
+    _, units_Q = np.unique(owner_Q, return_inverse=True)
     draws = units_Q, resamples
     return Result(
         name=f"{collection.name}/{part}",
         form="retrieval",
         protocol=_rules(collection.protocol, task.name.split("-")[-1]),
         dropped=dict(collection.dropped),
-        counts={"queries": queries, "candidates": first.candidates},
+        counts={"queries": len(keys), "candidates": first.candidates},
         rows=tuple(
             row for one in found for row in recalls(one, collection.name, part, draws=draws)
         ),
         keys=tuple(keys),
-        categories=("none",) * queries,
+        categories=("none",) * len(keys),
         units=tuple(units_Q.tolist()),
-        hits={one.scorer: {f"r@{k}": (one.ranks < k).tolist() for k in CUTS} for one in found},
+        hits={one.scorer: _found(one) for one in found},
         scores={one.scorer: one.ranks.tolist() for one in found},
         blind={one.scorer: one.blind.tolist() for one in found if one.blind is not None},
     )
 
 
+def _found(ranks: Ranks) -> dict[str, list[bool] | list[float]]:
+    """Quantity -> what each query adds to its mean."""
+    at_r = {} if ranks.at_r is None else ranks.at_r.values
+    recall = {f"r@{k}": (ranks.ranks < k).tolist() for k in CUTS}
+    return recall | {name: value_Q.tolist() for name, value_Q in at_r.items()}
+
+
 def _rules(protocol: Mapping[str, str], rule: str) -> dict[str, str]:
-    """The protocol of a reading: of the two rules, its own."""
+    """The protocol of a reading: of the rules, its own."""
     return {name: value for name, value in protocol.items() if name not in karpathy.RULES - {rule}}

@@ -20,6 +20,7 @@ from nas_jax.evals.metrics import DIRECTIONS, Metric, Ranks, recalls
 from nas_jax.evals.numbers import numbers
 from nas_jax.evals.outcomes import cells_of
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
+from nas_jax.evals.places import at_r
 from nas_jax.evals.questions import Benchmark, Scored, with_corrected
 from nas_jax.evals.run import Loaded
 from nas_jax.methods.method import Method
@@ -103,10 +104,11 @@ def _public(
     if isinstance(loaded, karpathy.Collection):
         given = (*method.feature_scores, *method.pair_scores, *method.summed_scores)
         published = [name for name in karpathy.SCORERS if name in given]
-        names = [task for task, _, _ in loaded.readings()]
-        for task, direction, scorer in product(names, DIRECTIONS, [*published, *scorers]):
-            ranks = _one_query(scorer, direction)
-            yield from recalls(ranks, loaded.name, f"{task}/{direction}")
+        readings = loaded.readings()
+        for reading, direction, scorer in product(readings, DIRECTIONS, [*published, *scorers]):
+            judged = loaded.judgement(reading[1]) is not None
+            ranks = _one_query(scorer, direction, judged)
+            yield from recalls(ranks, loaded.name, f"{reading[0]}/{direction}")
         return
     benchmark: Benchmark = loaded
     if isinstance(loaded, zero_shot.Classes):
@@ -122,6 +124,7 @@ def _public(
         yield from numbers(benchmark, one, resamples=1)
 
 
-def _one_query(scorer: str, direction: str) -> Ranks:
+def _one_query(scorer: str, direction: str, judged: bool = False) -> Ranks:
     one, zero = np.ones(1, int), np.zeros(1, int)
-    return Ranks(scorer, direction, zero, one, 1, zero)
+    found = at_r([zero], one, 1) if judged else None
+    return Ranks(scorer, direction, zero, one, 1, zero, at_r=found)

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
+from nas_jax.evals.places import AtR
 from nas_jax.evals.statistics import bootstrap_interval
 from nas_jax.utils.errors import DataError
 
@@ -145,6 +146,7 @@ class Ranks:
     candidates: int
     blind: np.ndarray | None = None  # the same ranks without pictures
     task: str = "retrieval"
+    at_r: AtR | None = None  # of queries with judged answers
 
 
 def recalls(
@@ -154,7 +156,7 @@ def recalls(
     before: str = "",
     draws: tuple[np.ndarray, int] | None = None,
 ) -> list[Metric]:
-    """Recall at each of `CUTS`.
+    """Recall at each of `CUTS`; where there are, also mAP@R and R-Precision.
 
     Args:
       found: the ranks.
@@ -179,6 +181,21 @@ def recalls(
             chance=chance,
             blind=None if found.blind is None else recall_at_k(found.blind, k),
             count=len(found.ranks),
+        )
+        out.append(metric)
+    for name, value_Q in found.at_r.values.items() if found.at_r else ():
+        low, high = bootstrap_interval(value_Q, *draws) if draws else (math.nan, math.nan)
+        metric = Metric(
+            benchmark,
+            part,
+            found.scorer,
+            f"{before}{name}",
+            value=float(100 * value_Q.mean()),
+            low=low,
+            high=high,
+            chance=100 * found.at_r.chance[name],
+            blind=float(100 * found.at_r.blind[name].mean()) if found.at_r.blind else None,
+            count=len(value_Q),
         )
         out.append(metric)
     return out

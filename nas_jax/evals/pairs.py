@@ -17,7 +17,7 @@ from nas_jax.evals.functions import TextEncoding
 from nas_jax.evals.metrics import Metric
 from nas_jax.evals.outcomes import Outcome, outcomes
 from nas_jax.evals.questions import Benchmark, Cells, Question, Scored
-from nas_jax.evals.retrieval import evenly
+from nas_jax.evals.readings import evenly
 from nas_jax.evals.scorers import SetScores
 from nas_jax.utils.errors import ConfigError, DataError
 

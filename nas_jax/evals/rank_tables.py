@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 from nas_jax.evals.detail import direction_result
 from nas_jax.evals.karpathy import Collection
 from nas_jax.evals.metrics import DIRECTIONS, Ranks, best_ranks
+from nas_jax.evals.places import right_places
 from nas_jax.evals.rank_files import SHORT
+from nas_jax.evals.readings import Task, right_answers
 from nas_jax.evals.results import Result
-from nas_jax.evals.retrieval import BLOCK, Task, right_answers
+from nas_jax.evals.retrieval import BLOCK
 from nas_jax.evals.statistics import RESAMPLES
 from nas_jax.utils.errors import DataError
 
@@ -47,17 +49,17 @@ def table_results(
     to_text_NxM, to_image_MxN = _tables(path, shape)
     out = []
     for name, rule, first in collection.readings():
-        columns = _columns(captions, first)
+        columns_M = _columns(captions, first)
         task = _task(collection, name, rule, first)
-        whole = len(columns) == shape[1]  # then nothing is copied
-        for direction, table in (
-            (DIRECTIONS[0], to_text_NxM if whole else to_text_NxM[:, columns]),
-            (DIRECTIONS[1], to_image_MxN if whole else to_image_MxN[columns]),
-        ):
-            right = task.right(direction)
-            counts = np.array([len(one) for one in right])
-            fields = scorer, direction, _ranks(table, right), counts, table.shape[1]
-            ranks = Ranks(*fields, task=name)
+        asking_Q, wanted_Q = (task.queries(direction) for direction in DIRECTIONS)
+        blocks = (
+            lambda rows, asking_Q=asking_Q, columns_M=columns_M: to_text_NxM[asking_Q[rows]][
+                :, columns_M
+            ],
+            lambda rows, wanted_M=columns_M[wanted_Q]: to_image_MxN[wanted_M[rows]],
+        )
+        for direction, block in zip(DIRECTIONS, blocks, strict=True):
+            ranks = _ranks(task, direction, block, scorer)
             out.append(direction_result(collection, task, [ranks], resamples))
     return out
 
@@ -110,16 +112,27 @@ def _task(collection: Collection, name: str, rule: str, first: int) -> Task:
     )
     images_N = np.arange(len(captions))
     owner_M = np.repeat(images_N, [len(texts) for texts in captions])
-    right = right_answers(collection.eval_set, images_N, texts_M, owner_M, rule)
-    return Task(name, images_N, texts_M, *right, owner_M)
+    judgement = collection.judgement(rule)
+    right = right_answers(collection.eval_set, images_N, texts_M, owner_M, rule, judgement)
+    return Task(name, images_N, texts_M, *right, owner_M, judgement)
 
 
-def _ranks(table_RxC: np.ndarray, right: Sequence[np.ndarray]) -> np.ndarray:
-    out = []
-    for start in range(0, len(table_RxC), BLOCK):
-        block = np.asarray(table_RxC[start : start + BLOCK])
-        positives = np.zeros(block.shape, bool)
-        for row, columns in enumerate(right[start : start + BLOCK]):
-            positives[row, columns] = True
-        out.append(best_ranks(block, positives))
-    return np.concatenate(out)
+def _ranks(task: Task, direction: str, block: Callable, scorer: str) -> Ranks:
+    """block: numbers of queries -> their scores (rows, C)."""
+    right = task.right(direction)
+    ranks, found = [], []
+    for start in range(0, len(right), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(right)))
+        scores_RxC = np.asarray(block(rows))
+        positives_RxC = np.zeros(scores_RxC.shape, bool)
+        for row, query in enumerate(rows):
+            positives_RxC[row, right[query]] = True
+        ranks.append(best_ranks(scores_RxC, positives_RxC))
+        if task.judgement is not None:
+            found += right_places(scores_RxC, positives_RxC)
+    counts = np.array([len(one) for one in right])
+    return Ranks(
+        *(scorer, direction, np.concatenate(ranks), counts, task.candidates(direction)),
+        task=task.name,
+        at_r=task.at_r(direction, found),
+    )

@@ -49,7 +49,7 @@ class Result:
     units: tuple[int, ...]  # questions of one unit are drawn together, see evals/statistics.py
     # "macro" or a group -> its categories
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # scorer -> quantity -> True, False, None
+    # scorer -> quantity -> True, False, None; of mAP@R and R-Precision a share
     hits: Mapping[str, Mapping[str, list]] = field(default_factory=dict)
     # scorer -> cells or rank of each question
     scores: Mapping[str, list] = field(default_factory=dict)

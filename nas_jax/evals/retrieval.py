@@ -6,122 +6,26 @@ by ITC, the first k of each query are ranked again by the logit of a match, the 
 them. Here the rest keep their ITC order, and ties count as misses (see `metrics`). What ranks all
 candidates for the other scorers is the method's first feature score.
 
-Each caption of each image is one text query and one text candidate. Two rules say what is right:
-
-``own``      the published one: a caption is right for its own image alone.
-``wording``  a picture is right for a caption of its own or of a picture with the same id
-             (`EvalSet.image_ids`); looking for a text, any text with the wording of a right one is
-             right too.
-
-The table of all pairs never stands in memory: it is made and ranked in blocks of rows.
+Queries, candidates and right answers are a `Task` (`readings.py`). The table of all pairs never
+stands in memory: it is made and ranked in blocks of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nas_jax.evals import metrics
+from nas_jax.evals import metrics, places
 from nas_jax.evals.config import EvalConfig
 from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.metrics import DIRECTIONS, Metric, Ranks
+from nas_jax.evals.readings import Task, make_task
 from nas_jax.evals.scorers import SetScores
 from nas_jax.utils.errors import ConfigError
 
-if TYPE_CHECKING:
-    from nas_jax.data.eval_sets import EvalSet
-
 BLOCK = 256  # rows of the table of all pairs at a time
-
-
-def evenly(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the indices 0 .. count - 1, spread evenly; all of them for limit 0."""
-    if limit == 0 or limit >= count:
-        return np.arange(count)
-    return np.arange(limit) * count // limit
-
-
-@dataclass(frozen=True)
-class Task:
-    """One reading of a retrieval set: its queries, candidates and right answers."""
-
-    name: str  # second part of the keys, like "retrieval" or "retrieval-25010-own"
-    images_N: np.ndarray  # indices into the set's images
-    texts_M: np.ndarray  # numbers of the captions' wordings, in the order of the images
-    right_texts: list[np.ndarray]  # columns of the right texts of each image
-    right_images: list[np.ndarray]  # columns of the right images of each text
-    owner_M: np.ndarray  # column of the image that each text is a caption of
-
-    def right(self, direction: str) -> list[np.ndarray]:
-        """The right candidates of each query."""
-        return self.right_texts if direction == DIRECTIONS[0] else self.right_images
-
-
-def make_task(
-    scores: SetScores,
-    name: str = "retrieval",
-    rule: str = "wording",
-    max_images: int = 0,
-    max_captions: int = 0,
-) -> Task | None:
-    """A task over the images with captions; None where there are none.
-
-    Args:
-      scores: gives the set and the numbers of its texts.
-      name: of the task.
-      rule: "own" or "wording", see the top of this file.
-      max_images: at most so many, taken evenly; 0: all.
-      max_captions: the first so many of each image; 0: all.
-    """
-    eval_set = scores.eval_set
-    with_captions = np.array(
-        [index for index, captions in enumerate(eval_set.captions) if captions], np.int64
-    )
-    if not len(with_captions):
-        return None
-    images_N = with_captions[evenly(len(with_captions), max_images)]
-    captions = [eval_set.captions[image][: max_captions or None] for image in images_N]
-    texts_M = scores.text_indices([caption for texts in captions for caption in texts])
-    counts_N = [len(texts) for texts in captions]
-    owner_M = np.repeat(np.arange(len(images_N)), counts_N)
-    right = right_answers(eval_set, images_N, texts_M, owner_M, rule)
-    return Task(name, images_N, texts_M, *right, owner_M)
-
-
-def right_answers(
-    eval_set: EvalSet, images_N: np.ndarray, texts_M: np.ndarray, owner_M: np.ndarray, rule: str
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Columns of the right texts of each image, and of the right images of each text.
-
-    Args:
-      eval_set: gives the ids of the images.
-      images_N: the images of the test.
-      texts_M: a number for the wording of each caption of each of these images, in their order.
-      owner_M: column of the image that each text is a caption of, rising.
-      rule: "own" or "wording".
-    """
-    own = np.split(np.arange(len(texts_M)), np.searchsorted(owner_M, np.arange(1, len(images_N))))
-    if rule == "own":
-        return own, [np.array([owner]) for owner in owner_M]
-    ids_N = np.asarray(eval_set.image_ids)[images_N] if eval_set.image_ids else images_N
-    same_id, same_wording = _columns_by(ids_N), _columns_by(texts_M)
-    right_texts = []
-    for image_id in ids_N:
-        wordings = np.unique(texts_M[np.concatenate([own[image] for image in same_id[image_id]])])
-        right_texts.append(
-            np.unique(np.concatenate([same_wording[wording] for wording in wordings]))
-        )
-    return right_texts, [same_id[ids_N[owner]] for owner in owner_M]
-
-
-def _columns_by(values: np.ndarray) -> dict[int, np.ndarray]:
-    """Value -> where it stands."""
-    order = np.argsort(values, kind="stable")
-    found, starts = np.unique(values[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def retrieval_metrics(scores: SetScores, config: EvalConfig) -> list[Metric]:
@@ -148,6 +52,13 @@ class _FirstStage:
     ranks_R: np.ndarray
     shortlist_Rxk: np.ndarray
     right_Rxk: np.ndarray
+    places: list[np.ndarray]  # of all right candidates, of judged queries; else []
+
+    def reranked(self, again_Rxk: np.ndarray) -> _FirstStage:
+        """What follows where the shortlist has these second scores."""
+        ranks_R = metrics.reranked_ranks(self.ranks_R, self.right_Rxk, again_Rxk)
+        found = self.places and places.reranked_places(self.places, self.right_Rxk, again_Rxk)
+        return replace(self, ranks_R=ranks_R, places=found)
 
 
 @dataclass(frozen=True)
@@ -191,57 +102,66 @@ def rank(
     for scorer in scorers:
         if scorer in ranked:
             for task, first in zip(tasks, ranked[scorer], strict=True):
-                out += _both_directions(task, scorer, [one.ranks_R for one in first.stages()])
+                out += _both_directions(task, scorer, first.stages())
             continue
         second = scores.scores(scorer, images, texts)
         for task, first in zip(tasks, ranked[features[0]], strict=True):
-            ranks = []
+            again = []
             for stage in first.stages():
                 own, second = np.split(second, [stage.shortlist_Rxk.size])
-                again_Rxk = own.reshape(stage.shortlist_Rxk.shape)
-                ranks.append(metrics.reranked_ranks(stage.ranks_R, stage.right_Rxk, again_Rxk))
-            out += _both_directions(task, scorer, ranks)
+                again.append(stage.reranked(own.reshape(stage.shortlist_Rxk.shape)))
+            out += _both_directions(task, scorer, again)
     return out
 
 
-def _both_directions(task: Task, scorer: str, ranks: list[np.ndarray]) -> list[Ranks]:
-    """ranks: those of `_Ranked.stages`."""
-    to_text, to_image, blind = ranks
+def _both_directions(task: Task, scorer: str, stages: Sequence[_FirstStage]) -> list[Ranks]:
+    """stages: those of `_Ranked.stages`, ranked again or not."""
+    to_text, to_image, blind = stages
     right_N, right_M = (np.array([len(right) for right in task.right(way)]) for way in DIRECTIONS)
-    images, texts = len(task.images_N), len(task.texts_M)
+    texts, images = (task.candidates(way) for way in DIRECTIONS)
     all_tie_M = images - right_M  # all images are blank, and ties count against
+    tied = [np.arange(wrong, images) for wrong in all_tie_M] if to_image.places else []
     return [
-        Ranks(scorer, DIRECTIONS[0], to_text, right_N, texts, blind, task.name),
-        Ranks(scorer, DIRECTIONS[1], to_image, right_M, images, all_tie_M, task.name),
+        Ranks(
+            *(scorer, DIRECTIONS[0], to_text.ranks_R, right_N, texts, blind.ranks_R, task.name),
+            task.at_r(DIRECTIONS[0], to_text.places, blind.places),
+        ),
+        Ranks(
+            *(scorer, DIRECTIONS[1], to_image.ranks_R, right_M, images, all_tie_M, task.name),
+            task.at_r(DIRECTIONS[1], to_image.places, tied),
+        ),
     ]
 
 
 def _rank_all(scores: SetScores, task: Task, name: str, k: int) -> _Ranked:
     """All candidates by a feature score."""
     images_N, texts_M = task.images_N, task.texts_M
+    asking_Q, wanted_Q = images_N[task.queries(DIRECTIONS[0])], texts_M[task.queries(DIRECTIONS[1])]
     scores.image_features(images_N)  # all at once, the blocks below find them
     blank_1xM = scores.matrix(name, np.array([BLANK]), texts_M)
+    right_texts, right_images = (task.right(way) for way in DIRECTIONS)
+    deep = task.judgement is not None
     return _Ranked(
         _first_stage(
-            lambda rows: scores.matrix(name, images_N[rows], texts_M), task.right_texts, k
+            lambda rows: scores.matrix(name, asking_Q[rows], texts_M), right_texts, k, deep
         ),
         _first_stage(
-            lambda rows: scores.matrix(name, images_N, texts_M[rows]).T, task.right_images, k
+            lambda rows: scores.matrix(name, images_N, wanted_Q[rows]).T, right_images, k, deep
         ),
         _first_stage(
-            lambda rows: np.broadcast_to(blank_1xM, (len(rows), len(texts_M))), task.right_texts, k
+            lambda rows: np.broadcast_to(blank_1xM, (len(rows), len(texts_M))), right_texts, k, deep
         ),
     )
 
 
 def _first_stage(
-    block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarray], k: int
+    block: Callable[[np.ndarray], np.ndarray], right: list[np.ndarray], k: int, deep: bool
 ) -> _FirstStage:
     """Ranks and shortlists in blocks of rows.
 
-    block: numbers of queries -> their scores (rows, C).
+    block: numbers of queries -> their scores (rows, C). deep: with the places of all right ones.
     """
-    parts = []
+    parts, found = [], []
     for start in range(0, len(right), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(right)))
         scores_RxC = block(rows)
@@ -251,20 +171,23 @@ def _first_stage(
         short_Rxk = metrics.shortlist(scores_RxC, positives_RxC, k)
         right_Rxk = np.take_along_axis(positives_RxC, short_Rxk, axis=1)
         parts.append((metrics.best_ranks(scores_RxC, positives_RxC), short_Rxk, right_Rxk))
-    return _FirstStage(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        if deep:
+            found += places.right_places(scores_RxC, positives_RxC)
+    return _FirstStage(*(np.concatenate(column) for column in zip(*parts, strict=True)), found)
 
 
 def _pairs(task: Task, ranked: _Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Images and texts of all shortlists, one after the other."""
-    to_text_Nxk, to_image_Mxk, blind_Nxk = (one.shortlist_Rxk for one in ranked.stages())
+    to_text_Qxk, to_image_Qxk, blind_Qxk = (one.shortlist_Rxk for one in ranked.stages())
+    asking_Q, wanted_Q = (task.queries(way) for way in DIRECTIONS)
     images = [
-        np.repeat(task.images_N, to_text_Nxk.shape[1]),
-        task.images_N[to_image_Mxk].ravel(),
-        np.full(blind_Nxk.size, BLANK),
+        np.repeat(task.images_N[asking_Q], to_text_Qxk.shape[1]),
+        task.images_N[to_image_Qxk].ravel(),
+        np.full(blind_Qxk.size, BLANK),
     ]
     texts = [
-        task.texts_M[to_text_Nxk].ravel(),
-        np.repeat(task.texts_M, to_image_Mxk.shape[1]),
-        task.texts_M[blind_Nxk].ravel(),
+        task.texts_M[to_text_Qxk].ravel(),
+        np.repeat(task.texts_M[wanted_Q], to_image_Qxk.shape[1]),
+        task.texts_M[blind_Qxk].ravel(),
     ]
     return np.concatenate(images), np.concatenate(texts)

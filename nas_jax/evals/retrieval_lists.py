@@ -7,12 +7,14 @@
 | jsonl, csv | one line {image, caption} or {image, captions: [texts]}; other usual names too |
 | Urban1k | a folder with `image/ID.jpg` and `caption/ID.txt` (Zhang et al. 2024, Long-CLIP) |
 
-Entries of one picture with one text each are one picture with all their texts.
+Entries of one picture with one text each are one picture with all their texts. Karpathy's list of
+COCO also has COCO's ids: cocoid of a picture, sentid of a sentence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +24,61 @@ from nas_jax.data.sources import Report
 from nas_jax.evals.benchmarks.reading import read_json, read_table
 from nas_jax.utils.errors import DataError
 
-Items = list[tuple[str, list[str]]]
-"""(picture, its captions)."""
+
+@dataclass(frozen=True)
+class Item:
+    """A picture of a list with its captions."""
+
+    image: str
+    texts: list[str]
+    image_id: int | None = None  # COCO's, where the list has them
+    text_ids: list[int] = field(default_factory=list)  # of the texts
+
+    def has_ids(self) -> bool:
+        """Whether picture and texts have ids."""
+        return self.image_id is not None and len(self.text_ids) == len(self.texts)
+
 
 CAPTION_FOLDERS = ("caption", "captions")
 LINES, TABLES = (".jsonl", ".ndjson"), (".csv",)
 
 
-def read_list(path: Path, report: Report) -> Items:
+def read_list(path: Path, report: Report) -> list[Item]:
     """The pictures with captions of a file or of Urban1k's folder; the report gets the others.
 
     Raises DataError: another form, or no picture.
     """
+    return items_of(_entries(path), path, report)
+
+
+def _entries(path: Path) -> Iterable[Any]:
     name = path.name.removesuffix(".gz")
     if path.is_dir():
-        entries: Iterable[Any] = _folder_entries(path)
-    elif name.endswith(LINES):
-        entries = [entry for _, entry in read_lines(path)]
-    elif name.endswith(TABLES):
-        entries = read_table(path, ())
-    else:
-        entries = _json_entries(path)
-    items: Items = []
-    of_picture: dict[str, list[str]] = {}  # captions of pictures that come with one text an entry
+        return _folder_entries(path)
+    if name.endswith(LINES):
+        return [entry for _, entry in read_lines(path)]
+    return read_table(path, ()) if name.endswith(TABLES) else _json_entries(path)
+
+
+def items_of(
+    entries: Iterable[Any],
+    path: Path,
+    report: Report,
+    expected: str = "[{image, caption: [texts]}]",
+) -> list[Item]:
+    """The pictures with captions of entries {image, caption}; the report gets the others.
+
+    Args:
+      entries: what a file has.
+      path: of the file.
+      report: gets the entries without picture or caption.
+      expected: what the file should have.
+
+    Raises:
+      DataError: no picture.
+    """
+    items: list[Item] = []
+    of_picture: dict[str, Item] = {}  # of pictures that come with one text an entry
     for number, entry in enumerate(entries):
         image, texts = image_of(entry), captions_of(entry)
         if image is None:
@@ -52,19 +86,27 @@ def read_list(path: Path, report: Report) -> Items:
         elif not texts:
             report.drop("no list of captions", image)
         elif len(texts) == 1 and image in of_picture:
-            of_picture[image].append(texts[0])
+            of_picture[image].texts.append(texts[0])
+            of_picture[image].text_ids.extend(_ids(entry)[1])
         else:
-            texts = list(texts)
+            item = Item(image, list(texts), *_ids(entry))
             if len(texts) == 1:
-                of_picture[image] = texts
-            items.append((image, texts))
+                of_picture[image] = item
+            items.append(item)
     if not items:
         raise DataError(
             f"{path}: no test images" + (f": {report.line()}" if report else ""),
-            "[{image, caption: [texts]}]",
+            expected,
             "check which file it is",
         )
     return items
+
+
+def _ids(entry: dict[str, Any]) -> tuple[int | None, list[int]]:
+    """COCO's ids of the picture and of those texts that have one."""
+    image_id, text_ids = entry.get("cocoid"), entry.get("sentids", ())
+    known = image_id if isinstance(image_id, int) else None
+    return known, [one for one in text_ids if isinstance(one, int)]
 
 
 def caption_folder(folder: Path) -> Path | None:
@@ -97,6 +139,8 @@ def _json_entries(path: Path) -> list[Any]:
         {
             "image": "/".join(filter(None, (entry.get("filepath"), entry.get("filename")))),
             "caption": [sentence.get("raw") for sentence in entry.get("sentences", ())],
+            "cocoid": entry.get("cocoid"),
+            "sentids": [sentence.get("sentid") for sentence in entry.get("sentences", ())],
         }
         for entry in content.get("images", ())
         if entry.get("split") == "test"

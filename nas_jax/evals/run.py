@@ -27,9 +27,13 @@ from nas_jax.utils.errors import ConfigError
 CLASSES = "classes"
 OWN_SETS = "val"
 TABLE = {name: entry.about for name, entry in BENCHMARKS.items()} | {
-    "coco": "COCO retrieval, Karpathy's test split, with 25,010 and 25,000 texts",
+    "coco": "COCO retrieval, Karpathy's test split, 25,010 and 25,000 texts; ECCV Caption, CxC",
     "flickr30k": "Flickr30k retrieval, Karpathy's test split",
     "urban1k": "Urban1k retrieval: 1,000 long captions",
+    "dci": "DCI retrieval: 7,805 long captions",
+    "docci": "DOCCI retrieval, test split: 5,000 long captions",
+    "iiw": "IIW retrieval: 400 long captions, or LoTLIP's 612",
+    "sharegpt4v": "ShareGPT4V retrieval: the first 1,000 long captions, or LoTLIP's 10,000",
     "retrieval": "your own list of pictures with captions, as retrieval; no caption is cut",
     CLASSES: "zero-shot classification: a folder of pictures a class, or labels.jsonl",
 }

@@ -18,8 +18,9 @@ Score files, plain or as .gz:
 * VSR, a line an example: {"id": number, "label": 0 or 1, "relation": ..., "score": probability}
 * SVO-Probes, two lines an example: {"label": "ID_p" or "ID_n", "subj_neg": ..., "verb_neg": ...,
   "obj_neg": ..., "score": probability}
-* retrieval: sims.npy, the scores (pictures, texts) of all pairs, with --data; or test_i2t.npy and
-  test_t2i.npy, for each query the rank of its first right answer, from 0; one or a folder
+* retrieval, coco and the other sets: sims.npy, the scores (pictures, texts) of all pairs, with
+  --data; or, of retrieval alone, test_i2t.npy and test_t2i.npy, for each query the rank of its
+  first right answer, from 0; one or a folder
 
 All but the first two and sims.npy are as e-bug/fine-grained-evals publishes them. With --data the
 items are also checked against the annotation files, one by one. `--check` recomputes every number
@@ -65,7 +66,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("benchmark", nargs="?", metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)} or retrieval")
+    add("benchmark", nargs="?", metavar="BENCHMARK", help=", ".join((*BENCHMARKS, *karpathy.FILES)))
     add("--scores", metavar="FILE", help="the scores, see above")
     annotations = "the annotation files; of retrieval, Karpathy's json"
     add("--data", default=None, metavar="DIR", help=annotations)
@@ -98,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
         return _run_check(Path(args.check).expanduser(), args.json)
     data = None if args.data is None else Path(args.data).expanduser()
     scores = Path(args.scores).expanduser()
-    rows = _retrieval if args.benchmark == "retrieval" else _questions
+    rows = _retrieval if args.benchmark in karpathy.FILES else _questions
     found = rows(args, scores, data)
     if args.json:
         rows = [_plain(asdict(row)) for row in found]
@@ -124,6 +125,9 @@ def _retrieval(args: argparse.Namespace, scores: Path, data: Path | None) -> lis
     """The numbers of a table of scores or of ranks; writes the former where --out says."""
     check_scorer(args.scorer)
     if not is_table(scores):
+        if args.benchmark != "retrieval":
+            got, remedy = f"{scores}: ranks or no .npy", "name the benchmark retrieval for ranks"
+            raise ConfigError(got, f"scores (pictures, texts) of {args.benchmark}", remedy)
         if args.out is not None:
             got, remedy = f"--out, but {scores} has ranks", "give the scores of all pairs"
             raise ConfigError(got, "scores (pictures, texts)", remedy)
@@ -132,7 +136,7 @@ def _retrieval(args: argparse.Namespace, scores: Path, data: Path | None) -> lis
         remedy = "pass --data LIST"
         raise ConfigError(f"{scores} without --data", "the list that was scored", remedy)
     options = text_options(scores, args.max_dropped, _asked(args))
-    collection = karpathy.load("retrieval", data, options)
+    collection = karpathy.load(args.benchmark, data, options)
     return _written(args, scores, table_results(scores, collection, args.scorer or "score"))
 
 

@@ -23,7 +23,8 @@ from nas_jax.data.eval_sets import EvalSet  # noqa: E402
 from nas_jax.evals.config import EvalConfig  # noqa: E402
 from nas_jax.evals.encodings import BLANK  # noqa: E402
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions  # noqa: E402
-from nas_jax.evals.retrieval import make_task, rank  # noqa: E402
+from nas_jax.evals.readings import make_task  # noqa: E402
+from nas_jax.evals.retrieval import rank  # noqa: E402
 from nas_jax.evals.scorers import Scorer  # noqa: E402
 from nas_jax.parallel.mesh import make_mesh  # noqa: E402
 from nas_jax.parallel.processes import Processes, start  # noqa: E402

@@ -127,6 +127,41 @@ def test_both_denominators_and_both_rules(folder):
     assert sorted(keys) == sorted(row.key for result in results for row in result.rows)
 
 
+def test_judged_readings_of_a_model(folder):
+    """Only what was judged is asked; picture 0 has a right text that is another picture's."""
+    entries = json.loads((folder / "coco_karpathy_test.json").read_text())
+    images = [
+        {
+            "split": "test",
+            "filename": entry["image"],
+            "cocoid": number,
+            "sentences": [
+                {"raw": text, "sentid": 10 * number + k} for k, text in enumerate(entry["caption"])
+            ],
+        }
+        for number, entry in enumerate(entries)
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    judged = {"image_to_caption": {2: [21, 22], 0: [0, 1, 33]}, "caption_to_image": {"24": [2, 3]}}
+    for end, answers in judged.items():
+        (folder / f"eccv_{end}.json").write_text(json.dumps(answers))
+    found = karpathy.load("coco", folder, OPTIONS)
+    config = EvalConfig(scorers=("itc", "itm"))
+    results = run.score(scorer(), found, config)
+    keys = metric_keys(config, Oracle, [], [found])
+    assert sorted(keys) == sorted(row.key for result in results for row in result.rows)
+    by_name = {result.name: result for result in results}
+    asked = by_name["coco/eccv/image_to_text"]
+    assert asked.keys == ("val2014/0.png", "val2014/2.png") and asked.units == (0, 1)
+    assert asked.counts == {"queries": 2, "candidates": 20}
+    assert "2 pictures and 1 captions" in asked.protocol["eccv"] and "own" not in asked.protocol
+    # Of picture 0 five texts tie and three of them are wrong, of picture 2 four and two.
+    assert asked.hits["itc"]["r_precision"] == [0.0, 0.0] and asked.scores["itc"] == [3, 2]
+    # Picture 2 comes first; 3 is as far from a text of two as 1 is, which is wrong: third.
+    asked = by_name["coco/eccv/text_to_image"]
+    assert asked.hits["itm"]["map@r"] == [0.5] and asked.keys == ("val2014/2.png#4",)
+
+
 def test_captions_one_an_entry_are_those_of_their_picture(folder):
     """The same numbers as from lists of captions; and a list of another name is named."""
     path = folder / "coco_karpathy_test.json"

@@ -17,7 +17,8 @@ from nas_jax.evals.encodings import BLANK
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions, score_beside
 from nas_jax.evals.keys import check_key, metric_keys
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
-from nas_jax.evals.retrieval import evenly, make_task, retrieval_metrics
+from nas_jax.evals.readings import evenly, make_task
+from nas_jax.evals.retrieval import retrieval_metrics
 from nas_jax.evals.scorers import Scorer
 from nas_jax.evals.suite import Measured, make_evaluator, write_results
 from nas_jax.utils.errors import ConfigError, DataError, DivergedError
