@@ -190,6 +190,19 @@ def test_the_page_and_the_table_say_what_the_records_say(tmp_path):
     assert lines[4].split()[:3] == ["binding", *values[:2]]
 
 
+def test_the_page_says_whether_each_term_falls(tmp_path):
+    ends = [25, 100, 195, 250]
+    train = {"loss": [[9.0, 8.0, 7.0, 6.0], []], "loss/itc": [[3.0, 2.0, 4.0, 1.0], []]}
+    run = {"ends": ends, "train": train | {"optim/grad_norm": [[1.0] * 4, []]}}
+    (tmp_path / "study/curves").mkdir(parents=True)
+    (tmp_path / "study/curves/albef.json").write_text(json.dumps({"runs": [run]}))
+    made = [replace(record("albef", 0, 0.7), setting="")]
+    plan = replace(PRESET, settings={"": PRESET.settings["small"]})
+    assert "9, 7, 6" not in page.write_page(tmp_path, "study", plan, made).read_text()
+    text = page.write_page(tmp_path, "study", replace(plan, losses=True), made).read_text()
+    assert "| `albef` | 9, 7, 6 | itc 3, 4, 1 |" in text  # a term that rises is seen as it is
+
+
 def test_records_come_back_whole_and_one_of_another_config_does_not_count(tmp_path):
     made = record("nas", 0, 0.85)
     records.write(tmp_path / "study", made)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.study import losses
 from benchmarks.study.plan import BASELINE, Preset
 from benchmarks.study.plots import draw
 from benchmarks.study.records import Record
@@ -46,6 +47,8 @@ def write_page(folder: Path, name: str, preset: Preset, records: Sequence[Record
         lines += _numbers(preset, variants)
         lines += _differences(preset, variants)
         lines += _negatives(variants)
+        if preset.losses:
+            lines += losses.section(folder / files / "curves", tuple(variants))
     page = folder / f"{files}.md"
     write_whole(page, "\n".join(lines).rstrip() + "\n")
     return page

@@ -45,6 +45,7 @@ class Preset:
     numbered: bool = True  # names of runs say the seed, also where there is one
     page: str = ""  # name of the page and its folder; default: the preset's
     report: bool = False  # each run's HTML page too
+    losses: bool = False  # the page says whether each term falls
     # setting -> variants that are run there; all where a setting is not named
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

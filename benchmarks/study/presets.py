@@ -123,6 +123,7 @@ METHODS = Preset(
     steps=3000,
     batch_size=32,
     settings={"": Choice("", flags=LARGER_SETS)},
+    losses=True,
     # a new method is one line: what it is and, with arguments if it takes some, its config
     variants={
         "albef": Choice("ALBEF", {"variant": "albef"}),
