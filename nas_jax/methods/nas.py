@@ -12,30 +12,28 @@ and the paper's reading is a config field. NTA is in the paper only: see `negati
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.methods.added import added_terms
-from nas_jax.methods.albef import Albef, AlbefConfig
-from nas_jax.methods.config import FgitmConfig, NasMlmConfig
+from nas_jax.methods.albef import Albef
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.given import fgitm_fields, fgitm_names, given_rows
 from nas_jax.methods.method import MethodState, Saved
+from nas_jax.methods.nas_config import NasConfig, Stage
 from nas_jax.methods.negative_rows import caption_rows, picture_rows, read_captions
 from nas_jax.methods.nva_images import find_object, neighbours, rows_on
 from nas_jax.methods.refill import Generator, negative_texts
 from nas_jax.methods.terms import Encoded, Itc, Itm, Mlm, Seen, Terms
-from nas_jax.models.codebook import DictionaryConfig, DictionaryState, decay_at, init_dictionary
+from nas_jax.models.codebook import DictionaryState, decay_at, init_dictionary
 from nas_jax.models.codebook_size import resized
 from nas_jax.models.rows import Rows
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import DictionaryTokens, NasNetwork, PatchCodes
-from nas_jax.negatives.nta import NtaConfig
 from nas_jax.negatives.nva import (
-    NvaConfig,
     NvaImages,
     as_published,
     draw_neighbour,
@@ -44,50 +42,6 @@ from nas_jax.negatives.nva import (
 )
 from nas_jax.negatives.records import ImageNegatives
 from nas_jax.typing import Array, Batch, Metrics, Params
-from nas_jax.utils.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class NasConfig(AlbefConfig):
-    """ALBEF's switches, and those of the dictionary and the negatives."""
-
-    name: str = "nas"
-    itm: FgitmConfig = field(default_factory=FgitmConfig)
-    mlm: NasMlmConfig = field(default_factory=NasMlmConfig)
-    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
-    nva: NvaConfig = field(default_factory=NvaConfig)
-    nta: NtaConfig = field(default_factory=NtaConfig)
-
-    def validate(self) -> None:
-        """Raises ConfigError on values that are out of range or contradict each other."""
-        super().validate()
-        if self.nva.enabled and not self.dictionary.enabled:
-            raise ConfigError(
-                "nva.enabled=True without a dictionary",
-                "a dictionary, in which NVA looks for neighbours",
-                "set method.dictionary.enabled=True",
-            )
-        self.nva.check_codes(self.dictionary.codes)
-        if self.mlm.dictionary_from_epoch >= 0 and not self.dictionary.enabled:
-            raise ConfigError(
-                "mlm.dictionary_from_epoch without a dictionary",
-                "-1",
-                "set method.dictionary.enabled=True",
-            )
-
-    @property
-    def has_generator(self) -> bool:
-        """NTA's."""
-        return self.nta.enabled
-
-
-class Stage(NamedTuple):
-    """Which parts are on at a step; static, so that what is off costs nothing."""
-
-    nva: bool = False
-    nta: bool = False
-    dictionary_frozen: bool = False
-    mlm_on_dictionary: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,8 +155,7 @@ class Nas(Albef):
         state = super().start_from(params, state, saved)
         if not self.config.dictionary.enabled:
             return state
-        fields = saved.entry("dictionary")
-        if fields is None:
+        if (fields := saved.entry("dictionary")) is None:
             saved.say("these weights have no dictionary: it starts anew")
             return state
         dictionary = resized(fields, self.config.dictionary.codes)
@@ -268,10 +221,8 @@ class Fgitm(Itm):
                 made.tokens_BxTxD[:, None], valid_B[:, None], ("nva",), (made.replacement,)
             )
             found = picture_rows(seen, negatives, config.nva.stop_gradient)
-            share = {
-                "nva/replaced_share": made.replaced_BxN.mean(),
-                "nva/valid_share": valid_B.mean(),
-            }
+            replaced, valid = made.replaced_BxN.mean(), valid_B.mean()
+            share = {"nva/replaced_share": replaced, "nva/valid_share": valid}
             rows |= {"nva": found["nva"].replace(metrics=share)}
         if seen.stage.nta:
             negatives, share = negative_texts(method, config.nta, seen)
@@ -282,8 +233,7 @@ class Fgitm(Itm):
 
     def weights(self) -> dict[str, float]:
         """One mean over all rows, as in the code; or ITM, plus each kind with its weight."""
-        config = self.method.config.itm
-        if config.form == "mean":
+        if (config := self.method.config.itm).form == "mean":
             return {}
         given = fgitm_names(config, self.method.config.negatives)
         made = {"nva": config.nva_weight, "nta": config.nta_weight}
