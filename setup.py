@@ -77,6 +77,9 @@ setup(
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.15"],
         "docs": ["mkdocs-material>=9.8", "mkdocstrings-python>=2.0"],
+        # beside convert: nas_jax.convert to-hf --also onnx, --also sentence-transformers
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "sentence": ["sentence-transformers>=6.0"],
         "convert": ["safetensors>=0.5", "torch>=2.6", "transformers>=5.0"],
     },
 )

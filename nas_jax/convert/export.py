@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nas_jax.convert import gate, gate_dual
 from nas_jax.convert.gate import GateReport
 from nas_jax.train.trained import Trained
 
-WRITERS: dict[str, str] = {}
-"""Name for `--also` -> module with `write(export) -> str`, a paragraph for the card.
+WRITERS: dict[str, str] = {
+    "onnx": "nas_jax.convert.onnx_out",
+    "sentence-transformers": "nas_jax.convert.sentence_out",
+}
+"""Name for `--also` -> module with `write(export) -> str`, a paragraph for the card, and
+`check(kind, python)`, which raises ConfigError where that cannot be.
 
 A writer adds files to `export.folder` and compares what it can compute from them with the model.
 It raises a UserError (GateRefused where numbers differ); then nothing of the export is left.
@@ -31,6 +39,28 @@ class Export:
     plain: str  # subfolder with the dual encoder, "" = none
     python: str  # interpreter of a PyTorch process without nas_jax
     say: Callable[[str], None]
+
+
+def check_more(names: Sequence[str], kind: str, python: str) -> None:
+    """Before anything is written. kind, python: as in `Export`. Raises ConfigError."""
+    for name in names:
+        importlib.import_module(WRITERS[name]).check(kind, python)
+
+
+def missing(packages: Sequence[str], python: str) -> list[str]:
+    """Those of the packages that an interpreter does not find."""
+    code = f"import importlib.util as i; print(*(n for n in {packages!r} if not i.find_spec(n)))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.split()
+
+
+def jax_side(export: Export) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The inputs of the gate, and what JAX computes from the checkpoint, both by `case/name`."""
+    trained, facts = export.trained, export.facts
+    if export.kind == "nas":
+        given = gate.make_inputs(facts, trained.tokenizer)
+        return given, gate.run_jax(trained, facts, given)
+    given = gate_dual.dual_inputs(facts, trained.tokenizer)
+    return given, gate_dual.run_jax(trained, facts, given)
 
 
 def write_more(export: Export, names: Sequence[str]) -> list[str]:

@@ -150,6 +150,16 @@ def check(
 
 def judge(report: GateReport, say: Callable[[str], None]) -> None:
     """Says what was found. Raises GateRefused where an array is above its tolerance."""
+    refuse(report, say)
+    say(report.table(row for row in report.rows if row.name.split("/")[1] in _SHOWN))
+    say(
+        f"{len(report.rows)} arrays agree with transformers {report.transformers}; worst: "
+        f"{report.worst.name}; {report.ties} ties"
+    )
+
+
+def refuse(report: GateReport, say: Callable[[str], None]) -> None:
+    """Raises GateRefused where an array is above its tolerance, after a table of these."""
     if report.failed:
         say(report.table(report.failed[:_ROWS]))
         first, more = report.failed[0], len(report.failed) - 1
@@ -159,11 +169,6 @@ def judge(report: GateReport, say: Callable[[str], None]) -> None:
             f"at most {TOLERANCE:.0e}",
             "it was deleted; the table above says where the difference starts",
         )
-    say(report.table(row for row in report.rows if row.name.split("/")[1] in _SHOWN))
-    say(
-        f"{len(report.rows)} arrays agree with transformers {report.transformers}; worst: "
-        f"{report.worst.name}; {report.ties} ties"
-    )
 
 
 # ------------------------------------------------------------------------------------------- inputs
@@ -399,11 +404,28 @@ def _layers(
 
 def run_torch(arguments: list[str], python: str = sys.executable) -> None:
     """Runs `gate_torch.py` in a process of its own. Raises GateRefused where it fails."""
+    run_apart(
+        gate_torch.__file__,
+        arguments,
+        python,
+        "PyTorch cannot run the export",
+        "torch and transformers, and an export that they load",
+        "pip install 'nas_jax[convert]'; if they are there, report this",
+    )
+
+
+def run_apart(
+    script: str, arguments: list[str], python: str, got: str, expected: str, remedy: str
+) -> None:
+    """Runs a file in a process of its own, without network and without this package.
+
+    Raises GateRefused with these words where it fails.
+    """
     # not the user's cache of remote code
     with tempfile.TemporaryDirectory(prefix="nas_jax-modules-") as modules:
         offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules, "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            [python, "-I", gate_torch.__file__, *arguments],
+            [python, "-I", script, *arguments],
             env=os.environ
             | offline
             | {"TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
@@ -413,11 +435,7 @@ def run_torch(arguments: list[str], python: str = sys.executable) -> None:
         )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise GateRefused(
-            f"PyTorch cannot run the export ({lines[-1][:300]})",
-            "torch and transformers, and an export that they load",
-            "pip install 'nas_jax[convert]'; if they are there, report this",
-        )
+        raise GateRefused(f"{got} ({lines[-1][:300]})", expected, remedy)
 
 
 # --------------------------------------------------------------------------------------- comparison

@@ -20,7 +20,7 @@ from typing import Any
 
 from nas_jax.convert import card_data, gate, hf_blip, hf_dual, model_card, push
 from nas_jax.convert.card_data import Labels
-from nas_jax.convert.export import WRITERS, Export, write_more
+from nas_jax.convert.export import WRITERS, Export, check_more, write_more
 from nas_jax.convert.hf_config import export_config
 from nas_jax.convert.hf_names import (
     CONFIG,
@@ -129,6 +129,7 @@ def export(
     dual = hf_dual.class_of(method)
     if not dual:
         hf_class(method.name)  # refused first, if it is
+    check_more(also, dual or "nas", python)
     if not trained.verified:
         say("this checkpoint is older than checksums: it is not verified")
     measured = card_data.read_results(labels, trained)

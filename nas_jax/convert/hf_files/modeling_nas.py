@@ -113,7 +113,7 @@ class ImageEncoder(nn.Module):
     def forward(self, pixel_values):
         patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
         tokens = (
-            torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
             + self.position_embedding
         )
         for block in self.blocks:
