@@ -12,64 +12,22 @@ import numpy as np
 
 from nas_jax.convert import given
 from nas_jax.convert.account import Account, model_shapes, take
-from nas_jax.convert.albef_names import ALBEF_IMAGE, ImageNames, bert_entries, image_entries
+from nas_jax.convert.albef_names import ImageNames, bert_entries, image_entries
 from nas_jax.convert.from_albef import tie_head
 from nas_jax.convert.torch_files import Tensors
+from nas_jax.convert.vit_families import family_of
 from nas_jax.models import bert as bert_model
 from nas_jax.models import vit as vit_model
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
-_HF_QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-_HF_EMBEDDINGS = (
-    "embeddings.cls_token",
-    "embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection",
-)
-FAMILIES: dict[str, tuple[str, ImageNames, tuple[str, str]]] = {
-    "timm": ("blocks.0.norm1.weight", ALBEF_IMAGE, ("ls1.gamma", "ls2.gamma")),
-    "dinov2": (
-        "encoder.layer.0.norm1.weight",
-        ImageNames(
-            *_HF_EMBEDDINGS,
-            "encoder.layer.{}",
-            "norm1",
-            _HF_QKV,
-            "attention.output.dense",
-            "norm2",
-            "mlp.fc1",
-            "mlp.fc2",
-            "layernorm",
-        ),
-        ("layer_scale1.lambda1", "layer_scale2.lambda1"),
-    ),
-    "vit": (
-        "encoder.layer.0.layernorm_before.weight",
-        ImageNames(
-            *_HF_EMBEDDINGS,
-            "encoder.layer.{}",
-            "layernorm_before",
-            _HF_QKV,
-            "attention.output.dense",
-            "layernorm_after",
-            "intermediate.dense",
-            "output.dense",
-            "layernorm",
-        ),
-        ("", ""),
-    ),
-}
-"""Name -> a tensor by which it is known, its names, and its two LayerScales.
-
-Source: the state dicts of timm's VisionTransformer and of transformers' ViTModel and Dinov2Model,
-as saved.
-"""
-IMAGE_PREFIXES = ("module.", "vit.", "deit.", "dinov2.", "visual_encoder.")
+IMAGE_PREFIXES = ("module.", "vit.", "deit.", "dinov2.", "visual_encoder.", "vision_model.")
 IMAGE_REASONS = {
     r"(head|classifier)\.": "a classifier",
     r"pooler\.": "a pooler: ITC reads [CLS] itself",
     r"embeddings\.mask_token$": "for masked pretraining",
+    r"(decoder|text_(encoder|decoder|proj)|vision_proj|itm_head|logit_scale)\b": "another part",
 }
 TEXT_REASONS = {
     r"(bert\.)?pooler\.": "a pooler: ITC reads [CLS] itself",
@@ -101,28 +59,22 @@ class Tower:
 def image_tower(
     given_by: EncoderSource, sizes: Mapping[str, int], ignore: Sequence[str] = ()
 ) -> Tower:
-    """The image encoder from a ViT in any of the `FAMILIES`; LayerScale goes into the kernels
-    before it.
+    """The image encoder from a ViT of any of `vit_families.FAMILIES`; LayerScale goes into the
+    kernels before it.
     """
     tensors, cast = _without_prefix(given_by.tensors, given_by.cast, IMAGE_PREFIXES)
-    config, source = given_by.config, given_by.name
+    config = given_by.config.get("vision_config", given_by.config)  # of a model with texts too
+    source = given_by.name
     account = Account(tensors, cast, source)
-    family = next((name for name, (mark, _, _) in FAMILIES.items() if mark in tensors), None)
-    if family is None:
-        raise CheckpointError(
-            f"{source}, with tensors such as {next(iter(tensors), 'none')!r}",
-            f"a ViT under the names of {', '.join(FAMILIES)}",
-            "pass a plain ViT, DeiT or DINOv2",
-        )
-    _, names, scales = FAMILIES[family]
+    _, names, scales = family_of(tensors, source)
     found = _image_sizes(tensors, names, config, source)
-    _same_function(config, source, account, vit_model.LAYER_NORM_EPS)
+    same_function(config, source, account, vit_model.LAYER_NORM_EPS)
     if config.get("qkv_bias", True) is False:
         raise ConfigError(f"{source} with qkv_bias=False", "a ViT with biases", "use another ViT")
     wanted = sizes.get(
         "image_heads", None if "num_attention_heads" in config else sizes.get("heads")
     )
-    heads = _heads(config, wanted, "image_heads", source, found["dim"])
+    heads = heads_of(config, wanted, "image_heads", source, found["dim"])
     model = ModelConfig(**found, heads=heads, vocab_size=1)
     model.validate()
     tensors = _fold(tensors, names, scales, found["image_layers"], account)
@@ -135,12 +87,6 @@ def _image_sizes(
     tensors: Tensors, names: ImageNames, config: Mapping[str, Any], source: str
 ) -> dict[str, int]:
     """Sizes of the image encoder by its shapes. Raises UserError where config.json has others."""
-    for extra in ("dist_token", "embeddings.distillation_token"):
-        if extra in tensors:
-            raise CheckpointError(
-                f"{source} with {extra}", "one CLS token", "use the model without distillation"
-            )
-
     _, tokens, dim = given.shape_of(tensors, names.position, 3, source)
     patch = given.shape_of(tensors, f"{names.patch_embed}.weight", 4, source)[-1]
     hidden = given.shape_of(tensors, f"{names.block.format(0)}.{names.mlp_in}.weight", 2, source)[0]
@@ -218,13 +164,13 @@ def text_tower(
             f"1 to {layers - 1} of {layers} layers",
             "half is ALBEF's",
         )
-    _same_function(config, source, account, bert_model.LAYER_NORM_EPS)
+    same_function(config, source, account, bert_model.LAYER_NORM_EPS)
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise ConfigError(
             f"{source} with {kind} positions", "absolute positions", "pass another BERT"
         )
-    heads = _heads(config, sizes.get("heads"), "heads", source, found["dim"])
+    heads = heads_of(config, sizes.get("heads"), "heads", source, found["dim"])
     found |= {"heads": heads, "text_layers": text_layers, "fusion_layers": layers - text_layers}
     model = ModelConfig(**found, image_layers=1)
     model.validate()
@@ -272,21 +218,24 @@ def _text_sizes(
     return found | {"mlp_ratio": hidden // dim}
 
 
-def _same_function(
-    config: Mapping[str, Any], source: str, account: Account, epsilon: float
+def same_function(
+    config: Mapping[str, Any], source: str, account: Account, epsilon: float, wanted: str = "gelu"
 ) -> None:
     """What the tensors do not show: the activation must be ours, another epsilon is said."""
-    act = config.get("hidden_act", "gelu")
-    if act != "gelu":
+    act = config.get("hidden_act", wanted)
+    if act != wanted:
+        exact = ", the exact one" * (wanted == "gelu")
         raise ConfigError(
-            f"{source} with hidden_act={act!r}", "gelu, the exact one", "use another model"
+            f"{source} with hidden_act={act!r}", f"{wanted}{exact}", "use another model"
         )
     theirs = config.get("layer_norm_eps", epsilon)
     if theirs != epsilon:
         account.notes.append(f"layer_norm_eps is {theirs} in {source} and {epsilon} here")
 
 
-def _heads(config: Mapping[str, Any], wanted: int | None, field: str, source: str, dim: int) -> int:
+def heads_of(
+    config: Mapping[str, Any], wanted: int | None, field: str, source: str, dim: int
+) -> int:
     """Attention heads by config.json or the sizes file, which must agree. Raises ConfigError."""
     told = config.get("num_attention_heads", wanted)
     if wanted not in (None, told):

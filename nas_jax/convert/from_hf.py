@@ -1,4 +1,5 @@
-"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, or an export of ours.
+"""Brings in a ViT as image encoder and a BERT as text and fusion encoder, CLIP or SigLIP, or an
+export of ours.
 
 The first half of BERT's layers reads text, the others become the fusion encoder, as in ALBEF (Li et
 al. 2021, section 3.1); their cross-attention, the projections and the matching head are new and
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from nas_jax.convert import folder, given, hf_names
+from nas_jax.convert import folder, from_dual, given, hf_names, own_tower
 from nas_jax.convert.account import new_lines
 from nas_jax.convert.albef_names import student_entries
 from nas_jax.convert.encoders import EncoderSource, Tower, image_tower, text_tower
 from nas_jax.convert.torch_files import read_folder, read_tensors
 from nas_jax.convert.vit_npz import read_npz
+from nas_jax.data.tokenizer import load_tokenizer
 from nas_jax.methods.albef import AlbefConfig
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import ConfigError, DataError
@@ -43,13 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         metavar="EXPORT",
-        help="a folder that to-hf wrote: all weights come back",
+        help="a folder that to-hf wrote, or a CLIP or SigLIP: all weights",
     )
     add(
         "--image",
         default="",
         metavar="SRC",
-        help=f"ViT, DeiT or DINOv2 (timm's or transformers' names): {forms}{authors}",
+        help=f"ViT, DeiT, DINOv2, BLIP, CLIP or SigLIP (timm's or transformers' names): {forms}"
+        f"{authors}; or a work directory of ours",
     )
     add("--text", default="", metavar="SRC", help=f"BERT: {forms}")
     add("--out", required=True, metavar="DIR", help="the folder of weights to write")
@@ -75,13 +79,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "from-hf", "an EXPORT of ours, or --image and --text", "name one or the other"
         )
-    if args.export:
-        return _back(Path(args.export), out)
     sizes = given.read_sizes(args.sizes)
+    if args.export:
+        whole = Path(args.export)
+        if from_dual.kind_of(_config_in(whole)):
+            return _dual(_open(args.export), sizes, args, whole=True)
+        return _back(whole, out)
     towers: dict[str, Tower] = {}
     tokenizer = args.tokenizer
     if args.image:
-        towers["image"] = image_tower(_open(args.image), sizes, args.ignore)
+        image = None if own_tower.is_run(args.image) else _open(args.image)
+        if image and from_dual.kind_of(image.config):
+            return _dual(image, sizes, args, whole=False)
+        towers["image"] = _image_tower(image, args.image, sizes, args.ignore)
     if args.text:
         source = _open(args.text)
         towers["text"] = text_tower(source, sizes, args.text_layers, args.ignore)
@@ -119,6 +129,62 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _image_tower(
+    image: EncoderSource | None, run: str, sizes: Mapping[str, int], ignore: Sequence[str]
+) -> Tower:
+    """From a ViT, or without one from a run of ours, or from an export of one."""
+    if image is None:
+        return own_tower.of_run(run)
+    if image.config.get("model_type") == hf_names.MODEL_TYPE:
+        return own_tower.of_export(image)
+    return image_tower(image, sizes, ignore)
+
+
+def _dual(
+    source: EncoderSource, sizes: Mapping[str, int], args: argparse.Namespace, whole: bool
+) -> int:
+    """CLIP or SigLIP; whole: with its texts, whose tokenizer lies beside it."""
+    if args.text:
+        raise ConfigError(
+            f"--text {args.text} beside {from_dual.kind_of(source.config)}'s picture encoder",
+            "--image alone: runs with method.towers have a text encoder of their own",
+            "leave --text out",
+        )
+    tokenizer = args.tokenizer or str(source.folder)
+    if whole:
+        try:
+            load_tokenizer(tokenizer)
+        except DataError as error:
+            raise DataError(
+                error.got,
+                error.expected,
+                f"from-hf --image {source.folder} takes the picture encoder alone",
+            ) from error
+    weights, account = from_dual.read(source, sizes, image_only=not whole)
+    if args.image_size not in (0, weights.model.image_size):
+        raise ConfigError(
+            f"--image-size {args.image_size} for {weights.method.name}",
+            f"{weights.model.image_size}, its own",
+            "leave it out",
+        )
+    print(account)
+    conversion = {
+        "format": 1,
+        "from": "hf",
+        "sources": {weights.method.name: source.name},
+        "image_size": weights.model.image_size,
+    }
+    folder.write(
+        Path(args.out), weights, conversion | account.to_json(), tokenizer if whole else ""
+    )
+    print(
+        f"{args.out}: {folder.size_in_mb(weights.params):.1f} MB of parameters, for runs with "
+        f"method.name={weights.method.name}, method.towers={weights.method.towers}, "
+        f"train.weights={args.out}"
+    )
+    return 0
+
+
 def join(
     towers: Mapping[str, Tower], sizes: Mapping[str, int]
 ) -> tuple[folder.ConvertedWeights, list[str]]:
@@ -152,15 +218,20 @@ def _open(spec: str) -> EncoderSource:
         tensors, config = read_npz(path)
         return EncoderSource(tensors, {}, config, path.name, place)
     tensors, cast = read_folder(path) if path.is_dir() else read_tensors(path)
-    config = {}
-    if (place / "config.json").is_file():
-        try:
-            config = json.loads((place / "config.json").read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{place / 'config.json'} ({error})", "JSON", "download it again"
-            ) from error
-    return EncoderSource(tensors, cast, config, spec if spec.startswith(HUB) else path.name, place)
+    name = spec if spec.startswith(HUB) else path.name
+    return EncoderSource(tensors, cast, _config_in(place), name, place)
+
+
+def _config_in(place: Path) -> dict[str, Any]:
+    """config.json of a folder, {} without one."""
+    if not (place / "config.json").is_file():
+        return {}
+    try:
+        return json.loads((place / "config.json").read_text())
+    except ValueError as error:
+        raise DataError(
+            f"{place / 'config.json'} ({error})", "JSON", "download it again"
+        ) from error
 
 
 def _download(name: str) -> str:

@@ -26,6 +26,7 @@ from nas_jax.train.config import TrainConfig
 from nas_jax.train.optimizer import OptimizerConfig, make_schedule
 from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
+from nas_jax.train.trained import open_trained
 from nas_jax.train.workdir import TOKENIZER, has_checkpoint
 from nas_jax.typing import PyTree
 from nas_jax.utils.errors import CheckpointError
@@ -209,6 +210,9 @@ def beginning(config: TrainConfig, workdir: Path) -> str:
     return ""
 
 
+_WORDS = "params/text_encoder/word_embedding/embedding"
+
+
 def known_tokenizer(
     data: DataConfig, train: TrainConfig, workdir: Path
 ) -> tuple[TextTokenizer | None, str]:
@@ -224,8 +228,11 @@ def known_tokenizer(
     name = "continue_from" if train.continue_from else "weights"
     if not (parent := getattr(train, name)):
         return own, data.tokenizer or "will be learned from the training captions"
-    if own and not (as_path(parent) / TOKENIZER).is_dir():
-        return own, data.tokenizer
+    if not (as_path(parent) / TOKENIZER).is_dir():
+        if own:
+            return own, data.tokenizer
+        if name == "weights" and _WORDS not in open_trained(parent).saved:
+            return None, "will be learned from the training captions"  # weights for pictures alone
     theirs = load_tokenizer(str(as_path(parent) / TOKENIZER))
     if own and own.tokens() != theirs.tokens():
         raise CheckpointError(
