@@ -42,6 +42,8 @@ EXTRAS = {
     "tpu": ("training on TPUs", ("libtpu",)),
     "compile": ("--mode=compile for TPUs", ("libtpu",)),
     "convert": ("PyTorch weights in and out", ("torch", "transformers", "safetensors")),
+    "onnx": ("to-hf --also onnx", ("onnx", "onnxruntime", "onnxscript")),
+    "sentence": ("to-hf --also sentence-transformers", ("sentence-transformers",)),
     "gcs": ("gs:// paths", ("gcsfs",)),
     "parquet": ("parquet files", ("pyarrow",)),
     "remote": ("hf, https and s3 addresses", ("fsspec", "aiohttp", "huggingface_hub", "s3fs")),
