@@ -42,10 +42,7 @@ NO_DEVICE = (
     "jax sees CPUs alone; expected an accelerator. Remedy: install jax[cuda13], or --dry-run"
 )
 # compiles several times as fast, to slower programs
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
-)
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 # ----------------------------------------------------------------------------------------- one part

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 
+from quick_compile import QUICK
+
 # Before jax is imported: a few simulated devices, and shapes that never broadcast by accident.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FLAGS = (
     "--xla_force_host_platform_device_count=4",
-    # Tests compile much and compute little.
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",  # compiles in half of the time
-    "--xla_llvm_disable_expensive_passes=true",
+    *QUICK,
     # A simulated device that waits long for another is a busy machine, and no reason to abort the
     # process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",

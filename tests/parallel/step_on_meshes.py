@@ -15,16 +15,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",  # compiles in half of the time
-    "--xla_llvm_disable_expensive_passes=true",
-)
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+from quick_compile import QUICK  # noqa: E402
+
+FLAGS = ("--xla_force_host_platform_device_count=8", *QUICK)
 if __name__ == "__main__":  # not for the tests that import the table of cases
     os.environ["XLA_FLAGS"] = " ".join(FLAGS)
     os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
