@@ -7,8 +7,8 @@
 DIR holds noto.tar and openmoji.tar (WebDataset: KEY.png and KEY.json with caption and captions)
 and, for each, a -foils.jsonl and a -quads.jsonl; docs/data.md says how to make them from the openly
 licensed emoji packages. 10 % of the emoji are held out, in both artists' drawings. The measured
-table is in docs/notes/emoji.md. WEIGHTS are a DINOv2 ViT-S and MiniLM in our layout: docs/conversion.md makes
-them, and the model then has their size and vocabulary.
+table is in docs/notes/emoji.md. WEIGHTS are a DINOv2 ViT-S and MiniLM in our layout:
+docs/conversion.md makes them, and the model then has their size and vocabulary.
 """
 
 from __future__ import annotations
