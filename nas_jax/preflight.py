@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from nas_jax.methods import method_class
 from nas_jax.parallel.mesh import make_mesh, num_row_shards
 from nas_jax.parallel.rules import placements
 from nas_jax.rehearsal.compiled import abstract_step, planned_method
-from nas_jax.storage.files import write_whole
+from nas_jax.storage.files import check_writable, write_whole
 from nas_jax.storage.paths import as_path, check_bucket, failures, in_words, is_bucket, reaching
 from nas_jax.tasks import task_of
 from nas_jax.train.config import RESUMABLE
@@ -108,15 +107,11 @@ def _config(run: RunConfig, workdir: Path) -> tuple[str, str]:
 def _workdir(workdir: Path) -> tuple[str, str]:
     if is_bucket(workdir):
         return _bucket(workdir)
-    nearest = workdir
-    while not nearest.exists():
-        nearest = nearest.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=nearest):
-            free = shutil.disk_usage(nearest).free
+        free = shutil.disk_usage(check_writable(workdir)).free
     except OSError as error:
         raise CheckpointError(
-            f"{nearest}: {error.strerror}", "a writable --workdir", "pass another"
+            f"{workdir}: {error.strerror}", "a writable --workdir", "pass another"
         ) from error
     return OK, f"{workdir} can be written, {free / 2**30:.1f} GiB free"
 

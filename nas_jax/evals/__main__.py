@@ -24,7 +24,7 @@ from nas_jax.evals.zero_shot import PROMPTS
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import as_path, reaching
 from nas_jax.train.trained import Trained, open_trained
-from nas_jax.train.workdir import EVALS
+from nas_jax.train.workdir import EVALS, check_out, writing_out
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console, set_up_logging
@@ -134,6 +134,8 @@ def _run(args: argparse.Namespace, console: Console) -> Path:
         raise ConfigError("no --data", f"the files of {', '.join(public)}", "pass --data DIR")
     config = _config(args)
     trained = open_trained(args.checkpoint)
+    out = as_path(args.out or trained.workdir / EVALS / f"{trained.step}-{'-'.join(names)}")
+    check_out(out)
     asked = tuple(name for name in args.scorer.split(",") if name)
     check_has_scores(trained.method, "a checkpoint")
     config = replace(config, scorers=check_scorers(asked, trained.method, "--scorer"))
@@ -154,8 +156,8 @@ def _run(args: argparse.Namespace, console: Console) -> Path:
             results += runs.score(scorer, loaded, config, args.rerank_k)
     name = trained.config.get("name", trained.workdir.name)
     about = about_checkpoint(trained.workdir, trained.step, name, trained.method)
-    out = as_path(args.out or trained.workdir / EVALS / f"{trained.step}-{'-'.join(names)}")
-    write(out, runs.protocol(config, texts, trained.model.image_size, about), results)
+    with writing_out(out):
+        write(out, runs.protocol(config, texts, trained.model.image_size, about), results)
     console.close()
     _show(results, out, console)
     return out

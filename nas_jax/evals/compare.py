@@ -22,6 +22,7 @@ from nas_jax.evals.results import Result, flat, page, read, table, whiskers
 from nas_jax.evals.statistics import interval, mcnemar, resampled_weights
 from nas_jax.storage.files import make_folder, write_whole
 from nas_jax.storage.paths import as_path
+from nas_jax.train.workdir import check_out, writing_out
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import DataError
 
@@ -251,16 +252,19 @@ def run(argv: Sequence[str]) -> None:
         "--out", default="", metavar="DIR", help=f"also write {COMPARISON}.md and .html there"
     )
     args = parser.parse_args(argv)
+    folder = check_out(as_path(args.out)) if args.out else None
     (protocol_a, a), (protocol_b, b) = read(args.first), read(args.second)
     check_protocols(protocol_a, protocol_b)
     differences = compare(a, b)
     text = to_markdown((protocol_a, protocol_b), differences)
     print(text)
-    if args.out:
-        folder = as_path(args.out)
-        make_folder(folder)
-        write_whole(folder / f"{COMPARISON}.md", text)
-        write_whole(folder / f"{COMPARISON}.html", to_html((protocol_a, protocol_b), differences))
+    if folder is not None:
+        with writing_out(folder):
+            make_folder(folder)
+            write_whole(folder / f"{COMPARISON}.md", text)
+            write_whole(
+                folder / f"{COMPARISON}.html", to_html((protocol_a, protocol_b), differences)
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

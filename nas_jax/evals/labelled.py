@@ -67,7 +67,11 @@ def _from_lines(folder: Path, report: Report) -> list[tuple[str, str]]:
     def pair(number: int, entry: Mapping) -> tuple[str, str]:
         return text(entry, "image"), _named(text(entry, "label"))
 
-    return each(read_lines(folder / "labels.jsonl"), pair, report)
+    found = each(read_lines(folder / "labels.jsonl"), pair, report)
+    if not found:
+        got = f"no line of {folder / 'labels.jsonl'} can be used: {report.line() or 'it is empty'}"
+        raise DataError(got, "{image, label} in each, both text", "mend the lines")
+    return found
 
 
 def _from_folders(folder: Path) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from nas_jax.evals.metrics import Metric
 from nas_jax.evals.results import Result, page, read
 from nas_jax.storage.files import make_folder, write_whole
 from nas_jax.storage.paths import as_path
+from nas_jax.train.workdir import writing_out
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import DataError
 
@@ -57,6 +58,11 @@ class Board:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]  # why numbers may not be comparable
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The categories of all models."""
+        return tuple(dict.fromkeys(part for one in self.entries for part in one.parts))
+
 
 def collect(
     found: Sequence[tuple[str, Mapping, Sequence[Result]]], scorers: Sequence[str] = ()
@@ -68,42 +74,57 @@ def collect(
       scorers: of the page; (): all.
 
     Raises:
-      DataError: a model twice on one benchmark, or no result under one of the scorers.
+      DataError: a model twice on one benchmark, a model without results, or a scorer that none of
+        them has.
     """
+    for model, _, results in found:
+        if not any(result.rows for result in results):
+            raise DataError(f"{model} without results", "some", "leave it out, or evaluate again")
+    known = sorted({row.scorer for *_, results in found for one in results for row in one.rows})
+    if unknown := [name for name in scorers if name not in known]:
+        expected = f"one of {', '.join(known)}"
+        raise DataError(f"no result under {unknown[0]}", expected, "correct --scorer")
     names = dict.fromkeys(result.name for _, _, results in found for result in results)
     boards = []
     for name in names:
-        asked = [
-            (model, protocol, result)
-            for model, protocol, results in found
-            for result in results
-            if result.name == name
-        ]
+        asked = [(*of, one) for *of, results in found for one in results if one.name == name]
         models = [model for model, _, _ in asked]
         if twice := next((model for model in models if models.count(model) > 1), ""):
             remedy = "give the second file another name: NAME=RESULTS"
             raise DataError(f"{name} of {twice} twice", "one result a model", remedy)
+        wanted = next(filter(None, (_headline(result) for *_, result in asked)), "")
         entries = [
-            entry for model, _, result in asked for entry in _entries(model, result, scorers)
+            entry
+            for model, _, result in asked
+            for entry in _entries(model, result, scorers, wanted)
         ]
         if entries:
             best_first = sorted(entries, key=lambda one: -one.headline.value)
-            quantity = f"{best_first[0].headline.part}/{best_first[0].headline.quantity}"
-            boards.append(Board(name, quantity, tuple(best_first), tuple(_notes(asked))))
-    if not boards:
-        known = sorted({name for _, _, results in found for one in results for name in one.hits})
-        got = f"no result under {', '.join(scorers)}" if scorers else "no results"
-        raise DataError(got, f"one of {', '.join(known)}" if known else "some", "check --scorer")
+            quantity = _quantity(entries[0])
+            notes = _notes(asked) + [
+                f"{one.name} has no {quantity}; its number is {_quantity(one)}"
+                for one in entries
+                if _quantity(one) != quantity
+            ]
+            boards.append(Board(name, quantity, tuple(best_first), tuple(notes)))
     return boards
 
 
-def _entries(model: str, result: Result, scorers: Sequence[str]) -> list[Entry]:
+def _headline(result: Result) -> str:
+    return result.headline or USUAL.get(result.form, "")
+
+
+def _quantity(entry: Entry) -> str:
+    return f"{entry.headline.part}/{entry.headline.quantity}"
+
+
+def _entries(model: str, result: Result, scorers: Sequence[str], wanted: str) -> list[Entry]:
+    """wanted: part/quantity of the number of the board; a result without it gives its first."""
     out = []
     for scorer in dict.fromkeys(row.scorer for row in result.rows):
         if scorers and scorer not in scorers:
             continue
         rows = [row for row in result.rows if row.scorer == scorer]
-        wanted = result.headline or USUAL.get(result.form, "")
         headline = next((row for row in rows if f"{row.part}/{row.quantity}" == wanted), rows[0])
         parts = {
             row.part: row
@@ -138,14 +159,16 @@ def _notes(asked: Sequence[tuple[str, Mapping, Result]]) -> list[str]:
 # ------------------------------------------------------------------------------------------ output
 
 
-def _cell(metric: Metric) -> str:
+def _cell(metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
     if math.isnan(metric.low):
         return f"{metric.value:.1f}"
     return f"{metric.value:.1f} ({metric.low:.1f} to {metric.high:.1f})"
 
 
-def _above_chance(metric: Metric) -> bool:
-    return math.isnan(metric.low) or metric.low > metric.chance
+def _off_chance(metric: Metric) -> bool:
+    return math.isnan(metric.low) or not metric.low <= metric.chance <= metric.high
 
 
 def first_table(boards: Sequence[Board]) -> tuple[list[str], list[list[str]]]:
@@ -165,7 +188,7 @@ def first_table(boards: Sequence[Board]) -> tuple[list[str], list[list[str]]]:
                 continue
             best = here.headline.value == board.entries[0].headline.value
             mark = " *" if best and len(board.entries) > 1 else ""
-            low = "" if _above_chance(here.headline) else " (chance)"
+            low = "" if _off_chance(here.headline) else " (chance)"
             row.append(_cell(here.headline) + mark + low)
         rows.append(row)
     chances = [board.entries[0].headline.chance for board in boards]
@@ -184,16 +207,12 @@ def to_markdown(boards: Sequence[Board]) -> str:
     header, rows = first_table(boards)
     lines = ["# Leaderboard", "", *_table(header, rows), "", LEGEND, ""]
     for board in boards:
-        parts = list(board.entries[0].parts)
-        if len(parts) > 1:
+        if len(board.parts) > 1:
             cells = [
-                [
-                    one.name,
-                    *(_cell(one.parts[part]) if part in one.parts else "-" for part in parts),
-                ]
+                [one.name, *(_cell(one.parts.get(part)) for part in board.parts)]
                 for one in board.entries
             ]
-            lines += [f"## {board.benchmark}", "", *_table(["", *parts], cells), ""]
+            lines += [f"## {board.benchmark}", "", *_table(["", *board.parts], cells), ""]
         if board.notes:
             lines += [f"Not asked alike in {board.benchmark}:", ""]
             lines += [*(f"* {note}" for note in board.notes), ""]
@@ -217,10 +236,7 @@ def to_html(boards: Sequence[Board]) -> str:
         of_name = {one.name: one for one in board.entries}
         shown = [of_name.get(name) for name in names[:MOST]]  # a model has one colour on the page
         rows = {board.quantity: [one and one.headline for one in shown]}
-        spokes = {
-            part: [one and one.parts.get(part) for one in shown]
-            for part in dict.fromkeys(part for one in board.entries for part in one.parts)
-        }
+        spokes = {part: [one and one.parts.get(part) for one in shown] for part in board.parts}
         rows |= spokes if len(spokes) > 1 else {}
         usual = board.entries[0].headline.chance
         chance = {part: _chance(metrics, usual) for part, metrics in rows.items()}
@@ -266,9 +282,10 @@ def run(argv: Sequence[str]) -> None:
         found.append((name, *read(path)))
     boards = collect(found, tuple(one for one in args.scorer.split(",") if one))
     folder, text = as_path(args.out), to_markdown(boards)
-    make_folder(folder)
-    write_whole(folder / f"{LEADERBOARD}.md", text)
-    write_whole(folder / f"{LEADERBOARD}.html", to_html(boards))
+    with writing_out(folder):
+        make_folder(folder)
+        write_whole(folder / f"{LEADERBOARD}.md", text)
+        write_whole(folder / f"{LEADERBOARD}.html", to_html(boards))
     print(text)
     print(f"page: {folder / LEADERBOARD}.html")
 

@@ -89,9 +89,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
     file = file / f"{RESULTS}.json" if file.is_dir() else file
     try:
         content = json.loads(file.read_bytes())
-        if content["format"] != FORMAT:
-            got = f"{file}: format {content['format']}"
-            raise DataError(got, f"format {FORMAT}", "evaluate again")
+        if (found := content["format"]) != FORMAT:
+            raise DataError(f"{file}: format {found}", f"format {FORMAT}", "evaluate again")
         return content["protocol"], [_result(entry) for entry in content["results"]]
     except failures() as error:
         raise DataError(
@@ -99,20 +98,20 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Result]]:
         ) from error
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: {error!r}", "a file that nas_jax.evals wrote", "evaluate again"
         ) from error
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    entry = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
-    }
+    entry = {name: tuple(at) if isinstance(at, list) else at for name, at in entry.items()}
     entry["rows"] = tuple(
         Metric(**{name: _number(name, value) for name, value in row.items()})
         for row in entry["rows"]
     )
+    for name in ("protocol", "hits", "scores", "blind"):
+        entry[name] = dict(entry[name])
     entry["averages"] = {name: tuple(members) for name, members in entry["averages"].items()}
     entry.setdefault("headline", "")  # of files that are older than the field
     return Result(**{one.name: entry[one.name] for one in fields(Result)})
@@ -127,6 +126,8 @@ def _entry(result: Result) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> Any:
+    if name in ("value", "chance") and not math.isfinite(value):
+        raise ValueError(f"{name} {value}, which is no finite number")
     return math.nan if name in ("low", "high") and value is None else value
 
 
@@ -154,9 +155,8 @@ def digest(checkpoint: Path, scoring_state: Sequence[str]) -> str:
         ) from error
     parts = tuple(f"{part}/" for part in ("params", *map("method_state/{}".format, scoring_state)))
     read_arrays = {name: kind for name, kind in arrays.items() if f"{name}/".startswith(parts)}
-    if not read_arrays:
-        return ""
-    return hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16]
+    found = hashlib.sha256(json.dumps(read_arrays, sort_keys=True).encode()).hexdigest()[:16]
+    return found if read_arrays else ""
 
 
 # ------------------------------------------------------------------------------------------- tables

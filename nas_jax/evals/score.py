@@ -51,6 +51,8 @@ from nas_jax.evals.rank_tables import is_table, table_results
 from nas_jax.evals.rescore import SCORERS, check_scorer, joined, text_options
 from nas_jax.evals.results import Result, write
 from nas_jax.evals.statistics import RESAMPLES
+from nas_jax.storage.paths import as_path
+from nas_jax.train.workdir import writing_out
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import set_up_logging
@@ -148,7 +150,8 @@ def _written(args: argparse.Namespace, scores: Path, made: Sequence[Result]) -> 
         if args.questions is not None:
             asked = read_protocol(_asked(args))
             about["questions"] = {what: asked[what] for what in ("pictures", "texts")}
-        write(args.out, {**about, "bootstrap": bootstrap}, made)
+        with writing_out(as_path(args.out)):
+            write(args.out, {**about, "bootstrap": bootstrap}, made)
     return [row for result in made for row in result.rows]
 
 

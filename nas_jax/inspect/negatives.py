@@ -37,7 +37,7 @@ from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.files import make_folder, through_disk, write_whole
 from nas_jax.storage.paths import as_path, reaching
 from nas_jax.train.trained import Trained, open_trained
-from nas_jax.train.workdir import writing
+from nas_jax.train.workdir import writing_out
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.fields import build, validate_tree
@@ -152,7 +152,7 @@ def run(argv: Sequence[str]) -> None:
         trained = open_trained(args.checkpoint)
         found = diagnose(trained, args.pairs, args.nva)
         folder = as_path(args.out) if args.out else trained.workdir
-        with writing(folder):
+        with writing_out(folder):
             make_folder(folder)
             write_whole(folder / NEGATIVES, to_json(found))
             with through_disk(folder / NEGATIVES_PICTURE) as file:

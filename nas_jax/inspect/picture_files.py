@@ -10,7 +10,7 @@ from typing import Any
 from nas_jax.storage.files import make_folder, through_disk, write_whole
 from nas_jax.storage.paths import as_path
 from nas_jax.train.trained import Trained
-from nas_jax.train.workdir import writing
+from nas_jax.train.workdir import writing_out
 from nas_jax.utils.commands import Parser
 
 
@@ -40,7 +40,7 @@ def keep(
     Raises CheckpointError where the folder cannot be written.
     """
     folder = as_path(folder)
-    with writing(folder):
+    with writing_out(folder):
         make_folder(folder)
         write_whole(
             folder / f"{name}.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"

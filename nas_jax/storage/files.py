@@ -48,6 +48,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def check_writable(folder: Path) -> Path:
+    """The folder on the disk that is there, `folder` itself or one above it.
+
+    Raises OSError where no file can be written in it.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file (text as UTF-8) that is there whole or not at all."""
     data = content.encode() if isinstance(content, str) else content

@@ -27,7 +27,7 @@ from nas_jax.tasks.evaluation import make_task_evaluator
 from nas_jax.tasks.grounding import GroundingTask
 from nas_jax.tasks.task import Asker
 from nas_jax.train.trained import open_trained
-from nas_jax.train.workdir import EVALS
+from nas_jax.train.workdir import EVALS, check_out, writing_out
 from nas_jax.utils.commands import exit_code
 from nas_jax.utils.errors import ConfigError
 from nas_jax.utils.logging import Console, set_up_logging
@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> None:
     args = flags.parse_args(argv)
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
+        folder = check_out(as_path(args.out or trained.workdir / EVALS / "grounding"))
         method, task, mesh = trained.method, GroundingTask(args.layer), make_mesh()
         check_fusion(method)
         layer = fusion_layer(method, args.layer)
@@ -69,8 +70,8 @@ def run(argv: Sequence[str]) -> None:
         texts = Texts(trained.tokenizer, data.clean_captions, trained.model.max_text_length)
         rules = protocol(EvalConfig(), texts, data.image_size, about) | {"fusion_layer": layer}
         rules["text_length"] = data.text_length
-        folder = as_path(args.out) if args.out else trained.workdir / EVALS / "grounding"
-        evaluation_results.write(folder, rules, results)
+        with writing_out(folder):
+            evaluation_results.write(folder, rules, results)
     print(format_table(rows))
     print(f"results: {folder}")
 

@@ -6,8 +6,8 @@
 
 Without --train and --test the pictures are scenes of three shapes, whose class is the one that is
 big. The probe is logistic regression on features of the image encoder, fitted by L-BFGS; its weight
-decay is the best of PENALTIES on a part of the training pictures that is held out for that (Radford
-et al. 2021, CLIP, appendix A.3). Beside it stand the same probe on the encoder before its training
+decay is the best on a part of the training pictures that is held out for that (Radford
+et al. 2021, CLIP, appendix A.3). Beside it stand the same probe on the encoder with random weights
 (`untrained`), and the classes by their names, without a probe (nas_jax/evals/zero_shot.py). Writes
 results.json, .md and .html.
 """
@@ -18,13 +18,11 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from scipy.optimize import minimize
 
 from nas_jax.data.config import DataConfig
 from nas_jax.data.corpus import SCENES
@@ -36,7 +34,7 @@ from nas_jax.evals.detail import question_result
 from nas_jax.evals.encodings import BLANK_RGB
 from nas_jax.evals.functions import ScoredModel, ScoringFunctions
 from nas_jax.evals.labelled import DrawnThings, Labelled, read_labelled
-from nas_jax.evals.metrics import format_table
+from nas_jax.evals.metrics import Metric, format_table
 from nas_jax.evals.questions import Scored
 from nas_jax.evals.run import Texts, protocol
 from nas_jax.evals.scorers import Scorer
@@ -44,17 +42,15 @@ from nas_jax.evals.zero_shot import PROMPTS, Classes, class_scores, classes_of
 from nas_jax.methods.method import Method, MethodState
 from nas_jax.parallel.mesh import batch_sharding, make_mesh, num_row_shards
 from nas_jax.storage.paths import as_path, reaching
+from nas_jax.tasks.logistic import fit_best
 from nas_jax.train.trained import Trained, open_trained
-from nas_jax.train.workdir import EVALS
+from nas_jax.train.workdir import EVALS, check_out, writing_out
 from nas_jax.typing import Params
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError, DataError
 from nas_jax.utils.logging import Console, set_up_logging
 
 FEATURES = ("mean", "cls", "itc")
-PENALTIES = tuple(10.0**power for power in range(-6, 2))
-HELD_OUT = 0.2  # of the training pictures, to choose the penalty
-ITERATIONS = 1000  # of L-BFGS, at most
 DRAWN = {"train": 2000, "val": 1000}  # scenes
 WORDS = 64  # tokens of a class's sentence
 
@@ -74,10 +70,14 @@ class Features:
         self._batch = -(-batch // shards) * shards
 
         def read(params, state, image_BxHxWx3):
-            tokens_BxTxD, feature_BxE = method.encode_image(
-                params, state, image_BxHxWx3, tokens="encoder"
-            )
+            found = method.encode_image(params, state, image_BxHxWx3, tokens="encoder")
+            # tasks with a head of their own have tokens alone
+            tokens_BxTxD, feature_BxE = found if isinstance(found, tuple) else (found, None)
             if kind == "itc":
+                if feature_BxE is None or feature_BxE.ndim != 2:
+                    raise ConfigError(f"--features itc of {method.config.name}",
+                                      "a method with one ITC vector a picture",
+                                      "pass --features mean")  # fmt: skip
                 return feature_BxE
             if kind == "cls" and tokens_BxTxD.shape[1] == patches:
                 raise ConfigError("--features cls of an encoder without [CLS]", "mean or itc",
@@ -89,7 +89,7 @@ class Features:
     def of(
         self, weights: Weights, images: Sequence[np.ndarray], console: Console, name: str
     ) -> np.ndarray:
-        """(N, F) float32 of N pictures, uint8 (H, W, 3). Raises ConfigError: no [CLS]."""
+        """(N, F) float32 of N pictures, uint8 (H, W, 3). Raises ConfigError: no [CLS], no ITC."""
         found = []
         for start in range(0, len(images), self._batch):
             shown = np.stack(images[start : start + self._batch])
@@ -102,68 +102,6 @@ class Features:
         return np.concatenate(found).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------- probe
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Logistic regression on features that are brought to mean 0 and variance 1."""
-
-    mean_F: np.ndarray
-    scale_F: np.ndarray
-    weights_FxC: np.ndarray
-    bias_C: np.ndarray
-    penalty: float
-
-    def logits(self, feature_NxF: np.ndarray) -> np.ndarray:
-        """(N, C)."""
-        return (feature_NxF - self.mean_F) / self.scale_F @ self.weights_FxC + self.bias_C
-
-
-def fit(feature_NxF: np.ndarray, class_N: np.ndarray, classes: int, penalty: float) -> Probe:
-    """The weights W of least mean cross-entropy + penalty / 2 times the sum of W's squares."""
-    mean_F, scale_F = feature_NxF.mean(0), feature_NxF.std(0)
-    scale_F = np.where(scale_F > 1e-6 * max(1e-30, float(scale_F.max())), scale_F, 1.0)
-    known_NxF, labels_N = jnp.asarray((feature_NxF - mean_F) / scale_F), jnp.asarray(class_N)
-    shape = (known_NxF.shape[1] + 1, classes)
-
-    @jax.jit
-    def loss_and_gradient(flat):
-        def loss(flat):
-            w = flat.reshape(shape)
-            logits_NxC = known_NxF @ w[:-1] + w[-1]
-            each_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxC, labels_N)
-            return each_N.mean() + penalty / 2 * jnp.square(w[:-1]).sum()
-
-        return jax.value_and_grad(loss)(flat)
-
-    def objective(flat):
-        value, gradient = loss_and_gradient(jnp.asarray(flat, jnp.float32))
-        return float(value), np.asarray(gradient, np.float64)
-
-    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
-    found = minimize(objective, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B",
-                     options=options)  # fmt: skip
-    w = found.x.reshape(shape).astype(np.float32)
-    return Probe(mean_F, scale_F, w[:-1], w[-1], penalty)
-
-
-def fit_best(feature_NxF: np.ndarray, class_N: np.ndarray, classes: int, seed: int = 0) -> Probe:
-    """`fit` to all pictures with the penalty that is best on HELD_OUT of them, fitted to the rest.
-
-    Among equals the largest.
-    """
-    order_N = np.random.default_rng(seed).permutation(len(class_N))
-    held, kept = np.split(order_N, [max(1, round(HELD_OUT * len(order_N)))])
-
-    def right(penalty: float) -> float:
-        probe = fit(feature_NxF[kept], class_N[kept], classes, penalty)
-        return float((probe.logits(feature_NxF[held]).argmax(1) == class_N[held]).mean())
-
-    best = max(PENALTIES, key=lambda penalty: (right(penalty), penalty))
-    return fit(feature_NxF, class_N, classes, best)
-
-
 # ----------------------------------------------------------------------------------------- command
 
 
@@ -172,10 +110,11 @@ def run(argv: Sequence[str]) -> None:
     args, console = _parse(argv), Console()
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
+        folder = check_out(as_path(args.out or trained.workdir / EVALS / f"{trained.step}-probe"))
         train, test = _classes(trained, args)
         mesh = make_mesh()
         params, state = trained.load(mesh, console.say)
-        found, protocol_of = _probed(trained, args, (train, test), (params, state), console)
+        found, penalties = _probed(trained, args, (train, test), (params, state), console)
         if trained.method.feature_scores:
             model = ScoredModel(
                 ScoringFunctions.of(trained.method), params, state, trained.tokenizer,
@@ -187,7 +126,8 @@ def run(argv: Sequence[str]) -> None:
             length = min(WORDS, trained.model.max_text_length)
             scores = Scorer(model, config, mesh, console).on(test.benchmark, sentences, length)
             found.append(class_scores(scores, test, name))
-        folder, rows = _written(trained, args, test, found, protocol_of)
+        rules = _rules(args, train, test)
+        rows = _written(folder, trained, args, test, found, rules, penalties)
     console.close()
     print(format_table(rows))
     print(f"results: {folder}")
@@ -238,7 +178,11 @@ def _classes(trained: Trained, args: argparse.Namespace) -> tuple[Classes, Class
         got = f"class {unknown[0]!r} of {args.test}, which is not in {args.train}"
         raise DataError(got, "the classes of the training pictures", "check both folders")
     test = replace(test, names=train.names)
-    return classes_of(train, options, prompts), classes_of(test, options, prompts)
+    found = classes_of(train, options, prompts), classes_of(test, options, prompts)
+    if len(found[0].benchmark.questions) < 2:
+        got = f"one training picture in {args.train}"
+        raise DataError(got, "two or more, one of which is held out", "add pictures of each class")
+    return found
 
 
 def _probed(
@@ -248,11 +192,11 @@ def _probed(
     weights: Weights,
     console: Console,
 ) -> tuple[list[Scored], dict[str, str]]:
-    """Scores of the test under a probe on the encoder, trained and untrained; and their rules."""
+    """Scores of the test under a probe on the encoder, trained and untrained; and penalties."""
     (train_I, train_N), (test_I, test_N) = map(_shown, sets)
     names = sets[0].names
     rows = [_order(names, name) for name in names]  # of each class: its number first
-    out, rules = [], {"features": args.features, "training pictures": str(len(train_N))}
+    out, penalties = [], {}
     start = jax.jit(trained.method.init)(jax.random.key(trained.config["seed"]))
     model = trained.model
     features = Features(trained.method, model.num_patches, args.features, args.batch_size)
@@ -261,7 +205,7 @@ def _probed(
         train_NxF = features.of(weights_of, train_I, console, f"{name}, training")
         test_NxF = features.of(weights_of, test_I, console, f"{name}, test")
         probe = fit_best(train_NxF, train_N, len(names), trained.config["seed"])
-        rules[f"penalty, {name}"] = f"{probe.penalty:g}"
+        penalties[name] = f"{probe.penalty:g}"
         seen_NxC = probe.logits(test_NxF)
         blind_C = probe.logits(features.of(weights_of, [grey], console, name))[0]
         found = [
@@ -269,9 +213,18 @@ def _probed(
             for tables in (seen_NxC, np.broadcast_to(blind_C, seen_NxC.shape))
         ]
         out.append(Scored(name, *found))
-    common, count = Counter(test_N.tolist()).most_common(1)[0]
-    rules["most frequent class"] = f"{names[common]}, {100 * count / len(test_N):.1f} %"
-    return out, rules
+    return out, penalties
+
+
+def _rules(args: argparse.Namespace, train: Classes, test: Classes) -> dict[str, str]:
+    """What two models need in common to be compared."""
+    asked = test.benchmark.questions
+    ((common, count),) = Counter(question.texts[0] for question in asked).most_common(1)
+    return {
+        "features": args.features,
+        "training pictures": str(len(train.benchmark.questions)),
+        "most frequent class": f"{common}, {100 * count / len(asked):.1f} %",
+    }
 
 
 def _shown(classes: Classes) -> tuple[Sequence[np.ndarray], np.ndarray]:
@@ -288,8 +241,16 @@ def _order(names: tuple[str, ...], first: str) -> list[int]:
     return [number, *(k for k in range(len(names)) if k != number)]
 
 
-def _written(trained, args, test: Classes, found: list[Scored], rules: dict[str, str]):
-    """Writes the results; returns their folder and rows."""
+def _written(
+    folder: Path,
+    trained: Trained,
+    args: argparse.Namespace,
+    test: Classes,
+    found: list[Scored],
+    rules: dict[str, str],
+    penalties: dict[str, str],
+) -> list[Metric]:
+    """Writes the results; returns the rows over all pictures."""
     config = EvalConfig(batch_size=args.batch_size)
     benchmark = replace(test.benchmark, protocol={**test.benchmark.protocol, **rules})
     result = question_result(benchmark, found, config.bootstrap, ranks_only=True)
@@ -298,10 +259,10 @@ def _written(trained, args, test: Classes, found: list[Scored], rules: dict[str,
     )
     data = trained.section(DataConfig, "data")
     texts = Texts(trained.tokenizer, data.clean_captions, trained.model.max_text_length)
-    folder = as_path(args.out) if args.out else trained.workdir / EVALS / "probe"
-    how = protocol(config, texts, trained.model.image_size, about)
-    evaluation_results.write(folder, how, [result])
-    return folder, [row for row in result.rows if row.part == "all"]
+    how = protocol(config, texts, trained.model.image_size, about) | {"penalty": penalties}
+    with writing_out(folder):
+        evaluation_results.write(folder, how, [result])
+    return [row for row in result.rows if row.part == "all"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

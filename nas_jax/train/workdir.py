@@ -24,15 +24,15 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from nas_jax.checkpoint.stored import complete_steps
 from nas_jax.methods import upgraded
-from nas_jax.storage.files import make_folder, read_text, write_whole
+from nas_jax.storage.files import check_writable, make_folder, read_text, write_whole
 from nas_jax.storage.growing import GrowingText, Mirror
-from nas_jax.storage.paths import check_bucket, failures, in_words
+from nas_jax.storage.paths import check_bucket, failures, in_words, is_bucket
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.watch import Trackers
 from nas_jax.utils.errors import CheckpointError
@@ -45,18 +45,41 @@ FLUSH_SECONDS = 30  # between two writes of TensorBoard's file
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(
+    path: Path,
+    expected: str = "a writable --workdir with room",
+    remedy: str = "make room or allow writing, and start again: it goes on from the newest "
+    "checkpoint",
+) -> Iterator[None]:
     """A context that writes to `path`: a full disk, a read-only directory and the like raise
-    CheckpointError.
+    CheckpointError, with what is `expected` and the `remedy`.
     """
     try:
         yield
     except failures() as error:
         raise CheckpointError(
             f"writing to {getattr(error, 'filename', None) or path} failed ({in_words(error)})",
-            "a writable --workdir with room",
-            "make room or allow writing, and start again: it goes on from the newest checkpoint",
+            expected,
+            remedy,
         ) from error
+
+
+def writing_out(folder: Path) -> AbstractContextManager[None]:
+    """`writing` to the folder of a command's --out."""
+    return writing(folder, "a writable --out with room", "make room, or pass another --out")
+
+
+def check_out(folder: Path) -> Path:
+    """`folder`, where a command may write: to be asked before anything is computed.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    if is_bucket(folder):
+        check_bucket(folder)
+    else:
+        with writing_out(folder):
+            check_writable(folder)
+    return folder
 
 
 def open_workdir(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 
 import numpy as np
 import pytest
 
-from nas_jax.evals import leaderboard
+from nas_jax.evals import compare, leaderboard
 from nas_jax.evals.detail import question_result
 from nas_jax.evals.questions import Benchmark, Question, Scored
 from nas_jax.evals.results import read, write
-from nas_jax.utils.errors import DataError
+from nas_jax.utils.errors import CheckpointError, DataError
 
 PARTS = ("colour", "number", "place")
 
@@ -79,11 +81,57 @@ def test_what_was_asked_differently_is_said_or_refused(models, tmp_path, capsys)
     text = leaderboard.to_markdown(boards)
     assert "Not asked alike in toys" in text and "text_length: 64" in leaderboard.to_html(boards)
     same = f"good={tmp_path / 'c'}"
+    write(tmp_path / "none", {}, [])
     for wrong, line in (
         ([models[0], same], "toys of good twice; expected one result a model"),
         ([models[0], "--scorer=itx"], "no result under itx; expected one of itm"),
+        ([models[0], "--scorer=itm,itx"], "no result under itx; expected one of itm"),
+        ([models[0], f"none={tmp_path / 'none'}"], "none without results"),
         ([str(tmp_path / "a")], "expected NAME=RESULTS"),
     ):
         assert leaderboard.main([*wrong, "--out", str(tmp_path / "no")]) == DataError.exit_code
         assert line in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_below_chance_is_not_at_chance(tmp_path, capsys):
+    worse = result({"colour": 2, "number": 1, "place": 0})
+    write(tmp_path / "a=b", {}, [worse])  # the path may have = in it
+    assert leaderboard.main([f"worse={tmp_path / 'a=b'}", "--out", str(tmp_path / "board")]) == 0
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("| worse"))
+    assert line.startswith("| worse, itm | 2.5 (") and "chance" not in line
+
+
+def test_a_board_has_one_quantity(models, tmp_path):
+    protocol, (old,) = read(tmp_path / "a")
+    without = dataclasses.replace(
+        old, headline="", rows=tuple(row for row in old.rows if row.part == "all")
+    )
+    whole = dataclasses.replace(old, headline="")  # of a file that is older than the field
+    found = [("new", protocol, [old]), ("old", protocol, [whole]), ("part", protocol, [without])]
+    (board,) = leaderboard.collect(found)
+    quantities = {one.model: f"{one.headline.part}/accuracy" for one in board.entries}
+    assert quantities == {"new": "macro/accuracy", "old": "macro/accuracy", "part": "all/accuracy"}
+    assert board.quantity == "macro/accuracy"
+    text = leaderboard.to_markdown([board])
+    assert "|  | colour | number | place |" in text and "| part, itm | - | - | - |" in text
+    assert board.notes == ("part, itm has no macro/accuracy; its number is all/accuracy",)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "high"])
+def test_results_without_numbers_are_refused(models, tmp_path, capsys, value):
+    file = tmp_path / "a/results.json"
+    content = json.loads(file.read_text())
+    content["results"][0]["rows"][0]["value"] = value
+    file.write_text(json.dumps(content))
+    assert leaderboard.main([models[0], "--out", str(tmp_path / "board")]) == DataError.exit_code
+    assert f"error: {file}: " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(models, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = ["--out", str(tmp_path / "file/board")]
+    assert leaderboard.main([models[0], *out]) == CheckpointError.exit_code
+    assert "expected a writable --out with room" in capsys.readouterr().err
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "a"), *out]) == 4
+    assert "expected a writable --out with room" in capsys.readouterr().err

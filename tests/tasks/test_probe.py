@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from PIL import Image
 
 from nas_jax.data.image_ops import decode
 from nas_jax.data.worlds import SMALL
-from nas_jax.evals import zero_shot
+from nas_jax.evals import compare, zero_shot
 from nas_jax.evals.benchmarks import LoadOptions
 from nas_jax.evals.labelled import DrawnThings, read_labelled
 from nas_jax.evals.results import read
-from nas_jax.tasks import probe
-from nas_jax.utils.errors import DataError
+from nas_jax.tasks import logistic, probe
+from nas_jax.utils.errors import ConfigError, DataError
+from nas_jax.utils.logging import Console
 
 
 def gradient(x, labels, found, penalty):
@@ -38,7 +40,7 @@ def test_the_fit_is_where_the_gradient_is_zero():
     x = (5 + 3 * rng.normal(size=(200, 6))).astype(np.float32)
     x[:, 5] = 1.0  # says nothing, and must not divide by zero
     labels = (x[:, :3] + rng.normal(size=(200, 3))).argmax(1)
-    found = probe.fit(x, labels, 3, 0.01)
+    found = logistic.fit(x, labels, 3, 0.01)
     for part in gradient(x, labels, found, 0.01):
         assert np.abs(part).max() < 1e-4
     other, _ = gradient(x, labels, found, 0.1)  # of another penalty it is not zero
@@ -51,7 +53,26 @@ def test_the_penalty_is_chosen_on_pictures_that_are_held_out():
     labels = rng.integers(2, size=60)
     noise = rng.normal(size=(60, 100)).astype(np.float32)  # any labels can be learned by heart
     signal = (2.0 * labels - 1)[:, None] + 0.5 * rng.normal(size=(60, 1))
-    assert probe.fit_best(np.hstack([noise, signal]).astype(np.float32), labels, 2).penalty >= 0.01
+    found = logistic.fit_best(np.hstack([noise, signal]).astype(np.float32), labels, 2)
+    assert found.penalty >= 0.01
+
+
+@pytest.mark.parametrize("itc", [None, (2, 3, 4)], ids=["a task", "FILIP"])
+def test_methods_without_one_itc_vector_have_tokens(itc):
+    tokens = np.arange(2 * 5 * 4, dtype=np.float32).reshape(2, 5, 4)
+    found = tokens if itc is None else (tokens, np.zeros(itc, np.float32))
+    method = SimpleNamespace(
+        encode_image=lambda *_, **__: found, config=SimpleNamespace(name="other")
+    )
+    images, console = np.zeros((2, 8, 8, 3), np.uint8), Console(enabled=False)
+
+    def features(kind):
+        return probe.Features(method, 4, kind, 2).of(({}, {}), images, console, "")
+
+    assert (features("mean") == tokens.mean(1)).all()
+    assert (features("cls") == tokens[:, 0]).all()
+    with pytest.raises(ConfigError, match="--features itc of other; .* pass --features mean"):
+        features("itc")
 
 
 def test_a_run_on_scenes_and_on_folders(pretrained, tmp_path, capsys, monkeypatch):
@@ -136,3 +157,33 @@ def test_classes_of_tfds(tmp_path):
     assert len(classes.benchmark.images) == 4 and classes.sentences[1] == ("a photo of a sea lion",)
     with pytest.raises(DataError, match="split 'train'.*a split of it .test"):
         read_labelled(entry.replace(":test", ":train"))
+
+
+def test_the_probes_of_two_runs_can_be_compared(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(probe, "DRAWN", {"train": 60, "val": 30})
+    for number, penalty in enumerate((1e-3, 1.0)):  # each run has the one that is best for it
+        monkeypatch.setattr(logistic, "PENALTIES", (penalty,))
+        assert probe.main([str(pretrained), "--out", str(tmp_path / str(number))]) == 0
+    protocol, _ = read(tmp_path / "0")
+    assert protocol["penalty"] == {"probe": "0.001", "untrained": "0.001"}
+    assert compare.main([str(tmp_path / "0"), str(tmp_path / "1")]) == 0
+
+
+def test_what_cannot_work_is_said_before_anything_is_computed(
+    pretrained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(probe, "make_mesh", lambda: pytest.fail("computed"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines/labels.jsonl").write_text('{"image": "a.png", "label": 3}\n')
+    (tmp_path / "one/a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one/a/0.png")
+    (tmp_path / "one/classes.txt").write_text("a\nb\n")
+    for flags, code, line in (
+        (["--out", str(tmp_path / "file/x")], 4, "a writable --out with room"),
+        (["--train", "lines", "--test", "lines"], 3, "labels.jsonl can be used: 1 "),
+        (["--train", "one", "--test", "one"], 3, "one training picture in "),
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert probe.main([str(pretrained), *flags]) == code
+        assert line in capsys.readouterr().err
