@@ -36,7 +36,10 @@ CHUNK = 2**20  # characters read at a time
 
 
 def _dci(path: Path) -> Entries:
-    for names in read_json(path, dict).values():
+    for split, names in read_json(path, dict).items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            got = f"{path}: {split} is no list of file names"
+            raise DataError(got, LAYOUTS["dci"].expected, "copy it again")
         for name in names:
             entry = read_json(path.parent / "annotations" / name, dict)
             texts = text_of(entry, "short_caption"), text_of(entry, "extra_caption")
@@ -61,8 +64,8 @@ def _iiw(path: Path) -> Entries:
 
 def _sharegpt4v(path: Path) -> Entries:
     for entry in first_entries(path, FIRST.get(path.name, 1000)):
-        turns = entry.get("conversations", ()) if isinstance(entry, dict) else ()
-        answer = text_of(turns[1], "value") if len(turns) > 1 else None
+        turns = entry.get("conversations") if isinstance(entry, dict) else None
+        answer = text_of(turns[1], "value") if isinstance(turns, list) and turns[1:] else None
         yield {"image": text_of(entry, "image"), "caption": answer and answer.replace("\n", " ")}
 
 
@@ -72,7 +75,7 @@ def first_entries(path: Path, count: int) -> Iterator[Any]:
     """
     decoder, text, at, found = json.JSONDecoder(), "", 0, 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read(CHUNK).lstrip()
             if not text.startswith("["):
                 raise DataError(f"{path} is no array", "[{...}, ...]", "check which file it is")

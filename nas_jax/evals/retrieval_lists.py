@@ -104,7 +104,7 @@ def items_of(
 
 def _ids(entry: dict[str, Any]) -> tuple[int | None, list[int]]:
     """COCO's ids of the picture and of those texts that have one."""
-    image_id, text_ids = entry.get("cocoid"), entry.get("sentids", ())
+    image_id, text_ids = entry.get("cocoid"), entry.get("sentids") or ()
     known = image_id if isinstance(image_id, int) else None
     return known, [one for one in text_ids if isinstance(one, int)]
 
@@ -135,13 +135,17 @@ def _json_entries(path: Path) -> list[Any]:
         content = read_json(path, dict)
     if isinstance(content, list):
         return content
-    return [
-        {
-            "image": "/".join(filter(None, (entry.get("filepath"), entry.get("filename")))),
-            "caption": [sentence.get("raw") for sentence in entry.get("sentences", ())],
-            "cocoid": entry.get("cocoid"),
-            "sentids": [sentence.get("sentid") for sentence in entry.get("sentences", ())],
-        }
-        for entry in content.get("images", ())
-        if entry.get("split") == "test"
-    ]
+    try:
+        return [
+            {
+                "image": "/".join(filter(None, (entry.get("filepath"), entry.get("filename")))),
+                "caption": [sentence.get("raw") for sentence in entry.get("sentences", ())],
+                "cocoid": entry.get("cocoid"),
+                "sentids": [sentence.get("sentid") for sentence in entry.get("sentences", ())],
+            }
+            for entry in content.get("images", ())
+            if entry.get("split") == "test"
+        ]
+    except (TypeError, AttributeError) as error:
+        expected = "{images: [{split, filename, sentences: [{raw}]}]}"
+        raise DataError(f"{path}: {error!r}", expected, "check which file it is") from error

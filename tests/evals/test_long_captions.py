@@ -139,7 +139,7 @@ def test_a_list_may_be_named_and_lost_entries_are_counted(tmp_path):
     found = load("dci", tmp_path, LoadOptions(4, max_dropped=0.9))
     assert len(found.names) == 1 and sum(found.dropped.values()) == 2
     (folder / "annotations/1.json").unlink()
-    with pytest.raises(DataError, match=r"1.json: No such file"):
+    with pytest.raises(DataError, match=r"1.json: No such file or directory; .* check the path.$"):
         load("dci", tmp_path, PLAIN)
     parts = tmp_path / "parts"
     iiw_parts(parts)
@@ -162,6 +162,25 @@ def test_other_files_are_refused_in_one_line(tmp_path, name):
     assert "no test images" in str(caught.value) and LAYOUTS[name].expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name, file, content, line",
+    [
+        ("dci", "splits.json", {"train": 5}, "splits.json: train is no list of file names"),
+        ("dci", "splits.json", {"train": [5]}, "splits.json: train is no list of file names"),
+        ("sharegpt4v", "share4v_sam_10k.json",
+         [5, *({"image": "a.png", "conversations": turns} for turns in (None, {}, 5, [1, 2]))],
+         "no test images: 1 no image .*, 4 no list of captions"),
+        ("coco", "dataset_coco.json", {"images": [{"split": "test", "sentences": ["a"]}]},
+         "'str' object has no attribute 'get'"),
+        ("coco", "dataset_coco.json", {"images": ["a.png"]}, "expected {images: .*{split, "),
+    ],
+)  # fmt: skip
+def test_entries_of_another_kind_are_one_line(tmp_path, name, file, content, line):
+    write(tmp_path / file, content)
+    with pytest.raises(DataError, match=line):
+        load(name, tmp_path, PLAIN)
+
+
 def test_the_start_of_a_large_array_is_read_alone(tmp_path):
     """What comes behind the wanted entries is not even looked at; a cut one is told."""
     path = tmp_path / "a.json"
@@ -170,7 +189,7 @@ def test_the_start_of_a_large_array_is_read_alone(tmp_path):
     assert len(whole) > 2 * CHUNK
     path.write_text(whole + "?")
     assert list(first_entries(path, 9)) == entries and list(first_entries(path, 2)) == entries[:2]
-    path.write_text(whole)
+    path.write_text(whole, encoding="utf-8-sig")
     assert list(first_entries(path, 99)) == entries
     path.write_text(whole[:-300])
     assert list(first_entries(path, 8)) == entries[:8]

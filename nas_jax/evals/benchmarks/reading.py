@@ -44,8 +44,9 @@ def find(data_dir: Path, *names: str) -> Path:
 
 def read_json(path: Path, kind: type) -> Any:
     """A json file that holds a `kind` (list or dict)."""
+    whole = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(whole)
     except ValueError as error:
         raise DataError(
             f"{path}: {error}", "a json file", "copy it again; it may be cut short"
