@@ -28,7 +28,7 @@ from nas_jax.data.tokenizer import load_tokenizer
 from nas_jax.methods import method_config
 from nas_jax.methods.method import MethodConfig
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.train.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_config, writing
+from nas_jax.train.workdir import CHECKPOINTS, CONFIG, TOKENIZER, read_config, writing_out
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError, MissingPart
 from nas_jax.utils.fields import build
@@ -100,7 +100,7 @@ def write(
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a kill
     try:
-        with writing(part):
+        with writing_out(part):
             part.mkdir(parents=True)
             record = _run_record(weights, conversion)
             (part / CONFIG).write_text(json.dumps(record, indent=2) + "\n")

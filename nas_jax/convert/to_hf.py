@@ -77,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports; returns the exit status. Raises UserError, GateRefused among them."""
     give_memory_back()
+    if args.shard_mb < 1:
+        raise ConfigError(f"--shard_mb {args.shard_mb}", "1 or more", "leave it out")
     labels = card_data.labels_of(args)
     push.check(args.push, args.public)
     export(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from nas_jax.train.workdir import writing
+from nas_jax.train.workdir import writing_out
 from nas_jax.utils.errors import CheckpointError, DataError
 
+# what torch.load raises of bytes that torch.save did not write
+_DAMAGED = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError,
+            LookupError)  # fmt: skip
 Tensors = dict[str, np.ndarray]
 # where training scripts put the weights beside optimizer and config
 STATE_DICTS = ("model", "state_dict")
@@ -85,7 +89,7 @@ def write_state_dict(
         return whole.to(getattr(torch, dtypes[name])) if name in dtypes else whole
 
     part = path.with_name(f"{path.name}.part")
-    with writing(part):
+    with writing_out(part):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model": {name: tensor(name, array) for name, array in tensors.items()}}, part)
         part.replace(path)
@@ -104,14 +108,7 @@ def _load(path: Path) -> Any:
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-    ) as error:
+    except _DAMAGED as error:
         text = str(error)
         found = re.search(r"(?:GLOBAL|global) `?([\w.]+)`?", text)
         if isinstance(error, pickle.UnpicklingError) and found:

@@ -376,6 +376,7 @@ def test_files_that_are_none(recorded, convert, tmp_path):
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.pth").touch()
+    (tmp_path / "junk.pth").write_bytes(b"junk")  # a pickle's opcode, and less than it wants
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     for name, code, says in (
@@ -384,6 +385,7 @@ def test_files_that_are_none(recorded, convert, tmp_path):
         ("cut.pth", 4, "cannot be read"),
         ("text.pth", 4, "cannot be read"),
         ("empty.pth", 4, "cannot be read"),
+        ("junk.pth", 4, "cannot be read"),
         ("list.pth", 4, "without a state dict (list)"),
         ("epoch.pth", 4, "without a state dict (epoch)"),
     ):

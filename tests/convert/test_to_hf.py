@@ -171,6 +171,8 @@ def test_a_method_without_a_class_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["to-hf", "--checkpoint", str(tmp_path / "run"), "--out", f"{tmp_path}/out"]) == 2
     said = capsys.readouterr().err
     assert "method other, which has no Hugging Face class; expected" in said
+    flags = ["to-hf", "--checkpoint", "none", "--out", "none", "--shard_mb", "0"]
+    assert main(flags) == 2 and "--shard_mb 0; expected 1 or more" in capsys.readouterr().err
     assert "one: albef, nas. " in said and "Method.hf_class" in said and said.count("\n") == 1
     assert os.listdir(tmp_path) == ["run"]
 
