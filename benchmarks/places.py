@@ -3,7 +3,7 @@
     python -m benchmarks.places runs/demo/albef
 
 Each scene has one circle and one square, in any of the colours, and its caption says what lies
-left of, right of, above or below what, in either order. Logistic regression (`tasks/probe.py`) is
+left of, right of, above or below what, in either order. Logistic regression (`tasks/logistic.py`) is
 fitted on features to say on which side of the square the circle lies. `axis` is how often side by
 side is told from one above the other, `side` how often the right one of two sides is taken; chance
 is 50. Beside the run stand the same encoders before their training.
@@ -26,7 +26,7 @@ from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.worlds import INVERSE, SMALL
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import reaching
-from nas_jax.tasks.probe import fit_best
+from nas_jax.tasks.logistic import fit_best
 from nas_jax.train.trained import Trained, open_trained
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.tables import markdown

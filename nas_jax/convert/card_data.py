@@ -24,8 +24,7 @@ from nas_jax.train.workdir import CHECKPOINTS
 from nas_jax.utils.errors import ConfigError, DataError
 
 EVAL_RESULTS = ".eval_results"
-_TASKS = {"retrieval": "image-text-retrieval", "classes": "zero-shot-image-classification"}
-_MATCHING = "image-text-matching"  # the task of all other forms
+UNTRAINED = "untrained"  # scorer of a probe on random weights: a number of no model
 _ID = r"(?:[\w-]+/)?[\w.-]+"  # of a model or data set on the hub
 _PATTERNS = {
     "license": (r"[a-z0-9.+-]+", "a license id of the hub, such as apache-2.0 or other"),
@@ -57,10 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("language", "language code of the texts"),
         ("results", "results.json of this checkpoint, or its folder: into the card"),
     ):
-        parser.add_argument(f"--{name}", nargs="+", default=[], metavar=name.upper(), help=what)
+        parser.add_argument(
+            f"--{name}", nargs="+", action="extend", default=[], metavar=name.upper(), help=what
+        )
     parser.add_argument(
         "--leaderboard",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=DATASET:TASK",
         help="metric of --results as an entry of that benchmark on the hub",
@@ -105,7 +107,7 @@ def read_results(labels: Labels, trained: Trained) -> list[Measured]:
     about_own = [name, trained.step, digest(folder, trained.method.scoring_state)]
     measured: list[Measured] = []
     keys: dict[str, str] = {}
-    for path in labels.results:
+    for path in dict.fromkeys(labels.results):
         protocol, results = read(path)
         about = protocol.get("checkpoint") or {}
         if [about.get(part) for part in ("name", "step", "digest")] != about_own:
@@ -120,9 +122,10 @@ def read_results(labels: Labels, trained: Trained) -> list[Measured]:
                     got = f"{row.key} in {keys[row.key]} and in {path}"
                     raise DataError(got, "each metric once", "leave one of the files out")
             measured.append(Measured(protocol, result))
-    missing = [key for key in labels.leaderboards if key not in keys]
+    known = [key for key in sorted(keys) if f"/{UNTRAINED}/" not in key]
+    missing = [key for key in labels.leaderboards if key not in known]
     if missing:
-        expected = f"one of {', '.join(sorted(keys)[:6])}, ..." if keys else "--results with it"
+        expected = f"one of {', '.join(known[:6])}, ..." if known else "--results with it"
         raise ConfigError(f"--leaderboard {missing[0]}", expected, "take a key of results.json")
     return measured
 
@@ -161,10 +164,10 @@ def _eval_results(labels: Labels, measured: Sequence[Measured]) -> list[Any]:
         if result.dropped:
             protocol["dropped"] = dict(result.dropped)
         for row in result.rows:
-            if row.part not in result.categories:
+            if row.part not in result.categories and row.scorer != UNTRAINED:
                 out.append(
                     EvalResult(
-                        task_type=_TASKS.get(result.form, _MATCHING),
+                        task_type=_task(result, row.scorer),
                         dataset_type=boards.get(name, _slug(name)),
                         dataset_name=name,
                         dataset_args=_plain(protocol),
@@ -175,6 +178,15 @@ def _eval_results(labels: Labels, measured: Sequence[Measured]) -> list[Any]:
                     )
                 )
     return out
+
+
+def _task(result: Result, scorer: str) -> str:
+    """The task of the hub that a number is of."""
+    if result.form == "retrieval":
+        return "image-text-retrieval"
+    if "classes" not in result.protocol:  # see evals/zero_shot.py
+        return "image-text-matching"
+    return "image-classification" if scorer == "probe" else "zero-shot-image-classification"
 
 
 def write_eval_results(folder: Path, labels: Labels, measured: Sequence[Measured]) -> None:

@@ -227,11 +227,15 @@ def _config_in(place: Path) -> dict[str, Any]:
     if not (place / "config.json").is_file():
         return {}
     try:
-        return json.loads((place / "config.json").read_text())
+        found = json.loads((place / "config.json").read_text())
     except ValueError as error:
         raise DataError(
             f"{place / 'config.json'} ({error})", "JSON", "download it again"
         ) from error
+    if not isinstance(found, dict):
+        got = f"{place / 'config.json'} with a {type(found).__name__}"
+        raise DataError(got, "a JSON object", "download it again")
+    return found
 
 
 def _download(name: str) -> str:

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, sizes: str, tokenizer: str
     add(
         "--ignore",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PREFIX",
         help="leave out what begins so",

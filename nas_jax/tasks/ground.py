@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> None:
     """What the command line does. Raises UserError."""
     flags = argparse.ArgumentParser("nas_jax.tasks.ground", description=__doc__.split("\n\n")[0])
     flags.add_argument("checkpoint", help="work directory, or WORKDIR/checkpoints/STEP")
-    flags.add_argument("--data", nargs="+", default=[SCENES], help="lists (default: scenes)")
+    flags.add_argument("--data", nargs="+", action="extend", default=[],
+                       help="lists (default: scenes)")  # fmt: skip
     flags.add_argument("--image_root", default="", help="folder of the pictures")
     flags.add_argument(
         "--layer", type=int, default=MIDDLE, help="fusion layer (default: the middle)"
@@ -65,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
         )
         rows = evaluate(*trained.load(mesh), trained.step)
         about = evaluation_results.about_checkpoint(
-            trained.workdir, trained.step, trained.config.get("name", ""), method
+            trained.workdir, trained.step, trained.config.get("name", trained.workdir.name), method
         )
         texts = Texts(trained.tokenizer, data.clean_captions, trained.model.max_text_length)
         rules = protocol(EvalConfig(), texts, data.image_size, about) | {"fusion_layer": layer}
@@ -78,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _test_data(data: DataConfig, args: argparse.Namespace) -> DataConfig:
     """The data section of the run, with the tests that are asked for."""
-    if args.data == [SCENES]:
+    if args.data in ([], [SCENES]):
         return replace(data, train=(SCENES,), val=())
     if SCENES in args.data:
         raise ConfigError("--data with scenes and files", "one of the two", "leave out scenes")

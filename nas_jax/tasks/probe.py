@@ -255,7 +255,10 @@ def _written(
     benchmark = replace(test.benchmark, protocol={**test.benchmark.protocol, **rules})
     result = question_result(benchmark, found, config.bootstrap, ranks_only=True)
     about = evaluation_results.about_checkpoint(
-        trained.workdir, trained.step, trained.config.get("name", ""), trained.method
+        trained.workdir,
+        trained.step,
+        trained.config.get("name", trained.workdir.name),
+        trained.method,
     )
     data = trained.section(DataConfig, "data")
     texts = Texts(trained.tokenizer, data.clean_captions, trained.model.max_text_length)

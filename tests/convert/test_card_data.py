@@ -70,7 +70,7 @@ def test_measured_numbers_become_a_model_index_with_n_and_protocol(trained, tmp_
     folder = evaluated(trained, tmp_path / "results")
     given = labels(
         *("--license", "apache-2.0", "--base_model", "owner/bert", "--language", "en"),
-        *("--datasets", "owner/pairs", "other", "--results", folder),
+        *("--datasets", "owner/pairs", "--datasets", "other", "--results", folder),
         *("--leaderboard", f"{KEY}=owner/winoground:default"),
     )
     text, measured = card_of(trained, given)
@@ -101,6 +101,35 @@ def test_measured_numbers_become_a_model_index_with_n_and_protocol(trained, tmp_
     (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("owner/winoground", "default", 31.25)
     assert KEY in entry.notes and "n 400" in entry.notes and "percent" in entry.notes
+
+
+def test_classes_are_a_task_of_their_own_and_random_weights_no_result(trained, tmp_path):
+    where = {"benchmark": "classes:photo@1", "part": "all", "quantity": "accuracy"}
+    rows = tuple(
+        Metric(**where, scorer=scorer, value=50.0, chance=10.0, count=9)
+        for scorer in ("probe", "untrained", "itc")
+    )
+    found = results.Result(
+        "classes:photo@1", "choice", {"classes": "10"}, {}, {"questions": 9}, rows, (), ("a",), ()
+    )
+    about = results.about_checkpoint(trained.workdir, 3, trained.config["name"], trained.method)
+    folders = evaluated(trained, tmp_path / "a"), tmp_path / "b"
+    results.write(folders[1], {"checkpoint": about}, [found])
+    given = labels(
+        "--results", folders[0], "--results", folders[1], folders[1]
+    )  # as good as both behind one
+    text, measured = card_of(trained, given)
+    tasks = {one.metric_name: one.task_type for one in ModelCard(text).data.eval_results}
+    assert tasks == {
+        f"{KEY}, percent": "image-text-matching",
+        "val:x/retrieval/itc/r@1, percent": "image-text-retrieval",
+        "classes:photo@1/all/probe/accuracy, percent": "image-classification",
+        "classes:photo@1/all/itc/accuracy, percent": "zero-shot-image-classification",
+    }
+    assert "| classes:photo@1/all/untrained/accuracy | 50.0 |" in text  # the table has it beside
+    key = "classes:photo@1/all/untrained/accuracy=owner/x:y"
+    with pytest.raises(card_data.ConfigError, match="untrained"):
+        card_data.read_results(labels("--results", folders[1], "--leaderboard", key), trained)
 
 
 def test_without_flags_nothing_is_made_up(trained):

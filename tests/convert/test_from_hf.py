@@ -416,6 +416,8 @@ def test_files_and_flags_that_do_not_go_together(models, convert, tmp_path, monk
     (tmp_path / "a.safetensors").write_bytes(whole)
     sorted(shards.glob("model-*.safetensors"))[0].unlink()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list/config.json").write_text("[]")
     wide = tmp_path / "wide"
     ViTModel(
         ViTConfig(**IMAGE | {"hidden_size": 64}, intermediate_size=256), add_pooling_layer=False
@@ -444,6 +446,7 @@ def test_files_and_flags_that_do_not_go_together(models, convert, tmp_path, monk
         (["--text", bert, "--text-layers", "4"], 2, "1 to 3 of 4 layers"),
         ([], 2, "name one or the other"),
         ([vit], 4, "config.json of another model"),
+        ([tmp_path / "list"], 3, "config.json with a list"),
     ):
         got, printed = convert("from-hf", *arguments, "--out", out)
         assert got == code and says in printed and printed.count("\n") == 1, printed

@@ -108,7 +108,7 @@ def _add_checks(add: Callable[..., Any]) -> None:
         help="say what this tokenizer makes of the captions (folder, or name on the hub)",
     )
     against = "look for the pictures of these evaluation sets: prepared folders, or files as INPUT"
-    add("--against", nargs="+", default=[], metavar="OTHER", help=against)
+    add("--against", nargs="+", action="extend", default=[], metavar="OTHER", help=against)
     distance = (
         "bits of 256 in which copies may differ "
         "(default {}; fewer for drawings; -1: equal files only)"
