@@ -3,8 +3,8 @@
     python -m benchmarks.places runs/demo/albef
 
 Each scene has one circle and one square, in any of the colours, and its caption says what lies
-left of, right of, above or below what, in either order. Logistic regression (`tasks/logistic.py`) is
-fitted on features to say on which side of the square the circle lies. `axis` is how often side by
+left of, right of, above or below what, in either order. Logistic regression (`tasks/logistic.py`)
+is fitted on features to say on which side of the square the circle lies. `axis` is how often side by
 side is told from one above the other, `side` how often the right one of two sides is taken; chance
 is 50. Beside the run stand the same encoders before their training.
 """
@@ -24,6 +24,7 @@ from nas_jax.data.scene_pictures import render
 from nas_jax.data.scenes import choose, draw_scene
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.worlds import INVERSE, SMALL
+from nas_jax.evals.config import check_has_scores
 from nas_jax.parallel.mesh import make_mesh
 from nas_jax.storage.paths import reaching
 from nas_jax.tasks.logistic import fit_best
@@ -96,8 +97,9 @@ def run(argv: Sequence[str]) -> None:
     args = flags.parse_args(argv)
     with reaching(args.checkpoint):
         trained = open_trained(args.checkpoint)
+        check_has_scores(trained.method, "places")
         weights = trained.load(make_mesh(devices=jax.devices()[:1]), lambda line: None)
-    start = trained.method.init(jax.random.key(trained.config["seed"]))
+    start = trained.method.init(jax.random.key(trained.seed))
     train, test = (draw(n, trained.model.image_size, n) for n in (TRAIN, TEST))
     table = {}
     for these in (weights, start):

@@ -200,7 +200,7 @@ def _own(scorer: Scorer, trained: Trained) -> list[Result]:
     data = trained.section(DataConfig, "data")
     return [
         result
-        for eval_set in open_eval_sets(data, trained.config["seed"], trained.tokenizer.cased)
+        for eval_set in open_eval_sets(data, trained.seed, trained.tokenizer.cased)
         for result in own_results(scorer.on(eval_set, text_length=data.text_length), scorer.config)
     ]
 

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
         trained = open_trained(args.checkpoint)
         params, state = trained.load(make_mesh(devices=jax.devices()[:1]))
         data = trained.section(DataConfig, "data")
-        pairs = validation_pairs(data, trained.config["seed"], args.images)
+        pairs = validation_pairs(data, trained.seed, args.images)
         read = read_codes(trained.method, params, state, pairs.images)
         found = summed_up(read, run_name(trained), pairs.name, args.first)
         drawn = found, pairs.images, trained.model.patch_size

@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         trained = open_trained(args.checkpoint)
         check_matching(trained.method)
         data = trained.section(DataConfig, "data")
-        sets = open_eval_sets(data, trained.config["seed"], trained.tokenizer.cased)
+        sets = open_eval_sets(data, trained.seed, trained.tokenizer.cased)
         chosen = chosen_set(sets, args.set)
         scorer = make_scorer(trained)
         items = score_foils(scorer, chosen, data.text_length, scorer.config.max_pairs)

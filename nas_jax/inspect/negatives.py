@@ -87,7 +87,7 @@ def diagnose(
     mesh = make_mesh(devices=jax.devices()[:1])
     params, state = trained.load(mesh, say, ("teacher",) if teacher else ())
     cased = trained.tokenizer.cased
-    pairs = validation_pairs(data, trained.config["seed"], count, cased)
+    pairs = validation_pairs(data, trained.seed, count, cased)
     model = Model(method, params, state, trained.tokenizer.encode, data.text_length)
     size = min(data.batch_size, MOST_ROWS, len(pairs.captions))
     scored, made = score_pairs(model, pairs, size)

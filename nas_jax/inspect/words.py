@@ -60,7 +60,7 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
             "--picture K --caption TEXT, or --image FILE --caption TEXT",
             "say which picture it is for",
         )
-    pairs = validation_pairs(data, trained.config["seed"], AMONG, cased)
+    pairs = validation_pairs(data, trained.seed, AMONG, cased)
     count = len(pairs.captions)
     if args.picture is not None and not 0 <= args.picture < count:
         raise ConfigError(f"--picture {args.picture}", f"0 to {count - 1}", "name one of these")

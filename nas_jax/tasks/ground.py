@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
         check_fusion(method)
         layer = fusion_layer(method, args.layer)
         data = _test_data(trained.section(DataConfig, "data"), args)
-        tests = task.tests(data, trained.config["seed"])
+        tests = task.tests(data, trained.seed)
         results: list[Result] = []
         asker = Asker(method, trained.tokenizer, data)
         evaluate = make_task_evaluator(

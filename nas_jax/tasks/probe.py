@@ -170,7 +170,7 @@ def _classes(trained: Trained, args: argparse.Namespace) -> tuple[Classes, Class
     def read(split: str, source: str) -> Labelled:
         if source != SCENES:
             return read_labelled(source)
-        world, seed = WORLDS[data.scene_world], trained.config["seed"]
+        world, seed = WORLDS[data.scene_world], trained.seed
         return DrawnThings(world, split, DRAWN[split], seed, size).labelled
 
     train, test = read("train", args.train), read("val", args.test)
@@ -197,14 +197,14 @@ def _probed(
     names = sets[0].names
     rows = [_order(names, name) for name in names]  # of each class: its number first
     out, penalties = [], {}
-    start = jax.jit(trained.method.init)(jax.random.key(trained.config["seed"]))
+    start = jax.jit(trained.method.init)(jax.random.key(trained.seed))
     model = trained.model
     features = Features(trained.method, model.num_patches, args.features, args.batch_size)
     grey = np.broadcast_to(np.array(BLANK_RGB, np.uint8), (model.image_size,) * 2 + (3,))
     for name, weights_of in (("probe", weights), ("untrained", start)):
         train_NxF = features.of(weights_of, train_I, console, f"{name}, training")
         test_NxF = features.of(weights_of, test_I, console, f"{name}, test")
-        probe = fit_best(train_NxF, train_N, len(names), trained.config["seed"])
+        probe = fit_best(train_NxF, train_N, len(names), trained.seed)
         penalties[name] = f"{probe.penalty:g}"
         seen_NxC = probe.logits(test_NxF)
         blind_C = probe.logits(features.of(weights_of, [grey], console, name))[0]

@@ -86,6 +86,11 @@ class Trained:
             return build(kind, self.config.get(name, {}), name)
 
     @property
+    def seed(self) -> int:
+        """Of the run; 0 of converted weights, which have none."""
+        return self.config.get("seed", 0)
+
+    @property
     def verified(self) -> bool:
         """Whether the checkpoint has digests, which every read compares."""
         return "arrays" in self.record

@@ -5,6 +5,7 @@ whole.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,9 +162,14 @@ def test_classes_of_tfds(tmp_path):
 
 def test_the_probes_of_two_runs_can_be_compared(pretrained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(probe, "DRAWN", {"train": 60, "val": 30})
-    for number, penalty in enumerate((1e-3, 1.0)):  # each run has the one that is best for it
-        monkeypatch.setattr(logistic, "PENALTIES", (penalty,))
-        assert probe.main([str(pretrained), "--out", str(tmp_path / str(number))]) == 0
+    converted = Path(shutil.copytree(pretrained, tmp_path / "converted"))
+    config = json.loads((converted / "config.json").read_text())
+    del config["seed"]  # as the folders of nas_jax.convert have none
+    (converted / "config.json").write_text(json.dumps(config))
+    for number, run in enumerate((pretrained, converted)):
+        # each has the one that is best for it
+        monkeypatch.setattr(logistic, "PENALTIES", ((1e-3, 1.0)[number],))
+        assert probe.main([str(run), "--out", str(tmp_path / str(number))]) == 0
     protocol, _ = read(tmp_path / "0")
     assert protocol["penalty"] == {"probe": "0.001", "untrained": "0.001"}
     assert compare.main([str(tmp_path / "0"), str(tmp_path / "1")]) == 0
