@@ -4,9 +4,9 @@
 
 Each scene has one circle and one square, in any of the colours, and its caption says what lies
 left of, right of, above or below what, in either order. Logistic regression (`tasks/logistic.py`)
-is fitted on features to say on which side of the square the circle lies. `axis` is how often side by
-side is told from one above the other, `side` how often the right one of two sides is taken; chance
-is 50. Beside the run stand the same encoders before their training.
+is fitted on features to say on which side of the square the circle lies. `axis` is how often side
+by side is told from one above the other, `side` how often the right one of two sides is taken;
+chance is 50. Beside the run stand the same encoders with random weights.
 """
 
 from __future__ import annotations
