@@ -26,6 +26,7 @@ MODULES = {
     "evals.leaderboard": "any number of models beside each other, on one page with pictures",
     "convert": "weights of ALBEF, ViT and BERT in; Hugging Face and ALBEF out",
     "tasks.ground": "which of some boxes a text names, by the attention of a run",
+    "tasks.nlvr2_score": "NLVR2's accuracy and consistency, from anyone's predictions",
     "tasks.probe": "classes by a linear probe on the features of a run, and by their names",
     "inspect.run": "a work directory -> one HTML page with curves, tables and pictures",
     "inspect.compare": "at which step and metric a run departs from reference runs",

@@ -19,6 +19,7 @@ from nas_jax.data.worlds import SMALL
 from nas_jax.kernels.image_tokens import ImageTokens
 from nas_jax.kernels.last_layer import TextRows
 from nas_jax.models.bert import BertLayer
+from nas_jax.tasks import nlvr2_score
 from nas_jax.tasks.nlvr2 import Nlvr2Config, Nlvr2Task, all_of, with_twins
 from nas_jax.tasks.text_assignment import NEITHER, assigned
 from nas_jax.utils.errors import DataError
@@ -195,3 +196,46 @@ def test_a_wrong_line_is_one_clear_line(tmp_path, entry, match):
     with pytest.raises(DataError, match=match) as caught:
         TASK.tests(nlvr2(tmp_path, [entry]), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_predictions_has_the_official_numbers(tmp_path, capsys, caplog):
+    """Of the shape of dev: 6,982 items on 2,018 sentences, each with three or four pairs."""
+    rng, lines, said, groups = np.random.default_rng(0), [], [], []
+    for sentence in range(2018):
+        name, text = f"dev-{sentence // 2}", sentence % 2
+        rights = []
+        for pair in range(4 if sentence < 928 else 3):
+            label, right = bool(rng.integers(2)), rng.random() < 0.9
+            key = f"{name}-{pair}-{text}"
+            lines.append({"identifier": key, "sentence": "there are two", "label": str(label)})
+            said.append(f"{key},{label if right else not label}")
+            rights.append(right)
+        groups.append(all(rights))
+    data, answers = tmp_path / "dev.json", tmp_path / "said.csv"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    rng.shuffle(said)  # the order of predictions says nothing
+    answers.write_text("\n".join(said))
+    truth = {one["identifier"]: one["label"] for one in lines}
+    accuracy = 100 * np.mean([truth[key] == value for key, value in (s.split(",") for s in said)])
+    assert nlvr2_score.main([str(data), str(answers)]) == 0
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        f"accuracy     {accuracy:.2f}  of 6982",
+        f"consistency  {100 * np.mean(groups):.2f}  of 2018",
+    ]
+    assert not caplog.records and 40 < 100 * np.mean(groups) < 90
+
+    # negative controls
+    for text, line in (
+        ("\n".join(said[1:]), "1 items of"),
+        ("\n".join([*said, "dev-9999-0-0,True"]), "1 of other items, like dev-9999-0-0"),
+        ("\n".join([*said, said[0]]), "for the second time"),
+        ("\n".join([*said[1:], said[0].split(",")[0] + ",maybe"]), "6982: "),
+    ):
+        answers.write_text(text)
+        assert nlvr2_score.main([str(data), str(answers)]) == DataError.exit_code
+        assert line in capsys.readouterr().err
+    data.write_text("\n".join(map(json.dumps, lines[:3])))
+    kept = {one["identifier"] for one in lines[:3]}
+    answers.write_text("\n".join(one for one in said if one.split(",")[0] in kept))
+    assert nlvr2_score.main([str(data), str(answers)]) == 0
+    assert "dev has 6982 on 2018" in caplog.text  # another split, or a part of it
