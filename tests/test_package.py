@@ -161,7 +161,9 @@ def test_the_help_names_every_program_and_every_mode():
         parts = path.relative_to(ROOT / "nas_jax").with_suffix("").parts
         if '\nif __name__ == "__main__":' in path.read_text():
             programs.add(".".join(part for part in parts if part != "__main__"))
-    internal = {"", "convert.gate_torch"}  # this table itself, and what to-hf starts
+    # this table itself, what to-hf starts, and a file that it copies into exports
+    started = ("gate_torch", "onnx_torch", "onnx_run", "sentence_run")
+    internal = {"", *map("convert.{}".format, started), "convert.hf_files.app"}
     assert programs - internal == MODULES.keys()
     (modes,) = re.findall(r"^MODES = (.+)$", (ROOT / "main.py").read_text(), re.MULTILINE)
     assert set(ast.literal_eval(modes)) == MODES.keys()
