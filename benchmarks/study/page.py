@@ -43,7 +43,8 @@ def write_page(folder: Path, name: str, preset: Preset, records: Sequence[Record
             lines += [preset.settings[setting].about, ""]
         picture = folder / files / f"{setting or 'results'}.png"
         draw(picture, preset, variants)
-        lines += [f"![{setting}: {preset.title}]({files}/{picture.name})", ""]
+        alt = f"{setting}: {preset.title}" if setting else preset.title
+        lines += [f"![{alt}]({files}/{picture.name})", ""]
         lines += _numbers(preset, variants)
         lines += _differences(preset, variants)
         lines += _negatives(variants)
@@ -72,7 +73,8 @@ def _how(name: str, preset: Preset, records: Sequence[Record]) -> list[str]:
         "seed see the same pictures in the same order and answer the same questions.",
         "",
     ]
-    rows = [(f"`{variant}`", choice.about) for variant, choice in preset.variants.items()]
+    ran = {one.variant for one in records}
+    rows = [(f"`{key}`", one.about) for key, one in preset.variants.items() if key in ran]
     return lines + markdown(("variant", "what it is"), rows)
 
 

@@ -16,7 +16,7 @@ from benchmarks.study.statistics import mean_over_seeds
 # Okabe and Ito's blue and orange, which colour-blind readers tell apart
 MEAN, SEED, INK, SOFT, GRID = "#0072b2", "#e69f00", "#202020", "#5a5a5a", "#dddddd"
 LEAST_RANGE = 10.0  # percentage points of a panel: less would make noise look like news
-COLUMNS, WIDTH, ROW = 4, 3.1, 0.34  # panels in a row; inches
+COLUMNS, WIDTH, ROW, GAP = 4, 3.1, 0.34, 0.85  # panels in a row; inches
 
 
 def draw(path: Path, preset: Preset, variants: Mapping[str, Mapping[int, Record]]) -> None:
@@ -24,14 +24,15 @@ def draw(path: Path, preset: Preset, variants: Mapping[str, Mapping[int, Record]
     measured = {key for runs in variants.values() for one in runs.values() for key in one.metrics}
     metrics = [(key, title) for key, title in preset.metrics.items() if key in measured]
     lines = math.ceil(len(metrics) / COLUMNS)
-    height = 0.75 + lines * (0.85 + ROW * len(variants))
+    rows = ROW * len(variants)
+    height = 0.75 + lines * (GAP + rows)
     figure = Figure(figsize=(1.4 + WIDTH * COLUMNS, height), dpi=90, facecolor="white")
     FigureCanvasAgg(figure)
     text = "bar: mean over seeds and its 95 % interval; points: seeds; dotted: albef's mean"
     figure.text(0.01, 1 - 0.3 / height, text, fontsize=10, color=SOFT)
     axes = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False)
     figure.subplots_adjust(
-        left=1.35 / (1.4 + WIDTH * COLUMNS), right=0.985, wspace=0.16, hspace=0.55,
+        left=1.35 / (1.4 + WIDTH * COLUMNS), right=0.985, wspace=0.16, hspace=GAP / rows,
         top=1 - 0.75 / height, bottom=0.35 / height,
     )  # fmt: skip
     for place, panel in enumerate(axes.flat):
@@ -62,7 +63,8 @@ def _panel(panel, key: str, title: str, variants: Mapping[str, Mapping[int, Reco
         panel.axvline(sum(base) / len(base), color=INK, linewidth=1, linestyle=":")
     low, high = panel.get_xlim()
     missing = max(0.0, LEAST_RANGE - (high - low)) / 2
-    panel.set_xlim(low - missing, high + missing)
+    # an interval of few seeds may be longer than all there is
+    panel.set_xlim(max(low - missing, -3.0), min(high + missing, 103.0))
     panel.grid(axis="x", color=GRID, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(colors=INK, labelsize=9, length=0)
