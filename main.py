@@ -15,16 +15,18 @@ the same as `python main.py ... --mode=train`, also where only the wheel is inst
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from nas_jax.utils.errors import ConfigError, UserError
 from nas_jax.utils.memory import cpu_only, keep_freed_memory
+from nas_jax.utils.threads import is_narrow, take_one_thread, usable_cores
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODES = ("train", "eval", "compile", "check")
@@ -153,6 +155,16 @@ def _check_temporary_folder() -> None:
         ) from error
 
 
+def _choose_threads(config: ConfigDict) -> None:
+    from nas_jax.config import from_config_dict
+
+    run = from_config_dict(config)
+    batch = run.data.batch_size // run.train.accumulate
+    narrow = is_narrow(batch, run.model.num_patches, run.model.dim)
+    if narrow and take_one_thread(os.environ, usable_cores()):
+        print("one thread computes: a step this small is faster so (NPROC=2 takes two)", flush=True)
+
+
 def _raise_known(error: BaseException | None) -> None:
     """Raises the UserError, if any, at the root of what the flag libraries made of it."""
     while error is not None:
@@ -177,6 +189,8 @@ def main(argv: list[str]) -> int:
         # compiling has many threads, which would share one heap
         if _MODE.value in ("train", "eval") and cpu_only():
             keep_freed_memory()
+        if _MODE.value == "train" and cpu_only() and not _COORDINATOR.value:
+            _choose_threads(_CONFIG.value)
         from nas_jax import runner  # here: imports of seconds, which a wrong flag need not wait for
         from nas_jax.parallel.processes import Processes
 
