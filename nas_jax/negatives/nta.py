@@ -144,11 +144,10 @@ def candidates(
     allowed_BxMxV = jnp.asarray(vocabulary.fillable_V) & (vocab != original_BxM[..., None])
     logits_BxMxV = jnp.where(allowed_BxMxV, jax.lax.stop_gradient(logits_BxMxV), -jnp.inf)
     # In two dimensions: with three, TPUs sort the whole vocabulary, and compile that for minutes.
-    batch, picks, vocabulary = logits_BxMxV.shape
-    best = jax.lax.top_k(
-        logits_BxMxV.reshape(batch * picks, vocabulary), min(top_words, vocabulary)
-    )
-    return tuple(pin_rows(x.reshape(batch, picks, -1)) for x in best)
+    batch, picks, size = logits_BxMxV.shape
+    scores, words = jax.lax.top_k(logits_BxMxV.reshape(batch * picks, size), min(top_words, size))
+    scores_BxMxC = pin_rows(scores.reshape(batch, picks, -1))
+    return scores_BxMxC, pin_rows(words.reshape(batch, picks, -1))
 
 
 def refill(

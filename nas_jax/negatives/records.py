@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import flax.struct
 import jax.numpy as jnp
@@ -36,9 +37,12 @@ def joined(parts: Sequence[TextNegatives]) -> TextNegatives:
     """The captions of several makers, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    arrays = zip(*((p.ids_BxCxL, p.mask_BxCxL, p.valid_BxC) for p in parts), strict=True)
-    kinds = tuple(kind for part in parts for kind in part.kinds)
-    return TextNegatives(*(jnp.concatenate(of, 1) for of in arrays), kinds)
+    return TextNegatives(
+        jnp.concatenate([part.ids_BxCxL for part in parts], 1),
+        jnp.concatenate([part.mask_BxCxL for part in parts], 1),
+        jnp.concatenate([part.valid_BxC for part in parts], 1),
+        tuple(kind for part in parts for kind in part.kinds),
+    )
 
 
 def without_equals(
@@ -48,4 +52,5 @@ def without_equals(
     real_BxCxL = negatives.mask_BxCxL | token_mask_BxL[:, None]
     other_BxCxL = negatives.ids_BxCxL != token_ids_BxL[:, None]
     other_BxCxL |= negatives.mask_BxCxL != token_mask_BxL[:, None]
-    return negatives.replace(valid_BxC=negatives.valid_BxC & (real_BxCxL & other_BxCxL).any(-1))
+    valid_BxC = negatives.valid_BxC & (real_BxCxL & other_BxCxL).any(-1)
+    return replace(negatives, valid_BxC=valid_BxC)
