@@ -67,8 +67,9 @@ class Setting:
 class Saved(Protocol):
     """The method state of a checkpoint that another run starts from."""
 
-    whole: bool
-    """Whether teacher, queues and the like are wanted too (`train.weights_state`)."""
+    @property
+    def whole(self) -> bool:
+        """Whether teacher, queues and the like are wanted too (`train.weights_state`)."""
 
     def entry(self, name: str) -> Any | None:
         """An entry of the state as it was saved (nested dicts of NumPy arrays), or None."""

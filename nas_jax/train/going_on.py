@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from nas_jax.train.schedules import Schedule
 from nas_jax.train.state import TrainState
 from nas_jax.train.trained import open_trained
 from nas_jax.train.workdir import TOKENIZER, has_checkpoint
-from nas_jax.typing import PyTree
+from nas_jax.typing import Array, PyTree
 from nas_jax.utils.errors import CheckpointError
 from nas_jax.utils.fields import build
 
@@ -44,7 +44,7 @@ class Course:
     config: Mapping[str, Any]  # nested, with the sections data, train and optimizer
     records: int  # in the training pairs
     # `Method.renumbered`: (method state, steps to add to its own counts) -> method state
-    renumber: Callable[[PyTree, int], PyTree] = lambda state, by: state
+    renumber: Callable[[PyTree, int | Array], PyTree] = lambda state, by: state
 
     @property
     def batch_size(self) -> int:
@@ -159,9 +159,10 @@ class Course:
 
 def _get(config: Mapping[str, Any], name: str) -> Any:
     """A field by its dotted name; None where an older config lacks it."""
+    found: Any = config
     for part in name.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return list(config) if isinstance(config, tuple) else config
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return list(found) if isinstance(found, tuple) else found
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: list[str]) -> bool:
@@ -182,7 +183,8 @@ def renumbered(state: TrainState, step: int, course: Course) -> TrainState:
     def change(part: Any) -> Any:
         return part._replace(count=jnp.full_like(part.count, step)) if own(part) else part
 
-    return state.replace(
+    return replace(
+        state,
         step=jnp.full_like(state.step, step),
         opt_state=jax.tree.map(change, state.opt_state, is_leaf=own),
         method_state=course.renumber(state.method_state, step - state.step),

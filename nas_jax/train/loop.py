@@ -407,7 +407,8 @@ class _Run:
         if not evaluators:
             return []
         trained = everywhere((state.params, state.method_state), self.training.mesh)
-        return [metric for evaluator in evaluators for metric in evaluator(*trained, step)]
+        params, method_state = trained
+        return [one for evaluator in evaluators for one in evaluator(params, method_state, step)]
 
     # ------------------------------------------------------------------------------------ the end
 

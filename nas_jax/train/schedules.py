@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nas_jax.typing import Array
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Array | int], Array]
 
 
 def staircase(
@@ -29,7 +29,7 @@ def staircase(
     than the warm-up cuts it off.
     """
 
-    def schedule(step: Array) -> Array:
+    def schedule(step: Array | int) -> Array:
         epoch, iteration = step // steps_per_epoch, step % steps_per_epoch
         unit = jnp.clip((iteration - 1) // unit_steps, 0, warmup_units)
         warming = warmup_lr + unit * (lr - warmup_lr) / max(1, warmup_units)
@@ -45,7 +45,7 @@ def smooth(
 ) -> Schedule:
     """Linear warm-up over `warmup_steps`, then one cosine down to `lr_min` at `total_steps`."""
 
-    def schedule(step: Array) -> Array:
+    def schedule(step: Array | int) -> Array:
         warming = warmup_lr + (lr - warmup_lr) * step / max(1, warmup_steps)
         progress = jnp.clip((step - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
         cosine = lr_min + 0.5 * (lr - lr_min) * (1 + jnp.cos(math.pi * progress))

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,8 @@ def with_weights(
     method_state = state.method_state
     if start_from is not None:
         method_state = start_from(params, method_state, saved)
-    return state.replace(params=params, method_state=_place(method_state, shardings.method_state))
+    method_state = _place(method_state, shardings.method_state)
+    return replace(state, params=params, method_state=method_state)
 
 
 @dataclass(frozen=True)

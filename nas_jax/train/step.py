@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,20 @@ def make_train_step(
     return step
 
 
-def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> Callable:
+@dataclass(frozen=True)
+class ShardedStep:
+    """step(state, batch, stage) -> (state, metrics) on a mesh."""
+
+    jitted: jax.stages.Wrapped
+    mesh: Mesh
+
+    def __call__(self, state: PyTree, batch: Batch, stage: Hashable) -> tuple[PyTree, Metrics]:
+        """The next state, and what was measured; the state given is overwritten."""
+        with jax.set_mesh(self.mesh):  # for the activations that models pin
+            return self.jitted(state, batch, stage)
+
+
+def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> ShardedStep:
     """The jitted step on a mesh: the state keeps its places and is overwritten, the batch comes
     split by rows.
     """
@@ -67,10 +81,4 @@ def sharded_step(train_step: Callable, mesh: Mesh, state_shardings: PyTree) -> C
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
     )
-
-    def step(state: PyTree, batch: Batch, stage: Hashable) -> tuple[PyTree, Metrics]:
-        with jax.set_mesh(mesh):  # for the activations that models pin
-            return jitted(state, batch, stage)
-
-    step.jitted = jitted
-    return step
+    return ShardedStep(jitted, mesh)

@@ -203,7 +203,8 @@ class MlflowTracker:
         from mlflow.entities import Metric, Param
 
         here = f"sqlite:///{(workdir / MLFLOW_FILE).absolute()}"
-        self._metric, self._sent = Metric, []
+        self._metric = Metric
+        self._sent: list[Metric] = []
         self._client = mlflow.MlflowClient(
             config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
         )

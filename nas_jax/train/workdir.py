@@ -221,7 +221,7 @@ def _without(module: str) -> Iterator[None]:
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None
+    sys.modules[module] = None  # type: ignore[assignment]  # typeshed: no None; Python allows it
     try:
         yield
     finally:
