@@ -77,7 +77,7 @@ def rehearse(run: RunConfig, topology: str, effort: str = "full") -> Rehearsal:
     placed = placements(abstract.state, mesh, abstract.method.sharding)
     stages = traced_stages(abstract, run.train, mesh)
     stage, traced = largest(stages)
-    known = {
+    known: dict[str, Any] = {
         "topology": topology,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),

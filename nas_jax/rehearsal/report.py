@@ -14,7 +14,8 @@ from nas_jax.rehearsal.compiled import Rehearsal
 
 def format_report(run: RunConfig, result: Rehearsal) -> str:
     """The result as lines for the terminal."""
-    if not result.program:
+    program = result.program
+    if program is None:
         quickly = "" if result.effort == "full" else " when compiled quickly"
         verdict = (
             f"does not fit{quickly}: the compiler needs {_gigabytes(result.peak_bytes)}"
@@ -24,13 +25,13 @@ def format_report(run: RunConfig, result: Rehearsal) -> str:
     lines = [
         *_head(run, result),
         *_memory_lines(run, result),
-        *_speed_lines(run, result),
+        *_speed_lines(run, result, program),
         f"compiled in        {result.compile_seconds:.0f} s",
-        _image_token_line(run, result),
+        _image_token_line(run, result, program),
         "",
-        *_collective_lines(result.program),
+        *_collective_lines(program),
         "",
-        *_operation_lines(result.program),
+        *_operation_lines(program),
     ]
     return "\n".join(lines)
 
@@ -59,7 +60,7 @@ def _memory_lines(run: RunConfig, result: Rehearsal) -> list[str]:
     return lines if result.fits else lines + _what_helps(run, result)
 
 
-def _speed_lines(run: RunConfig, result: Rehearsal) -> list[str]:
+def _speed_lines(run: RunConfig, result: Rehearsal, program: Program) -> list[str]:
     """Operations, and the time that the compiler predicts."""
     pairs = result.batch / result.devices
     looped = run.train.accumulate > 1 or run.model.scan_layers
@@ -75,20 +76,20 @@ def _speed_lines(run: RunConfig, result: Rehearsal) -> list[str]:
             f"PREDICTED          {result.predicted_seconds * 1e3:.1f} ms a step, "
             f"{pairs / result.predicted_seconds:.0f} pairs/s a chip{mfu} "
             "(sum of the compiler's cycle estimates; without collectives and "
-            f"{result.program.unestimated} custom calls)"
+            f"{program.unestimated} custom calls)"
         )
     elif result.effort == "quick":
         lines.append(
             "not predicted      --compile_effort=full predicts the time; the memory above is a "
             "little too high"
         )
-    if unknown := result.program.unknown_loops:
+    if unknown := program.unknown_loops:
         lines.append(f"                   {unknown} loops of unknown length counted once")
     return lines
 
 
-def _image_token_line(run: RunConfig, result: Rehearsal) -> str:
-    moving = moves_image_tokens(result.program, run.model.num_patches)
+def _image_token_line(run: RunConfig, result: Rehearsal, program: Program) -> str:
+    moving = moves_image_tokens(program, run.model.num_patches)
     if not moving:
         return "image tokens       none crosses the interconnect"
     advice = run.method.mesh_advice(_row_devices(result))
@@ -167,11 +168,11 @@ def _collective_lines(program: Program) -> list[str]:
         return ["collectives        none"]
     lines = ["collectives        result, times a step, MB that a device sends"]
     ordered = sorted(groups.items(), key=lambda item: -sum(found.wire_bytes for found in item[1]))
-    for (kind, shape, branch), found in ordered[:16]:
-        sent = sum(one.wire_bytes for one in found) / 1e6
+    for (kind, shape, branch), equal in ordered[:16]:
+        sent = sum(one.wire_bytes for one in equal) / 1e6
         seldom = "  (inside a condition: not in every step)" if branch else ""
         lines.append(
-            f"  {kind:<18} {shape:<44} {sum(one.times for one in found):>4} {sent:>10.3f}{seldom}"
+            f"  {kind:<18} {shape:<44} {sum(one.times for one in equal):>4} {sent:>10.3f}{seldom}"
         )
     if len(ordered) > 16:
         lines.append(f"  ... and {len(ordered) - 16} smaller")
