@@ -100,7 +100,7 @@ def attend(
     mixed, kept_BxLxH = _mix(
         (rate, salt), query_BxLxHxF * scale, tuple(groups), kernels, key_mask_BxT, seeds_BxL
     )
-    bias = bias_HxF if drop is None else kept_BxLxH[..., None] * bias_HxF
+    bias = bias_HxF if kept_BxLxH is None else kept_BxLxH[..., None] * bias_HxF
     return pin(mixed + bias, BATCH, None, "tensor", None)
 
 
@@ -182,7 +182,9 @@ def _mix_backward(drop, saved: _Saved, grads):
     ]
     all_grad_logits = _grad_logits(drop, saved, grads, products)
     all_dropped = _dropped(drop, saved.powers, saved.seeds_BxL)
-    grad_query, grad_query_BxLxHxD, grad_groups = 0, 0, []
+    grad_query: Array | int = 0
+    grad_query_BxLxHxD: Array | int = 0
+    grad_groups: list[KeyValue | Array] = []
     for grad_logits, dropped, (key, _) in zip(all_grad_logits, all_dropped, groups, strict=True):
         if key.ndim == 4:
             grad_query += _over_keys(grad_logits, key)
@@ -191,12 +193,14 @@ def _mix_backward(drop, saved: _Saved, grads):
         else:
             grad_query_BxLxHxD += _over_keys(grad_logits, key)
             pairs = (grad_logits, saved.query_BxLxHxD), (dropped, grad_BxLxHxD)
-            grad_groups.append(sum(jnp.einsum("bhlt,blhd->btd", *pair) for pair in pairs))
+            first, second = (jnp.einsum("bhlt,blhd->btd", *pair) for pair in pairs)
+            grad_groups.append(first + second)
     grad_kernels = None
     if kernels is not None:
         grad_query += jnp.einsum("blhd,dhf->blhf", grad_query_BxLxHxD, kernels.key)
-        pairs = (grad_query_BxLxHxD, saved.query_BxLxHxF), (saved.mixed_BxLxHxD, grad_BxLxHxF)
-        grad_kernels = KeyValue(*(jnp.einsum("blhd,blhf->dhf", *pair) for pair in pairs))
+        of = functools.partial(jnp.einsum, "blhd,blhf->dhf")
+        grad_key = of(grad_query_BxLxHxD, saved.query_BxLxHxF)
+        grad_kernels = KeyValue(grad_key, of(saved.mixed_BxLxHxD, grad_BxLxHxF))
     return grad_query, tuple(grad_groups), grad_kernels, None, None
 
 
@@ -204,15 +208,15 @@ def _grad_logits(
     drop: tuple[float, str], saved: _Saved, grads: tuple[Array, Array | None], products: list[Array]
 ) -> list[Array]:
     """Those of each group. products: of the outputs' gradients and the values."""
-    dtype, seeds_BxL = saved.query_BxLxHxF.dtype, saved.seeds_BxL
+    dtype, (_, grad_kept_BxLxH) = saved.query_BxLxHxF.dtype, grads
     mean_BxLxH = sum_last(grads[0].astype(jnp.float32) * saved.mixed_BxLxHxF, dtype)
     mean_BxLxH *= saved.scale_BxLxH
-    if seeds_BxL is not None:
-        extra_BxLxH = grads[1].astype(jnp.float32) * saved.scale_BxLxH
+    if grad_kept_BxLxH is not None and saved.kept_BxLxH is not None:  # with dropout
+        extra_BxLxH = grad_kept_BxLxH.astype(jnp.float32) * saved.scale_BxLxH
         mean_BxLxH += extra_BxLxH * saved.kept_BxLxH
         extra_BxHxLx1 = extra_BxLxH.swapaxes(1, 2)[..., None]
         products = [x.astype(jnp.float32) + extra_BxHxLx1 for x in products]
-        products = _dropped(drop, products, seeds_BxL)
+        products = _dropped(drop, products, saved.seeds_BxL)
     found = [
         power.astype(jnp.float32) * (x.astype(jnp.float32) - mean_BxLxH.swapaxes(1, 2)[..., None])
         for power, x in zip(saved.powers, products, strict=True)
@@ -231,7 +235,7 @@ def _absorb(x_BxLxHxF: Array, kernel_DxHxF: Array) -> Array:
 
 def _of_width(key: Array, x_BxLxHxF: Array, x_BxLxHxD: Array | None) -> Array:
     """What is multiplied with these keys, or with tokens."""
-    return x_BxLxHxF if key.ndim == 4 else x_BxLxHxD
+    return x_BxLxHxF if key.ndim == 4 or x_BxLxHxD is None else x_BxLxHxD
 
 
 def _dropped(

@@ -8,6 +8,7 @@ some of its tokens replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import flax.struct
@@ -73,6 +74,12 @@ class ImageTokens:
         """Texts beside each image."""
         return sum(group.rows for group in self.groups)
 
+    def position_terms(self) -> PositionTerms:
+        """The positions. Raises ValueError where a group with a replacement lacks them."""
+        if self.positions is None:
+            raise ValueError("image tokens with a replacement need their positions")
+        return self.positions
+
     def seen_by(self, group: QueryGroup) -> Array:
         """The tokens (B, T, D) that each text of a group attends to."""
         tokens_BxTxD = jnp.concatenate(self.tokens, axis=1)
@@ -81,7 +88,8 @@ class ImageTokens:
         if group.detached:
             tokens_BxTxD = jax.lax.stop_gradient(tokens_BxTxD)
         if group.replacement is not None:
-            tokens_BxTxD = replace_patches(tokens_BxTxD, group.replacement, self.positions)
+            terms = self.position_terms()
+            tokens_BxTxD = replace_patches(tokens_BxTxD, group.replacement, terms)
         return tokens_BxTxD
 
 
@@ -94,7 +102,7 @@ def cls_apart(image: tuple[ImageTokens, ...]) -> tuple[ImageTokens, ...]:
     """[CLS] and patches in two arrays: once for all layers, whose gradients then need not be put
     together each time.
     """
-    return tuple(one.replace(tokens=(one.tokens[0][:, :1], one.tokens[0][:, 1:])) for one in image)
+    return tuple(replace(one, tokens=(one.tokens[0][:, :1], one.tokens[0][:, 1:])) for one in image)
 
 
 def some_texts(image: tuple[ImageTokens, ...], texts: Sequence[int]) -> tuple[ImageTokens, ...]:
@@ -108,10 +116,10 @@ def some_texts(image: tuple[ImageTokens, ...], texts: Sequence[int]) -> tuple[Im
         for group in one.groups:
             rows = sum(first <= text < first + group.rows for text in texts)
             if rows:
-                groups.append(group.replace(rows=rows))
+                groups.append(replace(group, rows=rows))
             first += group.rows
         if groups:
-            kept.append(one.replace(groups=tuple(groups)))
+            kept.append(replace(one, groups=tuple(groups)))
     return tuple(kept)
 
 

@@ -80,7 +80,8 @@ def cross_attention(
     """
     batch, row, mixed = image[0].tokens[0].shape[0], 0, []
     x_BxPxLxD = by_image(x_RxLxD, batch)
-    seeds_BxPxL = drop and by_image(drop.seeds_BxL, batch)
+    if drop is not None:  # seeds (B, P, L), as the texts
+        drop = drop._replace(seeds_BxL=by_image(drop.seeds_BxL, batch))
     for one in image:
         keys_of = _reader(one, weights.key_value, one.rows * x_RxLxD.shape[1])
         for group in one.groups:
@@ -89,7 +90,7 @@ def cross_attention(
             def together(x: Array, rows: slice = rows) -> Array:
                 return pin_rows(x[:, rows].reshape(batch, -1, *x.shape[3:]))
 
-            its_drop = drop and drop._replace(seeds_BxL=together(seeds_BxPxL))
+            its_drop = drop and drop._replace(seeds_BxL=together(drop.seeds_BxL))
             queries = query(together(x_BxPxLxD), weights.query)
             keys = keys_of(group)
             mixed_BxQxD = weights.out(attend(queries, keys, weights.key_value, None, its_drop))
@@ -115,13 +116,15 @@ def _reader(
 
     def keys_of(group: QueryGroup) -> list[KeyValue | Array]:
         keys, patches = list(detached if group.detached else trained), image.tokens[-1]
-        if group.index_B is not None:
+        index_B = group.index_B
+        if index_B is not None:
             keys, patches = jax.tree.map(
-                lambda x: take_rows(x, group.index_B, group.shards), (keys, patches)
+                lambda x: take_rows(x, index_B, group.shards), (keys, patches)
             )
         if group.replacement is not None:
             patches = jax.lax.stop_gradient(patches) if group.detached else patches
-            keys[-1] = replaced_keys(keys[-1], patches, group.replacement, image.positions, weights)
+            terms = image.position_terms()
+            keys[-1] = replaced_keys(keys[-1], patches, group.replacement, terms, weights)
         return keys
 
     return keys_of

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import jax
 
-Function = TypeVar("Function", bound=Callable)
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
 
 # Names of the kernels that run their twins. A part of the key of jit's cache, so that a function
 # that was compiled outside is traced again inside.
@@ -20,19 +21,29 @@ _plain = jax.make_user_context(default_value=frozenset())
 set_plain = _plain
 
 
-def same_as(plain: Callable) -> Callable[[Function], Function]:
+class Twins(Generic[Inputs, Result]):
+    """A kernel and its plain twin, called as one function."""
+
+    __name__: str  # the kernel's
+
+    def __init__(self, kernel: Callable[Inputs, Result], plain: Callable[..., Result]):
+        self.kernel, self.plain = kernel, plain
+        functools.update_wrapper(self, kernel)
+
+    def __call__(self, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
+        chosen = self.plain if self.__name__ in _plain.value else self.kernel
+        return chosen(*args, **kwargs)
+
+
+def same_as(
+    plain: Callable[..., Result],
+) -> Callable[[Callable[Inputs, Result]], Twins[Inputs, Result]]:
     """Makes a function the kernel whose plain twin is `plain`: same arguments, same numbers.
 
     Both stay in reach, as the attributes `kernel` and `plain`.
     """
 
-    def decorate(kernel: Function) -> Function:
-        @functools.wraps(kernel)
-        def either(*args, **kwargs):
-            chosen = plain if kernel.__name__ in _plain.value else kernel
-            return chosen(*args, **kwargs)
-
-        either.kernel, either.plain = kernel, plain
-        return either
+    def decorate(kernel: Callable[Inputs, Result]) -> Twins[Inputs, Result]:
+        return Twins(kernel, plain)
 
     return decorate
