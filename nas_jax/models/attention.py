@@ -85,8 +85,9 @@ class _Heads(nn.Module):
         return FromHeads(self.dtype, self.kernel_init, name="out")
 
     def _drop(self, seeds_RxL: Array | None) -> Drop | None:
-        drops = seeds_RxL is not None and self.dropout > 0
-        return Drop(self.dropout, self.name, seeds_RxL) if drops else None
+        if seeds_RxL is None or self.dropout <= 0:
+            return None
+        return Drop(self.dropout, self.name or "", seeds_RxL)
 
 
 class SelfAttention(_Heads):

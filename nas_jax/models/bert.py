@@ -70,14 +70,13 @@ class BertLayer(nn.Module):
         probabilities_RxHxLxT = None
         if image is not None:
             cross = CrossAttention(*heads, name="cross_attention")
-            update = cross(x_RxLxD, image, seeds_RxL, offset_RxHxLxT)
-            if offset_RxHxLxT is not None:
-                update, probabilities_RxHxLxT = update
+            found = cross(x_RxLxD, image, seeds_RxL, offset_RxHxLxT)
+            update, probabilities_RxHxLxT = found if isinstance(found, tuple) else (found, None)
             x_RxLxD = add_and_norm("cross_attention_norm", x_RxLxD, update)
         mlp_in = Dense(config.mlp_ratio * config.dim, dtype, init, name="mlp_in")
         mlp_out = Dense(config.dim, dtype, init, name="mlp_out")
         x_RxLxD = add_and_norm("mlp_norm", x_RxLxD, feed_forward(x_RxLxD, mlp_in, mlp_out))
-        return x_RxLxD if offset_RxHxLxT is None else (x_RxLxD, probabilities_RxHxLxT)
+        return x_RxLxD if probabilities_RxHxLxT is None else (x_RxLxD, probabilities_RxHxLxT)
 
 
 class TextEncoder(nn.Module):
@@ -177,15 +176,15 @@ class FusionEncoder(nn.Module):
         gradient of any score with respect to it is that of the probabilities.
         """
         rows, image = TextRows(token_mask_RxL), (ImageTokens((image_tokens_RxTxD,)),)
-        layers, probabilities = list(range(len(self.layer))), None
-        chosen, x_RxLxD = layers[layer], text_tokens_RxLxD
+        layers, maps, x_RxLxD = range(len(self.layer)), [], text_tokens_RxLxD
         for number in layers:
             inputs = x_RxLxD, self.config.text_layers + number, rows, image
-            if number == chosen:
-                x_RxLxD, probabilities = self.layer[number](*inputs, offset_RxHxLxT)
+            if number == layers[layer]:
+                x_RxLxD, map_RxHxLxT = self.layer[number](*inputs, offset_RxHxLxT)
+                maps.append(map_RxHxLxT)
             else:
                 x_RxLxD = self.layer[number](*inputs)
-        return x_RxLxD, probabilities
+        return x_RxLxD, maps[0]
 
 
 class MlmHead(nn.Module):

@@ -13,7 +13,7 @@ LayerNorm over the two gate values, which leaves a gate with only two states.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import flax.struct
 import jax
@@ -75,7 +75,7 @@ class DictionaryState:
     def renumbered(self, by: int | Array) -> DictionaryState:
         """With so many more steps: the ages of codes stay, and so does being past the start."""
         step = jnp.where(self.step > 0, jnp.maximum(self.step + by, 1), 0)
-        return self.replace(step=step, last_use_K=self.last_use_K + step - self.step)
+        return replace(self, step=step, last_use_K=self.last_use_K + step - self.step)
 
 
 def init_dictionary(key: Array, num_codes: int, dim: int, literal: bool = False) -> DictionaryState:
@@ -151,7 +151,8 @@ def ema_update(
         means_KxD = sums_KxD / jnp.maximum(counts_K, 1e-12)[:, None]
         codes_KxD = jnp.where(batch_counts_K[:, None] > 0, means_KxD, state.codes_KxD)
     moving = decay < 1
-    return state.replace(
+    return replace(
+        state,
         codes_KxD=jnp.where(moving, codes_KxD, state.codes_KxD),
         counts_K=jnp.where(moving, counts_K, state.counts_K),
         sums_KxD=jnp.where(moving, sums_KxD, state.sums_KxD),
@@ -171,7 +172,7 @@ def start_from_data(state: DictionaryState, features_BxNxD: Array, key: Array) -
     stretch = max(1, features_MxD.shape[0] // num_codes)
     rows_K = jnp.arange(num_codes) * stretch + jax.random.randint(key, (num_codes,), 0, stretch)
     codes_KxD = features_MxD[rows_K % features_MxD.shape[0]]
-    return state.replace(codes_KxD=codes_KxD, counts_K=jnp.ones(num_codes), sums_KxD=codes_KxD)
+    return replace(state, codes_KxD=codes_KxD, counts_K=jnp.ones(num_codes), sums_KxD=codes_KxD)
 
 
 def idle(state: DictionaryState) -> Array:
@@ -215,7 +216,8 @@ def revive_dead(
     revived_K = dead_K & (rank_K < stretches)
     fresh_KxD = features_MxD[drawn_S[jnp.clip(rank_K, 0, stretches - 1)]]
     count = state.counts_K.mean()
-    return state.replace(
+    return replace(
+        state,
         codes_KxD=jnp.where(revived_K[:, None], fresh_KxD, state.codes_KxD),
         counts_K=jnp.where(revived_K, count, state.counts_K),
         sums_KxD=jnp.where(revived_K[:, None], fresh_KxD * count, state.sums_KxD),
@@ -242,7 +244,7 @@ def quantize(
         state, code_ids_BxN, distance_BxN = _updated(config, state, features_BxNxD, decay, key)
     quantized_BxNxD = straight_through(features_BxNxD, state.codes_KxD[code_ids_BxN])
     share_K = jnp.zeros(config.codes).at[code_ids_BxN.reshape(-1)].add(1.0 / code_ids_BxN.size)
-    metrics = {
+    metrics: Metrics = {
         "dictionary/perplexity": jnp.exp(-jnp.sum(share_K * jnp.log(jnp.maximum(share_K, 1e-12)))),
         "dictionary/used_share": jnp.mean(share_K > 0),
         "dictionary/dead_codes": jnp.sum(~alive(state, config.dead_below)).astype(jnp.float32),

@@ -29,15 +29,17 @@ def resized(fields: Mapping[str, Any], codes: int, seed: int = 0) -> DictionaryS
         for name in ("codes_KxD", "counts_K", "sums_KxD", "last_use_K", "step")
     }
     size = len(old["counts_K"])
+    noise_KxD: np.ndarray | float = 0.0
     if codes <= size:
         by_use = np.argsort(-old["counts_K"], kind="stable")
-        rows_K, noise_KxD = np.sort(by_use[:codes]), 0.0
+        rows_K = np.sort(by_use[:codes])
         counts_K = old["counts_K"][rows_K]
     else:
         rows_K, counts_K = _split(old["counts_K"], codes)
         scale = SPLIT_NOISE * np.sqrt(np.mean(np.square(old["codes_KxD"], dtype=np.float64)))
-        noise_KxD = np.random.default_rng(seed).normal(0, scale, (codes, old["codes_KxD"].shape[1]))
-        noise_KxD[:size] = 0
+        drawn_KxD = np.random.default_rng(seed).normal(0, scale, (codes, old["codes_KxD"].shape[1]))
+        drawn_KxD[:size] = 0
+        noise_KxD = drawn_KxD
     if codes == size:
         codes_KxD, sums_KxD = old["codes_KxD"], old["sums_KxD"]
     else:

@@ -67,10 +67,8 @@ def fuse(
     """
     kinds = sorted(rows, key=lambda kind: _order(rows[kind], split))
     first_Bx1 = jnp.zeros((image_tokens_BxTxD.shape[0], 1), jnp.int32)
-    read = {
-        kind: first_Bx1 if rows[kind].positions_BxM is None else rows[kind].positions_BxM
-        for kind in kinds
-    }
+    asked = {kind: rows[kind].positions_BxM for kind in kinds}
+    read = {kind: first_Bx1 if x_BxM is None else x_BxM for kind, x_BxM in asked.items()}
     # Kinds of which the same number of positions is read go through the last layer together.
     groups = [
         [kind for kind in kinds if read[kind].shape == shape]
@@ -111,11 +109,14 @@ def first_tokens(
 ) -> Array:
     """Fused [CLS] tokens (G, C, D) of C texts beside each of G pictures, without dropout."""
     texts = text_tokens_GxCxLxD.shape[1]
-    flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in (text_tokens_GxCxLxD, token_mask_GxCxL)]
+    inputs = text_tokens_GxCxLxD, token_mask_GxCxL
+    text_RxLxD, mask_RxL = (pin_rows(x.reshape(-1, *x.shape[2:])) for x in inputs)
     first = jnp.zeros((len(image_tokens_GxTxD), texts, 1), jnp.int32)
     image = (ImageTokens((image_tokens_GxTxD,), (QueryGroup(texts),)),)
     net = network.bind({"params": params})
-    (fused_GxCx1xD,) = net.fuse(*flat, image, None, [Readout(tuple(range(texts)), first)])
+    (fused_GxCx1xD,) = net.fuse(
+        text_RxLxD, mask_RxL, image, None, [Readout(tuple(range(texts)), first)]
+    )
     return fused_GxCx1xD[:, :, 0]
 
 

@@ -7,7 +7,8 @@ module with a copy of the parameter groups `teacher_groups`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, overload
 
 import flax.linen as nn
 import jax
@@ -90,15 +91,37 @@ class TwoTowers(nn.Module):
 class AlbefNetwork(TwoTowers):
     """Two towers, and a fusion encoder with two heads (Li et al. 2021, section 3.1)."""
 
-    teacher_groups = (
-        "image_encoder", "image_proj", "text_encoder", "fusion_encoder", "mlm_head", "text_proj",
-    )  # fmt: skip
+    @property
+    def teacher_groups(self) -> tuple[str, ...]:
+        """The groups of parameters that the momentum teacher has."""
+        towers = "image_encoder", "image_proj", "text_encoder"
+        return (*towers, "fusion_encoder", "mlm_head", "text_proj")
 
     def setup(self):
         super().setup()
         self.fusion_encoder = FusionEncoder(self.config)
         self.mlm_head = MlmHead(self.config)
         self.itm_head = nn.Dense(2, kernel_init=kernel_init(self.config))
+
+    @overload
+    def fuse(
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        image: tuple[ImageTokens, ...],
+        seeds_R: Array | None = None,
+        readouts: None = None,
+    ) -> Array: ...
+
+    @overload
+    def fuse(
+        self,
+        text_tokens_RxLxD: Array,
+        token_mask_RxL: Array,
+        image: tuple[ImageTokens, ...],
+        seeds_R: Array | None,
+        readouts: Sequence[Readout],
+    ) -> list[Array]: ...
 
     def fuse(
         self,
@@ -109,7 +132,12 @@ class AlbefNetwork(TwoTowers):
         readouts: Sequence[Readout] | None = None,
     ) -> Array | list[Array]:
         """Fused tokens (R, L, D), or (B, P, M, D) for each of the readouts."""
+        image = self._with_positions(image)
         return self.fusion_encoder(text_tokens_RxLxD, token_mask_RxL, image, seeds_R, readouts)
+
+    def _with_positions(self, image: tuple[ImageTokens, ...]) -> tuple[ImageTokens, ...]:
+        """The image tokens with what a network's replaced patches need beside them."""
+        return image
 
     def itm_logits(self, fused_RxMxD: Array) -> Array:
         """ITM logits (R, 2), float32, of the first token of each row; class 1 = match."""
@@ -156,26 +184,19 @@ class NasNetwork(AlbefNetwork):
     @property
     def teacher_groups(self) -> tuple[str, ...]:
         """The generator that makes NTA's captions is the teacher's."""
-        return AlbefNetwork.teacher_groups + (("generator_head",) if self.generator else ())
+        return super().teacher_groups + (("generator_head",) if self.generator else ())
 
     def setup(self):
         super().setup()
         self.neck = DictionaryNeck(self.config, self.literal_gate)
         self.generator_head = MlmHead(self.config)
 
-    def fuse(
-        self,
-        text_tokens_RxLxD: Array,
-        token_mask_RxL: Array,
-        image: tuple[ImageTokens, ...],
-        seeds_R: Array | None = None,
-        readouts: Sequence[Readout] | None = None,
-    ) -> Array | list[Array]:
-        """As ALBEF's; image tokens with some patches replaced get what these have in common."""
+    def _with_positions(self, image: tuple[ImageTokens, ...]) -> tuple[ImageTokens, ...]:
+        """Image tokens with some patches replaced get what these have in common."""
         if any(group.replacement is not None for one in image for group in one.groups):
             positions = jax.lax.stop_gradient(self.neck.position_terms())
-            image = tuple(one.replace(positions=positions) for one in image)
-        return super().fuse(text_tokens_RxLxD, token_mask_RxL, image, seeds_R, readouts)
+            image = tuple(replace(one, positions=positions) for one in image)
+        return image
 
     def generator_logits(self, tokens_BxMxD: Array, word_table_VxD: Array) -> Array:
         """Logits (B, M, V) of NTA's language model, which reads text tokens and no picture."""

@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
             "position_embedding", position_init, (1, config.num_patches + 1, config.dim)
         )
         cls_Bx1xD = jnp.broadcast_to(cls_1x1xD, (x_BxNxD.shape[0], 1, config.dim)).astype(dtype)
-        streams = (
+        streams: tuple[Array, ...] = (
             pin_rows(cls_Bx1xD + position_1xTxD[:, :1].astype(dtype)),
             pin_rows(x_BxNxD + position_1xTxD[:, 1:].astype(dtype)),
         )
