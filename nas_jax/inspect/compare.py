@@ -19,14 +19,21 @@ from typing import Any
 from nas_jax.inspect.compare_picture import draw_comparison
 from nas_jax.inspect.curves import Entries, read_run_entries
 from nas_jax.inspect.departures import Verdict, compare
-from nas_jax.inspect.references import Reference, averaged, check_alike, read_references, to_json
+from nas_jax.inspect.references import (
+    Reference,
+    averaged,
+    changes,
+    check_alike,
+    read_references,
+    to_json,
+)
 from nas_jax.storage.files import make_folder, through_disk, write_whole
 from nas_jax.storage.paths import as_path, reaching
 from nas_jax.train.config import RESUMABLE
 from nas_jax.train.workdir import writing
 from nas_jax.utils.commands import Parser, exit_code
 from nas_jax.utils.errors import ConfigError, DataError
-from nas_jax.utils.trees import ABSENT, diff, flatten_dict
+from nas_jax.utils.trees import ABSENT, flatten_dict
 
 COLUMNS = ("metric", "departs", "at step", "run", "reference", "tolerance", "until step")
 MOST_FIELDS = 20  # of the config that are listed
@@ -40,7 +47,7 @@ def config_lines(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[s
     """
     if not run or not reference:
         return ["config: not known of both, and not compared"]
-    if not (lines := diff(reference, run)):
+    if not (lines := changes(reference, run)):
         return ["config: the same"]
     both = flatten_dict(run).keys() & flatten_dict(reference).keys()
 

@@ -12,20 +12,36 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from nas_jax.data.config import DataConfig
+from nas_jax.evals.config import EvalConfig
 from nas_jax.inspect.curves import Curve, Entries, read_run_entries, window_ends, windowed
+from nas_jax.methods import METHODS
+from nas_jax.methods.nas_config import NasConfig
+from nas_jax.models.sizes import ModelConfig
+from nas_jax.parallel.mesh import MeshConfig
 from nas_jax.storage.files import read_text
 from nas_jax.storage.paths import as_path
+from nas_jax.train.config import TrainConfig
+from nas_jax.train.optimizer import OptimizerConfig
 from nas_jax.utils.errors import DataError
-from nas_jax.utils.trees import diff
+from nas_jax.utils.trees import diff, with_defaults
 
 FORMAT = 1
 EVALUATIONS = 12  # of a run that are kept, the last among them
 STEP_DIGITS, VALUE_DIGITS, ERROR_DIGITS = 7, 4, 2
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "mesh": MeshConfig,
+}
 EITHER = ("seed",)  # fields in which the runs of one file may differ
 
 
@@ -86,7 +102,8 @@ def check_alike(references: Sequence[Reference]) -> None:
     """Raises DataError on the first reference with another config than the first one's."""
     first = references[0]
     for other in references[1:]:
-        changed = diff(first.config, other.config, EITHER) if first.config and other.config else []
+        both = first.config and other.config
+        changed = changes(first.config, other.config, EITHER) if both else []
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise DataError(
@@ -94,6 +111,19 @@ def check_alike(references: Sequence[Reference]) -> None:
                 "references of one config with other seeds",
                 "compare with each by itself",
             )
+
+
+def changes(
+    config: Mapping[str, Any], other: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> list[str]:
+    """A line for each field in which two configs differ, as `utils.trees.diff` gives them.
+
+    A field that is newer than one of the configs has its default there.
+    """
+    name = config.get("method", {}).get("name", NasConfig.name)
+    sections = SECTIONS | ({"method": METHODS[name].Config} if name in METHODS else {})
+    defaults = {section: asdict(kind()) for section, kind in sections.items()}
+    return diff(with_defaults(config, defaults), with_defaults(other, defaults), ignore)
 
 
 def _read(path: str) -> list[Reference]:

@@ -274,6 +274,16 @@ def test_the_table_says_where_and_the_config_why(tmp_path, capsys):
     assert code == 0
 
 
+def test_a_config_from_before_a_field_is_that_with_its_default(tmp_path, capsys):
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", 1, data={"sentences": 0})
+    file = tmp_path / "reference.json"
+    assert call(capsys, "--write", file, old, new)[0] == 0
+    assert "data.sentences" not in call(capsys, new, old)[1]
+    other = write_run(tmp_path / "other", 2, data={"sentences": 2})
+    code, _, err = call(capsys, "--write", file, old, other)
+    assert code == 3 and "differ in data.sentences (0, 2);" in err
+
+
 def test_a_resumed_or_growing_file_and_metrics_of_one_side(tmp_path, capsys):
     reference = write_run(tmp_path / "reference", 1)
     whole = write_run(tmp_path / "whole").joinpath("metrics.jsonl").read_text().splitlines()
