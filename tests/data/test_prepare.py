@@ -217,7 +217,7 @@ def test_few_images_are_judged_at_the_end_with_the_table(tmp_path, capsys):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, how):
-    paths = write_tars(tmp_path, 5, 400, 400, 10)
+    paths = write_tars(tmp_path, 5, 2000, 2000, 10)  # seconds of work
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = run_here(paths, whole)
     # nice: on a busy machine this test must not be slower than what it interrupts
