@@ -140,6 +140,9 @@ def test_predictions_are_on_the_line_through_two_shallow_models_and_called_so():
     assert "**Predicted** for v5e:16x16 (256 chips)" in text and "predicted ms a step" in text
     row = "| `albef` | 65.0 | 1.00 | 6.00 GiB | 6.00 GiB | 12.00 GiB |"
     assert row in text and text.count("| `tcl`") == 1
+    pair = {name: one | {"versions": "jax 1, libtpu 2"} for name, one in pair.items()}
+    text = methods.page_text([record("albef", 1.0, programs=pair)], [])
+    assert "a CPU; jax 1, libtpu 2; code abc" in text  # each once
 
 
 def test_the_shallow_models_are_those_that_the_method_can_have():

@@ -153,6 +153,8 @@ def test_an_interval_is_students_and_one_seed_has_none():
     half = 4.303 * np.std([70, 74, 75], ddof=1) / np.sqrt(3)  # two degrees of freedom
     expected = 73, 73 - half, 73 + half
     np.testing.assert_allclose((found.mean, found.low, found.high), expected, rtol=1e-4)
+    assert page.number(found) == "73.0 (66.4 to 79.6)"
+    assert page.number(mean_over_seeds([2.0, 99.0])) == "50.5 (0.0 to 100.0)"
     assert np.isnan(mean_over_seeds([1.0]).low)
     with pytest.raises(DataError):
         mean_over_seeds([])

@@ -69,8 +69,9 @@ def _how(name: str, preset: Preset, records: Sequence[Record]) -> list[str]:
         f"{hours:.1f} hours of training in all; {_listed(one.hardware for one in records)}; "
         f"{_listed(one.date for one in records)}; code {_listed(one.code for one in records)}.",
         "",
-        "In percent: the mean over seeds and its 95 % interval by Student's t. All variants of a "
-        "seed see the same pictures in the same order and answer the same questions.",
+        "In percent: the mean over seeds and its 95 % interval by Student's t, cut at 0 and 100. "
+        "All variants of a seed see the same pictures in the same order and answer the same "
+        "questions.",
         "",
     ]
     ran = {one.variant for one in records}
@@ -156,10 +157,10 @@ def _truth(runs: Mapping[int, Record], kind: str) -> tuple[str, str]:
 
 
 def number(mean: Mean) -> str:
-    """71.0 (66.2 to 75.8): the mean and its interval."""
+    """71.0 (66.2 to 75.8): the mean and what of its interval lies in 0 to 100."""
     if not math.isfinite(mean.low):
         return f"{mean.mean:.1f}"
-    return f"{mean.mean:.1f} ({mean.low:.1f} to {mean.high:.1f})"
+    return f"{mean.mean:.1f} ({max(mean.low, 0):.1f} to {min(mean.high, 100):.1f})"
 
 
 def signed(found: Difference | None) -> str:
