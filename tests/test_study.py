@@ -223,6 +223,22 @@ def test_records_come_back_whole_and_one_of_another_config_does_not_count(tmp_pa
         records.read(tmp_path / "study")
 
 
+def test_curves_that_cannot_be_joined_are_told_and_the_record_stays(tmp_path, capsys):
+    for seed in (0, 1):
+        records.write(tmp_path / "study", record("nas", seed, 0.85))
+    study = Study("study", PRESET, tmp_path, tmp_path / "runs")
+    job = next(one for one in jobs(PRESET, 1) if one.name == "small-nas-0")
+    study.write_curves(job)
+    assert capsys.readouterr().out == ""  # no work directories: the file stays as it is
+    for seed in (0, 1):
+        workdir = tmp_path / "runs" / f"small-nas-{seed}"
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.jsonl").touch()
+    study.write_curves(job)
+    assert "small-nas: no new reference curves: " in capsys.readouterr().out
+    assert len(study.records()) == 2
+
+
 SAVES = """
 import pathlib, signal, sys, time
 def save(*_):

@@ -26,7 +26,7 @@ from benchmarks.study.table import as_text
 from nas_jax.inspect.compare import write as write_reference
 from nas_jax.train.workdir import METRICS
 from nas_jax.utils.commands import Parser, exit_code
-from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.errors import ConfigError, UserError
 
 EVERY = 60.0  # seconds between two lines about the runs
 
@@ -128,7 +128,8 @@ class Study:
 
     def write_curves(self, job: Job) -> None:
         """The curves of a variant, all seeds in one file, as `nas_jax.inspect.compare` reads them;
-        as it is where a work directory of theirs is gone.
+        as it is where a work directory of theirs is gone, or where they cannot be joined, which is
+        said.
         """
         alike = [
             one
@@ -141,7 +142,10 @@ class Study:
             path = self.kept / "curves" / f"{label}.json"
             path.parent.mkdir(exist_ok=True)
             command = f"python -m benchmarks.study --preset {self.name}"
-            write_reference(str(path), [str(one) for one in workdirs], command, commit())
+            try:
+                write_reference(str(path), [str(one) for one in workdirs], command, commit())
+            except UserError as error:
+                say(f"{label}: no new reference curves: {error}")
 
     def run(self, waiting: Sequence[Job], at_a_time: int, budget: float) -> None:
         """Runs the jobs; each that comes to its end leaves a record and a new page."""
