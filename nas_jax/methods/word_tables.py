@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -150,38 +151,67 @@ def open_wordnet():
 
 
 def wordnet_sisters(words: Sequence[str]) -> dict[str, list[str]]:
-    """Co-hyponyms: the words beside a word's first sense, the most frequent first.
+    """Words of the same kind that mean something else, the most frequent first.
 
-    They are under the same hypernym. Adjectives have none in WordNet: theirs are those that are
-    similar to the same head. Words that share a sense with the word are synonyms and left out.
+    Of a noun or verb its co-hyponyms: what is under the same hypernym. Adjectives have none in
+    WordNet: theirs are the other values of the same attribute (small of big, as values of size),
+    and of a colour those of the noun. Words that share a sense with the word are synonyms and left
+    out.
     """
     wordnet, found = open_wordnet(), {}
     known = frozenset(word for word in words if word)
     for word in known:
         senses = wordnet.synsets(word)
-        if not senses:
+        sense = used_sense(word, senses)
+        if sense is None:
             continue
-        synonyms = {name for sense in senses for name in sense.lemma_names()}
-        above = [*senses[0].hypernyms(), *senses[0].similar_tos()]
+        synonyms = {name for one in senses for name in one.lemma_names()}
         counts: dict[str, int] = {}
-        for sense in above:
-            for sister in (*sense.hyponyms(), *sense.similar_tos()):
-                for lemma in sister.lemmas():
-                    if lemma.name() in known and lemma.name() not in synonyms:
-                        counts[lemma.name()] = max(counts.get(lemma.name(), 0), lemma.count())
+        for lemma in (
+            lemma for sister in _beside(word, sense, senses) for lemma in sister.lemmas()
+        ):
+            if lemma.name() in known and lemma.name() not in synonyms:
+                counts[lemma.name()] = max(counts.get(lemma.name(), 0), lemma.count())
         found[word] = sorted(counts, key=lambda name: (-counts[name], name))
     return found | {word: [w for w in QUANTIFIERS if w != word] for word in QUANTIFIERS}
 
 
+def _beside(word: str, sense: Any, senses: Sequence[Any]) -> list[Any]:
+    """The senses beside one of the word. An adjective is a head, "a", or like one, "s"."""
+    if sense.pos() == "s":
+        nouns = [one for one in senses if one.pos() == "n"]
+        sense = used_sense(word, nouns) or sense
+    if sense.pos() not in "as":
+        return [one for above in sense.hypernyms() for one in above.hyponyms()]
+    heads = [sense] if sense.pos() == "a" else sense.similar_tos()
+    values = [value for head in heads for kind in head.attributes() for value in kind.attributes()]
+    return [value for value in values if value not in heads]
+
+
+def used_sense(word: str, senses: Sequence[Any]) -> Any | None:
+    """The sense that the word has most often; the first where none is counted.
+
+    None where no sense has the word as it is written: nltk gives "dogs" the senses of "dog", whose
+    other words would not fit into its caption.
+    """
+    counts = {
+        number: lemma.count()
+        for number, sense in enumerate(senses)
+        for lemma in sense.lemmas()
+        if lemma.name() == word
+    }
+    return senses[max(counts, key=lambda number: counts[number])] if counts else None
+
+
 def wordnet_synonyms(words: Sequence[str]) -> dict[str, list[str]]:
-    """The other words of a word's first sense, where that is their first sense too.
+    """The other words of the sense that a word has most often, where that is theirs too.
 
     Rarer senses would join words that mean different things.
     """
-    wordnet, found = open_wordnet(), {}
-    known = frozenset(word for word in words if word)
-    first = {word: senses[0] for word in known if (senses := wordnet.synsets(word))}
-    for word, sense in first.items():
-        names = [name for name in sense.lemma_names() if first.get(name) == sense]
-        found[word] = sorted(name for name in names if name != word)
+    wordnet = open_wordnet()
+    used = {word: used_sense(word, wordnet.synsets(word)) for word in words if word}
+    found = {}
+    for word, sense in used.items():
+        names = sense.lemma_names() if sense is not None else []
+        found[word] = sorted(name for name in names if name != word and used.get(name) == sense)
     return found

@@ -137,22 +137,39 @@ def test_sister_terms_of_a_world_keep_its_grammar(world):
 
 
 def wordnet(monkeypatch):
-    """A made-up WordNet of animals: cat and kitty are one sense, below animal beside dog."""
+    """A made-up WordNet. Animals: cat and kitty are one sense, below animal beside dog. Adjectives:
+    big and small are values of size, huge is like big, red and blue are like chromatic and nouns.
+    """
 
-    def sense(names, counts):
+    def sense(kind, **counts):
         lemmas = [SimpleNamespace(name=lambda n=n: n, count=lambda c=c: c)
-                  for n, c in zip(names, counts, strict=True)]  # fmt: skip
+                  for n, c in counts.items()]  # fmt: skip
+        none = dict.fromkeys(("similar_tos", "hypernyms", "hyponyms", "attributes"), lambda: [])
         return SimpleNamespace(
-            lemma_names=lambda: list(names), lemmas=lambda: lemmas, similar_tos=lambda: [],
-            hypernyms=lambda: [], hyponyms=lambda: [],
-        )  # fmt: skip
+            pos=lambda: kind, lemma_names=lambda: [*counts], lemmas=lambda: lemmas, **none
+        )
 
-    cat, dog, cow = sense(["cat", "kitty"], [5, 1]), sense(["dog"], [3]), sense(["cow"], [9])
-    animal = sense(["animal"], [1])
-    animal.hyponyms = lambda: [cat, dog, cow]
-    for one in (cat, dog, cow):
-        one.hypernyms = lambda: [animal]
-    senses = {"cat": [cat], "kitty": [cat], "dog": [dog], "cow": [cow], "animal": [animal]}
+    def join(one, name, others, back):
+        setattr(one, name, lambda: others)
+        for other in others:
+            setattr(other, back, lambda: [one])
+
+    cat, dog, cow = sense("n", cat=5, kitty=1), sense("n", dog=3), sense("n", cow=9)
+    animal, part = sense("n", animal=1), sense("n", small=0, back=2)
+    big, small, size = sense("a", big=8, large=7), sense("a", small=6), sense("n", size=3)
+    huge, chromatic, gray = sense("s", huge=2), sense("a", chromatic=1), sense("a", gray=1)
+    red, blue = sense("s", red=4), sense("s", blue=4)
+    red_noun, blue_noun = sense("n", red=2), sense("n", blue=2)
+    join(animal, "hyponyms", [cat, dog, cow], "hypernyms")
+    join(sense("n", body=1), "hyponyms", [part, sense("n", dog=9)], "hypernyms")
+    join(sense("n", colour=1), "hyponyms", [red_noun, blue_noun], "hypernyms")
+    join(size, "attributes", [big, small], "attributes")
+    join(sense("n", hue=1), "attributes", [chromatic, gray], "attributes")
+    join(big, "similar_tos", [huge], "similar_tos")
+    join(chromatic, "similar_tos", [red, blue], "similar_tos")
+    senses = {"cat": [cat], "cats": [cat], "kitty": [cat], "dog": [dog], "cow": [cow]}
+    senses |= {"animal": [animal], "small": [part, small], "big": [big], "huge": [huge]}
+    senses |= {"red": [red_noun, red], "blue": [blue_noun, blue], "gray": [gray]}
     reader = SimpleNamespace(ensure_loaded=lambda: None, synsets=lambda w: senses.get(w, []))
     module, corpus = ModuleType("nltk"), ModuleType("nltk.corpus")
     corpus.wordnet = reader
@@ -161,7 +178,7 @@ def wordnet(monkeypatch):
 
 
 def test_wordnet_gives_sister_terms_but_no_synonyms_and_is_refused_where_it_lacks(monkeypatch):
-    words = vocabulary("cat", "kitty", "dog", "cow", "red")
+    words = vocabulary("cat", "kitty", "dog", "cow", "green")
     monkeypatch.setitem(sys.modules, "nltk", None)  # as if it were not installed
     with pytest.raises(UserError, match="'wordnet' without nltk"):
         sister_terms("wordnet", words)
@@ -172,3 +189,19 @@ def test_wordnet_gives_sister_terms_but_no_synonyms_and_is_refused_where_it_lack
     assert (table[5] == -1).all()
     classes = synonym_classes("wordnet", words)
     assert classes[1] == classes[2] and len(set(classes)) == 5
+
+
+def test_a_word_of_wordnet_is_taken_in_the_sense_and_the_form_that_the_caption_has(monkeypatch):
+    names = ["small", "big", "huge", "red", "blue", "cat", "cats", "dog", "gray"]
+    words = vocabulary(*names)
+    wordnet(monkeypatch)
+    found = {
+        name: [names[other - 1] for other in row if other > 0]
+        for name, row in zip(names, sister_terms("wordnet", words)[1:], strict=True)
+    }
+    assert found["small"] == ["big"]  # not dog, beside its rare sense of a noun
+    assert found["big"] == ["small"] and found["huge"] == ["small"]  # what is like it is no foil
+    assert found["red"] == ["blue"] and found["blue"] == ["red"]  # the nouns
+    assert found["cat"] == ["dog"] and not found["cats"]  # "two dog" would be read off the form
+    classes = synonym_classes("wordnet", vocabulary(*names, "kitty"))
+    assert classes[6] == classes[10] != classes[7]  # one cat is a kitty, and not two cats
