@@ -168,7 +168,7 @@ def _method_kind(section: Mapping[str, Any]) -> type[MethodConfig]:
 
 def _all() -> dict[str, type[Method]]:
     """The methods of pretraining and of tasks."""
-    return METHODS | {name: task.method for name, task in TASKS.items()}
+    return METHODS | {name: task.method for name, task in TASKS.items() if task.method}
 
 
 def _fields(kind: type) -> set[str]:
@@ -181,7 +181,8 @@ def check_field(name: str, cls: type = RunConfig) -> None:
     A field of `method` may be that of any method.
     """
     errors = []
-    for kind in (NasConfig, *(method.Config for method in _all().values())):
+    kinds: list[type[MethodConfig]] = [NasConfig, *(one.Config for one in _all().values())]
+    for kind in kinds:
         try:
             return _find_field(name, cls, kind)
         except ConfigError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ class TextTokenizer:
             "use a BERT-like tokenizer, as MLM needs [MASK]",
         )
 
-    def encode(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """texts -> (token_ids_BxL int32, token_mask_BxL bool), cut to L = length."""
         token_ids_BxL = np.full((len(texts), length), self.pad_id, np.int32)
         token_mask_BxL = np.zeros((len(texts), length), bool)

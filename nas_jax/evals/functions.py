@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from nas_jax.typing import Array, Params
 class TextEncoding(Protocol):
     """What the evaluations need of a tokenizer."""
 
-    def encode(self, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> token_ids_BxL int32 and token_mask_BxL bool, cut or padded to L = length."""
         ...
 

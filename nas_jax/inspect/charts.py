@@ -83,13 +83,14 @@ def draw(chart: Chart) -> str:
                 )
     for level, name in chart.marks.items():
         if low <= level <= high:
-            at = y(level)
+            height = y(level)
             parts.append(
-                f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+                f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" '
+                f'y2="{height:.1f}"/>'
             )
             label = html.escape(f"{name} {number(level)}".strip())
             parts.append(
-                f'<text class="mark" x="{WIDTH - RIGHT - 2}" y="{at - 4:.1f}">{label}</text>'
+                f'<text class="mark" x="{WIDTH - RIGHT - 2}" y="{height - 4:.1f}">{label}</text>'
             )
     data = {
         "x": [LEFT, WIDTH - RIGHT, first, last],

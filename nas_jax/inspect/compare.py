@@ -85,7 +85,7 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
     agreeing: dict[int, int] = {}
     for one in verdicts:
         if one.departure:
-            full.append(_departure(one))
+            full.append(_departure(one, one.departure[0]))
         elif one.evaluation:
             agreeing[one.compared_to] = agreeing.get(one.compared_to, 0) + 1
         else:
@@ -103,8 +103,8 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]
 
 
-def _departure(one: Verdict) -> tuple[str, ...]:
-    place = one.departure[0]
+def _departure(one: Verdict, place: int) -> tuple[str, ...]:
+    """place: of the first window of the departure."""
     value, centre = one.run.values_P[place], one.centre_P[place]
     side = "not finite" if math.isinf(value) else "above" if value > centre else "below"
     numbers = [
@@ -125,7 +125,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     departed = [one for one in verdicts if one.departure]
     if not departed:
         return f"agrees to step {max(one.compared_to for one in verdicts)}"
-    first = min(one.first_step for one in departed)
+    first = min(one.first_step for one in departed if one.first_step is not None)
     names = [one.metric for one in departed if one.first_step == first]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"departs at step {first}: {', '.join(names[:3])}{more}"

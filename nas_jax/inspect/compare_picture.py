@@ -38,8 +38,8 @@ def draw_comparison(
     hidden = len(verdicts) - len(shown)
     left_out = f"; {hidden} metrics not shown" if hidden else ""
     name = os.path.basename(os.path.normpath(run.name))
-    style = {"fontsize": 14, "weight": "bold", "color": INK, "parse_math": False}
-    figure.text(0.06, 1 - 0.32 / height, name, **style)
+    figure.text(0.06, 1 - 0.32 / height, name, fontsize=14, weight="bold", color=INK,
+                parse_math=False)  # fmt: skip
     note = f"blue: the run; grey: the mean of {seeds} and what it tolerates; dashed: a departure"
     figure.text(0.06, 1 - 0.6 / height, note + left_out, fontsize=9.5, color=SOFT)
     grid = figure.add_gridspec(
@@ -62,9 +62,10 @@ def _panel(axes: Axes, one: Verdict) -> None:
     values_P = np.where(np.isfinite(one.run.values_P), one.run.values_P, np.nan)
     axes.plot(steps_P, values_P, color=RUN, linewidth=1.6, marker=dot, markersize=5)
     said = f"agrees to step {one.compared_to}" if one.enough else "too few entries to tell"
-    if one.departure:
-        said = f"departs at step {one.first_step}"
-        axes.axvline(one.first_step, color=EDGE, linewidth=1.2, linestyle="--")
+    first = one.first_step
+    if first is not None:
+        said = f"departs at step {first}"
+        axes.axvline(first, color=EDGE, linewidth=1.2, linestyle="--")
     axes.set_title(one.metric, fontsize=10, color=INK, loc="left", parse_math=False, pad=16)
     axes.text(0, 1.03, said, transform=axes.transAxes, fontsize=8.5,
               color=EDGE if one.departure else SOFT)  # fmt: skip

@@ -63,7 +63,8 @@ def read_run_entries(path: str) -> Entries:
 
     Raises DataError if it has no entry of the training, CheckpointError if it is no run.
     """
-    place, unreadable = as_path(path), []
+    place = as_path(path)
+    unreadable: list[str] = []
     alone = place.suffix == ".jsonl"
     workdir, metrics = (place.parent, place) if alone else (place, place / METRICS)
     known = not alone or (workdir / "config.json").exists()

@@ -79,13 +79,15 @@ def read_codes(
         full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
         found = read(params, state, full)
         if found is None:
-            raise ConfigError(
-                f"method {method.config.name} without a visual dictionary",
-                "a method that has one",
-                "look at a run of NAS with method.dictionary.enabled",
-            )
+            break
         ids.append(np.asarray(found.code_ids_BxN)[: len(part)])
         distances.append(np.asarray(found.distance_BxN)[: len(part)])
+    if found is None:
+        raise ConfigError(
+            f"method {method.config.name} without a visual dictionary",
+            "a method that has one",
+            "look at a run of NAS with method.dictionary.enabled",
+        )
     codes_KxD, idle_K = np.asarray(found.state.codes_KxD), np.asarray(idle(found.state))
     return CodesRead(np.concatenate(ids), np.concatenate(distances), codes_KxD, idle_K)
 

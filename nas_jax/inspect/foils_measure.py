@@ -84,12 +84,18 @@ def score_foils(
     hits = outcomes(benchmark, cells, SCORE)["accuracy"].hits
     found = []
     for question, cell, right in zip(benchmark.questions, cells, hits, strict=True):
-        caption, foil = np.ravel(cell).astype(np.float64).tolist()
+        caption, foil = question.texts
+        of_caption, of_foil = np.ravel(cell).astype(np.float64).tolist()
+        caption_match, foil_match = probability_of(cell[0]).tolist()
         found.append(
             FoilScored(
-                *(question.images[0], *question.texts, question.category),
-                *probability_of(cell[0]).tolist(),
-                caption - foil,
+                question.images[0],
+                caption,
+                foil,
+                question.category,
+                caption_match,
+                foil_match,
+                of_caption - of_foil,
                 bool(right),
             )
         )

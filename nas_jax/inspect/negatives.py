@@ -93,8 +93,9 @@ def diagnose(
     scored, made = score_pairs(model, pairs, size)
 
     def truth_of(made: list | None) -> SceneTruth | None:
-        known = made and pairs.scenes
-        return scene_truth(pairs, made, trained.model.patch_size) if known else None
+        if not made or not pairs.scenes:
+            return None
+        return scene_truth(pairs, made, trained.model.patch_size)
 
     steps, curve = curves(read_run(trained.workdir).train, trained.step)
     kinds = [

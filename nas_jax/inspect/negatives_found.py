@@ -9,11 +9,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nas_jax.utils.tables import aligned
+
+if TYPE_CHECKING:  # the report reads a diagnosis without jax
+    from nas_jax.typing import Array
 
 NEGATIVES, NEGATIVES_PICTURE = "negatives.json", "negatives.png"
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of the training, at which accuracies are shown
@@ -126,7 +129,7 @@ def _filled(values: Sequence[float | None]) -> tuple[float, ...]:
 # ---------------------------------------------------------------------------------- numbers
 
 
-def auc(above: np.ndarray, below: np.ndarray) -> float:
+def auc(above: np.ndarray | Array, below: np.ndarray | Array) -> float:
     """The probability that one of `above` is greater than one of `below`; ties count half.
 
     NaN where one of the two is empty.
@@ -139,7 +142,7 @@ def auc(above: np.ndarray, below: np.ndarray) -> float:
     return float((less + less_or_equal).mean() / (2 * len(ordered)))
 
 
-def probability_of(score: np.ndarray) -> np.ndarray:
+def probability_of(score: np.ndarray | Array) -> np.ndarray:
     """P(match) of logits of match minus those of no match: the sigmoid, without overflow."""
     return 0.5 * (1 + np.tanh(np.asarray(score, np.float64) / 2))
 
@@ -252,7 +255,7 @@ def as_text(found: Found) -> str:
     lines += LEGEND
     if found.truth:
         lines.append("the truth of the scenes, of the picture negatives that the method makes:")
-        lines += _truths(found)
+        lines += _truths(found.truth, found.published_truth)
     lines += [f"warning: {text}; {remedy}" for text, remedy in warnings_of(found)]
     return "\n".join(lines)
 
@@ -262,13 +265,12 @@ def all_kinds(found: Found) -> tuple[KindFound, ...]:
     return (*found.kinds, *([found.published] if found.published else []))
 
 
-def _truths(found: Found) -> list[str]:
+def _truths(truth: SceneTruth, beside: SceneTruth | None) -> list[str]:
     """A line each; with the published form in a second column."""
-    beside = found.published_truth
     if beside is None:
-        return [f"  {percent(share):>5}  {text}" for text, share in truth_lines(found.truth)]
+        return [f"  {percent(share):>5}  {text}" for text, share in truth_lines(truth)]
     lines = [f"  {'own':>5}  {'published':>9}"]
-    both = zip(truth_lines(found.truth), truth_lines(beside), strict=True)
+    both = zip(truth_lines(truth), truth_lines(beside), strict=True)
     return lines + [
         f"  {percent(share):>5}  {percent(other):>9}  {text}" for (text, share), (_, other) in both
     ]

@@ -162,7 +162,7 @@ def _numbers(name: str, one: ScoredRows) -> KindFound:
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | Sequence[np.ndarray] | np.ndarray | Array) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,7 +95,7 @@ def _auc(axes: Axes, kinds: Sequence[KindFound]) -> None:
     _rows(axes, [one.name for one in kinds])
     axes.axvspan(SHORTCUT, 1.02, color="#f3ede4", zorder=0)
     axes.axvline(0.5, color=INK, linewidth=1, linestyle=":")
-    style = {"linestyle": "", "markersize": 12, "zorder": 4}
+    style: dict[str, Any] = {"linestyle": "", "markersize": 12, "zorder": 4}
     for row, one in enumerate(kinds):
         axes.plot([one.auc, one.auc_alone], [row, row], color="#b0b0b0", linewidth=1.5)
         axes.plot(one.auc, row, "o", markerfacecolor="white", markeredgecolor=COLOURS[0],
@@ -174,8 +175,8 @@ def _truth(axes: Axes, found: Found) -> None:
     beside = found.published_truth
     if beside:
         shares = [share for _, share in truth_lines(beside)[1:]]
-        style = {"color": COLOURS[3], "markersize": 8, "linestyle": "", "markeredgecolor": "white"}
-        axes.plot(shares, range(1, len(bars)), "D", label="the published form", **style)
+        axes.plot(shares, range(1, len(bars)), "D", label="the published form", color=COLOURS[3],
+                  markersize=8, linestyle="", markeredgecolor="white")  # fmt: skip
         _legend(axes, 1)
         return
     axes.set_xlabel("share", color=SOFT, fontsize=9)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -109,8 +110,8 @@ class _Sheet:
 
     def write(self, x: float, y: float, text: str, size: float, **style) -> None:
         """Text, with its top at y unless `style` says otherwise."""
-        style = {"color": INK, "va": "top", "parse_math": False} | style
-        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, **style)
+        given: dict[str, Any] = {"color": INK, "va": "top", "parse_math": False} | style
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, **given)
 
     def draw(self, row: int, column: int, pixels: np.ndarray) -> Axes:
         """A panel with a picture in it; its axes count its pixels."""
@@ -129,8 +130,13 @@ class _Sheet:
             facecolor="#00000000", edgecolor=FRAME, linewidth=2.5, label="the object patch"
         )
         framed.set_path_effects([withStroke(linewidth=4.0, foreground="black"), Normal()])
-        marked = {"facecolor": REPLACED + "66", "edgecolor": REPLACED, "hatch": "////"}
-        handles = [framed, Patch(**marked, label="shares its code, replaced")]
+        marked = Patch(
+            facecolor=REPLACED + "66",
+            edgecolor=REPLACED,
+            hatch="////",
+            label="shares its code, replaced",
+        )
+        handles = [framed, marked]
         if grey:
             colour = tuple(np.full(3, NEVER_SEEN_GREY) / 255)
             handles.append(Patch(facecolor=colour, label="grey: code without a training patch"))
@@ -159,7 +165,7 @@ def _draw_row(sheet: _Sheet, given: NvaPictures, row: int, side: int) -> None:
     axes = sheet.draw(row, 2, picture)
     _mark(axes, replaced_SxS, panel)
     _frame(axes, object_patch, side, panel)
-    if given.code_patches is not None:
+    if given.code_patches is not None and given.new_code_B is not None:
         patch = given.code_patches.get(int(given.new_code_B[row]))
         axes = sheet.draw(row, 3, _with_patches(picture, replaced_SxS, patch))
         _outline(axes, replaced_SxS, panel)
@@ -175,8 +181,10 @@ def _draw_row(sheet: _Sheet, given: NvaPictures, row: int, side: int) -> None:
 
 def _without_patch(given: NvaPictures) -> bool:
     """Whether some new code has no mean patch."""
-    patches = given.code_patches
-    return patches is not None and any(int(code) not in patches for code in given.new_code_B)
+    patches, codes_B = given.code_patches, given.new_code_B
+    if patches is None or codes_B is None:
+        return False
+    return any(int(code) not in patches for code in codes_B)
 
 
 def _check(given: NvaPictures) -> int:
@@ -243,7 +251,7 @@ def _mark(axes: Axes, replaced_SxS: np.ndarray, panel: int) -> None:
     """Tints and hatches the replaced patches."""
     size = panel / len(replaced_SxS)
     for y, x in np.argwhere(replaced_SxS):
-        box = {"xy": (x * size, y * size), "width": size, "height": size}
+        box: dict[str, Any] = {"xy": (x * size, y * size), "width": size, "height": size}
         axes.add_patch(Rectangle(**box, facecolor=REPLACED, alpha=0.4, linewidth=0))
         axes.add_patch(Rectangle(**box, fill=False, edgecolor=REPLACED, linewidth=0, hatch="////"))
     _outline(axes, replaced_SxS, panel)

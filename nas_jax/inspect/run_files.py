@@ -158,11 +158,8 @@ def _checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
         re.compile(rf"(?:{re.escape(DAMAGED)})?(\d+)(?:-\d+)?$"),
         complete_steps(folder),
     )
-    found = [
-        (int(wanted.match(path.name)[1]), path)
-        for path in entries(folder)
-        if wanted.match(path.name)
-    ]
+    matches = [(wanted.match(path.name), path) for path in entries(folder)]
+    found = [(int(match[1]), path) for match, path in matches if match]
     return tuple(
         _checkpoint(path)
         for step, path in sorted(found)

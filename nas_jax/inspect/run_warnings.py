@@ -187,8 +187,9 @@ def _accuracies(run: RunFiles) -> Iterator[RunWarning]:
 
 def _negatives(run: RunFiles) -> Iterator[RunWarning]:
     """Of the diagnosis, if it was made (`python -m nas_jax.inspect.negatives`)."""
-    for text, remedy in warnings_of(run.negatives) if run.negatives else ():
-        yield RunWarning(LOOK, f"at step {run.negatives.step} {text}", remedy)
+    if run.negatives is not None:
+        for text, remedy in warnings_of(run.negatives):
+            yield RunWarning(LOOK, f"at step {run.negatives.step} {text}", remedy)
 
 
 def standard_error(percent: float, count: int) -> float:

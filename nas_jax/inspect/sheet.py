@@ -6,6 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager
@@ -73,8 +74,8 @@ class Sheet:
 
     def write(self, x: float, y: float, text: str, size: float, **style) -> None:
         """Text, with its top at y unless `style` says otherwise."""
-        style = {"color": INK, "va": "top", "parse_math": False, "family": fonts()} | style
-        self._figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, **style)
+        own: dict[str, Any] = {"color": INK, "va": "top", "parse_math": False, "family": fonts()}
+        self._figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, **own | style)
 
     def width_of(self, text: str, size: float, weight: str = "normal") -> float:
         """Pixels."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_jax.data.config import DataConfig
+from nas_jax.data.image_ops import decode
 from nas_jax.data.scene_pictures import SceneSpec
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.worlds import WORLDS
@@ -40,7 +41,8 @@ def validation_pairs(data: DataConfig, seed: int, count: int, cased: bool = Fals
         source = SceneSource("val", count, seed, data.image_size, WORLDS[data.scene_world])
         records = [source[index] for index in range(count)]
         captions = [record.captions[0] for record in records]
-        images, ids = [record.image for record in records], [record.image_id for record in records]
+        images = [decode(record.image) for record in records]
+        ids = [record.image_id for record in records]
         return Pairs("scenes", images, captions, ids, [source.spec(k)[0] for k in range(count)])
     for found in open_eval_sets(data, seed, cased):
         kept = [index for index, captions in enumerate(found.captions) if captions][:count]
@@ -48,10 +50,8 @@ def validation_pairs(data: DataConfig, seed: int, count: int, cased: bool = Fals
             # the place of an id among those that occur: ids have more bits than a batch's
             places = {one: place for place, one in enumerate(dict.fromkeys(found.image_ids))}
             ids = [places[found.image_ids[k]] if found.image_ids else k for k in kept]
-            images, captions = (
-                [which[k] for k in kept] for which in (found.images, found.captions)
-            )
-            return Pairs(found.name, images, [texts[0] for texts in captions], ids)
+            images = [found.images[k] for k in kept]
+            return Pairs(found.name, images, [found.captions[k][0] for k in kept], ids)
     raise ConfigError(
         "no validation pictures with captions",
         "a run with two or more",

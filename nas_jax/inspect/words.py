@@ -77,7 +77,9 @@ def chosen(trained: Trained, args: argparse.Namespace) -> list[Asked]:
 def _read(path: str, data: DataConfig):
     """A picture file as the model reads it, uint8 (size, size, 3)."""
     try:
-        return resize(decode(as_path(path).read_bytes(), data.image_range), data.image_size)
+        ends = data.image_range
+        pixels = decode(as_path(path).read_bytes(), (ends[0], ends[1]) if ends else ())
+        return resize(pixels, data.image_size)
     except failures(ImageError) as error:
         got = f"{path}: {error if isinstance(error, ImageError) else in_words(error)}"
         raise DataError(got, "a picture that can be read", "check --image") from error

@@ -137,14 +137,16 @@ def word_map(word: Word, attention_LxT: np.ndarray, grad_cam_LxT: np.ndarray) ->
     positions = list(word.positions)
     attention_T, grad_cam_T = (one[positions].mean(0) for one in (attention_LxT, grad_cam_LxT))
     side = round((len(attention_T) - 1) ** 0.5)
-    square = (one[1:].reshape(side, side) for one in (attention_T, grad_cam_T))
+    attention_SxS, grad_cam_SxS = (one[1:].reshape(side, side) for one in (attention_T, grad_cam_T))
     times_even = float(attention_T[1:].max() * len(attention_T))
-    return WordMap(word.text, *square, times_even, float("nan"))
+    return WordMap(word.text, attention_SxS, grad_cam_SxS, times_even, float("nan"))
 
 
 def word_maps(words: Sequence[Word], seen: Looks, row: int) -> tuple[WordMap, ...]:
     """The maps of some words of caption `row`; weights are shares of what these words have."""
-    maps = [word_map(word, seen.attention_BxLxT[row], seen.grad_cam_BxLxT[row]) for word in words]
+    attention_LxT = np.asarray(seen.attention_BxLxT[row])
+    grad_cam_LxT = np.asarray(seen.grad_cam_BxLxT[row])
+    maps = [word_map(word, attention_LxT, grad_cam_LxT) for word in words]
     total = sum(float(one.grad_cam_SxS.sum()) for one in maps)
     return tuple(
         WordMap(

@@ -32,7 +32,7 @@ MethodState = dict[str, PyTree]
 class MethodConfig:
     """What the config of every method has."""
 
-    name: str  # a row of METHODS
+    name: str = ""  # a row of METHODS, of which each names its own
 
     def validate(self) -> None:
         """Raises ConfigError on values that are out of range or contradict each other."""
@@ -98,8 +98,6 @@ class Method:
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     Network: ClassVar[type[nn.Module]] = nn.Module
-    # Fields of a batch beyond the four that every batch has (data/readers.py).
-    wants: ClassVar[tuple[Any, ...]] = ()
     # Names of scores that `compare` gives from features alone.
     feature_scores: ClassVar[tuple[str, ...]] = ("itc",)
     # Names of scores that `score` gives for picture and text read together; a method without a
@@ -137,6 +135,11 @@ class Method:
     @property
     def scoring_state(self) -> tuple[str, ...]:
         """Entries of the state that `encode_image` reads: all that an evaluation has to load."""
+        return ()
+
+    @property
+    def wants(self) -> tuple[Any, ...]:
+        """Fields of a batch beyond the four that every batch has (data/readers.py)."""
         return ()
 
     def apply(self, params: Params) -> Any:

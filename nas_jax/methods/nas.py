@@ -12,6 +12,7 @@ and the paper's reading is a config field. NTA is in the paper only: see `negati
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +96,7 @@ class Nas(Albef):
         steps = {math.ceil(max(epoch, 0) * self.setting.steps_per_epoch) for epoch in epochs}
         return tuple(sorted(steps | {0}))
 
-    def terms(self, stage: Stage) -> Terms:
+    def terms(self, stage: Hashable) -> Terms:
         """L = L_itc + L_fgitm + L_mlm, and the loss of NTA's generator."""
         terms = {"itc": (1.0, Itc(self)), "itm": (1.0, Fgitm(self)), "mlm": (1.0, NasMlm(self))}
         if self.config.nta.enabled:

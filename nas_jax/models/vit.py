@@ -4,8 +4,11 @@ models/vit.py).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from nas_jax.models.attention import SelfAttention
 from nas_jax.models.layers import Dense, feed_forward, rematerialised, run_layers
@@ -14,6 +17,7 @@ from nas_jax.parallel.mesh import pin_rows
 from nas_jax.typing import Array
 
 LAYER_NORM_EPS = 1e-6
+Pixels = TypeVar("Pixels", Array, np.ndarray)
 
 
 class Block(nn.Module):
@@ -42,7 +46,7 @@ class Block(nn.Module):
         return tuple(map(rest, streams, mixed))
 
 
-def patchify(image_BxHxWxC: Array, patch_size: int) -> Array:
+def patchify(image_BxHxWxC: Pixels, patch_size: int) -> Pixels:
     """Cuts an image into row-major patches: (B, H, W, C) -> (B, N, patch * patch * C)."""
     batch, height, width, channels = image_BxHxWxC.shape
     grid = image_BxHxWxC.reshape(

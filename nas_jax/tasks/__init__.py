@@ -20,7 +20,7 @@ TASKS: dict[str, Task] = {
     "snli_ve": SnliVeTask(),
     "vqa": VqaTask(),
 }
-TASK_METHODS.update({name: task.method for name, task in TASKS.items()})
+TASK_METHODS.update({name: task.method for name, task in TASKS.items() if task.method})
 PAIRS = Task()
 
 

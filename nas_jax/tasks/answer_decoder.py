@@ -58,7 +58,7 @@ class MaskedAttention(nn.Module):
         logits = jnp.einsum("rlhf,rthf->rhlt", query, key).astype(jnp.float32)
         logits = jnp.where(mask_RxLxT[:, None], logits * query.shape[-1] ** -0.5, MASKED)
         seeds = None if seeds_RxL is None else seeds_RxL[:, None, :, None]
-        weights = dropout(jax.nn.softmax(logits), config.dropout, seeds, self.name, (1, 3))
+        weights = dropout(jax.nn.softmax(logits), config.dropout, seeds, self.name or "", (1, 3))
         mixed_RxLxHxF = jnp.einsum("rhlt,rthf->rlhf", weights.astype(dtype), value)
         return FromHeads(dtype, kernel_init(config), name="out")(mixed_RxLxHxF)
 
@@ -87,23 +87,24 @@ class DecoderLayer(nn.Module):
             norm = nn.LayerNorm(LAYER_NORM_EPS, dtype=dtype, name=name)
             return pin_rows(norm(residual + update))
 
-        def by(rows: tuple[int, ...], x: Array | None) -> Array | None:
-            return None if x is None else x.reshape(*rows, *x.shape[3:])
+        def by(rows: tuple[int, ...], x: Array) -> Array:
+            return x.reshape(*rows, *x.shape[3:])
+
+        def seeds_by(rows: tuple[int, ...]) -> Array | None:
+            return None if seeds_BxKxA is None else by(rows, seeds_BxKxA)
 
         alone, together = (batch * answers, length), (batch, answers * length)
         before_AxA = jnp.tril(jnp.ones((length, length), bool))
         seen_RxAxA = by(alone, mask_BxKxA)[:, None] & before_AxA
         x = by(alone, x_BxKxAxD)
-        update = MaskedAttention(config, True, name="attention")(
-            x, x, seen_RxAxA, by(alone, seeds_BxKxA)
-        )
+        update = MaskedAttention(config, True, name="attention")(x, x, seen_RxAxA, seeds_by(alone))
         x_BxKxAxD = add_and_norm("attention_norm", x_BxKxAxD, update)
         # all answers to a question share its keys and values
         update = MaskedAttention(config, False, name="cross_attention")(
             by(together, x_BxKxAxD),
             states_BxLxD,
             states_mask_BxL[:, None],
-            by(together, seeds_BxKxA),
+            seeds_by(together),
         )
         x_BxKxAxD = add_and_norm("cross_attention_norm", x_BxKxAxD, update)
         mlp_in = Dense(config.mlp_ratio * dim, dtype, init, name="mlp_in")

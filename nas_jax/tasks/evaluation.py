@@ -47,7 +47,8 @@ def make_task_evaluator(
     def evaluate(params: Params, method_state: MethodState, step: int) -> list[Metric]:
         local = mesh if mesh is not None and jax.process_count() == 1 else _own_mesh()
         arrays = jax.device_put((params, method_state), replicated(local))
-        results, files = [], {}
+        results: list[Result] = []
+        files: dict[str, str] = {}
         for test in tests:
             reader = Reader(Corpus([test.source]), data, asker.tokenizer, wants)
             asked = _Asked(predict, arrays, local, tuple(batch_spec(data, 1, wants)))

@@ -167,7 +167,7 @@ class Classified(FineTuned):
         rows = {"seeds": dict(seeds), "inputs": [batch[name] for name in self.inputs]}
 
         def piece(rows: dict) -> Array:
-            return pin_rows(self.network.apply({"params": params}, *rows["inputs"], rows["seeds"]))
+            return pin_rows(self.apply(params)(*rows["inputs"], rows["seeds"]))
 
         return in_pieces(piece, self.setting.pieces, rows)
 

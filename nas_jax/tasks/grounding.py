@@ -127,9 +127,10 @@ def patch_map(
     """Grad-CAM of the match on the patches, (B, N): the mean over heads and all text positions, of
     which padding counts as 0.
     """
-    mask_BxL = batch["token_mask_BxL"]
-    image_BxTxD, _ = method.encode_image(params, state, batch["image_BxHxWx3"])
-    text_BxLxD, _ = method.encode_text(params, batch["token_ids_BxL"], mask_BxL)
+    names = "image_BxHxWx3", "token_ids_BxL", "token_mask_BxL"
+    image_BxHxWx3, ids_BxL, mask_BxL = (jnp.asarray(batch[name]) for name in names)
+    image_BxTxD, _ = method.encode_image(params, state, image_BxHxWx3)
+    text_BxLxD, _ = method.encode_text(params, ids_BxL, mask_BxL)
     maps = match_map(method, params, (text_BxLxD, mask_BxL), image_BxTxD, layer)
     cam_BxLxT = grad_cam(*(one.astype(jnp.float32) for one in maps))
     return {"map": (cam_BxLxT[..., 1:] * mask_BxL[..., None]).mean(1)}

@@ -28,7 +28,7 @@ from nas_jax.models.bert import BertLayer
 from nas_jax.models.layers import rematerialised
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.tasks.finetuned import AnswerHead, Classified, FineTuneConfig, JointNetwork
-from nas_jax.tasks.records import Entry, is_text, read_list
+from nas_jax.tasks.records import Entry, asked, is_text, read_list
 from nas_jax.tasks.task import Asker, Classifying, Found, Label, TestSet, share
 from nas_jax.typing import Array, Batch, Params
 
@@ -58,15 +58,12 @@ class SideLayers(nn.Module):
         return self.layer[number](*inputs)
 
 
-class PairNetwork(JointNetwork):
-    """Two pictures and a text, and a head on the fused [CLS]."""
-
-    classes: int = len(LABELS)
+class PairEncoder(JointNetwork):
+    """Two pictures and a text, fused."""
 
     def setup(self):
         super().setup()
         self.first_encoder, self.second_encoder = (SideLayers(self.config) for _ in SIDES)
-        self.answer_head = AnswerHead(self.config, self.classes)
 
     def fuse_pair(
         self, text: tuple[Array, Array], images: Sequence[Array], seeds: Mapping[str, Array]
@@ -75,6 +72,7 @@ class PairNetwork(JointNetwork):
         ids_BxL, mask_BxL = text
         x_BxLxD = self.text_encoder(ids_BxL, mask_BxL, seeds.get("text"))
         rows = TextRows(mask_BxL, token_seeds(seeds.get("fusion"), ids_BxL.shape[1]))
+        seen: list[tuple[ImageTokens, ...]]
         seen = [(ImageTokens((tokens_BxTxD,)),) for tokens_BxTxD in images]
         if self.config.cls_apart:
             seen = list(map(cls_apart, seen))
@@ -91,6 +89,16 @@ class PairNetwork(JointNetwork):
         tokens = self.encode_image(both.reshape(-1, *both.shape[2:]))
         tokens = tokens.reshape(-1, len(images), *tokens.shape[1:])
         return [tokens[:, side] for side in range(len(images))]
+
+
+class PairNetwork(PairEncoder):
+    """A head on the fused [CLS]."""
+
+    classes: int = len(LABELS)
+
+    def setup(self):
+        super().setup()
+        self.answer_head = AnswerHead(self.config, self.classes)
 
     def __call__(
         self,
@@ -142,15 +150,15 @@ class RightPicture(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        (other,) = example.record.others
+        (other,) = asked(example.record).others
         return {"right_BxHxWx3": example.view(example.rng("right picture"), other)}
 
 
 @dataclass(frozen=True)
 class Paired(Classified):
-    """A method of a `PairNetwork`."""
+    """A method of a `PairEncoder`."""
 
-    Network = PairNetwork
+    Network: ClassVar[type[nn.Module]] = PairNetwork
     copies = ((rf"({'|'.join(SIDES)})/", "fusion_encoder/"),)
 
     def init(self, rng: Array) -> tuple[Params, dict]:
@@ -198,11 +206,9 @@ class Nlvr2Task(Classifying):
         label_N = seen["label"]
         most = np.bincount(label_N).argmax()
         hits = [one["logits"].argmax(-1) == label_N for one in (seen, blind)]
-        by_sentence = [all_of(one, sentence_N) for one in (*hits, label_N == most)]
-        chance = 100 * by_sentence.pop().mean()
-        row = share(
-            test.name, "all", self.name, "consistency", tuple(by_sentence), chance, resamples
-        )
+        right, blind_right, constant = (all_of(one, sentence_N) for one in (*hits, label_N == most))
+        chance, both = 100 * constant.mean(), (right, blind_right)
+        row = share(test.name, "all", self.name, "consistency", both, chance, resamples)
         protocol = {**result.protocol, "consistency": "sentences that are right in all their items"}
         rows, units = (*result.rows, row), tuple(sentence_N.tolist())
         return replace(result, rows=rows, protocol=protocol, units=units)
@@ -239,8 +245,8 @@ def read_statements(path: str) -> list[Entry]:
     named = {"identifier": (_is_identifier, "split-set-pair-sentence, like dev-850-0-0")}
     found = []
     for one in read_list(path, named | sentence | label):
-        split, number, pair, text = _IDENTIFIER.fullmatch(one["identifier"]).groups()
-        images = tuple(f"{split}-{number}-{pair}-img{side}.png" for side in (0, 1))
+        split, number, beside, text = one["identifier"].rsplit("-", 3)
+        images = tuple(f"{split}-{number}-{beside}-img{side}.png" for side in (0, 1))
         found.append(_entry(one["identifier"], images, one, f"{split}-{number}-{text}"))
     return found
 

@@ -27,6 +27,17 @@ class Asked(Record):
     others: tuple[Any, ...] = ()  # further pictures, as `image`
 
 
+def asked(record: Record) -> Asked:
+    """A record as that of a task. Raises DataError where it has no answer."""
+    if not isinstance(record, Asked):
+        raise DataError(
+            f"record {record.key!r} without the answer of a task",
+            "a record of the task",
+            "train the task on its own files, or on scenes",
+        )
+    return record
+
+
 class Entry(NamedTuple):
     """One item of a file."""
 
@@ -50,6 +61,14 @@ class _Source:
     def origins(self) -> tuple[str, ...]:
         """As `files`."""
         return self.files
+
+    def key(self, index: int) -> str:
+        """Of the record."""
+        raise NotImplementedError
+
+    def file(self, index: int) -> str:
+        """The file of the record."""
+        raise NotImplementedError
 
     def origin(self, index: int) -> str:
         """As `file`."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.data import pipeline
@@ -25,7 +26,8 @@ from nas_jax.evals.metrics import Metric
 from nas_jax.evals.results import Result
 from nas_jax.evals.statistics import bootstrap_interval
 from nas_jax.methods.method import Method, MethodState
-from nas_jax.tasks.records import Entry, FileSource, SceneItems
+from nas_jax.tasks.finetuned import Classified
+from nas_jax.tasks.records import Entry, FileSource, SceneItems, asked
 from nas_jax.typing import Array, Batch, Params
 from nas_jax.utils.errors import DataError
 
@@ -35,6 +37,9 @@ Found = Mapping[str, np.ndarray]
 """What a model says of the items of a test set: name -> array with items first."""
 Predict = Callable[[Params, MethodState, Batch], dict[str, Array]]
 """(params, state, batch) -> arrays with rows first; traceable by `jax.jit`."""
+
+
+Kind = TypeVar("Kind", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class Asker:
     method: Method
     tokenizer: TextTokenizer
     data: DataConfig
+
+    def method_as(self, kind: type[Kind]) -> Kind:
+        """The method as that of a task. Raises TypeError where it is another one."""
+        if not isinstance(self.method, kind):
+            raise TypeError(f"a task of {kind.__name__} asks {type(self.method).__name__}")
+        return self.method
 
 
 class Task:
@@ -162,12 +173,13 @@ class Asking(Task):
         if entry != SCENES:
             tested = split != "train"
             return FileSource(entry, self.read(entry, config, tested), config.image_root)
-        if type(self).draw is None:
+        draw = type(self).draw
+        if draw is None:
             raise DataError(
                 f"scenes for the task {self.name}", "its files", "name them in data.train"
             )
         size, world = (count, config.image_size), WORLDS[config.scene_world]
-        return SceneItems(self.name, type(self).draw, split, size, seed, world, self.sharing)
+        return SceneItems(self.name, draw, split, size, seed, world, self.sharing)
 
     def keys(self, tests: Sequence[TestSet]) -> list[str]:
         """test/all/task/quantity."""
@@ -184,7 +196,7 @@ class Label(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        return {"label_B": np.int32(example.record.gold)}
+        return {"label_B": np.int32(asked(example.record).gold)}
 
 
 class Classifying(Asking):
@@ -194,9 +206,10 @@ class Classifying(Asking):
 
     def predictor(self, asker: Asker) -> Predict:
         """The logits of the classes."""
+        method = asker.method_as(Classified)
         return lambda params, state, batch: {
-            "logits": asker.method.logits(params, batch, {}),
-            "label": batch["label_B"],
+            "logits": method.logits(params, batch, {}),
+            "label": jnp.asarray(batch["label_B"]),
         }
 
     def measure(

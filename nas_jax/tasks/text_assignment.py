@@ -16,7 +16,7 @@ from nas_jax.methods.draws import Draws
 from nas_jax.models.towers import unit
 from nas_jax.parallel.mesh import take_rows
 from nas_jax.tasks.finetuned import FineTuneConfig
-from nas_jax.tasks.nlvr2 import Paired, PairNetwork, with_twins
+from nas_jax.tasks.nlvr2 import Paired, PairEncoder, with_twins
 from nas_jax.tasks.task import Task
 from nas_jax.typing import Array, Batch, Metrics, Params
 
@@ -32,8 +32,8 @@ class TextAssignmentConfig(FineTuneConfig):
     alpha: float = 0.0
 
 
-class AssignmentNetwork(PairNetwork):
-    """The same network with a layer for three answers in place of its head, and the projection that
+class AssignmentNetwork(PairEncoder):
+    """NLVR2's network with a layer for three answers in place of its head, and the projection that
     compares pictures, which gets no gradient.
     """
 

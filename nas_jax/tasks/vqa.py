@@ -20,6 +20,7 @@ import numpy as np
 from nas_jax.data.config import DataConfig
 from nas_jax.data.scene_tasks import draw_question, scene_answers
 from nas_jax.data.worlds import WORLDS
+from nas_jax.evals.metrics import Metric
 from nas_jax.evals.results import Result
 from nas_jax.losses.soft_targets import soft_cross_entropy
 from nas_jax.methods.draws import Draws
@@ -141,7 +142,7 @@ class Vqa(FineTuned):
         """
         ids_NxA, mask_NxA = map(jnp.asarray, answers)
         net, question = self.apply(params), (batch["token_ids_BxL"], batch["token_mask_BxL"])
-        states = net.read(batch["image_BxHxWx3"], *question, {}), question[1]
+        states = net.read(batch["image_BxHxWx3"], *question, {}), jnp.asarray(question[1])
         first = ids_NxA[None, :1, :1] * jnp.ones((len(question[0]), 1, 1), jnp.int32)
         logs_BxV = jax.nn.log_softmax(net.decode(first, first >= 0, states)[:, 0, 0])
         count = min(candidates, len(ids_NxA))
@@ -189,11 +190,12 @@ class VqaTask(Asking):
 
     def predictor(self, asker: Asker) -> Predict:
         """The number of the best answer, (B,), and its log-likelihood."""
-        config = asker.method.config
+        method = asker.method_as(Vqa)
+        config = method.config
         encoded = asker.tokenizer.encode(list(self.answers(asker)), config.answer_length)
 
         def predict(params: Params, state: MethodState, batch: Batch) -> dict[str, Array]:
-            chosen_BxC, scores_BxC = asker.method.rank(params, batch, encoded, config.candidates)
+            chosen_BxC, scores_BxC = method.rank(params, batch, encoded, config.candidates)
             best_Bx1 = scores_BxC.argmax(-1)[:, None]
             both = {"answer": chosen_BxC, "score": scores_BxC}
             return {name: jnp.take_along_axis(x, best_Bx1, 1)[:, 0] for name, x in both.items()}
@@ -206,9 +208,10 @@ class VqaTask(Asking):
         """The official accuracy; none where the answers of people are not known."""
         names, count = self.answers(asker), len(test.source)
         people = [test.source.gold(k).given for k in range(count)]
-        rows, scores = (), {}
+        rows: tuple[Metric, ...] = ()
+        scores: dict[str, list[float]] = {}
         if all(people):
-            judged = [
+            judged, judged_blind = (
                 np.array(
                     [
                         vqa_accuracy(names[k], p)
@@ -216,11 +219,12 @@ class VqaTask(Asking):
                     ]
                 )
                 for found in (seen, blind)
-            ]
+            )
             most = Counter(answer for given in people for answer in given).most_common(1)[0][0]
-            chance = 100 * np.mean([vqa_accuracy(most, given) for given in people])
-            rows = (share(test.name, "all", self.name, "accuracy", judged, chance, resamples),)
-            scores = {self.name: judged[0].tolist()}
+            chance = 100 * float(np.mean([vqa_accuracy(most, given) for given in people]))
+            hits = judged, judged_blind
+            rows = (share(test.name, "all", self.name, "accuracy", hits, chance, resamples),)
+            scores = {self.name: judged.tolist()}
         return Result(
             name=f"{test.name}:{self.name}",
             form="answers",

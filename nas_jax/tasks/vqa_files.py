@@ -14,7 +14,7 @@ from nas_jax.data.config import DataConfig
 from nas_jax.data.readers import Encode, Example, Field, Spec
 from nas_jax.data.scene_tasks import Answers
 from nas_jax.storage import reading
-from nas_jax.tasks.records import Entry, is_text, read_list
+from nas_jax.tasks.records import Entry, asked, is_text, read_list
 from nas_jax.utils.errors import DataError
 
 VISUAL_GENOME = 0.5  # weight of the one answer of a question of vg_qa.json, as in ALBEF
@@ -38,7 +38,7 @@ class PeopleAnswers(Field):
 
     def read(self, example: Example) -> Mapping[str, Any]:
         """See Field."""
-        answers: Answers = example.record.gold
+        answers: Answers = asked(example.record).gold
         given, weight = answers.spelt or answers.given, answers.weight
         counts = Counter(given).most_common(self.count)
         texts = [text for text, _ in counts] + [""] * (self.count - len(counts))
