@@ -122,10 +122,10 @@ def radar(rows: Rows, chance: Mapping[str, float]) -> str:
         )
     parts.append(ring([chance[name] for name in names], _CHANCE))
     for index in range(max(map(len, rows.values()))):
-        values = [rows[name][index] for name in names]
-        if any(value is None for value in values):
+        values = [one.value for name in names if (one := rows[name][index]) is not None]
+        if len(values) < len(names):
             continue  # a hole cannot be drawn; the bars have the rest
         colour = COLOURS[index % MOST]
-        parts.append(ring([one.value for one in values], f'stroke="{colour}" stroke-width="2"'))
-        parts += [_mark(index, *at(k, one.value)) for k, one in enumerate(values)]
+        parts.append(ring(values, f'stroke="{colour}" stroke-width="2"'))
+        parts += [_mark(index, *at(k, value)) for k, value in enumerate(values)]
     return f'<svg width="{width:.0f}" height="{height:.0f}" role="img">{"".join(parts)}</svg>'

@@ -38,9 +38,9 @@ def score_questions(scores: SetScores, benchmark: Benchmark, config: EvalConfig)
     return question_result(benchmark, found, config.bootstrap)
 
 
-def own_results(scores: SetScores, config: EvalConfig) -> list[Result]:
+def own_results(scores: SetScores[EvalSet], config: EvalConfig) -> list[Result]:
     """The foils and quads of one of the run's own evaluation sets, in full detail."""
-    eval_set: EvalSet = scores.eval_set
+    eval_set = scores.eval_set
     out = []
     for wanted, name, make in (
         (config.foils, "foils", foil_benchmark),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nas_jax.data.eval_sets import EvalSet
     from nas_jax.evals.questions import Benchmark
     from nas_jax.evals.scorers import Scorer
+
+AnySet = TypeVar("AnySet", bound="EvalSet | Benchmark")
 
 BLANK = -1
 """Index of the blank picture."""
@@ -41,24 +43,23 @@ class ImageBatch:
     rows: dict[int, int]  # image -> row
 
 
-class Encodings:
+class Encodings(Generic[AnySet]):
     """What is known of the pictures and texts of one set."""
 
-    def __init__(
-        self, scorer: Scorer, eval_set: EvalSet | Benchmark, texts: Sequence[str], text_length: int
-    ):
+    def __init__(self, scorer: Scorer, eval_set: AnySet, texts: Sequence[str], text_length: int):
         """texts: if given, all that will be asked for; texts are then padded to the longest of them
         and no further.
         """
         self.scorer, self.eval_set, self.text_length = scorer, eval_set, text_length
         self.batches: list[ImageBatch] = []
         self._batch_of: dict[int, int] = {}  # image -> number of its batch
-        self._blank: Array | None = None  # the tokens of the blank image in every row of a batch
+        # the tokens of the blank image in every row of a batch
+        self._blank: Array | np.ndarray | None = None
         self._own_features: dict[int, np.ndarray] = {}  # of images that this process has encoded
         self._image_features: dict[int, np.ndarray] = {}  # of images that all processes know
         self._text_index: dict[str, int] = {}
         self._text_rows: dict[int, int] = {}  # text -> row of the two tables below
-        self._text_tables: tuple[Any, np.ndarray] | None = None  # tokens_JxLxD, mask_JxL
+        self._text_tables: list[tuple[Any, np.ndarray]] = []  # tokens_JxLxD, mask_JxL; one, or none
         self._text_features: dict[int, np.ndarray] = {}
         self._held = 0.0  # bytes on each device
         self._known = math.inf  # texts that the padding is long enough for
@@ -106,15 +107,17 @@ class Encodings:
         batch = self._batch_of[image]
         return batch, self.batches[batch].rows[image]
 
-    def image_tokens(self, batch: int) -> Array:
-        """Tokens (B, T, D) of a batch of pictures on the devices; -1: of the blank one."""
+    def image_tokens(self, batch: int) -> Array | np.ndarray | None:
+        """Tokens (B, T, D) of a batch of pictures on the devices; -1: of the blank one. None: the
+        method has no pair scores.
+        """
         if batch == -1:
             return self._blank
         return self.scorer.by_rows(self.batches[batch].tokens_BxTxD)
 
     def text_tokens(self, texts_GxC: np.ndarray) -> tuple[Any, Any]:
         """Tokens (G, C, L, D) and mask (G, C, L) of texts, split by rows."""
-        tokens_JxLxD, mask_JxL = self._text_tables
+        ((tokens_JxLxD, mask_JxL),) = self._text_tables
         lookup_GxC = np.array(
             [[self._text_rows[int(text)] for text in texts_C] for texts_C in texts_GxC], np.int32
         )
@@ -168,7 +171,7 @@ class Encodings:
         ids_MxL, mask_MxL = scorer.model.tokenizer.encode(
             [texts[index] for index in missing], self.text_length
         )
-        tables = [] if self._text_tables is None else [self._text_tables]
+        tables = list(self._text_tables)
         for rows in slices(len(missing), scorer.batch_size):
             ids_BxL, mask_BxL = (_pad(x[rows], scorer.batch_size) for x in (ids_MxL, mask_MxL))
             tokens_BxLxD, features = scorer.call(
@@ -180,7 +183,7 @@ class Encodings:
                 self._text_rows[index], self._text_features[index] = before + row, features[row]
         scorer.texts_encoded += len(missing)
         mask_JxL = np.concatenate([mask for _, mask in tables])
-        self._text_tables = self._joined([tokens for tokens, _ in tables]), mask_JxL
+        self._text_tables = [(self._joined([tokens for tokens, _ in tables]), mask_JxL)]
 
     def _joined(self, parts: list[Any]) -> Any:
         """Text tokens as one table, on every device or, if a part of them is there, on the host."""

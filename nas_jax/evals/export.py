@@ -30,6 +30,7 @@ from PIL import Image
 
 import nas_jax
 from nas_jax.data.config import check_image_range
+from nas_jax.data.deep_pixels import Range
 from nas_jax.data.sources import Report
 from nas_jax.evals import karpathy
 from nas_jax.evals.benchmarks import BENCHMARKS, load_with
@@ -57,7 +58,7 @@ class Pictures:
     size: int | None  # pixels; None: as they are
     fit: str
     names: bool = False  # the names that the annotations have
-    value_range: tuple[float, ...] = ()  # of deep pictures, see `decode`
+    value_range: Range | tuple[()] = ()  # of deep pictures, see `decode`
     _known: dict[Any, str] = field(default_factory=dict)
 
     def path(self, unread: Unread, index: int) -> str:
@@ -103,13 +104,14 @@ def question_lines(
     benchmark: Benchmark, pictures: Pictures, report: Report
 ) -> Iterator[dict[str, Any]]:
     """A line a question; those whose pictures cannot be read are counted in `report`."""
+    images = _unread(benchmark.images)
     for question in benchmark.questions:
         try:
-            shown = [pictures.path(benchmark.images, index) for index in question.images]
+            shown = [pictures.path(images, index) for index in question.images]
         except Unusable as error:
             report.drop(error.reason, error.example)
             continue
-        boxes = [benchmark.images.pictures[index].box for index in question.images]
+        boxes = [images.pictures[index].box for index in question.images]
         yield {
             "benchmark": benchmark.name,
             "key": question.key,
@@ -124,11 +126,12 @@ def retrieval_lines(
     collection: karpathy.Collection, pictures: Pictures
 ) -> Iterator[dict[str, Any]]:
     """A line a picture, with its captions. Raises DataError where a picture is missing."""
+    images = _unread(collection.eval_set.images)
     for index, (name, texts) in enumerate(
         zip(collection.names, collection.eval_set.captions, strict=True)
     ):
         try:
-            path = pictures.path(collection.eval_set.images.all, index)
+            path = pictures.path(images, index)
         except Unusable as error:
             got, remedy = f"{collection.name}: {error}", "get the missing files, or pass --names"
             raise DataError(got, "all pictures of the list", remedy) from error
@@ -139,6 +142,14 @@ def retrieval_lines(
             "pictures": [path],
             "texts": list(texts),
         }
+
+
+def _unread(images: Sequence[Any]) -> Unread:
+    """The pictures of a set. Raises TypeError where it was loaded with an image_size."""
+    found = images.all if isinstance(images, karpathy.Kept) else images
+    if not isinstance(found, Unread):
+        raise TypeError(f"pictures loaded with an image_size, {type(found).__name__}, to export")
+    return found
 
 
 def export(
@@ -231,8 +242,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--names", action="store_true", help=alone)
     add("--size", type=int, default=None, metavar="N", help="resized to N pixels")
     deep = "values of deep pictures that are black and white"
-    ends = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"), "default": ()}
-    add("--image-range", help=deep, **ends)
+    ends = ("LOW", "HIGH")
+    add("--image-range", type=float, nargs=2, default=(), metavar=ends, help=deep)
     add("--fit", default="squash", help="with --size: squash (default) or crop, the middle square")
     add("--clean", action="store_true", help="texts in lower case without punctuation, as ALBEF's")
     add("--cased", action="store_true", help="with --clean: capitals stay")

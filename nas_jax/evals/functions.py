@@ -43,10 +43,11 @@ class ScoringFunctions:
 
         image_tokens: which ones pictures are matched by, see `Method.encode_image`.
         """
+        encode_image: Callable[..., Any]
         encode_image = functools.partial(method.encode_image, tokens=image_tokens)
         encode_text: Callable[..., Any] = method.encode_text
         if not method.pair_scores:
-            encode_image, encode_text = map(_features_only, (encode_image, encode_text))
+            encode_image, encode_text = _features_only(encode_image), _features_only(encode_text)
         return cls(
             method, jax.jit(encode_image), jax.jit(encode_text), jax.jit(score_beside(method))
         )

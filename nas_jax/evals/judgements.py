@@ -110,7 +110,7 @@ def read_judgements(
         )
     texts = (one for item in items for one in item.text_ids[:first])
     columns = (
-        {item.image_id: column for column, item in enumerate(items)},
+        {one.image_id: column for column, one in enumerate(items) if one.image_id is not None},
         {one: column for column, one in enumerate(texts)},
     )
     return tuple(_read(name, paths, columns) for name, paths in files.items())

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nas_jax.data.eval_sets import EvalSet
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
@@ -127,7 +125,7 @@ def load(name: str, data_dir: Path, options: LoadOptions) -> Collection:
             *(name, known, len(items)),
         )
     return Collection(
-        EvalSet(name, _Kept(gallery, kept), captions, (), ()),
+        EvalSet(name, Kept(gallery, kept), captions, (), ()),
         tuple(item.image for item in used),
         RERANK_K.get(name, OTHER_K),
         protocol,
@@ -170,7 +168,7 @@ def _protocol(
     return protocol, captions
 
 
-class _Kept(Sequence):
+class Kept(Sequence):
     """The usable pictures of a gallery."""
 
     def __init__(self, gallery: Gallery | NoPictures, kept: list[int]):
@@ -179,7 +177,7 @@ class _Kept(Sequence):
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         return self.all[self._kept[index]]
 
 

@@ -21,7 +21,7 @@ from nas_jax.evals.numbers import numbers
 from nas_jax.evals.outcomes import cells_of
 from nas_jax.evals.pairs import foil_metrics, quad_metrics
 from nas_jax.evals.places import at_r
-from nas_jax.evals.questions import Benchmark, Scored, with_corrected
+from nas_jax.evals.questions import Scored, with_corrected
 from nas_jax.evals.run import Loaded
 from nas_jax.methods.method import Method
 from nas_jax.utils.errors import ConfigError
@@ -73,14 +73,16 @@ def check_key(key: str, keys: Sequence[str], field: str = "train.best_metric") -
 
 @dataclass(frozen=True)
 class _Zeros:
-    """Scores of an evaluation set, all zero; in place of `SetScores`."""
+    """Scores of an evaluation set, all zero; as `PairScores`."""
 
     eval_set: EvalSet
 
     def text_indices(self, texts: Sequence[str]) -> np.ndarray:
         return np.zeros(len(texts), np.int64)
 
-    def scores(self, name: str, image_indices_P: np.ndarray, _: np.ndarray) -> np.ndarray:
+    def scores(
+        self, name: str, image_indices_P: np.ndarray, text_indices_P: np.ndarray
+    ) -> np.ndarray:
         return np.zeros(len(image_indices_P), np.float32)
 
 
@@ -110,10 +112,8 @@ def _public(
             ranks = _one_query(scorer, direction, judged)
             yield from recalls(ranks, loaded.name, f"{reading[0]}/{direction}")
         return
-    benchmark: Benchmark = loaded
-    if isinstance(loaded, zero_shot.Classes):
-        benchmark = loaded.benchmark
-    elif loaded.form == "texts":
+    benchmark = loaded.benchmark if isinstance(loaded, zero_shot.Classes) else loaded
+    if benchmark.form == "texts":
         scorers = method.feature_scores[:1]
     zeros = [
         np.zeros(cells_of(benchmark.form, question), np.float32) for question in benchmark.questions

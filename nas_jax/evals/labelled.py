@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -22,19 +21,11 @@ from nas_jax.data.scenes import choose, draw_scene
 from nas_jax.data.sources import Report
 from nas_jax.data.tfds_labels import TfdsLabels
 from nas_jax.data.worlds import World
-from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files
+from nas_jax.evals.benchmarks.pictures import SUFFIXES, Files, Pictures
 from nas_jax.evals.benchmarks.reading import each, text
 from nas_jax.utils.errors import DataError
 
 TFDS = "tfds:"
-
-
-class Pictures(Protocol):
-    """Pictures by name."""
-
-    def read(self, name: str) -> bytes | np.ndarray:
-        """An encoded file, or pixels, uint8 (H, W, 3)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -59,8 +50,8 @@ def read_labelled(source: str) -> Labelled:
         return Labelled(pairs, _enough(names, source), found)
     folder, report = Path(source), Report()
     listed = (folder / "labels.jsonl").is_file()
-    pairs = _from_lines(folder, report) if listed else _from_folders(folder)
-    return Labelled(tuple(pairs), _class_names(folder, pairs), Files(folder), report)
+    given = _from_lines(folder, report) if listed else _from_folders(folder)
+    return Labelled(tuple(given), _class_names(folder, given), Files(folder), report)
 
 
 def _from_lines(folder: Path, report: Report) -> list[tuple[str, str]]:
@@ -101,10 +92,10 @@ def _named(label: str) -> str:
 
 def _class_names(folder: Path, pairs: list[tuple[str, str]]) -> tuple[str, ...]:
     path, labels = folder / "classes.txt", sorted({label for _, label in pairs})
-    names = labels
+    listed = labels
     if path.is_file():
-        names = [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    names = tuple(dict.fromkeys(name for name in names if name))
+        listed = [_named(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    names = tuple(dict.fromkeys(name for name in listed if name))
     unknown = sorted(set(labels) - set(names))
     if unknown:
         raise DataError(

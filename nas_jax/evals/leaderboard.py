@@ -87,7 +87,12 @@ def collect(
     names = dict.fromkeys(result.name for _, _, results in found for result in results)
     boards = []
     for name in names:
-        asked = [(*of, one) for *of, results in found for one in results if one.name == name]
+        asked = [
+            (model, protocol, one)
+            for model, protocol, results in found
+            for one in results
+            if one.name == name
+        ]
         models = [model for model, _, _ in asked]
         if twice := next((model for model in models if models.count(model) > 1), ""):
             remedy = "give the second file another name: NAME=RESULTS"
@@ -235,15 +240,17 @@ def to_html(boards: Sequence[Board]) -> str:
     for board in boards:
         of_name = {one.name: one for one in board.entries}
         shown = [of_name.get(name) for name in names[:MOST]]  # a model has one colour on the page
-        rows = {board.quantity: [one and one.headline for one in shown]}
-        spokes = {part: [one and one.parts.get(part) for one in shown] for part in board.parts}
-        rows |= spokes if len(spokes) > 1 else {}
+        numbers = {board.quantity: [one.headline if one else None for one in shown]}
+        spokes = {
+            part: [one.parts.get(part) if one else None for one in shown] for part in board.parts
+        }
+        numbers |= spokes if len(spokes) > 1 else {}
         usual = board.entries[0].headline.chance
-        chance = {part: _chance(metrics, usual) for part, metrics in rows.items()}
+        chance = {part: _chance(metrics, usual) for part, metrics in numbers.items()}
         parts.append(f"<h2>{html.escape(board.benchmark)}</h2>")
         if len(spokes) >= RADAR_FROM:
             parts.append(radar(spokes, chance))
-        parts.append(bars(rows, chance))
+        parts.append(bars(numbers, chance))
         if board.notes:
             lines = "".join(f"<li>{html.escape(note)}</li>" for note in board.notes)
             parts.append(f"<p>Not asked alike:</p><ul>{lines}</ul>")

@@ -81,7 +81,7 @@ def first_entries(path: Path, count: int) -> Iterator[Any]:
                 raise DataError(f"{path} is no array", "[{...}, ...]", "check which file it is")
             at = 1
             while found < count:
-                at = re.compile(r"[\s,]*").match(text, at).end()
+                at = next(re.compile(r"[\s,]*").finditer(text, at)).end()
                 if text.startswith("]", at):
                     return
                 try:

@@ -46,7 +46,7 @@ def score_pairs(encodings: Encodings, images_U: np.ndarray, texts_U: np.ndarray)
         for row, name in enumerate(names):
             scores_GxC = np.asarray(found[name], np.float32)
             out_SxU[row, call.pair_GxC[real_GxC]] = scores_GxC[real_GxC]
-        progress.add(np.count_nonzero(real_GxC))
+        progress.add(int(np.count_nonzero(real_GxC)))
 
     for batch, calls in _batches(encodings, images_U):
         tokens_BxTxD = encodings.image_tokens(batch)

@@ -183,7 +183,9 @@ def recalls(
             count=len(found.ranks),
         )
         out.append(metric)
-    for name, value_Q in found.at_r.values.items() if found.at_r else ():
+    if found.at_r is None:
+        return out
+    for name, value_Q in found.at_r.values.items():
         low, high = bootstrap_interval(value_Q, *draws) if draws else (math.nan, math.nan)
         metric = Metric(
             benchmark,

@@ -94,7 +94,7 @@ class _PartTable:
         self._auroc = _auroc_inputs(benchmark, scores)
         cells = ABSOLUTE.get(benchmark.form, ())
         # quantity -> the outcomes it is made of
-        self._behind = {name: (name,) for name in self.outcomes}
+        self._behind: dict[str, tuple[str, ...]] = {name: (name,) for name in self.outcomes}
         if cells and cells[0] in self.outcomes:
             self._behind[MEAN_OF_CELLS] = cells
             if benchmark.form == "choice":
@@ -150,7 +150,7 @@ class _PartTable:
 
     def count(self, quantity: str, part: str) -> int:
         """Answers of a part; of auroc, cells."""
-        if quantity == AUROC:
+        if quantity == AUROC and self._auroc:
             questions = sum(len(self._rows[one]) for one in self._averages.get(part, (part,)))
             return questions * (2 if self._auroc[2] is None else 1)
         return sum(len(rows) for _, rows in self._answers(quantity, part))
@@ -195,7 +195,9 @@ def _mean_of(columns: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _auroc_inputs(benchmark: Benchmark, scores: Cells) -> tuple | None:
+def _auroc_inputs(
+    benchmark: Benchmark, scores: Cells
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
     """(scores of the positive cells, of the negative ones, which rows are positive or None), or
     None.
     """

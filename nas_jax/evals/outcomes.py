@@ -40,7 +40,7 @@ Others only rank: a cosine has no such point.
 ABSOLUTE = {"choice": ("p_c", "p_f"), "picture": ("p_pos", "p_neg")}
 """Form -> quantities of single cells, of the first one and of the second."""
 
-Beats = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Beats = Callable[[np.ndarray | float, np.ndarray | float], np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+
+class PairScores(Protocol):
+    """What foils and quads need of `SetScores`."""
+
+    @property
+    def eval_set(self) -> EvalSet:
+        """Where they are from."""
+        ...
+
+    def text_indices(self, texts: Sequence[str]) -> np.ndarray:
+        """Numbers of texts."""
+        ...
+
+    def scores(
+        self, name: str, image_indices_P: np.ndarray, text_indices_P: np.ndarray
+    ) -> np.ndarray:
+        """Scores of P pairs, float32."""
+        ...
+
+
 RESERVED = ("all", "macro", "text", "image", "group")
 
 
@@ -36,6 +56,12 @@ def scored(scores: SetScores, form: str, questions: Sequence[Question], scorer: 
     """
     if form == "texts":
         return Scored(scorer, _likeness(scores, questions, scorer))
+    return Scored(scorer, *_seen_and_blind(scores, questions, scorer))
+
+
+def _seen_and_blind(
+    scores: PairScores, questions: Sequence[Question], scorer: str
+) -> tuple[Cells, Cells]:
     shapes = [(len(question.images), len(question.texts)) for question in questions]
     images = [np.repeat(question.images, len(question.texts)) for question in questions]
     texts = [
@@ -51,7 +77,7 @@ def scored(scores: SetScores, form: str, questions: Sequence[Question], scorer: 
         [part.reshape(shape) for part, shape in zip(np.split(half, ends), shapes, strict=True)]
         for half in np.split(both_2P, 2)
     )
-    return Scored(scorer, seen, blind)
+    return seen, blind
 
 
 def _likeness(scores: SetScores, questions: Sequence[Question], scorer: str) -> Cells:
@@ -59,7 +85,7 @@ def _likeness(scores: SetScores, questions: Sequence[Question], scorer: str) -> 
     return [scores.method.compare(scorer, one, one).astype(np.float32) for one in features]
 
 
-def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
+def foil_metrics(scores: PairScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
     """Percent of pairs where the caption beats its foil; [] where the set has no foils.
 
     Quantities: "all" (mean over pairs) and, with two or more categories, "macro" (mean over
@@ -69,7 +95,7 @@ def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     benchmark = foil_benchmark(scores.eval_set, max_pairs)
     if not benchmark.questions:
         return []
-    seen, blind = (found["accuracy"] for found in _seen_and_blind(scores, benchmark, scorer))
+    seen, blind = (found["accuracy"] for found in _outcomes(scores, benchmark, scorer))
     names = benchmark.name, "foils", scorer
     each = [
         _mean((*names, category), seen, blind, rows) for category, rows in _categories(benchmark)
@@ -88,7 +114,7 @@ def foil_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     return [whole, macro, *each]
 
 
-def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
+def quad_metrics(scores: PairScores, scorer: str, max_pairs: int = 0) -> list[Metric]:
     """Winoground's text, image and group score, also by category where there are two or more; []
     without quads.
 
@@ -98,7 +124,7 @@ def quad_metrics(scores: SetScores, scorer: str, max_pairs: int = 0) -> list[Met
     benchmark = quad_benchmark(scores.eval_set, max_pairs)
     if not benchmark.questions:
         return []
-    seen, blind = _seen_and_blind(scores, benchmark, scorer)
+    seen, blind = _outcomes(scores, benchmark, scorer)
     names, members = (benchmark.name, "quads", scorer), _categories(benchmark)
     out = [_mean((*names, name), seen[name], blind[name]) for name in seen]
     for category, rows in members if len(members) > 1 else ():
@@ -131,15 +157,14 @@ def quad_benchmark(eval_set: EvalSet, max_pairs: int = 0) -> Benchmark:
         )
         for i, quad in quads
     )
-    quads = tuple(questions)
-    return Benchmark(eval_set.name, "quad", quads, eval_set.images, {}, headline="all/group")
+    named = eval_set.name, "quad", tuple(questions)
+    return Benchmark(*named, eval_set.images, {}, headline="all/group")
 
 
-def _seen_and_blind(
-    scores: SetScores, benchmark: Benchmark, scorer: str
-) -> list[dict[str, Outcome]]:
-    found = scored(scores, benchmark.form, benchmark.questions, scorer)
-    return [outcomes(benchmark, cells, scorer) for cells in (found.seen, found.blind)]
+def _outcomes(scores: PairScores, benchmark: Benchmark, scorer: str) -> list[dict[str, Outcome]]:
+    """With the pictures, and with a blank one."""
+    both = _seen_and_blind(scores, benchmark.questions, scorer)
+    return [outcomes(benchmark, cells, scorer) for cells in both]
 
 
 def _mean(

@@ -109,12 +109,13 @@ def _read_ranks(path: Path) -> np.ndarray:
 
 def _caption_counts(path: Path) -> np.ndarray:
     entries = read_json(path, list)
-    counts = [entry.get("caption") if isinstance(entry, Mapping) else None for entry in entries]
-    if not counts or not all(isinstance(captions, list) and captions for captions in counts):
+    lists = [entry.get("caption") if isinstance(entry, Mapping) else None for entry in entries]
+    counts = [len(captions) for captions in lists if isinstance(captions, list) and captions]
+    if not counts or len(counts) < len(lists):
         raise DataError(
             f"{path}: an entry without captions", "[{image, caption: [...]}, ...]", "check --data"
         )
-    return np.array([len(captions) for captions in counts])
+    return np.array(counts)
 
 
 def _check_ranks(path: Path, ranks_R: np.ndarray, queries: int, candidates: int) -> None:

@@ -72,14 +72,14 @@ class Task:
 
 
 def make_task(
-    scores: SetScores,
+    scores: SetScores[EvalSet],
     name: str = "retrieval",
     rule: str = "wording",
     max_images: int = 0,
     max_captions: int = 0,
     judgement: Judgement | None = None,
-) -> Task | None:
-    """A task over the images with captions; None where there are none.
+) -> Task:
+    """A task over the images with captions, of which there is at least one.
 
     Args:
       scores: gives the set and the numbers of its texts.
@@ -93,8 +93,6 @@ def make_task(
     with_captions = np.array(
         [index for index, captions in enumerate(eval_set.captions) if captions], np.int64
     )
-    if not len(with_captions):
-        return None
     images_N = with_captions[evenly(len(with_captions), max_images)]
     captions = [eval_set.captions[image][: max_captions or None] for image in images_N]
     texts_M = scores.text_indices([caption for texts in captions for caption in texts])

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nas_jax.evals.benchmarks import BENCHMARKS, LoadOptions, load_with
 from nas_jax.evals.export import read_protocol
@@ -30,7 +31,7 @@ def score(
     data: Path | None = None,
     scorer: str | None = None,
     resamples: int = RESAMPLES,
-    **options: object,
+    **options: Any,
 ) -> list[Metric]:
     """All numbers of a benchmark from a file of scores.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,19 +26,22 @@ from nas_jax.evals.readings import Task, make_task
 from nas_jax.evals.scorers import SetScores
 from nas_jax.utils.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nas_jax.data.eval_sets import EvalSet
+
 BLOCK = 256  # rows of the table of all pairs at a time
 
 
-def retrieval_metrics(scores: SetScores, config: EvalConfig) -> list[Metric]:
+def retrieval_metrics(scores: SetScores[EvalSet], config: EvalConfig) -> list[Metric]:
     """Recall at 1, 5 and 10 in both directions, for each scorer; [] where the set has no captions.
 
     Args:
       scores: the set and the model that scores it.
       config: its scorers, by name, and how much is ranked.
     """
-    task = make_task(scores, max_images=config.max_images)
-    if task is None:
+    if not any(scores.eval_set.captions):
         return []
+    task = make_task(scores, max_images=config.max_images)
     return [
         metric
         for found in rank(scores, [task], config.scorers, config.rerank_k)
@@ -106,11 +110,11 @@ def rank(
             continue
         second = scores.scores(scorer, images, texts)
         for task, first in zip(tasks, ranked[features[0]], strict=True):
-            again = []
+            stages = []
             for stage in first.stages():
                 own, second = np.split(second, [stage.shortlist_Rxk.size])
-                again.append(stage.reranked(own.reshape(stage.shortlist_Rxk.shape)))
-            out += _both_directions(task, scorer, again)
+                stages.append(stage.reranked(own.reshape(stage.shortlist_Rxk.shape)))
+            out += _both_directions(task, scorer, stages)
     return out
 
 
@@ -173,7 +177,8 @@ def _first_stage(
         parts.append((metrics.best_ranks(scores_RxC, positives_RxC), short_Rxk, right_Rxk))
         if deep:
             found += places.right_places(scores_RxC, positives_RxC)
-    return _FirstStage(*(np.concatenate(column) for column in zip(*parts, strict=True)), found)
+    ranks_R, short_Rxk, right_Rxk = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _FirstStage(ranks_R, short_Rxk, right_Rxk, found)
 
 
 def _pairs(task: Task, ranked: _Ranked) -> tuple[np.ndarray, np.ndarray]:

@@ -85,8 +85,14 @@ def load(
     Raises ConfigError: a name or text length that does not fit. DataError: those of the loaders.
     """
     check_names([name])
-    how = {"cased": texts.cased, "fit": config.fit, "image_range": tuple(image_range)}
-    options = LoadOptions(image_size, config.max_dropped, texts.clean, **how)
+    options = LoadOptions(
+        image_size,
+        config.max_dropped,
+        texts.clean,
+        cased=texts.cased,
+        fit=config.fit,
+        image_range=tuple(image_range),
+    )
     if name in karpathy.FILES:
         return [karpathy.load(name, folder, options)]
     if name == CLASSES:

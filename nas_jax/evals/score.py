@@ -101,8 +101,8 @@ def run(argv: Sequence[str]) -> int:
         return _run_check(Path(args.check).expanduser(), args.json)
     data = None if args.data is None else Path(args.data).expanduser()
     scores = Path(args.scores).expanduser()
-    rows = _retrieval if args.benchmark in karpathy.FILES else _questions
-    found = rows(args, scores, data)
+    numbers = _retrieval if args.benchmark in karpathy.FILES else _questions
+    found = numbers(args, scores, data)
     if args.json:
         rows = [_plain(asdict(row)) for row in found]
         print(json.dumps({"benchmark": args.benchmark, "rows": rows}, indent=1))
@@ -147,8 +147,9 @@ def _written(args: argparse.Namespace, scores: Path, made: Sequence[Result]) -> 
         given = {"file": scores.name, "digest": _digest(scores)}
         bootstrap = {"resamples": RESAMPLES, "seed": 0, "level": 95}
         about = {"checkpoint": {"name": args.name or scores.stem}, "scores": given}
-        if args.questions is not None:
-            asked = read_protocol(_asked(args))
+        questions = _asked(args)
+        if questions is not None:
+            asked = read_protocol(questions)
             about["questions"] = {what: asked[what] for what in ("pictures", "texts")}
         with writing_out(as_path(args.out)):
             write(args.out, {**about, "bootstrap": bootstrap}, made)

@@ -56,9 +56,9 @@ def join(
             already.append(scored)
     if not found:
         names = ", ".join(benchmark.name for benchmark in loaded)
-        known = ", ".join(dict.fromkeys(one.benchmark for one in given)) or "nothing"
+        there = ", ".join(dict.fromkeys(one.benchmark for one in given)) or "nothing"
         raise DataError(
-            f"{path} has scores of {known}, without {names}",
+            f"{path} has scores of {there}, without {names}",
             "scores of that benchmark",
             "check which run it is of",
         )

@@ -96,8 +96,8 @@ def _from_vsr(path: Path, lines: Lines) -> Given:
     cells, facts = [], []
     for number, line in lines:
         label, item = line.get("label"), line.get("id")
-        good = isinstance(item, int) and not isinstance(item, bool) and label in (0, 1)
-        if not good or not isinstance(line.get("relation"), str):
+        good = label in (0, 1) and isinstance(line.get("relation"), str)
+        if not isinstance(item, int) or isinstance(item, bool) or not good:
             raise _bad_line(path, number, line, "id (a number), label 0 or 1, relation")
         cells.append((number, str(item + 1), 0, line.get("score")))
         facts.append((label == 1, line["relation"]))

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from nas_jax.evals.config import EvalConfig, check_scorers
-from nas_jax.evals.encodings import BLANK, Encodings, mine, slices, sum_of_processes
+from nas_jax.evals.encodings import BLANK, AnySet, Encodings, mine, slices, sum_of_processes
 from nas_jax.evals.functions import ScoredModel
 from nas_jax.evals.matching import score_pairs
 from nas_jax.methods.method import Method
@@ -33,10 +33,6 @@ from nas_jax.parallel.mesh import batch_sharding, make_mesh, num_row_shards, rep
 from nas_jax.typing import Array, PyTree
 from nas_jax.utils.errors import DivergedError
 from nas_jax.utils.logging import Console
-
-if TYPE_CHECKING:
-    from nas_jax.data.eval_sets import EvalSet
-    from nas_jax.evals.questions import Benchmark
 
 RECENT = 3
 """Lists of pairs whose pair scores are kept: a set is asked for its retrieval, foils and quads
@@ -86,8 +82,8 @@ class Scorer:
         return self.functions.method
 
     def on(
-        self, eval_set: EvalSet | Benchmark, texts: Sequence[str] = (), text_length: int = 0
-    ) -> SetScores:
+        self, eval_set: AnySet, texts: Sequence[str] = (), text_length: int = 0
+    ) -> SetScores[AnySet]:
         """Scores of one evaluation set. The encodings live as long as the returned object.
 
         texts: if given, all that will be asked for; texts are then padded to the longest of them
@@ -102,8 +98,8 @@ class Scorer:
         with jax.set_mesh(self.mesh):  # for the activations that models pin
             return function(self.params, *arrays)
 
-    def by_rows(self, x: np.ndarray | Array) -> np.ndarray | Array:
-        """An array split over the devices by its rows."""
+    def by_rows(self, x: np.ndarray | Array | None) -> np.ndarray | Array | None:
+        """An array split over the devices by its rows. None stays None."""
         return x if self.mesh is None else jax.device_put(x, batch_sharding(self.mesh))
 
 
@@ -115,10 +111,10 @@ class _Pairs(NamedTuple):
     texts_U: np.ndarray
 
 
-class SetScores:
+class SetScores(Generic[AnySet]):
     """Scores of pairs of one evaluation set."""
 
-    def __init__(self, encodings: Encodings):
+    def __init__(self, encodings: Encodings[AnySet]):
         self.encodings, self.scorer = encodings, encodings.scorer
         self.eval_set, self.method = encodings.eval_set, encodings.scorer.method
         self.text_indices = encodings.text_indices

@@ -119,7 +119,7 @@ def make_evaluator(
     return evaluate
 
 
-def _own_metrics(scores: SetScores, config: EvalConfig) -> list[Metric]:
+def _own_metrics(scores: SetScores[EvalSet], config: EvalConfig) -> list[Metric]:
     """Retrieval, foils and quads of one of the run's own sets."""
     out = retrieval_metrics(scores, config) if config.retrieval else []
     for name in config.scorers:

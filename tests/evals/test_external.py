@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nas_jax.data.sources import Report
 from nas_jax.evals import compare, results
-from nas_jax.evals.benchmarks import LoadOptions
+from nas_jax.evals.benchmarks import LoadOptions, load_with
+from nas_jax.evals.export import Pictures, question_lines
 from nas_jax.evals.export import main as questions
 from nas_jax.evals.karpathy import load as load_list
 from nas_jax.evals.rank_tables import table_results
@@ -158,6 +160,16 @@ def test_questions_are_what_the_benchmark_asks(mine, capsys):
     assert questions([*asked, "--pictures", str(mine / "raw")]) == 0
     (line,) = read_lines(out)
     assert Path(line["pictures"][0]).read_bytes() == raw  # the very file
+
+
+def test_pictures_that_are_loaded_are_not_exported(mine):
+    def lines(image_size: int | None) -> list:
+        loaded = load_with("own", mine / "data/mine", LoadOptions(image_size=image_size))
+        return list(question_lines(loaded[0], Pictures(None, None, "squash"), Report()))
+
+    assert lines(None)
+    with pytest.raises(TypeError, match="with an image_size, Gallery"):
+        lines(8)
 
 
 def test_deep_pictures_are_written_in_the_range_that_is_given(mine, capsys):

@@ -116,8 +116,9 @@ def load_benchmark(
       ConfigError: an unknown name, or an option without sense.
       DataError: files that are missing or malformed, or too many items that cannot be used.
     """
-    same = {"cased": cased, "image_range": tuple(image_range)}
-    return load_with(name, data_dir, LoadOptions(image_size, max_dropped, clean, **same))
+    ends = tuple(image_range)
+    options = LoadOptions(image_size, max_dropped, clean, cased=cased, image_range=ends)
+    return load_with(name, data_dir, options)
 
 
 def load_with(name: str, data_dir: str | Path, options: LoadOptions) -> tuple[Benchmark, ...]:

@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> None:
         "--image-range", nargs=2, type=float, default=(), metavar=("LOW", "HIGH"), help=ends
     )
     args = parser.parse_args(argv)
-    ends = tuple(args.image_range)
-    check_image_range(ends, "--image-range")
+    image_range = tuple(args.image_range)
+    check_image_range(image_range, "--image-range")
     given = args.benchmark, args.data, args.image_size, args.max_dropped
-    for benchmark in load_benchmark(*given, image_range=ends):
+    for benchmark in load_benchmark(*given, image_range=image_range):
         print(describe(benchmark))
 
 

@@ -14,7 +14,7 @@ from nas_jax.data.config import check_image_range
 from nas_jax.data.sources import Report
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.evals.benchmarks.fits import FITS, gallery_of
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef
+from nas_jax.evals.benchmarks.pictures import Gallery, NoPictures, PictureRef, Pictures
 from nas_jax.evals.questions import Benchmark, Question
 from nas_jax.utils.errors import ConfigError, DataError
 
@@ -86,7 +86,7 @@ def assemble(
     name: str,
     form: str,
     items: Items,
-    files: Files,
+    files: Pictures,
     options: LoadOptions,
     protocol: Mapping[str, str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,

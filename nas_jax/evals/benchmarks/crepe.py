@@ -30,7 +30,8 @@ COLUMNS = ("image_id", "caption", *BOX)
 
 def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """One benchmark a kind of negative: "crepe_prod_atom", ..., "crepe_syst_cc12m_combined"."""
-    files, out = Files(data_dir), []
+    files = Files(data_dir)
+    out: list[Benchmark] = []
     for kind in ("atom", "swap", "negate"):
         names = {
             f"n={n}": f"{kind}/prod_vg_hard_negs_{kind}_complexity_{n}.csv" for n in COMPLEXITIES

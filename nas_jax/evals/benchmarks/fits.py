@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas_jax.data.deep_pixels import Range
 from nas_jax.data.image_ops import ImageError, decode, resize
-from nas_jax.evals.benchmarks.pictures import Files, Gallery, NoPictures, PictureRef, crop
+from nas_jax.evals.benchmarks.pictures import (
+    Files,
+    Gallery,
+    NoPictures,
+    PictureRef,
+    Pictures,
+    Place,
+    crop,
+)
 from nas_jax.evals.benchmarks.reading import Unusable
 
 if TYPE_CHECKING:
@@ -23,7 +32,9 @@ FITS = {
 """Name -> what the protocol says of it."""
 
 
-def original(files: Files, picture: PictureRef, value_range: tuple[float, ...] = ()) -> np.ndarray:
+def original(
+    files: Pictures, picture: PictureRef, value_range: Range | tuple[()] = ()
+) -> np.ndarray:
     """A picture as a benchmark shows it, uint8 (H, W, 3): upright, cut to its box. value_range: see
     `decode`.
 
@@ -52,7 +63,7 @@ def path_of(files: Files, name: str) -> str | None:
     Raises Unusable where there is none.
     """
     place = files.place(name)
-    return place.path if getattr(place, "size", 0) < 0 else None
+    return place.path if isinstance(place, Place) and place.size < 0 else None
 
 
 class Unread(NoPictures):
@@ -71,10 +82,10 @@ class _Cropped(Gallery):
 
 
 def gallery_of(
-    files: Files, pictures: Sequence[PictureRef], options: LoadOptions
+    files: Pictures, pictures: Sequence[PictureRef], options: LoadOptions
 ) -> Gallery | NoPictures:
-    """The pictures as `options` wants them; without a size, `Unread`."""
+    """The pictures as `options` wants them; without a size, `Unread` where they are files."""
     if options.image_size is None:
-        return Unread(files, pictures)
+        return Unread(files, pictures) if isinstance(files, Files) else NoPictures(len(pictures))
     kind = _Cropped if options.fit == "crop" else Gallery
     return kind(files, pictures, options.image_size, options.image_range)

@@ -147,7 +147,7 @@ def _pair(key: str, entry: Mapping[str, Any]) -> list[Draft]:
 def _kinds(key: str, entry: Mapping[str, Any]) -> list[Draft]:
     """A question a foil."""
     caption, picture = text(entry, "caption"), _picture(entry, "image")
-    found = []
+    found: list[Draft] = []
     for foil, kind in _foils_with_kinds(entry):
         texts = caption, text({"foil": foil}, "foil")
         kind = category_of({"category": kind})

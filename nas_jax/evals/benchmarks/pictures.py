@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,7 @@ class PictureRef:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the bytes of a file are: a whole file where `size` is negative, else a member of a
     tar.
     """
@@ -70,8 +70,16 @@ class _Packed:
             raise OSError(errno.EIO, str(error), self.name) from error
 
 
-Table = dict[str, list[tuple[str, _Place | _Packed]]]
+Table = dict[str, list[tuple[str, Place | _Packed]]]
 """Name in lower case, or the number that it is -> (name as it is, where the bytes are)."""
+
+
+class Pictures(Protocol):
+    """Pictures by name."""
+
+    def read(self, name: str) -> bytes | np.ndarray:
+        """An encoded file, or pixels, uint8 (H, W, 3)."""
+        ...
 
 
 class Files:
@@ -100,7 +108,7 @@ class Files:
         except OSError as error:
             raise Unusable("unreadable file", name) from error
 
-    def place(self, name: str) -> _Place | _Packed:
+    def place(self, name: str) -> Place | _Packed:
         """Where a file is. Raises Unusable as `read`."""
         name = name.replace("\\", "/") if "/" not in name else name
         names = (
@@ -112,7 +120,7 @@ class Files:
         for candidate in names:
             for path in (self._folder / candidate, self._folder / "images" / candidate):
                 if path.is_file():
-                    return _Place(str(path))
+                    return Place(str(path))
         for table in (self._in_folder, self._in_tars, self._in_zips):
             for candidate in names:
                 parts = Path(candidate).parts
@@ -141,7 +149,7 @@ class Files:
                     _enter(
                         table,
                         f"{os.path.basename(folder)}/{name}",
-                        _Place(os.path.join(folder, name)),
+                        Place(os.path.join(folder, name)),
                     )
         return table
 
@@ -155,7 +163,7 @@ class Files:
                     for member in tar:
                         if member.isreg():
                             name = _with_folder(path, member.name)
-                            _enter(table, name, _Place(str(path), member.offset_data, member.size))
+                            _enter(table, name, Place(str(path), member.offset_data, member.size))
             except (tarfile.TarError, OSError) as error:
                 raise DataError(
                     f"{path}: {error}", "a whole, uncompressed tar", "copy or unpack it again"
@@ -180,7 +188,7 @@ def _with_folder(path: Path, member: str) -> str:
     return member if "/" in member else f"{path.stem}/{member}"
 
 
-def _enter(table: Table, name: str, place: _Place | _Packed) -> None:
+def _enter(table: Table, name: str, place: Place | _Packed) -> None:
     parts = name.split("/")
     for key in ("/".join(parts[-2:]), parts[-1]):
         table.setdefault(key.lower(), []).append((key, place))
@@ -193,7 +201,7 @@ class Gallery(Sequence):
 
     def __init__(
         self,
-        files: Files,
+        files: Pictures,
         pictures: Sequence[PictureRef],
         size: int,
         value_range: tuple[float, ...] = (),
@@ -203,7 +211,7 @@ class Gallery(Sequence):
         `failures`: index -> why it cannot be shown.
         """
         self._files, self._pictures, self._size = files, list(pictures), size
-        self._range = value_range
+        self._range = (value_range[0], value_range[1]) if value_range else ()
         self._cache: dict[int, np.ndarray] = {}
         self.failures: dict[int, Unusable] = {}
         room = CACHE_BYTES // (size * size * 3)

@@ -15,7 +15,8 @@ from nas_jax.data.pair_lines import read_text
 from nas_jax.data.sources import Report
 from nas_jax.utils.errors import DataError
 
-Made, Found = TypeVar("Made"), TypeVar("Found")
+Made = TypeVar("Made")
+Found = TypeVar("Found")
 
 
 class Unusable(ValueError):
@@ -105,7 +106,7 @@ def foils_of(entry: Any) -> tuple[str, ...]:
 
 def whole(entry: Any, field: str) -> int:
     """A whole number, given as a number or as text. Raises Unusable otherwise."""
-    value = entry.get(field) if isinstance(entry, Mapping) else None
+    value: Any = entry.get(field) if isinstance(entry, Mapping) else None
     try:
         return int(float(value))
     except (TypeError, ValueError, OverflowError) as error:

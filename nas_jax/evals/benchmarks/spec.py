@@ -7,6 +7,7 @@ key, paths are below the folder (SPEC code, spec/dataset.py).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,8 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
         for subset in SUBSETS:
             path = data_dir / subset / file
             if path.is_file():
-                items.drafts += each(
-                    enumerate(read_json(path, list)),
-                    lambda number, entry, subset=subset, form=form: _draft(
-                        subset, form, number, entry
-                    ),
-                    items.report,
-                )
+                entries = enumerate(read_json(path, list))
+                items.drafts += each(entries, partial(_draft, subset, form), items.report)
         if items.drafts or items.report:
             present = len({draft.category for draft in items.drafts})
             protocol = {"subsets": f"{present} of {len(SUBSETS)}", "published": "macro/accuracy"}
@@ -62,7 +58,7 @@ def _draft(subset: str, form: str, number: int, entry: Any) -> Draft:
     field = "text" if form == "choice" else "picture"
     ordered = [name_of({field: key}, field) for key in ordered]
     if form == "choice":
-        pictures = (PictureRef(f"{subset}/{name_of(entry, 'query')}"),)
-        return Draft(f"{subset}/{number}", subset, pictures, tuple(ordered))
+        picture = PictureRef(f"{subset}/{name_of(entry, 'query')}")
+        return Draft(f"{subset}/{number}", subset, (picture,), tuple(ordered))
     pictures = tuple(PictureRef(f"{subset}/{name}") for name in ordered)
     return Draft(f"{subset}/{number}", subset, pictures, (text(entry, "query"),))

@@ -7,6 +7,7 @@ are in lower case and negatives are whole sentences, so texts are always compare
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
@@ -34,9 +35,7 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     items = Items()
     for split in SIZES:
         entries = read_json(find(data_dir, f"{split}.json"), dict)
-        items.drafts += each(
-            entries.items(), lambda key, entry, split=split: _draft(split, key, entry), items.report
-        )
+        items.drafts += each(entries.items(), partial(_draft, split), items.report)
     protocol = {
         "case": "lower",
         "average": "groups are means of splits",

@@ -8,6 +8,7 @@ the captions are nearer to each other than either is to the negative (scpp code,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from nas_jax.evals.benchmarks.assemble import Draft, Items, LoadOptions, assemble
@@ -35,16 +36,8 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     seen, unseen = Items(), Items()
     for split in SIZES:
         entries = read_json(find(data_dir, f"{split}.json"), list)
-        seen.drafts += each(
-            enumerate(entries),
-            lambda _, entry, split=split: _draft(split, entry, True),
-            seen.report,
-        )
-        unseen.drafts += each(
-            enumerate(entries),
-            lambda _, entry, split=split: _draft(split, entry, False),
-            unseen.report,
-        )
+        seen.drafts += each(enumerate(entries), partial(_draft, split, True), seen.report)
+        unseen.drafts += each(enumerate(entries), partial(_draft, split, False), unseen.report)
     protocol = {
         "average": "groups are means of splits",
     }
@@ -58,7 +51,7 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     )
 
 
-def _draft(split: str, entry: object, seen: bool) -> Draft:
+def _draft(split: str, seen: bool, _: int, entry: object) -> Draft:
     texts = tuple(
         text(entry, field).lower() for field in ("caption", "caption2", "negative_caption")
     )

@@ -9,6 +9,7 @@ section 4.2).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     for piece, entries in _pieces(data_dir).items():
         valid = {key: entry for key, entry in entries.items() if not _is_invalid(entry)}
         filtered += len(entries) - len(valid)
-        items.drafts += each(
-            valid.items(), lambda key, entry, piece=piece: _draft(piece, key, entry), items.report
-        )
+        items.drafts += each(valid.items(), partial(_draft, piece), items.report)
     protocol = {
         "filter": f"mturk.caption >= {VOTES} ({filtered} left out)",
         "average": "all is over examples (micro), macro over the 11 pieces; papers print either",

@@ -8,6 +8,7 @@ texts are judged right alone: accuracy_at_0.5.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
     """All files that are there."""
     root = data_dir / "data" if (data_dir / "data").is_dir() else data_dir
     paths = [path for kind in KINDS for path in sorted((root / kind).rglob("*.json"))]
-    items, groups = Items(), {kind.lower(): [] for kind in KINDS}
+    items = Items()
+    groups: dict[str, list[str]] = {kind.lower(): [] for kind in KINDS}
     for path in paths:
         part = path.relative_to(root).with_suffix("")
         category = "-".join(part.parts)
         groups[part.parts[0].lower()].append(category)
         items.drafts += each(
             enumerate(read_json(path, list)),
-            lambda number, entry, category=category: _draft(category, number, entry),
+            partial(_draft, category),
             items.report,
         )
     if not paths:

@@ -66,7 +66,8 @@ def load(data_dir: Path, options: LoadOptions) -> tuple[Benchmark, ...]:
                 )
             )
     if not out:
-        wanted = [file for file, *_ in (*CONTROLLED.values(), *NATURAL.values())]
+        wanted = [file for file, _ in CONTROLLED.values()]
+        wanted += [file for file, *_ in NATURAL.values()]
         raise DataError(
             f"none of the files of What'sUp in {data_dir}",
             ", ".join(wanted),
