@@ -137,7 +137,8 @@ def new_lines(new: Sequence[str], names: Iterable[str]) -> list[str]:
 
     names: all our arrays, which says what is a whole part.
     """
-    names, lines = list(names), {}
+    names = list(names)
+    lines: dict[str, None] = {}
     for name in new:
         whole = name
         for stop in [place for place, letter in enumerate(name) if letter == "/"]:

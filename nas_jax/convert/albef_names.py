@@ -98,7 +98,7 @@ def _heads_out(path: tuple[str, ...], name: str, heads: int) -> list[Entry]:
 
 
 def _bert_attention(path: tuple[str, ...], name: str, heads: int, cross: bool) -> list[Entry]:
-    projections = {"qkv": ("query", "key", "value")}
+    projections: dict[str, tuple[str, ...]] = {"qkv": ("query", "key", "value")}
     if cross:
         projections = {"query": ("query",), "key_value": ("key", "value")}
     entries = []

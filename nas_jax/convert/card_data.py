@@ -160,7 +160,7 @@ def _eval_results(labels: Labels, measured: Sequence[Measured]) -> list[Any]:
     out = []
     for one in measured:
         name, result = one.result.name, one.result
-        protocol = flat(one.protocol) | result.protocol | {"questions": _counts(result)}
+        protocol = {**flat(one.protocol), **result.protocol, "questions": _counts(result)}
         if result.dropped:
             protocol["dropped"] = dict(result.dropped)
         for row in result.rows:

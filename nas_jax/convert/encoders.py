@@ -18,7 +18,6 @@ from nas_jax.convert.torch_files import Tensors
 from nas_jax.convert.vit_families import family_of
 from nas_jax.models import bert as bert_model
 from nas_jax.models import vit as vit_model
-from nas_jax.models.sizes import ModelConfig
 from nas_jax.typing import Params
 from nas_jax.utils.errors import CheckpointError, ConfigError
 
@@ -75,8 +74,7 @@ def image_tower(
         "image_heads", None if "num_attention_heads" in config else sizes.get("heads")
     )
     heads = heads_of(config, wanted, "image_heads", source, found["dim"])
-    model = ModelConfig(**found, heads=heads, vocab_size=1)
-    model.validate()
+    model = given.model_of(found | {"heads": heads, "vocab_size": 1})
     tensors = _fold(tensors, names, scales, found["image_layers"], account)
     params = take(image_entries(model, names), tensors, model_shapes(model), account)
     _explain(account, IMAGE_REASONS, ignore)
@@ -146,7 +144,8 @@ def text_tower(
     if config.get("model_type", "bert") != "bert":
         raise ConfigError(f"{source} of type {config['model_type']!r}", "bert", "pass a BERT")
     tensors, cast = _without_prefix(given_by.tensors, given_by.cast, ("module.",))
-    tensors, cast = ({_new_name(name): x for name, x in of.items()} for of in (tensors, cast))
+    tensors = {_new_name(name): array for name, array in tensors.items()}
+    cast = {_new_name(name): dtype for name, dtype in cast.items()}
     account = Account(tensors, cast, source)
     bert = "bert." if any(name.startswith("bert.embeddings.") for name in tensors) else ""
     if f"{bert}embeddings.word_embeddings.weight" not in tensors:
@@ -172,8 +171,7 @@ def text_tower(
         )
     heads = heads_of(config, sizes.get("heads"), "heads", source, found["dim"])
     found |= {"heads": heads, "text_layers": text_layers, "fusion_layers": layers - text_layers}
-    model = ModelConfig(**found, image_layers=1)
-    model.validate()
+    model = given.model_of(found | {"image_layers": 1})
     entries = list(bert_entries(model, bert, "cls.predictions.", cross=False))
     if not any(name.startswith("cls.predictions.transform.") for name in tensors):
         entries = [entry for entry in entries if entry.path[0] != "mlm_head"]

@@ -106,7 +106,7 @@ def write(
             (part / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
             (part / CONVERSION).write_text(as_text(conversion))
             if unused:
-                np.savez(part / UNUSED, **unused)
+                np.savez(part / UNUSED, **unused)  # type: ignore[arg-type]  # stub of allow_pickle
             if words is not None:
                 words.save(part / TOKENIZER)
             with CheckpointManager(part / CHECKPOINTS) as manager:

@@ -60,9 +60,8 @@ def run(args: argparse.Namespace) -> int:
     tensors, cast = read_tensors(args.file)
     parallel = all(name.startswith(MODULE) for name in tensors)
     if parallel:
-        tensors, cast = (
-            {name.removeprefix(MODULE): value for name, value in x.items()} for x in (tensors, cast)
-        )
+        tensors = {name.removeprefix(MODULE): array for name, array in tensors.items()}
+        cast = {name.removeprefix(MODULE): dtype for name, dtype in cast.items()}
     weights, account, bert = convert(
         tensors, cast, Path(args.file).name, given.read_sizes(args.sizes), args.ignore
     )
@@ -130,8 +129,8 @@ def _method(state: Mapping[str, Any], gate: bool) -> AlbefConfig:
     if "dictionary" not in state:
         return AlbefConfig(itc=itc)
     dictionary = DictionaryConfig(codes=len(state["dictionary"]["counts_K"]), literal=gate)
-    negatives = {"nva": NvaConfig(enabled=False), "nta": NtaConfig(enabled=False)}
-    return NasConfig(itc=itc, dictionary=dictionary, **negatives)
+    nva, nta = NvaConfig(enabled=False), NtaConfig(enabled=False)
+    return NasConfig(itc=itc, dictionary=dictionary, nva=nva, nta=nta)
 
 
 def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -> ModelConfig:
@@ -171,15 +170,14 @@ def _model(tensors: Tensors, bert: str, source: str, sizes: Mapping[str, int]) -
     if "vision_proj.weight" in tensors:
         found["embed_dim"] = shape("vision_proj.weight")[0]
     given.agree(found, sizes, source)
-    if "heads" not in sizes and dim not in HEADS:
+    heads = sizes.get("heads", HEADS.get(dim))
+    if heads is None:
         raise ConfigError(
             f"{source} of width {dim}, and shapes do not tell the number of heads",
             'a sizes file like {"heads": 4}',
             "pass it with --sizes",
         )
-    model = ModelConfig(**({"heads": HEADS.get(dim)} | found | dict(sizes)))
-    model.validate()
-    return model
+    return given.model_of({"heads": heads} | found | dict(sizes))
 
 
 def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -> None:
@@ -188,8 +186,8 @@ def _refuse_nlvr(tensors: Tensors, model: ModelConfig, bert: str, source: str) -
     It has each fusion layer twice, once for each of two pictures.
     """
     layers = (f"text_encoder.{bert}encoder.layer.{model.text_layers + n}" for n in range(2))
-    keys = [tensors.get(f"{layer}.crossattention.self.key.weight") for layer in layers]
-    if keys[0] is not None and keys[1] is not None and np.array_equal(*keys):
+    first, second = (tensors.get(f"{layer}.crossattention.self.key.weight") for layer in layers)
+    if first is not None and second is not None and np.array_equal(first, second):
         raise CheckpointError(
             f"{source}, whose fusion layers share their keys in pairs: a model of NLVR2, for two "
             "pictures",

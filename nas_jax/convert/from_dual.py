@@ -137,8 +137,7 @@ def _sizes(
             "vocab_size": words,
             "max_text_length": longest,
         }
-    model = ModelConfig(**found)
-    model.validate()
+    model = given.model_of(found)
     return model, text_dim if text_dim != dim else 0
 
 

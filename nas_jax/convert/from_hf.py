@@ -144,9 +144,10 @@ def _dual(
     source: EncoderSource, sizes: Mapping[str, int], args: argparse.Namespace, whole: bool
 ) -> int:
     """CLIP or SigLIP; whole: with its texts, whose tokenizer lies beside it."""
+    kind = from_dual.kind_of(source.config)
     if args.text:
         raise ConfigError(
-            f"--text {args.text} beside {from_dual.kind_of(source.config)}'s picture encoder",
+            f"--text {args.text} beside {kind}'s picture encoder",
             "--image alone: runs with method.towers have a text encoder of their own",
             "leave --text out",
         )
@@ -179,7 +180,7 @@ def _dual(
     )
     print(
         f"{args.out}: {folder.size_in_mb(weights.params):.1f} MB of parameters, for runs with "
-        f"method.name={weights.method.name}, method.towers={weights.method.towers}, "
+        f"method.name={weights.method.name}, method.towers={kind}, "
         f"train.weights={args.out}"
     )
     return 0
@@ -197,8 +198,7 @@ def join(
         given.agree(found, tower.sizes, "the image encoder", f"the {kind} encoder")
         found |= tower.sizes
     given.agree(found, sizes, " and ".join(tower.account.source for tower in towers.values()))
-    model = ModelConfig(**({"heads": found.get("image_heads", 12)} | found | dict(sizes)))
-    model.validate()
+    model = given.model_of({"heads": found.get("image_heads", 12)} | found | dict(sizes))
     params = {name: group for tower in towers.values() for name, group in tower.params.items()}
     have = set(named_leaves(params))
     new = [name for name in _names(model) if name not in have]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,7 @@ from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.data.worlds import SMALL
 from nas_jax.kernels.image_tokens import as_image_tokens
 from nas_jax.methods.method import Method, MethodState
+from nas_jax.methods.nas import Nas
 from nas_jax.methods.refill import word_table
 from nas_jax.models.towers import IMAGE_STD, AlbefNetwork, NasNetwork, normalise_image
 from nas_jax.train.trained import Trained
@@ -129,11 +131,10 @@ def check(
         given |= {
             f"{case}/plain_pixel_values": channels_first(given[f"{case}/pixels"]) for case in CASES
         }
-        np.savez(
-            inputs, **{name: array for name, array in given.items() if not name.endswith("/pixels")}
-        )
-        np.savez(ours, **outputs)
-        del given, outputs
+        sent = {name: array for name, array in given.items() if not name.endswith("/pixels")}
+        np.savez(inputs, **sent)  # type: ignore[arg-type]  # stub of allow_pickle
+        np.savez(ours, **outputs)  # type: ignore[arg-type]  # stub of allow_pickle
+        del given, sent, outputs
         say("the gate: PyTorch")
         run_torch(
             [str(export), str(inputs), str(theirs), *([str(export / plain)] if plain else [])],
@@ -203,7 +204,7 @@ def make_inputs(config: Mapping[str, Any], tokenizer: TextTokenizer) -> dict[str
         "random/attention_mask": mask.astype(np.int64),
         "real/pixels": np.asarray(normalise_image(images)),
         "real/images": images,
-        "real/large": large,
+        "real/large": np.asarray(large),
         "real/captions": np.asarray(json.dumps(captions)),
         "real/labels": np.asarray(json.dumps(LABELS)),
         "real/label_ids": label_ids.astype(np.int32),
@@ -225,7 +226,8 @@ def run_jax(
     trained: Trained, config: Mapping[str, Any], given: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Outputs by `case/name`, and those of layers by the names of the export's modules."""
-    method, results = method_of(config), {}
+    method = method_of(config)
+    results: dict[str, np.ndarray] = {}
     with (
         jax.default_device(jax.local_devices(backend="cpu")[0]),
         jax.default_matmul_precision("highest"),
@@ -246,7 +248,7 @@ def run_jax(
             outputs = _outputs(method, params, state, inputs, config)
             results |= {f"{case}/{name}": np.asarray(array) for name, array in outputs.items()}
         labels = given["real/label_ids"], given["real/label_mask"]
-        found = {name: results.get(f"real/{name}") for name in _OF_IMAGES}
+        found = {name: results[f"real/{name}"] for name in _OF_IMAGES if f"real/{name}" in results}
         pipelines = _pipelines(method.network, params, found, labels)
         results |= {f"real/pipeline_{name}": scores for name, scores in pipelines.items()}
     results["real/pixel_values"] = channels_first(given["real/pixels"])
@@ -274,19 +276,18 @@ _OF_IMAGES = ("image_tokens", "image_embeds", "dictionary_tokens")
 
 
 def _pipelines(
-    network: AlbefNetwork,
+    network: nn.Module,
     params: Params,
-    found: Mapping[str, np.ndarray | None],
+    found: Mapping[str, np.ndarray],
     labels: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Scores (pictures, labels) of transformers' pipelines: ITC over all labels, ITM of each.
 
-    found: `_OF_IMAGES`; labels: token ids and mask (B, L), as many as there are pictures, so that
-    what is compiled for pairs serves.
+    found: what there is of `_OF_IMAGES`; labels: token ids and mask (B, L), as many as there are
+    pictures, so that what is compiled for pairs serves.
     """
     (text_tokens, text_embeds), _ = _layers(network, AlbefNetwork.encode_text, params, *labels)
-    seen = found["dictionary_tokens"]
-    seen_BxTxD = found["image_tokens"] if seen is None else seen
+    seen_BxTxD = found.get("dictionary_tokens", found["image_tokens"])
     rows = []
     for image_TxD in seen_BxTxD:
         beside = jnp.broadcast_to(image_TxD, (len(text_tokens), *image_TxD.shape))
@@ -317,7 +318,7 @@ def _outputs(
     network, (pixels_BxHxWx3, token_ids_BxL, token_mask_BxL) = method.network, given
     image, results = _layers(network, AlbefNetwork.encode_image, params, pixels_BxHxWx3)
     (image_tokens, image_embeds), seen = image, image[0]
-    if "dictionary" in state:
+    if isinstance(method, Nas) and "dictionary" in state:
         words = jax.jit(lambda *inputs: method.look_up(*inputs)[0])(
             params, state["dictionary"], image_tokens
         )
@@ -365,13 +366,13 @@ def _distances(features_BxNxD: np.ndarray, codes_KxD: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(network: AlbefNetwork, function: Callable, params: Params, *inputs: Array) -> Any:
+def _run(network: nn.Module, function: Callable, params: Params, *inputs: Array) -> Any:
     return network.apply({"params": params}, *inputs, method=function)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _layers(
-    network: AlbefNetwork, function: Callable, params: Params, *inputs: Array
+    network: nn.Module, function: Callable, params: Params, *inputs: Array
 ) -> tuple[Any, dict[str, Array]]:
     """What a function of the network gives, and the outputs of its modules by their names in the
     export.
@@ -517,9 +518,10 @@ def _place(name: str) -> tuple:
     elif key not in _ORDER:
         key, _, rest = key.partition(".")
         if rest[:1] in "bl":  # blocks.0.attention, layers.0
-            _, number, *inner = rest.split(".")
+            _, block, *inner = rest.split(".")
+            number = int(block)
             module = inner[0] if inner else ""
         else:
             number = 10**6  # the norm behind all blocks
     within = _WITHIN.index(module) if module in _WITHIN else 0
-    return CASES.index(case), _ORDER.index(key), what.endswith(" (mlm)"), int(number), within, what
+    return CASES.index(case), _ORDER.index(key), what.endswith(" (mlm)"), number, within, what

@@ -30,7 +30,7 @@ from nas_jax.convert.gate import (
 from nas_jax.data.image_ops import resize
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import make_method
-from nas_jax.methods.clip import TOWERS
+from nas_jax.methods.clip import PUBLISHED
 from nas_jax.methods.method import Setting
 from nas_jax.models.towers import normalise_image
 from nas_jax.train.trained import Trained
@@ -54,7 +54,8 @@ def check(
         given = dual_inputs(facts, trained.tokenizer)
         say("the gate: JAX")
         ours = run_jax(trained, facts, given)
-        np.savez(inputs, **{name: x for name, x in given.items() if not name.endswith("/pixels")})
+        sent = {name: x for name, x in given.items() if not name.endswith("/pixels")}
+        np.savez(inputs, **sent)  # type: ignore[arg-type]  # stub of allow_pickle
         say("the gate: PyTorch")
         run_torch([str(export), str(inputs), str(theirs)], python)
         with np.load(theirs) as right:
@@ -94,7 +95,7 @@ def _without_labels(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _normalised(images: np.ndarray, facts: Mapping[str, Any]) -> jax.Array:
-    return normalise_image(images, *TOWERS[facts["kind"]].pixels)
+    return normalise_image(images, *PUBLISHED[facts["kind"]].pixels)
 
 
 def run_jax(
@@ -103,7 +104,8 @@ def run_jax(
     """Features and logits of both cases, by `case/name`, in float32."""
     model = replace(trained.model, dtype="float32")
     setting = Setting(trained.tokenizer.vocabulary())
-    method, results = make_method(trained.method.config, model, setting), {}
+    method = make_method(trained.method.config, model, setting)
+    results: dict[str, np.ndarray] = {}
     with (
         jax.default_device(jax.local_devices(backend="cpu")[0]),
         jax.default_matmul_precision("highest"),

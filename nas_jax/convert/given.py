@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nas_jax.models.sizes import ModelConfig
 from nas_jax.utils.errors import CheckpointError, ConfigError, DataError
 
 KNOWN = (
@@ -76,6 +77,14 @@ def read_sizes(path: str) -> dict[str, int]:
         if type(value) is not int or value < 1:
             raise ConfigError(f"{name}={value!r} in {path}", "a whole number above 0", "mend it")
     return sizes
+
+
+def model_of(sizes: Mapping[str, int]) -> ModelConfig:
+    """The model of these sizes. Raises ConfigError where they do not go together."""
+    fields: dict[str, Any] = dict(sizes)
+    model = ModelConfig(**fields)
+    model.validate()
+    return model
 
 
 def agree(

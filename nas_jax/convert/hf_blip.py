@@ -142,7 +142,7 @@ def write(
         json.dumps(blip_config(config), indent=2) + "\n", encoding="utf-8"
     )
     groups = [[name for name in group if blip_names(hf_name(name))] for group in trained.groups()]
-    kinds = {}
+    kinds: dict[str, tuple[tuple[int, ...], str]] = {}
     for name in (name for group in groups for name in group):
         (rows, *rest), dtype = torch_shape(name, trained.shapes[name][0]), trained.shapes[name][1]
         names = blip_names(hf_name(name))

@@ -20,7 +20,7 @@ from nas_jax.convert.hf_tokenizer import write_tokenizer
 from nas_jax.convert.hf_writing import write_json, write_processor, write_safetensors
 from nas_jax.data.config import DataConfig
 from nas_jax.data.tokenizer import TextTokenizer
-from nas_jax.methods.clip import TOWERS, ClipConfig, SiglipConfig
+from nas_jax.methods.clip import PUBLISHED, ClipConfig, SiglipConfig
 from nas_jax.methods.method import MethodConfig
 from nas_jax.models.clip_towers import CLIP_EPS, SIGLIP_EPS
 from nas_jax.train.trained import Trained
@@ -58,7 +58,7 @@ def write(folder: Path, trained: Trained, plain: str, python: str, say: Say) -> 
     _check(kind, tokenizer, plain)
     facts = facts_of(trained, kind)
     write_json(folder / CONFIG, config_of(trained, kind))
-    mean, std = TOWERS[kind].pixels
+    mean, std = PUBLISHED[kind].pixels
     write_processor(folder, facts["image_size"], mean, std, kind)
     write_tokenizer(folder, tokenizer, facts)
     write_weights(folder / WEIGHTS, trained, kind)
@@ -148,7 +148,7 @@ def config_of(trained: Trained, kind: str) -> dict[str, Any]:
 
 def write_weights(path: Path, trained: Trained, kind: str) -> None:
     """The arrays of a checkpoint as one safetensors file, one layer in memory at a time."""
-    kinds = {}
+    kinds: dict[str, tuple[tuple[int, ...], str]] = {}
     for name in (name for group in trained.groups() for name in group):
         shape, dtype = trained.shapes[name]
         kinds |= dict.fromkeys(dual_names(kind, name), (dual_shape(kind, name, shape), dtype))

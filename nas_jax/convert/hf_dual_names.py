@@ -11,7 +11,6 @@ Layouts are those of `hf_names`, so the way there and back gives the same bits.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -67,7 +66,8 @@ def dual_names(kind: str, name: str) -> tuple[str, ...]:
     others = _OTHERS | _PROJECTIONS[kind]
     if owner in others:
         return (f"{others[owner]}.{_LEAVES[leaf]}",)
-    stack, number, module = re.fullmatch(r"(\w+)/block_(\d+)/(.+)", owner).groups()
+    stack, _, block = owner.partition("/block_")
+    number, _, module = block.partition("/")
     layer = f"{_STACKS[stack]}.encoder.layers.{number}"
     if module == "attention/qkv":
         return tuple(f"{layer}.self_attn.{part}_proj.{_LEAVES[leaf]}" for part in "qkv")

@@ -194,7 +194,8 @@ def hf_class(method: str) -> str:
 def method_of(config: Mapping[str, Any]) -> Method:
     """Our Method of an export's config.json, for evaluation, in float32."""
     kind, codes, vocab = (config[name] for name in ("method", "dictionary_codes", "vocab_size"))
-    method, sections = method_class(kind), {"itc": ItcConfig(queue_size=0)}
+    method = method_class(kind)
+    sections: dict[str, Any] = {"itc": ItcConfig(queue_size=0)}
     if issubclass(method, Nas):
         sections["dictionary"] = DictionaryConfig(
             enabled=codes > 0, codes=max(codes, 2), literal=config["literal_gate"]
@@ -285,7 +286,8 @@ def open_export(folder: str | Path) -> dict[str, Callable[[], np.ndarray]]:
 
 def open_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Name of a tensor -> how to read it."""
-    index, opened = folder / INDEX, {}
+    index = folder / INDEX
+    opened: dict[str, Callable[[], np.ndarray]] = {}
     try:
         files = (
             sorted(set(json.loads(index.read_bytes())["weight_map"].values()))

@@ -52,7 +52,7 @@ def write(export: Export) -> str:
     given, ours = jax_side(export)
     with tempfile.TemporaryDirectory(prefix="nas_jax-onnx-") as place:
         inputs, outputs = Path(place, "inputs.npz"), Path(place, "outputs.npz")
-        np.savez(inputs, **_inputs(given, ours))
+        np.savez(inputs, **_inputs(given, ours))  # type: ignore[arg-type]  # stub of allow_pickle
         export.say("onnx: ONNX Runtime")
         run_apart(
             str(Path(__file__).with_name("onnx_run.py")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,9 @@ from torch.nn.functional import normalize
 class Part(nn.Module):
     """A piece of a model, and the names of what it takes and gives."""
 
-    name, inputs, outputs = "", (), ()
+    name: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def __init__(self, model):
         super().__init__()
@@ -28,7 +31,8 @@ class Part(nn.Module):
 class Image(Part):
     """Pictures -> unit ITC features and what ITM reads."""
 
-    name, inputs, outputs = "image", ("pixel_values",), ("image_embeds", "image_tokens")
+    name, inputs = "image", ("pixel_values",)
+    outputs: tuple[str, ...] = ("image_embeds", "image_tokens")
 
     def forward(self, pixel_values):
         tokens, embeds = self.model.encode_image(pixel_values)
@@ -79,7 +83,8 @@ class DualImage(Part):
 class DualText(Part):
     """Token ids -> unit features of CLIPModel; of SiglipModel without a mask."""
 
-    name, inputs, outputs = "text", ("input_ids", "attention_mask"), ("text_embeds",)
+    name, outputs = "text", ("text_embeds",)
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def forward(self, input_ids, attention_mask=None):
         found = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -94,7 +99,7 @@ class SiglipText(DualText):
 
 def main(argv: list[str]) -> int:
     """Writes the files; returns the exit status."""
-    sys.modules["nas_jax"] = None  # an import fails
+    sys.modules["nas_jax"] = None  # type: ignore[assignment]  # typeshed: no None; imports fail
     from transformers import AutoModel
 
     export, folder = argv
@@ -109,6 +114,7 @@ def write(model, folder: Path) -> None:
     They take any number of pairs, and but for SigLIP texts of any length up to the last position.
     """
     kind = model.config.model_type
+    parts: tuple[type[Part], ...]
     if kind in ("clip", "siglip"):
         parts = (DualImage, DualText if kind == "clip" else SiglipText)
         picture, text = model.config.vision_config, model.config.text_config
@@ -134,7 +140,7 @@ def write(model, folder: Path) -> None:
             # kept, so that the file has them as numbers.
             given |= zip(part.outputs, part(**inputs), strict=True)
             pictures = ("pixel_values", "image_tokens")
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 part,
                 kwargs=inputs,
                 input_names=part.inputs,
@@ -142,7 +148,7 @@ def write(model, folder: Path) -> None:
                 dynamic_shapes={
                     name: {0: pairs} if name in pictures else of_texts for name in inputs
                 },
-                dynamo=True,
+                dynamo=True,  # gives a program
                 verbose=False,
             )
             for node in program.model.graph.all_nodes():

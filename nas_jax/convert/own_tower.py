@@ -20,8 +20,8 @@ _SIZES = ("dim", "image_layers", "mlp_ratio", "image_size", "patch_size")
 
 def is_run(path: str) -> bool:
     """Whether it is a work directory, or names a checkpoint in one."""
-    path = as_path(path)
-    return (path / CHECKPOINTS).is_dir() or path.parent.name == CHECKPOINTS
+    place = as_path(path)
+    return (place / CHECKPOINTS).is_dir() or place.parent.name == CHECKPOINTS
 
 
 def of_run(path: str) -> Tower:

@@ -117,10 +117,11 @@ def _reaching(remedy: str) -> Iterator[None]:
     """In here a failure of the hub, or on the way to it, is one line."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    # its base classes: those of the HTTP client that its version has
+    kinds = tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
     try:
         yield
-    # its base classes: those of the HTTP client that its version has
-    except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:
+    except kinds + (OSError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         got = f"the hub: {' '.join(lines)[:300] or repr(error)}"
         raise DataError(got, "a repository that this token may write", remedy) from error

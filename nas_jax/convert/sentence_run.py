@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
 
 def main(argv: list[str]) -> int:
     """Writes the outputs; returns the exit status."""
-    sys.modules["nas_jax"] = None  # an import fails
+    sys.modules["nas_jax"] = None  # type: ignore[assignment]  # typeshed: no None; imports fail
     export, inputs, outputs = argv
     with np.load(inputs, allow_pickle=False) as file:
         given = {name: file[name] for name in file.files}
-    np.savez(outputs, **run(export, given))
+    np.savez(outputs, **run(export, given))  # type: ignore[arg-type]  # stub of allow_pickle
     return 0
 
 
@@ -34,15 +35,16 @@ def run(export: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     captions = json.loads(str(given["captions"]))
     found = {"image_embeds": model.encode(pictures), "text_embeds": model.encode(captions)}
     found["version"] = np.asarray(sentence_transformers.__version__)
-    if not hasattr(model[0].model, "match"):
+    network: Any = model[0].model  # of a class that comes with the export
+    if not hasattr(network, "match"):
         return found
     matcher = sentence_transformers.CrossEncoder(modules=[model[0]], device="cpu")
     pairs = list(zip(pictures, captions, strict=True))
     found["scores"] = matcher.predict(pairs, activation_fn=torch.nn.Identity())
-    if model[0].model.neck is not None:
+    if network.neck is not None:
         with torch.inference_mode():
             pixels = model.preprocess(pictures)["pixel_values"]
-            found["code_ids"] = model[0].model(pixel_values=pixels).code_ids.numpy()
+            found["code_ids"] = network(pixel_values=pixels).code_ids.numpy()
     return found
 
 

@@ -70,7 +70,7 @@ def state_dict(
             "export a run of one of these",
         )
     came = conversion if conversion and conversion["from"] == "albef" else None
-    names = came["names"] if came else {"bert": "bert.", "module": False}
+    names: dict[str, Any] = came["names"] if came else {"bert": "bert.", "module": False}
     state, dictionary = weights.state, "dictionary" in weights.state
     gate = "gate_norm" in weights.params.get("neck", {})
     if dictionary and not gate:
@@ -88,7 +88,9 @@ def state_dict(
     entries = state_entries(queue="queue" in state, dictionary=dictionary, image_ids=image_ids)
     tensors |= _export(entries, state)[0]
     left = [name for name in named_leaves(weights.params) if name not in placed]
-    dtypes = {name: "int64" for name in ("queue_ptr", "idx_queue") if name in tensors}
+    dtypes: dict[str, str] = {
+        name: "int64" for name in ("queue_ptr", "idx_queue") if name in tensors
+    }
     if came is None:
         return tensors | _copies(tensors, dictionary), dtypes, left
     return *_as_it_came(came, tensors, unused, dtypes), left

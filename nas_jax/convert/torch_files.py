@@ -197,7 +197,8 @@ def _read_shards(folder: Path) -> tuple[Tensors, dict[str, str]]:
             "weight_map: tensor to file",
             "download it again",
         ) from error
-    tensors, cast = {}, {}
+    tensors: Tensors = {}
+    cast: dict[str, str] = {}
     for name in names:
         more, kinds = read_tensors(folder / name)
         tensors |= more

@@ -31,6 +31,7 @@ _NAMES = {
 }
 _QUERY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
 _QKV = re.compile(r"MultiHeadDotProductAttention_1/(query|key|value)/(kernel|bias)")
+_QUERIES = re.compile(r"Transformer/encoderblock_(\d+)/.*/query/(kernel|bias)")
 _ATTENTION = "MultiHeadDotProductAttention_1"
 _IN_BLOCK = {
     "LayerNorm_0/scale": "norm1.weight",
@@ -73,9 +74,9 @@ def read_npz(path: Path) -> tuple[Tensors, dict[str, Any]]:
             tensors[f"blocks.{block[1]}.{_IN_BLOCK[block[2]]}"] = _turned(name, array)
         elif not block or not _QKV.fullmatch(block[2]):
             tensors[_NAMES.get(name, name.replace("/", "."))] = _turned(name, array)
-    for query in filter(re.compile(r".*/query/(kernel|bias)").fullmatch, arrays):
-        number, part = _BLOCK.fullmatch(query)[1], query.rpartition("/")[2]
-        names = [query.replace("/query/", f"/{which}/") for which in ("query", "key", "value")]
+    for query in filter(None, map(_QUERIES.fullmatch, arrays)):
+        number, part = query.groups()
+        names = [query[0].replace("/query/", f"/{which}/") for which in ("query", "key", "value")]
         ours = f"blocks.{number}.attn.qkv.{'weight' if part == 'kernel' else 'bias'}"
         if all(name in arrays for name in names):
             tensors[ours] = np.concatenate([_turned(name, arrays[name]) for name in names])

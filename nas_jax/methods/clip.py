@@ -18,13 +18,14 @@ from nas_jax.losses.infonce import infonce
 from nas_jax.losses.sigmoid import sigmoid_loss
 from nas_jax.methods.dual import BlockConfig, DualEncoder
 from nas_jax.methods.method import Method, MethodState, Setting
-from nas_jax.models.clip_towers import ClipTowers, SiglipTowers
+from nas_jax.models.clip_towers import ClipTowers, PublishedTowers, SiglipTowers
 from nas_jax.models.sizes import ModelConfig
 from nas_jax.models.towers import TwoTowers
 from nas_jax.typing import Array, Batch, Metrics, Params, PyTree
 from nas_jax.utils.errors import ConfigError
 
-TOWERS = {"shared": TwoTowers, "clip": ClipTowers, "siglip": SiglipTowers}
+PUBLISHED: dict[str, type[PublishedTowers]] = {"clip": ClipTowers, "siglip": SiglipTowers}
+TOWERS: dict[str, type[nn.Module]] = {"shared": TwoTowers, **PUBLISHED}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _network(config: ClipConfig, model: ModelConfig, pad: int) -> nn.Module:
             "heads that divide both widths",
             "change one of them; model.image_heads are those of the image encoder",
         )
-    return TOWERS[config.towers](model, config.text_dim, pad)
+    return PUBLISHED[config.towers](model, config.text_dim, pad)
 
 
 @dataclass(frozen=True)

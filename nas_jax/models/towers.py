@@ -13,6 +13,7 @@ from typing import NamedTuple, overload
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nas_jax.kernels.image_tokens import ImageTokens, Replacement
 from nas_jax.kernels.last_layer import Readout
@@ -34,7 +35,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise_image(
-    image_BxHxWx3: Array,
+    image_BxHxWx3: Array | np.ndarray,
     mean: tuple[float, ...] = IMAGE_MEAN,
     std: tuple[float, ...] = IMAGE_STD,
 ) -> Array:
@@ -43,8 +44,8 @@ def normalise_image(
     Float images are taken as normalised already.
     """
     if image_BxHxWx3.dtype != jnp.uint8:
-        return image_BxHxWx3.astype(jnp.float32)
-    scaled_BxHxWx3 = image_BxHxWx3.astype(jnp.float32) / 255.0
+        return jnp.asarray(image_BxHxWx3.astype(jnp.float32))
+    scaled_BxHxWx3 = jnp.asarray(image_BxHxWx3.astype(jnp.float32) / 255.0)
     return (scaled_BxHxWx3 - jnp.array(mean)) / jnp.array(std)
 
 

@@ -62,8 +62,8 @@ def test_another_number_is_refused(fault, tmp_path, in_process, monkeypatch):
         save_file(tensors, path, {"format": "pt"})
 
     if fault == "pixels":
-        towers = dict(hf_dual.TOWERS, siglip=hf_dual.TOWERS["clip"])
-        monkeypatch.setattr(hf_dual, "TOWERS", towers)
+        towers = dict(hf_dual.PUBLISHED, siglip=hf_dual.PUBLISHED["clip"])
+        monkeypatch.setattr(hf_dual, "PUBLISHED", towers)
     else:
         monkeypatch.setattr(hf_dual, "write_weights", damaged)
     workdir = exports.save_dual(tmp_path / "run", METHODS["siglip"])
