@@ -66,7 +66,7 @@ from nas_jax.train.machine import matmul_flops, peak_flops
 from nas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from nas_jax.train.state import TrainState, init_state
 from nas_jax.train.step import make_train_step, sharded_step
-from nas_jax.typing import Batch
+from nas_jax.typing import HostBatch
 from nas_jax.utils.errors import ConfigError, UserError
 from nas_jax.utils.fields import validate_tree
 from nas_jax.utils.memory import cpu_only, keep_freed_memory
@@ -129,7 +129,7 @@ class Built(NamedTuple):
     init: Callable[[], TrainState]
     step: Any  # jitted
     stage: Hashable
-    batch: Batch
+    batch: HostBatch
     mesh: jax.sharding.Mesh
     shardings: Any
 
@@ -170,7 +170,7 @@ def build(options: argparse.Namespace) -> Built:
     return Built(method, init, step, stage, batch, mesh, shardings)
 
 
-def make_batch(options: argparse.Namespace, model: ModelConfig) -> Batch:
+def make_batch(options: argparse.Namespace, model: ModelConfig) -> HostBatch:
     """The batch that the options ask for. Raises ConfigError where it does not fit the queue."""
     preset, vocab = PRESETS[options.preset], model.vocab_size
     if options.batch_file:
@@ -197,7 +197,7 @@ def make_batch(options: argparse.Namespace, model: ModelConfig) -> Batch:
     return batch
 
 
-def make_config(options: argparse.Namespace, batch: Batch) -> AlbefConfig:
+def make_config(options: argparse.Namespace, batch: HostBatch) -> AlbefConfig:
     """ALBEF, or NAS with dictionary and NVA; of the masked positions, as few as are enough."""
     max_masked = 0 if options.plain else enough_masked(batch, MlmConfig().probability)
     itc = ItcConfig(queue_size=PRESETS[options.preset].queue_size)

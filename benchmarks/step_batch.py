@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nas_jax.typing import Batch, Vocabulary
+from nas_jax.typing import HostBatch, Vocabulary
 from nas_jax.utils.errors import ConfigError, DataError
 
 CUT_AT_MOST = 0.01  # share of captions that may lose a masked position to `max_masked`
@@ -22,7 +22,7 @@ def vocabulary(size: int) -> Vocabulary:
     return Vocabulary(size, PAD, CLS, SEP, MASK, words_V, words_V, np.zeros_like(words_V))
 
 
-def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Batch:
+def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> HostBatch:
     """Noise pictures, and captions of random words whose real lengths are spread as COCO's: 13 +-
     2.5, padded.
     """
@@ -44,7 +44,7 @@ def random_batch(size: int, length: int, image_size: int, vocab_size: int) -> Ba
 
 def read_batch(
     path: Path, image_size: int, vocab_size: int, length: int | None, trim: bool
-) -> Batch:
+) -> HostBatch:
     """The batch of a file, its texts padded to `length` or cut to the longest of them.
 
     Raises DataError on a file without the arrays, or whose arrays are not those of the preset.
@@ -95,7 +95,7 @@ def read_batch(
     }
 
 
-def trimmed(batch: Batch) -> Batch:
+def trimmed(batch: HostBatch) -> HostBatch:
     """The batch with its texts cut to the longest of them."""
     longest = int(batch["token_mask_BxL"].sum(-1).max())
     return batch | {name: batch[name][:, :longest] for name in ("token_ids_BxL", "token_mask_BxL")}
@@ -107,7 +107,7 @@ def _bad_file(path: Path, got: str, expected: str) -> DataError:
     return error
 
 
-def cut_probability(batch: Batch, probability: float, max_masked: int) -> float:
+def cut_probability(batch: HostBatch, probability: float, max_masked: int) -> float:
     """Mean probability that a caption of the batch has more picks than `max_masked`."""
     ids_BxL = batch["token_ids_BxL"]
     words_B = (batch["token_mask_BxL"] & ~np.isin(ids_BxL, (CLS, SEP, PAD))).sum(-1)
@@ -122,7 +122,7 @@ def cut_probability(batch: Batch, probability: float, max_masked: int) -> float:
     return float(np.mean([above(int(words)) for words in words_B]))
 
 
-def enough_masked(batch: Batch, probability: float) -> int:
+def enough_masked(batch: HostBatch, probability: float) -> int:
     """The smallest `max_masked` that cuts at most CUT_AT_MOST of the captions."""
     length = batch["token_ids_BxL"].shape[1]
     return next(

@@ -22,8 +22,8 @@ PyTree = Any
 Params = dict[str, Any]
 """Nested dict of fp32 arrays, as Linen's ``init`` returns it under ``"params"``."""
 
-Batch = dict[str, np.ndarray | jax.Array]
-"""What the data room yields, all shapes fixed:
+Batch = dict[str, jax.Array]
+"""What a step reads, all shapes fixed:
 
 ``image_BxHxWx3``  uint8 RGB (normalised on the device)
 ``token_ids_BxL``  int32, [CLS] first, padded with [PAD]
@@ -32,6 +32,9 @@ Batch = dict[str, np.ndarray | jax.Array]
 
 and what a method or task wants beside these (``nas_jax/data/readers.py``).
 """
+
+HostBatch = dict[str, np.ndarray]
+"""A `Batch` as the data room yields it; ``parallel.mesh.put_batch`` moves it to the devices."""
 
 Metrics = dict[str, jax.Array | float]
 """Scalar name -> value; names are ``group/quantity``, e.g. ``loss/itc``."""

@@ -36,7 +36,7 @@ from nas_jax.data.text_ops import prepare_caption
 from nas_jax.data.tokenizer import TextTokenizer, learn_wordpiece, load_tokenizer
 from nas_jax.data.worlds import WORLDS
 from nas_jax.storage.reading import each, is_file
-from nas_jax.typing import Batch
+from nas_jax.typing import HostBatch
 from nas_jax.utils.errors import ConfigError, DataError
 
 MIN_COUNTED = 200  # images before the share of unreadable ones is judged
@@ -185,7 +185,7 @@ def train_batches(
       wants: fields of a batch beside the standard ones (`data/readers.py`).
 
     Returns:
-      An iterator of `Batch` with two more fields for the host, `skipped_B` (bool: a replaced
+      An iterator of `HostBatch` with two more fields for the host, `skipped_B` (bool: a replaced
       picture) and `record_B` (int64: the index drawn, in the source). Close it at the end; it is
       also a context manager.
 
@@ -314,7 +314,7 @@ class Batches:
     def __iter__(self) -> Batches:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         if not self._open:
             raise StopIteration
         try:

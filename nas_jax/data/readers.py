@@ -29,7 +29,7 @@ from nas_jax.data.image_errors import REASONS, ImageError
 from nas_jax.data.records import Draw, Record, source_of
 from nas_jax.data.text_ops import prepare_caption
 from nas_jax.storage.reading import each
-from nas_jax.typing import Batch
+from nas_jax.typing import Batch, HostBatch
 from nas_jax.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -319,14 +319,14 @@ class Reader:
             own = self._config.weights and number < MAX_TRIES // 2
             yield int(rng.integers(*(starts[part : part + 2] if own else (0, len(self._source)))))
 
-    def stack(self, pairs: Sequence[Pair]) -> Batch:
+    def stack(self, pairs: Sequence[Pair]) -> HostBatch:
         """The pairs as one batch, with SKIPPED.
 
         Raises DataError where a field does not give what its spec says.
         """
         length = pairs[0].length
         config = replace(self._config, text_length=length)
-        batch: Batch = {}
+        batch: HostBatch = {}
         for field, values in zip(
             self._fields, zip(*(pair.values for pair in pairs), strict=True), strict=True
         ):
@@ -347,7 +347,7 @@ class Reader:
         ids_BxCxL, mask_BxCxL = (x.reshape(len(texts), len(texts[0]), length) for x in flat)
         return ids_BxCxL, mask_BxCxL
 
-    def batch(self, draws: Sequence[Draw]) -> Batch:
+    def batch(self, draws: Sequence[Draw]) -> HostBatch:
         """`stack` of `read` of each, side by side: for pictures in a bucket, each of which is
         waited for.
         """

@@ -21,7 +21,7 @@ from nas_jax.inspect.validation import Pairs
 from nas_jax.methods.draws import Draws
 from nas_jax.methods.matching import MatchingRows
 from nas_jax.methods.method import Method, MethodState
-from nas_jax.typing import Array, Batch, Params
+from nas_jax.typing import Array, Batch, HostBatch, Params
 from nas_jax.utils.errors import ConfigError
 
 SCORE = "itm"  # of `Method.score`: the logit of match minus that of no match
@@ -91,7 +91,7 @@ def score_pairs(
     return joined, None if explained[0] is None else explained
 
 
-def _batch(model: Model, pairs: Pairs, rows: slice) -> Batch:
+def _batch(model: Model, pairs: Pairs, rows: slice) -> HostBatch:
     ids_BxL, mask_BxL = model.encode(pairs.captions[rows], model.text_length)
     return {
         "image_BxHxWx3": np.stack(pairs.images[rows]),

@@ -127,7 +127,7 @@ def added_terms(method: Any) -> Terms:
 
 def added_params(method: Any, key: Array) -> Params:
     """Fresh parameters of the added terms, under the names of the terms."""
-    params = {}
+    params: Params = {}
     for name, (_, term) in added_terms(method).items():
         found = term.init(jax.random.fold_in(key, zlib.crc32(name.encode())))
         params |= {name: found} if found else {}

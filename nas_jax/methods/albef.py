@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.data.readers import second_view
-from nas_jax.losses.itc import init_queue, itc_loss, positives
+from nas_jax.losses.itc import Truth, init_queue, itc_loss, positives
 from nas_jax.methods.added import added_params, added_terms, added_wants
 from nas_jax.methods.albef_config import AlbefConfig
 from nas_jax.methods.draws import Draws
@@ -36,7 +36,7 @@ from nas_jax.methods.terms import (
     collect_rows,
     further_texts,
 )
-from nas_jax.methods.text_negatives import wanted_fields, wanted_negatives
+from nas_jax.methods.text_negatives import wanted_fields, with_negatives
 from nas_jax.models.rows import BatchSplit, Rows, first_tokens, fuse
 from nas_jax.models.towers import AlbefNetwork
 from nas_jax.typing import Array, Batch, Metrics, Params
@@ -46,7 +46,9 @@ from nas_jax.typing import Array, Batch, Metrics, Params
 class Albef(Method):
     """State: `teacher` (parameters), `queue` (keys of past batches)."""
 
-    Config = AlbefConfig
+    network: AlbefNetwork
+
+    Config: ClassVar[type[AlbefConfig]] = AlbefConfig
     Network = AlbefNetwork
     pair_scores = ("itm", "itm_logit")
     summed_scores = {"itm+itc": ("itm_logit", "itc")}
@@ -113,7 +115,7 @@ class Albef(Method):
         taught = jax.lax.stop_gradient(taught)
         seen = seen._replace(student=student, taught=taught)
         seen = seen._replace(itc=self.contrast(seen))
-        return seen._replace(negatives=wanted_negatives(self, terms, seen))
+        return with_negatives(self, terms, seen)
 
     def views(self, seen: Seen) -> tuple[Batch, Batch]:
         """The batch as the student and as the teacher read it."""
@@ -130,7 +132,7 @@ class Albef(Method):
         own = {"itc": (1.0, Itc(self)), "itm": (1.0, Itm(self)), "mlm": (1.0, Mlm(self))}
         return own | added_terms(self)
 
-    def soft_weight(self, step: Array) -> Array:
+    def soft_weight(self, step: Array | int) -> Array:
         """alpha of the step: it rises linearly from 0 over the first epochs (Pretrain.py)."""
         ramp_steps = self.config.alpha_ramp_epochs * self.setting.steps_per_epoch
         if ramp_steps == 0:
@@ -160,13 +162,13 @@ class Albef(Method):
         queue = seen.state["queue"]
         by_id = self.config.itc.positives_by_id
         truth = positives(seen.batch["image_id_B"], queue.image_id_Q, by_id)
-        truth = (*truth, *ignored_keys(self, seen.batch, queue.image_id_Q, truth))
+        ignored = ignored_keys(self, seen.batch, queue.image_id_Q, truth)
         student, taught = seen.student, seen.taught
         found = itc_loss(
             (student.image_BxE, student.text_BxE),
             (taught.image_BxE, taught.text_BxE),
             queue,
-            truth,
+            Truth(*truth, *ignored),
             seen.params["temp"],
             seen.alpha,
         )

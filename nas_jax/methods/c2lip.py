@@ -71,7 +71,7 @@ class C2lip(DualEncoder):
         params, state = super().init(rng)
         return params | {"logit_bias": jnp.full((1,), self.config.bias_init, jnp.float32)}, state
 
-    def rows(self, batch: Batch, draw: Draws) -> Batch:
+    def rows(self, batch: Batch, draw: Draws) -> dict[str, Any]:
         """The batch, and each caption with its phrases (B, 1 + C, L) with seeds of the dropout."""
         texts = {
             f"{name}_BxPxL": jnp.concatenate(
@@ -83,7 +83,7 @@ class C2lip(DualEncoder):
         seeds = [draw.seeds(f"text/{number}", size) for number in range(count)]
         return batch | texts | {"seeds_BxP": jnp.stack(seeds, 1)}
 
-    def read(self, params: Params, rows: Batch) -> PyTree:
+    def read(self, params: Params, rows: dict[str, Any]) -> PyTree:
         """Unit features of pictures and captions (B, E) and of phrases (B, C, E), which of these
         are real (B, C), and projected patches (B, N, E).
         """

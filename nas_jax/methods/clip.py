@@ -76,8 +76,9 @@ class Clip(DualEncoder):
         self, params: Params, read: PyTree, temp: Array, batch: Batch
     ) -> tuple[Array, Metrics]:
         """See `losses/infonce.py`."""
-        config = self.config
-        return infonce(*read, temp, block=config.block, smoothing=config.smoothing), {}
+        config, (image_BxE, text_BxE) = self.config, read
+        inputs = image_BxE, text_BxE, temp
+        return infonce(*inputs, block=config.block, smoothing=config.smoothing), {}
 
 
 def _network(config: ClipConfig, model: ModelConfig, pad: int) -> nn.Module:
@@ -147,5 +148,6 @@ class Siglip(Clip):
         self, params: Params, read: PyTree, temp: Array, batch: Batch
     ) -> tuple[Array, Metrics]:
         """See `losses/sigmoid.py`."""
-        bias = params["logit_bias"][0]
-        return sigmoid_loss(*read, temp, bias, self.config.block), {"itc/bias": bias}
+        bias, (image_BxE, text_BxE) = params["logit_bias"][0], read
+        loss = sigmoid_loss(image_BxE, text_BxE, temp, bias, self.config.block)
+        return loss, {"itc/bias": bias}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from nas_jax.methods.config import TempConfig
@@ -54,8 +56,8 @@ class BlockConfig(DualConfig):
 class DualEncoder(Method):
     """No state; one parameter beside the towers, `logit_scale` = log(1 / temperature)."""
 
-    Config = DualConfig
-    Network = TwoTowers
+    Config: ClassVar[type[DualConfig]] = DualConfig
+    Network: ClassVar[type[nn.Module]] = TwoTowers
 
     def init(self, rng: Array) -> tuple[Params, MethodState]:
         """Fresh parameters (float32). The logarithm has one axis, as 1-D tensors have no decay."""
@@ -89,11 +91,11 @@ class DualEncoder(Method):
         value, metrics = self.compare_batch(params, read, temp, batch)
         return value, (state, {"loss": value, "itc/temp": temp} | metrics)
 
-    def rows(self, batch: Batch, draw: Draws) -> Batch:
+    def rows(self, batch: Batch, draw: Draws) -> dict[str, Any]:
         """What `read` is given, row by row: here the batch, and `seeds_B` of the dropout."""
         return {**batch, "seeds_B": draw.seeds("caption", len(batch["token_ids_BxL"]))}
 
-    def read(self, params: Params, rows: Batch) -> PyTree:
+    def read(self, params: Params, rows: dict[str, Any]) -> PyTree:
         """What the loss compares, row by row: here unit features (B, E) of picture and caption."""
         net = self.apply(params)
         _, image_BxE = net.encode_image(rows["image_BxHxWx3"])

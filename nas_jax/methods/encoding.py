@@ -68,7 +68,8 @@ def encode_captions(
     def piece(rows: list[Array]) -> tuple[Array, Array]:
         flat = [pin_rows(x.reshape(-1, *x.shape[2:])) for x in rows]
         encoded = method.apply(params).encode_text(*flat)
-        return tuple(pin_rows(x.reshape(-1, count, *x.shape[1:])) for x in encoded)
+        tokens_BxCxLxD, text_BxCxE = (pin_rows(x.reshape(-1, count, *x.shape[1:])) for x in encoded)
+        return tokens_BxCxLxD, text_BxCxE
 
     rows = [x for x in (ids_BxCxL, mask_BxCxL, seeds_BxC) if x is not None]
     return in_pieces(piece, method.setting.pieces, rows)

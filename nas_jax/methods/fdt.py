@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -90,7 +91,7 @@ class FdtNetwork(nn.Module):
         shape = self.tokens, self.config.embed_dim
         self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
 
-    def mix(self, query_BxLxE: Array, real_BxL: Array, attention_temp: Array) -> Array:
+    def mix(self, query_BxLxE: Array, real_BxL: Array, attention_temp: Array | float) -> Array:
         """The weight (B, K) of each token: sparsemax of the largest product with a real query.
 
         The products are divided by sqrt(E) and by the attention's temperature.
@@ -102,7 +103,7 @@ class FdtNetwork(nn.Module):
         return sparsemax(pin_rows(largest_BxK / scale))
 
     def encode_image(
-        self, image_BxHxWx3: Array, attention_temp: Array
+        self, image_BxHxWx3: Array, attention_temp: Array | float
     ) -> tuple[Array, Array, Array]:
         """Image tokens (B, T, D), unit features (B, E), the weights of the tokens (B, K)."""
         tokens_BxTxD = self.image_encoder(normalise_image(image_BxHxWx3))
@@ -114,7 +115,7 @@ class FdtNetwork(nn.Module):
         self,
         token_ids_BxL: Array,
         token_mask_BxL: Array,
-        attention_temp: Array,
+        attention_temp: Array | float,
         seeds_B: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """Text tokens (B, L, D), unit features (B, E), the weights of the tokens (B, K)."""
@@ -152,7 +153,7 @@ class Fdt(DualEncoder):
         temp = config.attention_temp * jnp.float32(config.attention_decay) ** epoch
         return {**params, "attention_temp": jnp.maximum(temp, config.attention_temp_min)}
 
-    def read(self, params: Params, rows: Batch) -> PyTree:
+    def read(self, params: Params, rows: dict[str, Any]) -> PyTree:
         """Unit features of picture and caption (B, E) each, and how many tokens are in each mix."""
         net, temp = self.apply(params), jax.lax.stop_gradient(params["attention_temp"])
         _, image_BxE, image_BxK = net.encode_image(rows["image_BxHxWx3"], temp)
@@ -165,10 +166,10 @@ class Fdt(DualEncoder):
         self, params: Params, read: PyTree, temp: Array, batch: Batch
     ) -> tuple[Array, Metrics]:
         """InfoNCE of the mixes, both directions."""
-        features, mixed = read
+        (image_BxE, text_BxE), mixed = read
         metrics = {f"fdt/{name}_tokens": count_B.mean() for name, count_B in mixed.items()}
         metrics["fdt/attention_temp"] = params["attention_temp"]
-        return infonce(*features, temp, block=self.config.block), metrics
+        return infonce(image_BxE, text_BxE, temp, block=self.config.block), metrics
 
     def encode_image(
         self, params: Params, state: MethodState, image_BxHxWx3: Array, tokens: str = "method"

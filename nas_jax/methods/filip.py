@@ -8,6 +8,7 @@ still be computed beforehand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ class Filip(DualEncoder):
     feature_scores = SCORES
     default_scores = ("late",)
 
-    def read(self, params: Params, rows: Batch) -> PyTree:
+    def read(self, params: Params, rows: dict[str, Any]) -> PyTree:
         """Unit features of all patches and of all words; [CLS] of the picture is none."""
         net = self.apply(params)
         image_BxTxD, _ = net.encode_image(rows["image_BxHxWx3"])
@@ -61,7 +62,8 @@ class Filip(DualEncoder):
         self, params: Params, read: PyTree, temp: Array, batch: Batch
     ) -> tuple[Array, Metrics]:
         """See `losses/late.py`."""
-        return late_loss(*read, temp, self.config.share, self.config.block), {}
+        image, text = read
+        return late_loss(image, text, temp, self.config.share, self.config.block), {}
 
     # ---------------------------------------------------------------------------------- scoring
 

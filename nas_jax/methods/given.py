@@ -4,6 +4,7 @@ and the other record of a source beside it in the batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -89,7 +90,8 @@ def given_rows(method: Any, seen: Seen) -> dict[str, Rows]:
     picture of its sibling. An evaluation has those that its batch has.
     """
     asked, detached = method.config.itm.given, method.config.negatives.stop_gradient
-    batch, rows = seen.batch, {}
+    batch = seen.batch
+    rows: dict[str, Rows] = {}
     if "captions" in asked and _has(seen, "negative_ids_BxCxL"):
         read = read_captions(method, seen, given_texts(method, seen), "student")
         rows |= caption_rows(read, detached)
@@ -103,7 +105,7 @@ def given_rows(method: Any, seen: Seen) -> dict[str, Rows]:
         other_B, valid_B = partners(len(batch["image_id_B"])), valid_pairs(batch)
         rows[SIBLING] = Rows(*text, other_B=other_B, valid_B=valid_B, label=0, detached=detached)
     return {
-        kind: row.replace(metrics={f"negatives/{kind}": row.valid_B.mean()})
+        kind: replace(row, metrics={f"negatives/{kind}": row.valid().mean()})
         for kind, row in rows.items()
     }
 

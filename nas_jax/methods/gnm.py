@@ -45,7 +45,7 @@ class Gnm(DualEncoder):
     ) -> tuple[Array, Metrics]:
         """CLIP's loss, and how often a sibling scores below the own pair."""
         image_BxE, text_BxE = read
-        loss = infonce(*read, temp, same_pairs(self, batch))
+        loss = infonce(image_BxE, text_BxE, temp, same_pairs(self, batch))
         source_id_B, image_id_B = batch["source_id_B"], batch["image_id_B"]
         sibling_BxB = source_id_B[:, None] == source_id_B[None]
         sibling_BxB &= image_id_B[:, None] != image_id_B[None]

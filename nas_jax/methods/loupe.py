@@ -119,7 +119,7 @@ class Loupe(DualEncoder):
         """The noun phrases of each caption."""
         return (NounPhrases(self.config.phrases),)
 
-    def rows(self, batch: Batch, draw: Draws) -> Batch:
+    def rows(self, batch: Batch, draw: Draws) -> dict[str, Any]:
         """What the loss reads, with seeds of the dropout and what is drawn for the games."""
         config, size = self.config, len(batch["image_BxHxWx3"])
         counts = {
@@ -131,7 +131,7 @@ class Loupe(DualEncoder):
         read = {name: batch[name] for name in READ}
         return read | {"seeds_BxP": jnp.stack(seeds, 1), "drawn": drawn}
 
-    def read(self, params: Params, rows: Batch) -> PyTree:
+    def read(self, params: Params, rows: dict[str, Any]) -> PyTree:
         """Unit features of pictures and captions (B, E), and losses (B,) of each level."""
         image_BxE, text_BxE, players = self.players(params, rows)
         games = {level: Game(*players[level], *rows["drawn"][level]) for level in LEVELS}
@@ -155,7 +155,7 @@ class Loupe(DualEncoder):
             "interactions/tokens": 1.0,
             "interactions/phrases": 1.0,
         }
-        return sum(weight * metrics[name] for name, weight in weights.items()), metrics
+        return sum(weight * metrics[name] for name, weight in weights.items()), {**metrics}
 
     def draw_game(
         self, draw: Draws, level: str, size: int, firsts: int, seconds: int

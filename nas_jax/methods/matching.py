@@ -53,7 +53,9 @@ def read_rows(
     seen, _, _ = method.read_images(seen, state)
     rows = collect_rows(method.terms(stage), seen)
     kinds = {kind: row for of_term in rows.values() for kind, row in of_term.items()}
-    return {kind: _shown(row, seen) for kind, row in kinds.items() if row.label is not None}
+    return {
+        kind: _shown(row, row.label, seen) for kind, row in kinds.items() if row.label is not None
+    }
 
 
 def _at_rest(method: Albef) -> Albef:
@@ -66,14 +68,14 @@ def _at_rest(method: Albef) -> Albef:
     )
 
 
-def _shown(row: Rows, seen: Seen) -> MatchingRows:
+def _shown(row: Rows, label: int, seen: Seen) -> MatchingRows:
     own_BxTxD = seen.image_tokens_BxTxD
     image_BxTxD = tokens_seen(row, own_BxTxD)
     picture = row.other_B is not None or row.tokens_BxTxD is not None
     size = len(own_BxTxD)
     if picture:
         changed_B = _changed_patches(image_BxTxD, own_BxTxD)
-    elif row.label:
+    elif label:
         changed_B = jnp.zeros(size)
     else:
         changed_B = _changed_tokens(row, seen.batch)
@@ -81,10 +83,10 @@ def _shown(row: Rows, seen: Seen) -> MatchingRows:
         image_BxTxD,
         row.text_tokens_BxLxD,
         row.token_mask_BxL,
-        jnp.ones(size, bool) if row.valid_B is None else row.valid_B,
+        row.valid(),
         changed_B,
-        row.label,
-        "" if row.label else "picture" if picture else "text",
+        label,
+        "" if label else "picture" if picture else "text",
     )
 
 

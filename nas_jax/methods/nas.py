@@ -160,7 +160,8 @@ class Nas(Albef):
             saved.say("these weights have no dictionary: it starts anew")
             return state
         dictionary = resized(fields, self.config.dictionary.codes)
-        return state | {"dictionary": dictionary.replace(step=1)}  # past its start from data
+        past_start = jnp.int32(1)  # it does not start from data
+        return state | {"dictionary": replace(dictionary, step=past_start)}
 
     # ------------------------------------------------------------------------------- NVA and NTA
 
@@ -224,12 +225,12 @@ class Fgitm(Itm):
             found = picture_rows(seen, negatives, config.nva.stop_gradient)
             replaced, valid = made.replaced_BxN.mean(), valid_B.mean()
             share = {"nva/replaced_share": replaced, "nva/valid_share": valid}
-            rows |= {"nva": found["nva"].replace(metrics=share)}
+            rows |= {"nva": replace(found["nva"], metrics=share)}
         if seen.stage.nta:
-            negatives, share = negative_texts(method, config.nta, seen)
-            read = read_captions(method, seen, negatives, "student")
+            texts, share = negative_texts(method, config.nta, seen)
+            read = read_captions(method, seen, texts, "student")
             found = caption_rows(read, config.nta.stop_gradient)
-            rows |= {"nta": found["nta"].replace(metrics=share)}
+            rows |= {"nta": replace(found["nta"], metrics=share)}
         return rows | given_rows(method, seen)
 
     def weights(self) -> dict[str, float]:

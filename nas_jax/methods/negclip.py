@@ -24,7 +24,7 @@ from nas_jax.methods.dual import DualConfig, DualEncoder
 from nas_jax.methods.encoding import encode_pairs
 from nas_jax.methods.method import MethodState
 from nas_jax.methods.terms import Seen, Terms, add_up
-from nas_jax.methods.text_negatives import NegativeItc, wanted_fields, wanted_negatives
+from nas_jax.methods.text_negatives import NegativeItc, wanted_fields, with_negatives
 from nas_jax.typing import Array, Batch, Metrics, Params
 
 
@@ -73,7 +73,7 @@ class NegClip(DualEncoder):
         terms = self.terms()
         seen = Seen(params, {}, state, batch, draw, jnp.float32(0), stage, step=step)
         seen = seen._replace(student=encode_pairs(self, params, batch, {}, draw, "student"))
-        seen = seen._replace(negatives=wanted_negatives(self, terms, seen))
+        seen = with_negatives(self, terms, seen)
         loss, metrics = add_up(terms, seen, {name: {} for name in terms}, {})
         metrics |= {"itc/temp": self.temperature(params)}
         return loss, (self.next_state(state, seen), metrics)

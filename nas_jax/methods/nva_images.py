@@ -138,7 +138,7 @@ def spread(words: DictionaryTokens) -> Array:
 # ---------------------------------------------------------------------------------- when
 
 
-def rows_on(config: NvaConfig, epoch: Array, valid_B: Array, draw: Draws) -> Array:
+def rows_on(config: NvaConfig, epoch: Array | float, valid_B: Array, draw: Draws) -> Array:
     """Which of the rows (B,) have a negative by now: a share that rises with `nva.ramp_epochs`."""
     if config.ramp_epochs == 0:
         return valid_B

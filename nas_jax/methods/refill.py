@@ -8,12 +8,13 @@ The language model is text layers with a head, of the teacher unless the method 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.losses.mlm import mlm_mean, mlm_rows
-from nas_jax.methods.method import Method
 from nas_jax.methods.terms import Mlm, Seen, Term
 from nas_jax.models.rows import Rows
 from nas_jax.negatives.nta import (
@@ -33,13 +34,16 @@ from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import gather_positions, pin_rows
 from nas_jax.typing import Array, Metrics, Params
 
+if TYPE_CHECKING:
+    from nas_jax.methods.albef import Albef
+
 
 def word_table(params: Params) -> Array:
     """Word embeddings (V, D), to which the generator's head is tied."""
     return params["text_encoder"]["word_embedding"]["embedding"]
 
 
-def negative_texts(method: Method, config: NtaConfig, seen: Seen) -> tuple[TextNegatives, Metrics]:
+def negative_texts(method: Albef, config: NtaConfig, seen: Seen) -> tuple[TextNegatives, Metrics]:
     """One caption for each picture, refilled or with two words exchanged, and shares of them."""
     if config.exchange == 0:
         made = refilled_texts(method, config, seen)
@@ -53,14 +57,14 @@ def negative_texts(method: Method, config: NtaConfig, seen: Seen) -> tuple[TextN
         refilled = refilled_texts(method, config, seen)
         ids_BxCxL = jnp.where(exchanged_Bx1[..., None], made.ids_BxCxL, refilled.ids_BxCxL)
         valid_BxC = jnp.where(exchanged_Bx1, made.valid_BxC, refilled.valid_BxC)
-        made = made.replace(ids_BxCxL=ids_BxCxL, valid_BxC=valid_BxC)
+        made = replace(made, ids_BxCxL=ids_BxCxL, valid_BxC=valid_BxC)
     return made, {
         "nta/changed_share": made.valid_BxC.mean(),
         "nta/exchanged_share": (made.valid_BxC & exchanged_Bx1).mean(),
     }
 
 
-def exchanged_share(config: NtaConfig, epoch: Array) -> Array | float:
+def exchanged_share(config: NtaConfig, epoch: Array | float) -> Array | float:
     """The share of exchanged captions at a moment of the run, in epochs."""
     if config.exchange_ramp_epochs == 0:
         return config.exchange
@@ -68,7 +72,7 @@ def exchanged_share(config: NtaConfig, epoch: Array) -> Array | float:
     return config.exchange * jnp.clip(grown, 0.0, 1.0)
 
 
-def refilled_texts(method: Method, config: GeneratorConfig, seen: Seen) -> TextNegatives:
+def refilled_texts(method: Albef, config: GeneratorConfig, seen: Seen) -> TextNegatives:
     """One caption for each picture, with some words replaced by what the teacher thinks likely."""
     vocabulary, draw = method.setting.vocabulary, seen.draw
     ids_BxL, mask_BxL = seen.batch["token_ids_BxL"], seen.batch["token_mask_BxL"]
@@ -93,7 +97,7 @@ def refilled_texts(method: Method, config: GeneratorConfig, seen: Seen) -> TextN
     return TextNegatives(new_ids_BxL[:, None], mask_BxL[:, None], valid_B[:, None], ("nta",))
 
 
-def exchanged_texts(method: Method, config: GeneratorConfig, seen: Seen) -> TextNegatives:
+def exchanged_texts(method: Albef, config: GeneratorConfig, seen: Seen) -> TextNegatives:
     """One caption for each picture, with two words in each other's place where the teacher thinks
     both plausible; invalid where none of the pairs tried is.
     """

@@ -5,6 +5,7 @@ negative captions for the matching loss (`methods/refill.py`), once it can.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -43,6 +44,6 @@ class Refilled(Albef):
         start = math.ceil(self.config.nta.start_epoch * self.setting.steps_per_epoch)
         return tuple(sorted({0, start}))
 
-    def matching(self, stage: bool) -> Itm:
+    def matching(self, stage: Hashable) -> Itm:
         """The matching loss of a stage."""
         return FineItm(self) if stage else Itm(self)

@@ -14,9 +14,10 @@ picture.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -28,10 +29,9 @@ from nas_jax.methods.terms import Itm, Mlm, Seen, Terms
 from nas_jax.models.attention_maps import attention_map, grad_cam, soft_mask, softly_masked
 from nas_jax.models.rows import Rows
 from nas_jax.models.sizes import ModelConfig
-from nas_jax.models.towers import AlbefNetwork
 from nas_jax.parallel.chunks import in_pieces
 from nas_jax.parallel.mesh import gather_positions
-from nas_jax.typing import Array, Batch, Params
+from nas_jax.typing import Array, Batch, Metrics, Params
 from nas_jax.utils.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ class SoftMask(Albef):
     Config = SoftMaskConfig
 
     @classmethod
-    def make_network(cls, config: SoftMaskConfig, model: ModelConfig) -> AlbefNetwork:
+    def make_network(cls, config: SoftMaskConfig, model: ModelConfig) -> nn.Module:
         """ALBEF's network. Raises ConfigError with one fusion layer: what a word attends to in the
         last layer does not reach [CLS], which is asked for the match.
         """
@@ -157,10 +157,10 @@ class SoftItm(Itm):
         mask_BxN = soft_mask(gather_positions(map_BxLxN, word_B[:, None])[:, 0])
         soft_BxTxD = softly_masked(image_BxTxD, mask_BxN)
         valid_B, hard = word_BxL.any(-1), rows["hard_text"]
-        share = {"soft/masked_share": mask_BxN.mean()}
+        share: Metrics = {"soft/masked_share": mask_BxN.mean()}
         soft = Rows(text_BxLxD, mask_BxL, tokens_BxTxD=soft_BxTxD, valid_B=valid_B, label=1)
-        beside_hard = hard.replace(tokens_BxTxD=soft_BxTxD, valid_B=valid_B & hard.valid_B)
-        return rows | {"soft": soft.replace(metrics=share), "soft_hard_text": beside_hard}
+        beside_hard = replace(hard, tokens_BxTxD=soft_BxTxD, valid_B=valid_B & hard.valid())
+        return rows | {"soft": replace(soft, metrics=share), "soft_hard_text": beside_hard}
 
     def weights(self) -> dict[str, float]:
         """The two kinds of softened rows share the weight."""

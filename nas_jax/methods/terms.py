@@ -6,7 +6,7 @@ sends them through in one call, and adds up the values with their weights.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -52,8 +52,15 @@ class ReadNegatives(NamedTuple):
     text_BxCxE: Array  # unit features
 
 
+_LATER: Any = None  # in place of what `Seen` gets later
+
+
 class Seen(NamedTuple):
-    """What the terms of a step have before them."""
+    """What the terms of a step have before them.
+
+    The method fills in what begins as _LATER before its terms read it. None of them reads what the
+    method has not: a teacher, ITC, a fusion encoder, negative captions.
+    """
 
     params: Params
     teacher: Params
@@ -61,14 +68,14 @@ class Seen(NamedTuple):
     batch: Batch
     draw: Draws
     alpha: Array  # weight of the teacher's soft targets
-    stage: Hashable
-    student: Encoded | None = None
-    taught: Encoded | None = None  # by the teacher; no gradient
-    itc: Contrast | None = None
-    image_tokens_BxTxD: Array | None = None  # as the matching loss reads them
+    stage: Any  # hashable; each method has its own kind
+    student: Encoded = _LATER
+    taught: Encoded = _LATER  # by the teacher; no gradient
+    itc: Contrast = _LATER
+    image_tokens_BxTxD: Array = _LATER  # as the matching loss reads them
     extra: Any = None  # what a method adds for its own terms
     step: Array | int = 0  # of the run
-    negatives: ReadNegatives | None = None  # where a term reads negative captions
+    negatives: ReadNegatives = _LATER  # where a term reads negative captions
     learning: bool = True  # False: an evaluation, which moves nothing
 
 
@@ -82,8 +89,11 @@ class Term:
     wants: ClassVar[tuple[Any, ...]] = ()
     # Whether it reads `Seen.negatives`, which are made once for all terms that do.
     reads_negatives: ClassVar[bool] = False
-    # Whether the teacher reads the captions of `texts` too.
-    teacher_reads: ClassVar[bool] = True
+
+    @property
+    def teacher_reads(self) -> bool:
+        """Whether the teacher reads the captions of `texts` too."""
+        return True
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -116,7 +126,8 @@ def further_texts(
     terms: Terms, batch: Batch, draw: Draws
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The captions that student and teacher read beside the true one, by name."""
-    student, teacher = {}, {}
+    student: dict[str, Array] = {}
+    teacher: dict[str, Array] = {}
     for _, term in terms.values():
         found = term.texts(batch, draw)
         student |= found
@@ -145,7 +156,9 @@ def add_up(
     fused: Mapping[str, Array],
 ) -> tuple[Array, Metrics]:
     """The weighted sum of all terms, and their metrics: `loss`, `loss/NAME` and what they add."""
-    total, losses, metrics = 0.0, {}, {}
+    total = jnp.float32(0)
+    losses: Metrics = {}
+    metrics: Metrics = {}
     for name, (weight, term) in terms.items():
         of_term = {kind: fused[kind] for kind in rows[name]}
         value, found = term.value(seen, rows[name], of_term)
@@ -202,17 +215,24 @@ class Itm(Term):
         self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
     ) -> tuple[Array, Metrics]:
         """Mean cross-entropy over all valid rows, and the accuracy on each kind."""
-        groups = {}
-        for kind, row in rows.items():
-            logits_Bx2 = self.method.match_logits(seen.params, fused[kind][:, 0])
-            valid_B = jnp.ones(len(logits_Bx2), bool) if row.valid_B is None else row.valid_B
-            groups[kind] = MatchRows(logits_Bx2, row.label, valid_B)
-        metrics = {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
-        return itm_loss(groups, self.weights()), metrics
+        groups, accuracies = matched(self.method, seen, rows, fused)
+        return itm_loss(groups, self.weights()), accuracies
 
     def weights(self) -> dict[str, float]:
         """Kinds that do not enter the common mean, but are added with a weight of their own."""
         return {}
+
+
+def matched(
+    method: Any, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
+) -> tuple[dict[str, MatchRows], Metrics]:
+    """What the matching loss reads of the rows that have a label, and the accuracy on each kind."""
+    groups = {
+        kind: MatchRows(method.match_logits(seen.params, fused[kind][:, 0]), row.label, row.valid())
+        for kind, row in rows.items()
+        if row.label is not None
+    }
+    return groups, {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
 
 
 class Mlm(Term):

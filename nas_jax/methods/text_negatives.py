@@ -9,11 +9,12 @@ They are made and read once for all terms (`Seen.negatives`). Any method has the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from nas_jax.losses.itm import MatchRows, accuracy, itm_loss
+from nas_jax.losses.itm import itm_loss
 from nas_jax.losses.text_negatives import (
     intra_text_contrast,
     itc_with_negatives,
@@ -24,7 +25,7 @@ from nas_jax.methods.given import caption_field, given_texts
 from nas_jax.methods.negative_rows import caption_rows, read_captions
 from nas_jax.methods.refill import exchanged_texts, refilled_texts
 from nas_jax.methods.same import apart, same_pairs
-from nas_jax.methods.terms import Itm, ReadNegatives, Seen, Term, Terms
+from nas_jax.methods.terms import Itm, Seen, Term, Terms, matched
 from nas_jax.methods.word_tables import sister_terms
 from nas_jax.models.rows import Rows
 from nas_jax.negatives.records import TextNegatives, joined, without_equals
@@ -52,11 +53,11 @@ def _sister(method: Any, seen: Seen) -> TextNegatives:
 
 
 def _refill(method: Any, seen: Seen) -> TextNegatives:
-    return refilled_texts(method, method.config.nta, seen).replace(kinds=("refill",))
+    return replace(refilled_texts(method, method.config.nta, seen), kinds=("refill",))
 
 
 def _exchange(method: Any, seen: Seen) -> TextNegatives:
-    return exchanged_texts(method, method.config.nta, seen).replace(kinds=("exchange",))
+    return replace(exchanged_texts(method, method.config.nta, seen), kinds=("exchange",))
 
 
 GENERATORS: dict[str, Callable[[Any, Seen], TextNegatives]] = {
@@ -87,11 +88,12 @@ def _reading(terms: Terms) -> bool:
     return any(term.reads_negatives for _, term in terms.values())
 
 
-def wanted_negatives(method: Any, terms: Terms, seen: Seen) -> ReadNegatives | None:
-    """The negative captions, made and read where a term asks for them."""
+def with_negatives(method: Any, terms: Terms, seen: Seen) -> Seen:
+    """With the negative captions, made and read, where a term asks for them."""
     if not _reading(terms):
-        return None
-    return read_captions(method, seen, make_negatives(method, seen), "student/negative")
+        return seen
+    read = read_captions(method, seen, make_negatives(method, seen), "student/negative")
+    return seen._replace(negatives=read)
 
 
 # ---------------------------------------------------------------------------------- terms
@@ -171,14 +173,8 @@ class NegativeItm(NegativeTerm):
         self, seen: Seen, rows: Mapping[str, Rows], fused: Mapping[str, Array]
     ) -> tuple[Array, Metrics]:
         """Mean cross-entropy over the valid rows."""
-        groups = {
-            kind: MatchRows(
-                self.method.match_logits(seen.params, fused[kind][:, 0]), row.label, row.valid_B
-            )
-            for kind, row in rows.items()
-        }
-        metrics = {f"itm_accuracy/{kind}": accuracy(group) for kind, group in groups.items()}
-        return itm_loss(groups), metrics | valid_shares(seen)
+        groups, accuracies = matched(self.method, seen, rows, fused)
+        return itm_loss(groups), accuracies | valid_shares(seen)
 
 
 class FineItm(Itm):

@@ -142,7 +142,7 @@ class Rtd(Term):
         """Mean over all tokens but the special ones."""
         vocabulary, ids_BxL = self.method.setting.vocabulary, seen.batch["token_ids_BxL"]
         logits_BxL = self.method.apply(seen.params).rtd_logits(fused["rtd"])
-        replaced_BxL = rows["rtd"].token_ids_BxL != ids_BxL
+        replaced_BxL = jnp.asarray(rows["rtd"].token_ids_BxL) != ids_BxL
         real_BxL = word_places(ids_BxL, seen.batch["token_mask_BxL"], vocabulary)
         loss, shares = detection_loss(logits_BxL, replaced_BxL, real_BxL)
         return loss, {f"rtd/{name}": share for name, share in shares.items()}

@@ -51,6 +51,7 @@ def synonym_classes(source: str, vocabulary: Vocabulary) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _sister_terms(source: str, words: tuple[str, ...]) -> np.ndarray:
+    table: Table
     if source == "wordnet":
         table = wordnet_sisters(words)
     elif source.startswith("world:"):

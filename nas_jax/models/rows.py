@@ -44,6 +44,12 @@ class Rows:
     # trains neither encoder
     detached: bool = flax.struct.field(pytree_node=False, default=False)
 
+    def valid(self) -> Array:
+        """True (B,) on rows that could be made."""
+        if self.valid_B is None:
+            return jnp.ones(len(self.token_mask_BxL), bool)
+        return self.valid_B
+
 
 class BatchSplit(NamedTuple):
     """How a batch is cut; static."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nas_jax.typing import Array, Batch, PyTree
+from nas_jax.typing import Array, Batch, HostBatch, PyTree
 from nas_jax.utils.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -104,7 +104,7 @@ def check_divisible(
         )
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> PyTree:
+def put_batch(batch: HostBatch, mesh: Mesh) -> Batch:
     """Moves the rows this process loaded to its devices; the result is the global batch."""
     sharding = batch_sharding(mesh)
     return {

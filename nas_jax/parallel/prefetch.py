@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from nas_jax.parallel.mesh import put_batch
-from nas_jax.typing import Batch
+from nas_jax.typing import Batch, HostBatch
 
 POLL = 0.1  # seconds between two looks at whether to stop
 
@@ -25,7 +25,7 @@ class DevicePrefetch:
 
     def __init__(
         self,
-        batches: Iterator[Batch],
+        batches: Iterator[HostBatch],
         mesh: Mesh,
         host_fields: tuple[str, ...] = (),
         depth: int = 2,

@@ -19,7 +19,7 @@ from nas_jax.evals.results import Result
 from nas_jax.methods.method import MethodState
 from nas_jax.parallel.mesh import make_mesh, num_row_shards, put_batch, replicated
 from nas_jax.tasks.task import Asker, Found, Predict, Task, TestSet
-from nas_jax.typing import Batch, Params
+from nas_jax.typing import HostBatch, Params
 from nas_jax.utils.errors import DataError
 from nas_jax.utils.logging import Console
 
@@ -100,13 +100,13 @@ class _Asked:
                 console.progress(line, due=done == count)
         return _joined(seen), _joined(blind)
 
-    def _call(self, batch: Batch, count: int) -> dict[str, np.ndarray]:
+    def _call(self, batch: HostBatch, count: int) -> dict[str, np.ndarray]:
         with jax.set_mesh(self.mesh):  # for the activations that models pin
             found = self.predict(*self.arrays, put_batch(batch, self.mesh))
         return {name: np.asarray(array)[:count] for name, array in found.items()}
 
 
-def read_items(reader: Reader, test: TestSet, numbers: list[int], rows: int) -> Batch:
+def read_items(reader: Reader, test: TestSet, numbers: list[int], rows: int) -> HostBatch:
     """Items as a batch of that many rows; the last one fills it up."""
     length = reader.text_length
     draws = [Draw(number, 0.0, number, length) for number in numbers]
@@ -121,7 +121,7 @@ def read_items(reader: Reader, test: TestSet, numbers: list[int], rows: int) -> 
     return reader.stack(pairs + [pairs[-1]] * (rows - len(pairs)))
 
 
-def without_pictures(batch: Batch) -> Batch:
+def without_pictures(batch: HostBatch) -> HostBatch:
     """The same batch with the blank picture of nas_jax.evals in place of every picture."""
     blank = np.array(BLANK_RGB, np.uint8)
     return {

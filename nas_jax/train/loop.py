@@ -36,7 +36,7 @@ from nas_jax.train.step import sharded_step
 from nas_jax.train.watch import open_trackers
 from nas_jax.train.watchdog import Watchdog
 from nas_jax.train.workdir import CHECKPOINTS, PROFILE, WEIGHTS, Records, open_workdir, writing
-from nas_jax.typing import Batch, Metrics, PyTree
+from nas_jax.typing import Batch, HostBatch, Metrics, PyTree
 from nas_jax.utils.errors import CheckpointError, DataError, DivergedError
 from nas_jax.utils.logging import Console, format_losses, format_seconds
 from nas_jax.utils.signals import SIGNALS, StopSignals
@@ -82,7 +82,7 @@ class Training:
     # `batches(n)` iterates over the batches from step n on (step n + 1 trains on its first one).
     # Each is a dict of arrays with the batch as first axis; `skipped_B` and `record_B`, if there,
     # stay on the host, and the former is counted. Read in a thread, a few batches ahead.
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Iterator[HostBatch]]
     total_steps: int
     mesh: Mesh
     evaluators: Sequence[Evaluator] = ()  # called at intervals and at the end
