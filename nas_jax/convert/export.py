@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nas_jax.convert import gate, gate_dual
-from nas_jax.convert.gate import GateReport
+from nas_jax.convert.gate_rows import GateReport
 from nas_jax.train.trained import Trained
 
 WRITERS: dict[str, str] = {

@@ -17,16 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.checkpoint.stored import nest
-from nas_jax.convert.gate import (
-    CASES,
-    GateReport,
-    channels_first,
-    compare,
-    judge,
-    make_inputs,
-    processed,
-    run_torch,
-)
+from nas_jax.convert.gate_apart import run_torch
+from nas_jax.convert.gate_inputs import CASES, channels_first, make_inputs
+from nas_jax.convert.gate_jax import processed
+from nas_jax.convert.gate_rows import GateReport, compare, judge
 from nas_jax.data.image_ops import resize
 from nas_jax.data.tokenizer import TextTokenizer
 from nas_jax.methods import make_method

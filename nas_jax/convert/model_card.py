@@ -16,7 +16,7 @@ from nas_jax import __version__
 from nas_jax.convert.card_data import Labels, Measured, front_matter, metrics_table
 from nas_jax.convert.card_use import dual_use, nas_use
 from nas_jax.convert.export import Export
-from nas_jax.convert.gate import TOLERANCE, GateReport
+from nas_jax.convert.gate_rows import TOLERANCE, GateReport
 from nas_jax.convert.hf_names import method_of
 from nas_jax.methods.clip import TOWERS
 from nas_jax.train.trained import Trained

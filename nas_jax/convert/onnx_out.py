@@ -13,15 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from nas_jax.convert.export import Export, jax_side, missing
-from nas_jax.convert.gate import (
-    CASES,
-    TOLERANCE,
-    GateReport,
-    OutputRow,
-    difference,
-    refuse,
-    run_apart,
-)
+from nas_jax.convert.gate_apart import run_apart
+from nas_jax.convert.gate_inputs import CASES
+from nas_jax.convert.gate_rows import TOLERANCE, GateReport, OutputRow, difference, refuse
 from nas_jax.convert.gate_torch import TIE
 from nas_jax.utils.errors import ConfigError
 

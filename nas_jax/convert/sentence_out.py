@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 
 from nas_jax.convert.export import Export, jax_side, missing
-from nas_jax.convert.gate import (
-    TOLERANCE,
-    GateReport,
-    OutputRow,
-    difference,
-    refuse,
-    run_apart,
-)
+from nas_jax.convert.gate_apart import run_apart
+from nas_jax.convert.gate_rows import TOLERANCE, GateReport, OutputRow, difference, refuse
 from nas_jax.convert.hf_writing import write_json
 from nas_jax.utils.errors import ConfigError
 

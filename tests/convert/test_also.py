@@ -21,6 +21,8 @@ from transformers import AutoModel
 from nas_jax.convert import (
     export,
     gate,
+    gate_inputs,
+    gate_rows,
     onnx_out,
     onnx_run,
     onnx_torch,
@@ -174,7 +176,7 @@ def test_a_changed_weight_is_refused(part, made, expected, tmp_path, in_process,
 
     monkeypatch.setattr(onnx_out, "make", faulty)
     monkeypatch.setattr(gate, "run_jax", lambda *given: expected[1])
-    with pytest.raises(gate.GateRefused, match="first in random/onnx (text|image|itm)_"):
+    with pytest.raises(gate_rows.GateRefused, match="first in random/onnx (text|image|itm)_"):
         to_hf.export(place / "run", tmp_path / "out", also=["onnx"], say=lambda line: None)
     assert not list(tmp_path.iterdir())
 
@@ -188,7 +190,7 @@ def test_a_changed_module_is_refused(made, expected, tmp_path, in_process, monke
     assert changed.read_text() != code
     monkeypatch.setattr(sentence_out, "CODE", changed)
     monkeypatch.setattr(gate, "run_jax", lambda *given: expected[1])
-    with pytest.raises(gate.GateRefused, match="first in real/sentence scores"):
+    with pytest.raises(gate_rows.GateRefused, match="first in real/sentence scores"):
         to_hf.export(place / "run", tmp_path / "out", also=BOTH[1:], say=lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["code"]
 
@@ -212,7 +214,7 @@ def test_equally_near_codes_are_ties_and_others_are_not():
     tokens = np.ones((1, 2, 3), np.float32)
     ours = {
         f"{case}/{name}": array
-        for case in gate.CASES
+        for case in gate_inputs.CASES
         for name, array in {
             "distances": distances,
             "features": features,
@@ -225,7 +227,7 @@ def test_equally_near_codes_are_ties_and_others_are_not():
     for code, wrong, ties in ((0, 0, 0), (1, 0, 2), (2, 1, 0)):
         theirs = {
             f"{case}/{name}": array
-            for case in gate.CASES
+            for case in gate_inputs.CASES
             for name, array in {
                 "code_ids": np.array([[code]]),
                 "image_tokens": other if code else tokens,

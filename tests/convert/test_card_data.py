@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from nas_jax.convert import card_data, model_card
 from nas_jax.convert.__main__ import main
 from nas_jax.convert.export import Export
-from nas_jax.convert.gate import TOLERANCE, GateReport, OutputRow
+from nas_jax.convert.gate_rows import TOLERANCE, GateReport, OutputRow
 from nas_jax.convert.hf_config import export_config
 from nas_jax.evals import results
 from nas_jax.evals.metrics import Metric

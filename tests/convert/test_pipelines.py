@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from nas_jax.convert import gate_dual, gate_torch, hf_config, to_hf
-from nas_jax.convert.gate import TOLERANCE, GateRefused
+from nas_jax.convert.gate_rows import TOLERANCE, GateRefused
 from nas_jax.data.image_ops import resize
 from nas_jax.data.scenes import SceneSource
 from nas_jax.data.text_ops import prepare_caption

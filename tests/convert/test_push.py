@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from nas_jax.convert import hf_dual, push
 from nas_jax.convert.__main__ import main
-from nas_jax.convert.gate import GateRefused
+from nas_jax.convert.gate_rows import GateRefused
 from nas_jax.methods.clip import ClipConfig
 from nas_jax.utils.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nas_jax.convert import hf_dual, to_hf
-from nas_jax.convert.gate import GateRefused
+from nas_jax.convert.gate_rows import GateRefused
 from nas_jax.methods.clip import ClipConfig, SiglipConfig
 from nas_jax.utils.errors import ConfigError
 
