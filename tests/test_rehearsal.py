@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.faults import RECIPE
 from nas_jax.config import from_config_dict
+from nas_jax.data.tokenizer import learn_wordpiece
 from nas_jax.methods import METHODS
 from nas_jax.methods.method import Method, MethodConfig
 from nas_jax.methods.variants import with_variant
@@ -212,3 +214,19 @@ def test_the_preflight_finds_what_would_stop_a_run(run, tmp_path, capsys):
     assert "ERROR" in lines["data"] and "looked for 9 of 9 picture files" in lines["data"]
     assert "at most a share of 0.05 missing" in lines["data"]
     assert "warning" in lines["evaluation"] and "3 errors" in out
+
+
+def test_the_preflight_opens_folders_of_classes(run, tmp_path, capsys):
+    for name, grey in {"day": 255, "night": 0}.items():
+        picture = tmp_path / "classes" / name / "0.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (5, 5), (grey,) * 3).save(picture)
+    learn_wordpiece(["a photo of the day and of the night"], 64).save(tmp_path / "words")
+    run = replace(
+        run,
+        data=replace(run.data, batch_size=8, tokenizer=str(tmp_path / "words")),
+        eval=replace(run.eval, benchmarks=("classes",), data=str(tmp_path), text_length=40),
+    )
+    preflight(run, tmp_path / "run")
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("evaluation"))
+    assert "ok" in line and "classes:photo@1" in line

@@ -49,6 +49,11 @@ class Classes:
     names: tuple[str, ...]
     sentences: tuple[tuple[str, ...], ...]  # of each class, in the order of the names
 
+    @property
+    def name(self) -> str:
+        """classes:PROMPTS."""
+        return self.benchmark.name
+
 
 def load(source: str | Path, options: LoadOptions, prompts: str = "photo@1") -> Classes:
     """Reads the pictures and their labels. source: a folder, or `tfds:NAME[:SPLIT]`.
