@@ -231,7 +231,7 @@ def _evaluation(run: RunConfig, workdir: Path) -> tuple[str, str]:
     unknown = bool(run.eval.benchmarks) and tokenizer is None
     if unknown:
         found.append(f"{', '.join(run.eval.benchmarks)}: not opened, as there is no tokenizer yet")
-    elif run.eval.benchmarks:
+    elif tokenizer is not None:
         texts = Texts(tokenizer, run.data.clean_captions, run.model.max_text_length, cased)
         public = load_all(run.eval, run.model.image_size, texts, run.data.image_range)
         found += [one.name for one in public]
@@ -254,20 +254,23 @@ def _checkpoint(run: RunConfig, workdir: Path, source: Corpus) -> tuple[str, str
     if not has_checkpoint(workdir):
         other = as_path(run.train.continue_from)
         with CheckpointManager(other / CHECKPOINTS, read_only=True) as manager:
-            text = f"none yet: goes on from step {manager.latest_step()} of {other}"
-            return _changes(manager, course, [text])
+            step = manager.all_steps()[-1]
+            text = f"none yet: goes on from step {step} of {other}"
+            return _changes(manager, step, course, [text])
     check_config(workdir, to_dict(run), RESUMABLE, defaults_of(run))
     rows = run.model.vocab_size or load_tokenizer(str(workdir / TOKENIZER)).vocab_size
     model = replace(run.model, vocab_size=rows)
     abstract = abstract_step(replace(run, model=model), make_mesh(run.mesh))
     with CheckpointManager(workdir / CHECKPOINTS, read_only=True) as manager:
-        step = manager.latest_step()
+        step = manager.all_steps()[-1]
         manager.check_shapes(abstract.state, step)
-        return _changes(manager, course, [f"would go on from step {step}", *filter(None, [said])])
+        lines = [f"would go on from step {step}", *filter(None, [said])]
+        return _changes(manager, step, course, lines)
 
 
-def _changes(manager: CheckpointManager, course: Course, said: list[str]) -> tuple[str, str]:
+def _changes(
+    manager: CheckpointManager, step: int, course: Course, said: list[str]
+) -> tuple[str, str]:
     """What was said, and what changes where the run goes on."""
-    step = manager.latest_step()
     _, lines = course.after(manager.metadata(step).get("config", {}), step)
     return (WARNING if lines or len(said) > 1 else OK), "; ".join([*said, *lines])

@@ -92,18 +92,18 @@ def main(
 ) -> int:
     """Runs `mode` in `workdir`; returns the exit code. Raises UserError.
 
-    topology, compile_effort: for the mode `compile`.
+    workdir: None is for the mode `compile` alone. topology, compile_effort: for the mode `compile`.
     """
     set_up_logging()
     run = from_config_dict(config)
-    folder = as_path(workdir) if workdir else None
+    folder = as_path(workdir or "")
     if mode == "check":
         start(processes)
         return preflight(run, folder)
-    check_bucket(folder or "")
-    with reaching(folder or ""):
+    check_bucket(folder)
+    with reaching(folder):
         if mode == "compile":
-            return compile_step(run, topology, folder, compile_effort)
+            return compile_step(run, topology, folder if workdir else None, compile_effort)
         start(processes)
         jax.config.update("jax_compilation_cache_dir", str(compile_cache(folder)))
         # the many small ones add up to seconds
@@ -190,11 +190,11 @@ def _show(
     run: RunConfig, workdir: Path, parts: Parts, state: TrainState, mesh: Mesh, console: Console
 ) -> None:
     """What a person wants to see at the end: a picture of the negatives, and the checkpoint."""
-    trained = everywhere((state.params, state.method_state), mesh)
+    params, method_state = everywhere((state.params, state.method_state), mesh)
     if parts.eval_sets and jax.process_index() == 0:
         path = workdir / NEGATIVES_PICTURE
         source = parts.eval_sets[0], parts.tokenizer, run.data.text_length
-        if draw_nva_examples(path, parts.method, *trained, *source):
+        if draw_nva_examples(path, parts.method, params, method_state, *source):
             console.say(f"negatives of four pictures: {path}")
     console.say(f"checkpoint: {workdir / CHECKPOINTS / str(int(state.step))}")
 
@@ -212,8 +212,9 @@ def evaluate(run: RunConfig, workdir: Path) -> int:
         places = state_shardings(abstract, mesh, parts.method.sharding)
         state, position = manager.restore(with_shardings(abstract, places))
     step = position["next_step"]
-    trained = everywhere((state.params, state.method_state), mesh)
-    metrics = [one for evaluator in parts.evaluators for one in evaluator(*trained, step)]
+    params, method_state = everywhere((state.params, state.method_state), mesh)
+    evaluators = parts.evaluators
+    metrics = [one for evaluator in evaluators for one in evaluator(params, method_state, step)]
     if jax.process_index() == 0:
         console.say(_report(run, workdir, step, metrics))
         _warn_of_negatives(workdir, console)
@@ -226,8 +227,9 @@ def _warn_of_negatives(workdir: Path, console: Console) -> None:
     found = read_negatives(workdir, unreadable)
     for line in unreadable:
         console.say(line)
-    for text, remedy in warnings_of(found) if found else ():
-        console.say(f"warning: at step {found.step} {text}; {remedy}")
+    if found is not None:
+        for text, remedy in warnings_of(found):
+            console.say(f"warning: at step {found.step} {text}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class Parts:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     evaluators: tuple[Evaluator, ...]
-    eval_sets: tuple[EvalSet, ...]
+    eval_sets: Sequence[EvalSet]
     total_steps: int
     steps_per_epoch: int
     seed: int
@@ -289,7 +291,8 @@ def assemble(run: RunConfig, workdir: Path, learn: bool, mesh: Mesh | None = Non
     if learn and run.train.best_metric:
         keys = metric_keys(run.eval, method, measured.eval_sets, measured.benchmarks)
         check_key(run.train.best_metric, keys + task.keys(tests))
-    evaluators = _evaluators(run, workdir, method, measured, (task, tests), mesh)
+    asker = Asker(method, tokenizer, run.data)
+    evaluators = _evaluators(run, workdir, asker, measured, (task, tests), mesh)
     return Parts(
         source,
         tokenizer,
@@ -325,7 +328,7 @@ def _texts(run: RunConfig, tokenizer: TextTokenizer) -> benchmarks.Texts:
 def _evaluators(
     run: RunConfig,
     workdir: Path,
-    method: Method,
+    asker: Asker,
     measured: Measured,
     asked: tuple[Task, Sequence[TestSet]],
     mesh: Mesh | None,
@@ -345,21 +348,20 @@ def _evaluators(
         of the task.
         """
         if jax.process_index() == 0:
-            about = evaluation_results.about_checkpoint(workdir, step, run.name, method)
+            about = evaluation_results.about_checkpoint(workdir, step, run.name, asker.method)
             path = workdir / EVALS / str(step)
             with writing(path):
-                texts = _texts(run, measured.tokenizer)
+                texts = _texts(run, asker.tokenizer)
                 protocol = benchmarks.protocol(config, texts, measured.image_size, about)
                 evaluation_results.write(path, protocol, results)
                 for name, text in (files or {}).items():
                     write_whole(path / name, text)
 
     console = Console(enabled=measured.detailed_from == 0 and jax.process_index() == 0)
-    of_pairs = make_evaluator(run.eval, method, measured, mesh, keep, console)
+    of_pairs = make_evaluator(run.eval, asker.method, measured, mesh, keep, console)
     task, tests = asked
     if not tests:
         return (of_pairs,)
-    asker = Asker(method, measured.tokenizer, run.data)
     of_task = make_task_evaluator(task, asker, tests, run.eval, mesh, keep, console)
     return of_pairs, of_task
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -49,11 +49,19 @@ OVER_BUDGET = -1  # a reason to stop, beside the signal numbers, which are posit
 class Measurement(Protocol):
     """What an evaluator returns a list of."""
 
-    key: str
-    value: float
+    @property
+    def key(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        ...
 
 
-Evaluator = Callable[[PyTree, PyTree, int], Sequence[Measurement]]
+Measured = TypeVar("Measured", bound=Measurement)
+Evaluator = Callable[[PyTree, PyTree, int], Sequence[Measured]]
 """(params, method_state, step) -> metrics."""
 
 
@@ -72,7 +80,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Generic[Measured]):
     """What is trained, on what, and what is measured: all that the loop does not know itself."""
 
     # Pure `(state, batch, stage) -> (state, metrics)`; metrics are fp32 scalars and include `loss`.
@@ -85,7 +93,7 @@ class Training:
     batches: Callable[[int], Iterator[HostBatch]]
     total_steps: int
     mesh: Mesh
-    evaluators: Sequence[Evaluator] = ()  # called at intervals and at the end
+    evaluators: Sequence[Evaluator[Measured]] = ()  # called at intervals and at the end
     # Which parts of the method are on after that many steps; each value is compiled once.
     stage: Callable[[int], Hashable] = lambda step: None
     # More metrics of the state after a step that is recorded; traceable by `jax.jit`.
@@ -99,7 +107,7 @@ class Training:
     data_id: str = ""
     course: Course | None = None  # see train/going_on.py; None: the config is not compared
     # On the first process: (step, metrics of an evaluation) -> what is printed.
-    report: Callable[[int, Sequence[Measurement]], str] | None = None
+    report: Callable[[int, Sequence[Measured]], str] | None = None
 
 
 def run(
