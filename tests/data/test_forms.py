@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 import tarfile
 import zipfile
@@ -446,6 +447,16 @@ def test_a_parquet_with_bytes_and_a_column_of_paths(tmp_path):
     found = list(read_unit(unit))
     assert [pair.key for pair in found] == columns["path"]
     assert [pair.image for pair in found] == columns["jpg"]
+
+
+def test_a_parquet_without_captions_is_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "a.parquet"
+    write_table(arrow.table({"image": [hostile.jpeg(0)], "width": [8]}), path)
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))} with the columns image, width"):
+        list(plan(list_inputs([str(path)])))
 
 
 def test_losses_of_a_packed_tar_name_the_tar_itself(tmp_path):

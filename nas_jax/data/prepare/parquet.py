@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from nas_jax.data.annotations import Annotations, annotations_of, is_annotation
 from nas_jax.data.list_fields import (
@@ -99,8 +99,8 @@ def _columns_of(path: str, file: Any) -> tuple[str, ...]:
         return next((name for name in found if name in among), None)
 
     of_bytes = first((*IMAGE_FIELDS, *BYTES_FIELDS), set(names.values()) - texts)
-    path, caption = first(IMAGE_FIELDS, texts), first(CAPTION_FIELDS, names.values())
-    image = of_bytes or path
+    of_paths, caption = first(IMAGE_FIELDS, texts), first(CAPTION_FIELDS, names.values())
+    image = of_bytes or of_paths
     if image is None or caption is None:
         raise DataError(
             f"{path} with the columns {', '.join(file.schema_arrow.names)[:80]}",
@@ -108,7 +108,7 @@ def _columns_of(path: str, file: Any) -> tuple[str, ...]:
             f"({' | '.join(CAPTION_FIELDS)})",
             url_advice(file.schema_arrow.names, path) or "rename the columns",
         )
-    key = (of_bytes and path) or first(KEY_FIELDS, names.values())
+    key = (of_bytes and of_paths) or first(KEY_FIELDS, names.values())
     return (image, caption, key) if key else (image, caption)
 
 
@@ -127,32 +127,40 @@ def _paths(file: Any, column: str) -> Iterator[str | None]:
                 yield None if data else path
 
 
+class _Row(NamedTuple):
+    """What the table says of a picture."""
+
+    key: str
+    data: bytes | None  # the file; None: the key is its path
+    texts: list[str]
+    annotations: Annotations
+
+
 def read_parquet(unit: Unit, copy: str = "") -> Iterator[InputPair | Loss]:
     """The pictures of some row groups. Rows that follow each other with one picture are one.
 
     copy: the file to read in place of one elsewhere.
     """
-    last: list[Any] | None = None  # key, bytes or None for a path, captions, annotations
+    last: _Row | None = None
     pictures = Pictures(unit.root, unit.strip)
     for item in _rows(unit, copy):
         if isinstance(item, Loss):
             if last:
-                yield _item(*last, pictures, unit.path)
+                yield _item(last, pictures, unit.path)
             last = None
             yield item
-        elif last and last[:2] == list(item[:2]):
-            last[2:] = last[2] + item[2], both(last[3], item[3])
+        elif last and last[:2] == item[:2]:
+            annotations = both(last.annotations, item.annotations)
+            last = last._replace(texts=last.texts + item.texts, annotations=annotations)
         else:
             if last:
-                yield _item(*last, pictures, unit.path)
-            last = list(item)
+                yield _item(last, pictures, unit.path)
+            last = item
     if last:
-        yield _item(*last, pictures, unit.path)
+        yield _item(last, pictures, unit.path)
 
 
-def _rows(
-    unit: Unit, copy: str
-) -> Iterator[tuple[str, bytes | None, list[str], Annotations] | Loss]:
+def _rows(unit: Unit, copy: str) -> Iterator[_Row | Loss]:
     image, caption, *names_of = unit.columns
     stem = os.path.basename(unit.path).rpartition(".")[0]
     with _opened(copy or unit.path) as file:
@@ -180,18 +188,12 @@ def _rows(
                     entry = {k.lower(): v for k, v in zip(further, values, strict=True)}
                     key = path or by_key or f"{stem}/{number}"
                     annotations = annotations_of(entry, texts)
-                    yield key, data, texts + expressions_of(entry), annotations
+                    yield _Row(key, data, texts + expressions_of(entry), annotations)
                 number += 1
 
 
-def _item(
-    key: str,
-    data: bytes | None,
-    texts: list[str],
-    annotations: Annotations,
-    pictures: Pictures,
-    path: str,
-) -> InputPair | Loss:
+def _item(row: _Row, pictures: Pictures, path: str) -> InputPair | Loss:
+    key, data, texts, annotations = row
     if data is None:
         return read_picture(pictures, key, texts, path, annotations)
     captions, mended = mended_captions(texts)
