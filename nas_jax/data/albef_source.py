@@ -50,16 +50,17 @@ class AlbefJsonSource(SourceTable):
         self.remote = is_bucket(image_root)
         for number, path in enumerate(files):
             entries = self._read(path)
-            bad = [k for k, entry in enumerate(entries) if _image_and_captions(entry) is None]
+            bad = [k for k, entry in enumerate(entries) if not _has_both(entry)]
             if len(bad) > max(len(entries) >= 10, _MAX_BAD * len(entries)):
                 raise self._other_fields(path, bad[0], entries[bad[0]])
             for position in bad:
                 self.report.drop("no image or caption", f"entry {position} in {path}")
-            good = [entry for entry in entries if _image_and_captions(entry) is not None]
+            good = [entry for entry in entries if _has_both(entry)]
             images = [entry["image"] for entry in good]
             self._check_some_exist(path, images[:: max(1, len(images) // TRIED)])
             for entry in good:
-                image, captions = _image_and_captions(entry)
+                image, captions = entry["image"], entry["caption"]
+                captions = captions if isinstance(captions, list) else [captions]
                 if not split.keeps(image, group_of(entry)):
                     continue
                 if usable := usable_captions(captions + expressions_of(entry), clean):
@@ -175,14 +176,12 @@ def _read_picture(path: str) -> bytes:
     return reading.read_bytes(path)
 
 
-def _image_and_captions(entry: object) -> tuple[str, list] | None:
-    """None where an entry has no picture or no caption field; a caption that is no text is none."""
+def _has_both(entry: object) -> bool:
+    """Whether an entry has a picture and a caption field; a caption that is no text is none."""
     if not isinstance(entry, dict) or "caption" not in entry:
-        return None
-    image, captions = entry.get("image"), entry["caption"]
-    if not isinstance(image, str) or not image:
-        return None
-    return image, captions if isinstance(captions, list) else [captions]
+        return False
+    image = entry.get("image")
+    return isinstance(image, str) and bool(image)
 
 
 def _are_lines(content: bytes) -> bool:

@@ -15,7 +15,7 @@ from nas_jax.data.negative_fields import (
     negative_images_of,
     negatives_of,
 )
-from nas_jax.data.records import NegativeCaption, Region
+from nas_jax.data.records import NegativeCaption
 from nas_jax.data.regions import Found, is_region_field, regions_of
 from nas_jax.data.tar_names import CAPTION_SUFFIXES, negatives_in
 
@@ -28,7 +28,7 @@ class Annotations(NamedTuple):
     negative_captions: tuple[NegativeCaption, ...] = ()
     negative_images: tuple[Any, ...] = ()  # bytes, or where they are: paths, or places in a tar
     group: str = ""
-    regions: tuple[Found | Region, ...] = ()  # as the data have them, until they are `placed`
+    regions: tuple[Found, ...] = ()  # as the data have them, until they are `placed`
 
 
 NOTHING = Annotations()

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grain
 import numpy as np
@@ -86,5 +86,5 @@ class ByLength(grain.MapDataset):
                 order_P[batch * grouping.batch_size : (batch + 1) * grouping.batch_size]
             )
             length = grouping.lengths[bisect_left(grouping.lengths, int(counts_P[places].max()))]
-            grouped += [draws[place]._replace(length=length) for place in places]
+            grouped += [replace(draws[place], length=length) for place in places]
         return grouped

@@ -15,13 +15,19 @@ value would then be another grey in each picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from nas_jax.data.image_errors import UNKNOWN_RANGE, ImageError
 
-Range = tuple[float, float]
+Range = tuple[float, ...]
+"""The values that are black and white; () where none are named."""
+
 # TIFF 6.0, sections 8 and 19
 _BITS, _PHOTOMETRIC, _MAX, _FORM, _SIGNED_MIN, _SIGNED_MAX = 258, 262, 281, 339, 340, 341
 _UNSIGNED, _FULL = 1, 65535
@@ -34,10 +40,15 @@ def is_deep(opened: Image.Image, data: bytes) -> bool:
         return True
     if opened.format == "PNG":
         return data[24:25] == b"\x10"  # the depth in IHDR
-    return opened.format == "TIFF" and max(opened.tag_v2.get(_BITS, (1,))) > 8
+    return max(_tags(opened).get(_BITS, (1,))) > 8
 
 
-def to_levels(opened: Image.Image, data: bytes, wanted: Range | tuple[()]) -> Image.Image:
+def _tags(opened: Image.Image) -> Mapping[int, Any]:
+    """Those of a TIFF; {} of another format."""
+    return opened.tag_v2 if isinstance(opened, TiffImageFile) else {}
+
+
+def to_levels(opened: Image.Image, data: bytes, wanted: Range) -> Image.Image:
     """A deep picture with 8 bits a sample: L, RGB or RGBA.
 
     wanted: the values that are black and white; (): as the file says.
@@ -50,7 +61,7 @@ def to_levels(opened: Image.Image, data: bytes, wanted: Range | tuple[()]) -> Im
     if not np.isfinite(values_HxW).all():
         raise ImageError("damaged image", f"mode {opened.mode} with values that are not finite")
     levels_HxW = _levels(values_HxW, wanted or _said(opened, data, values_HxW))
-    if opened.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == 0:  # WhiteIsZero
+    if _tags(opened).get(_PHOTOMETRIC) == 0:  # WhiteIsZero
         levels_HxW = 255 - levels_HxW
     return Image.fromarray(levels_HxW)
 
@@ -59,19 +70,19 @@ def _levels(values: np.ndarray, ends: Range) -> np.ndarray:
     low, high = ends
     levels = np.clip((values.astype(np.float64) - low) * 255 / (high - low), 0, 255)
     # whole numbers are cut off, as the high byte of a sample is
-    return np.uint8(levels if values.dtype.kind in "iu" else np.rint(levels))
+    return (levels if values.dtype.kind in "iu" else np.rint(levels)).astype(np.uint8)
 
 
 def _grey_values(opened: Image.Image) -> np.ndarray:
     opened.load()
     values_HxW = np.asarray(opened)
-    unsigned = opened.format == "TIFF" and opened.tag_v2.get(_FORM, (_UNSIGNED,))[0] == _UNSIGNED
+    unsigned = opened.format == "TIFF" and _tags(opened).get(_FORM, (_UNSIGNED,))[0] == _UNSIGNED
     return values_HxW.view(np.uint32) if opened.mode == "I" and unsigned else values_HxW
 
 
 def _said(opened: Image.Image, data: bytes, values_HxW: np.ndarray) -> Range:
     """The ends that a grey file names."""
-    tags = opened.tag_v2 if opened.format == "TIFF" else {}
+    tags = _tags(opened)
     if _SIGNED_MIN in tags and _SIGNED_MAX in tags:
         ends = float(_first(tags[_SIGNED_MIN])), float(_first(tags[_SIGNED_MAX]))
         if ends[0] < ends[1]:
@@ -99,7 +110,7 @@ def _check_width(opened: Image.Image, data: bytes, highest: int) -> None:
     """Raises ImageError where 16-bit samples may be those of 12 bits or fewer: they would come out
     nearly black. A picture of zeros alone is black in any range.
     """
-    named = _MAX in opened.tag_v2 if opened.format == "TIFF" else _significant_bits(data) > 0
+    named = _MAX in _tags(opened) if opened.format == "TIFF" else _significant_bits(data) > 0
     if 0 < highest < _NARROW and not named:
         raise _unknown(opened, f"16 bits a sample, none above {highest}, and the file names none")
 
@@ -110,7 +121,7 @@ def _tiff_top(opened: Image.Image) -> int:
     MaxSampleValue may be no more than the largest value of this one picture: only all ones in a
     number of bits says how many bits there are.
     """
-    tags = opened.tag_v2
+    tags = _tags(opened)
     bits, stated = max(tags.get(_BITS, (1,))), tags.get(_MAX)
     if tags.get(_FORM, (_UNSIGNED,))[0] != _UNSIGNED:
         raise _unknown(opened, f"signed samples of {bits} bits, without SMin- and SMaxSampleValue")
@@ -159,12 +170,12 @@ def _signed_jpeg2000(data: bytes) -> bool:
     return place < 0 or bool(data[place + 40] & 0x80)
 
 
-def _colours(opened: Image.Image, data: bytes, wanted: Range | tuple[()]) -> Image.Image:
+def _colours(opened: Image.Image, data: bytes, wanted: Range) -> Image.Image:
     """RGB of 16 bits a sample: its high bytes, by Pillow, unless something names other ends."""
-    narrow = _MAX in opened.tag_v2 if opened.format == "TIFF" else 1 <= _significant_bits(data) < 16
+    narrow = _MAX in _tags(opened) if opened.format == "TIFF" else 1 <= _significant_bits(data) < 16
     if not (wanted or narrow):
         opened.load()
-        highest = max(high for _, high in opened.convert("RGB").getextrema())
+        highest = np.asarray(opened.convert("RGB")).max()
         if highest < _NARROW >> 8:  # of the high bytes; the low ones tell black
             values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if values is not None and values.dtype == np.uint16:
@@ -176,6 +187,7 @@ def _colours(opened: Image.Image, data: bytes, wanted: Range | tuple[()]) -> Ima
     if values_HxWxC.dtype != np.uint16:
         raise _unknown(opened, f"{opened.format} of {values_HxWxC.dtype}")
     colour_HxWx3 = values_HxWxC[..., 2::-1]
+    ends: Range
     if wanted:
         ends = wanted
     elif opened.format == "TIFF":

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # ----------------------------------------------------------------------------------------- decoding
 
 
-def decode(image: bytes | np.ndarray, value_range: Range | tuple[()] = ()) -> np.ndarray:
+def decode(image: bytes | np.ndarray, value_range: Range = ()) -> np.ndarray:
     """An encoded file as uint8 (H, W, 3) RGB: upright as EXIF says, transparent parts white.
 
     value_range: the values that are black and white in pictures of more than 8 bits a sample; ():
@@ -71,8 +71,8 @@ def decode_crop(
     image: bytes | np.ndarray,
     rng: np.random.Generator,
     size: int,
-    scale: tuple[float, float] | tuple[()],
-    value_range: Range | tuple[()] = (),
+    scale: tuple[float, ...],
+    value_range: Range = (),
 ) -> np.ndarray:
     """`decode` and `random_resized_crop` in less time: uint8 (size, size, 3).
 
@@ -96,7 +96,11 @@ def decode_crop(
 
 
 def _jpeg_crop(
-    data: bytes, opened: Image.Image, rng: np.random.Generator, size: int, scale
+    data: bytes,
+    opened: Image.Image,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, ...],
 ) -> np.ndarray:
     orientation = _orientation(opened)
     turned, rows, columns = _TURNS[orientation]
@@ -111,7 +115,8 @@ def _jpeg_crop(
     box = (left, top, crop_width, crop_height) if turned else (top, left, crop_height, crop_width)
     shrink = next((n for n in (8, 4, 2) if min(crop_height, crop_width) >= _GAP * n * size), 1)
     pixels_HxWx3, shrink = _decode_jpeg(data, opened, shrink)
-    return _turn(_resample(pixels_HxWx3, *(edge / shrink for edge in box), size), orientation)
+    y, x, down, across = (edge / shrink for edge in box)
+    return _turn(_resample(pixels_HxWx3, y, x, down, across, size), orientation)
 
 
 @contextlib.contextmanager
@@ -167,7 +172,7 @@ def _decode_jpeg(data: bytes, opened: Image.Image, shrink: int = 1) -> tuple[np.
     return _load(data, opened), 1
 
 
-def _load(data: bytes, opened: Image.Image, value_range: Range | tuple[()] = ()) -> np.ndarray:
+def _load(data: bytes, opened: Image.Image, value_range: Range = ()) -> np.ndarray:
     """The pixels as stored, over white, by Pillow."""
     with _reading():
         if is_deep(opened, data):
@@ -227,7 +232,7 @@ def random_resized_crop(
     image_HxWx3: np.ndarray,
     rng: np.random.Generator,
     size: int,
-    scale: tuple[float, float],
+    scale: tuple[float, ...],
     ratio: tuple[float, float] = CROP_RATIO,
 ) -> np.ndarray:
     """A random rectangle of the picture, resized to (size, size).
@@ -246,12 +251,13 @@ def _draw_crop(
     height: int,
     width: int,
     rng: np.random.Generator,
-    scale: tuple[float, float],
+    scale: tuple[float, ...],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the crop."""
+    least, most = scale
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
+        area = height * width * rng.uniform(least, most)
         aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
         crop_width, crop_height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:

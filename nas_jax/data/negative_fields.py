@@ -38,7 +38,7 @@ _NONE = ("", "###")  # CE-CLIP's word for a kind that could not be made
 _TEXT, _KIND = ("caption", "text"), ("kind", "type", "category")  # of an object for a negative
 
 
-class Files(Sequence):
+class Files(Sequence[bytes]):
     """Files that are read when they are asked for."""
 
     def __init__(self, read: Callable[[Any], bytes], places: Sequence[Any]):
@@ -47,7 +47,7 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> bytes:
+    def __getitem__(self, index: Any) -> Any:
         return self._read(self._places[index])
 
 

@@ -31,9 +31,12 @@ _TRAIN_BLOCK, _EVAL_BLOCK = 8192, 64
 class Hashed(Protocol):
     """What is compared: `nas_jax.data.prepared.About` is one."""
 
-    key: str
-    sha: bytes
-    phash: bytes
+    @property
+    def key(self) -> str: ...
+    @property
+    def sha(self) -> bytes: ...
+    @property
+    def phash(self) -> bytes: ...
 
 
 class Match(NamedTuple):

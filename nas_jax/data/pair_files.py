@@ -145,7 +145,8 @@ class _Finder:
 
     def find(self, jsonl: str, image: str) -> int | None:
         """None where it is not in the set. Raises DataError where two pictures have the name."""
-        word, found = first_word(jsonl), {}
+        word = first_word(jsonl)
+        found: dict[int, int] = {}
         for number, part in enumerate(self._source.parts):
             for position in self._named(number, part, image):
                 if self._goes_with(word, self._images.kept[position]):
@@ -220,15 +221,9 @@ def _quads(path: str, finder: _Finder, clean: Callable[[str], str]) -> list[Quad
             )
         image_0, image_1 = (finder.find(path, entry[name]) for name in ("image_0", "image_1"))
         if image_0 is not None and image_1 is not None:
-            captions = (clean(entry[name]) for name in ("caption_0", "caption_1"))
-            quads.append(
-                Quad(
-                    image_0,
-                    image_1,
-                    *captions,
-                    category="order" if category == "none" else category,
-                )
-            )
+            caption_0, caption_1 = (clean(entry[name]) for name in ("caption_0", "caption_1"))
+            kind = "order" if category == "none" else category
+            quads.append(Quad(image_0, image_1, caption_0, caption_1, kind))
     _report(path, len(quads), len(entries))
     return quads
 

@@ -64,8 +64,8 @@ class NounPhrases(Field):
         phrases = noun_phrases(drawn)
         found = [text for phrase in phrases if (text := example.prepared(phrase))]
         if len(found) > self.count:
-            drawn = example.rng("noun phrases").permutation(len(found))[: self.count]
-            found = [found[place] for place in sorted(drawn)]
+            places = example.rng("noun phrases").permutation(len(found))[: self.count]
+            found = [found[place] for place in sorted(places)]
         return {"phrases": found}
 
     def stack(self, values: Any, encode: Encode) -> Mapping[str, Any]:

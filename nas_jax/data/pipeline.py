@@ -145,7 +145,7 @@ def missing_files(source: Corpus, weights: Sequence[float] = ()) -> Missing:
         if not isinstance(part, AlbefJsonSource):
             continue
         limit, total = LOOKED_AT_REMOTE if part.remote else LOOKED_AT, total + len(part)
-        indices = range(len(part))
+        indices: Iterable[int] = range(len(part))
         if len(part) > limit:
             indices = np.random.default_rng(len(part)).choice(len(part), limit, replace=False)
         paths = [part.picture_path(int(index)) for index in indices]
@@ -305,7 +305,8 @@ class Batches:
 
     def __init__(self, iterator: Any, source: Corpus, max_skipped_share: float):
         self._source, self._max_share = source, max_skipped_share
-        self._seen, self._skipped, self._told = 0, 0, set()
+        self._seen, self._skipped = 0, 0
+        self._told: set[str] = set()
         # Workers that nobody closes complain at the end of the program, and so does a closed
         # iterator that is still referred to; hence the list, which closing empties.
         self._open = [iterator]

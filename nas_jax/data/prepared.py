@@ -202,6 +202,6 @@ def _check_size(path: str, size: int) -> None:
     try:
         found = os.path.getsize(path)
     except OSError as error:
-        raise damaged(path, error.strerror) from error
+        raise damaged(path, error.strerror or str(error)) from error
     if found != size:
         raise damaged(path, f"{found} bytes, but {size} in the manifest")

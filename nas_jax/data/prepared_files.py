@@ -88,16 +88,20 @@ class ShardWriter:
         regions: Sequence[Region] = (),
     ) -> None:
         """Adds a record."""
-        fields = {"key": row.key, "id": row.image_id, "captions": list(row.captions)}
+        fields: dict[str, Any] = {"key": row.key, "id": row.image_id, "captions": [*row.captions]}
         rest = {"width": row.width, "height": row.height, "sha": row.sha, "phash": row.phash}
         # what a record lacks is not written, so that it has the bytes of older versions
         further = {"negatives": [list(one) for one in row.negatives], "group": row.group}
         fields |= {name: value for name, value in further.items() if value}
-        images = {"negative_images": list(negative_images)} if negative_images else {}
-        images |= {"regions": [list(one) for one in regions]} if regions else {}
-        counts = {"negative_images": len(negative_images)} if negative_images else {}
-        hashes = [list(pair) for pair in row.negative_hashes]
-        counts |= {"negative_hashes": hashes} if hashes else {}
+        images: dict[str, Any] = {}
+        counts: dict[str, Any] = {}
+        if negative_images:
+            images["negative_images"] = list(negative_images)
+            counts["negative_images"] = len(negative_images)
+        if regions:
+            images["regions"] = [list(one) for one in regions]
+        if row.negative_hashes:
+            counts["negative_hashes"] = [list(pair) for pair in row.negative_hashes]
         try:
             if self._pairs:
                 self._pairs.write(msgpack.packb(fields | {"image": image} | images))

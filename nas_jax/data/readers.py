@@ -65,7 +65,7 @@ class Example:
         key = (crc32(stream.encode()),)
         return np.random.default_rng(np.random.SeedSequence(self.draw.seed, spawn_key=key))
 
-    def view(self, rng: np.random.Generator, image: bytes | None = None) -> np.ndarray:
+    def view(self, rng: np.random.Generator, image: bytes | np.ndarray | None = None) -> np.ndarray:
         """The picture cropped, perhaps mirrored, and augmented: uint8 (H, W, 3).
 
         image: another one than the record's.
@@ -76,9 +76,9 @@ class Example:
         from nas_jax.data.image_ops import decode_crop, flip, rand_augment
 
         config = self.config
-        image = self.record.image if image is None else image
+        given = self.record.image if image is None else image
         image_HxWx3 = decode_crop(
-            image, rng, config.image_size, config.crop_scale, config.image_range
+            given, rng, config.image_size, config.crop_scale, config.image_range
         )
         if config.flip and rng.random() < 0.5:
             image_HxWx3 = flip(image_HxWx3)
@@ -317,7 +317,8 @@ class Reader:
         starts, part = self._source.starts, self._source.part(draw.index)
         for number in range(MAX_TRIES):
             own = self._config.weights and number < MAX_TRIES // 2
-            yield int(rng.integers(*(starts[part : part + 2] if own else (0, len(self._source)))))
+            low, high = starts[part : part + 2] if own else (0, len(self._source))
+            yield int(rng.integers(low, high))
 
     def stack(self, pairs: Sequence[Pair]) -> HostBatch:
         """The pairs as one batch, with SKIPPED.

@@ -58,7 +58,8 @@ class Record:
     regions: tuple[Region, ...] = ()  # boxes and phrases; no method trains on them
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """What is drawn for one place in the stream, before anything is read."""
 
     index: int  # of the record

@@ -108,7 +108,8 @@ def as_box(value: Any) -> Box:
         raise ValueError(f"no box [x, y, width, height]: {value!r:.60}")
     if value[2] <= 0 or value[3] <= 0:
         raise ValueError(f"a box without area: {list(value)}")
-    return tuple(map(float, value))
+    x, y, width, height = map(float, value)
+    return x, y, width, height
 
 
 def placed(found: Sequence[Found], size: tuple[int, int] | None) -> tuple[list[Region], list[str]]:

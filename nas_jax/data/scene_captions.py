@@ -25,7 +25,7 @@ class Noun:
     fill: str | None = None
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> tuple[str | None, str]:
         """(colour, shape); the colour is None if the noun names none."""
         return (self.colour, self.shape)
 
@@ -38,9 +38,13 @@ class Noun:
             and self.fill in (None, item.fill)
         )
 
+    def head(self, article: str) -> str:
+        """The word for the number; article where there is none."""
+        return article if self.number is None else NUMBERS[self.number]
+
     def text(self, article: str) -> str:
         """The words; article is used where there is no number."""
-        head = article if self.number is None else NUMBERS[self.number]
+        head = self.head(article)
         plural = self.number is not None and self.number > 1
         shape = self.shape + ("es" if self.shape.endswith("s") else "s") if plural else self.shape
         return " ".join(word for word in (head, self.size, self.fill, self.colour, shape) if word)
@@ -61,7 +65,7 @@ class Statement:
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """The colour-shape pairs named, in order."""
-        return tuple(noun.pair for noun in self.nouns if noun.colour)
+        return tuple((noun.colour, noun.shape) for noun in self.nouns if noun.colour)
 
     def text(self) -> str:
         """The caption: lower case, at most 16 words, or 19 where fills are named."""
@@ -101,8 +105,8 @@ def parse(caption: str, world: World) -> Statement:
     style = 1 if body != caption else 2 if body.startswith("the ") else 0
     found = _RELATION.search(body)
     parts = [body[: found.start()], body[found.end() :]] if found else body.split(" and ")
-    matches = [_noun_pattern(world).fullmatch(part) for part in parts]
-    if all(matches):
+    matches = [m for m in map(_noun_pattern(world).fullmatch, parts) if m]
+    if len(matches) == len(parts):
         nouns = tuple(
             Noun(
                 m["shape"],

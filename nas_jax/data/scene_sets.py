@@ -47,7 +47,7 @@ def _with_noun(statement: Statement, index: int, **changes) -> Statement:
 
 def _deny(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
     last = statement.nouns[-1]
-    return _with_noun(statement, len(statement.nouns) - 1, number=1 - last.number)
+    return _with_noun(statement, len(statement.nouns) - 1, number=1 - (last.number or 0))
 
 
 def _recount(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
@@ -89,7 +89,7 @@ def _refill(world: World, statement: Statement, rng: np.random.Generator) -> Sta
 
 
 def _turn(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
-    return replace(statement, relation=INVERSE[statement.relation])
+    return replace(statement, relation=statement.relation and INVERSE[statement.relation])
 
 
 def _exchange_nouns(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
@@ -235,7 +235,7 @@ class _Draft:
 
         setting: what asked for them, for errors. how: the kind of scene, and the edit.
         """
-        found = []
+        found: list[tuple[int, str, str]] = []
         source = _contrasts(self.world, *how, self.rng, self.held_out)
         for _ in range(wanted):
             sides = next(source, None)

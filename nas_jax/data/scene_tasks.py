@@ -145,7 +145,7 @@ def draw_boxes(world: World, rng: np.random.Generator, held_out: bool) -> Posed:
     while len(others) < DISTRACTORS:
         side = float(rng.uniform(0.2, 0.4)) * SIDE
         left, top = rng.uniform(0, SIDE - side, 2).tolist()
-        box = tuple(round(one, 2) for one in (left, top, side, side))
+        box = round(left, 2), round(top, 2), round(side, 2), round(side, 2)
         if overlap(box, boxes[index]) < 0.5:
             others.append(box)
     proposals = boxes + others
@@ -184,7 +184,7 @@ def draw_question(world: World, rng: np.random.Generator, held_out: bool) -> Pos
         whole = draw_statement(world, "count", rng, held_out)
         noun = choose(rng, whole.nouns)
         plural = replace(noun, number=2).text("").removeprefix(NUMBERS[2] + " ")
-        text, answer = f"what number of {plural} is there", NUMBERS[noun.number]
+        text, answer = f"what number of {plural} is there", noun.head("a")
         return _question(draw_scene(world, whole, rng, held_out), text, answer)
     whole = draw_statement(world, "existence", rng, held_out)
     whole = replace(whole, nouns=(*whole.nouns[:2], replace(whole.nouns[2], number=1)))

@@ -139,7 +139,7 @@ def draw_scene(
     scales = rng.uniform(0.95, 1.05, len(nouns))
     shades = rng.integers(-14, 15, (len(nouns), 3))
     items = []
-    for noun, place, scale, shade in zip(
+    for noun, (x, y), scale, shade in zip(
         nouns, places.tolist(), scales.tolist(), shades.tolist(), strict=True
     ):
         colours = [colour for colour, shape in world.allowed(held_out) if shape == noun.shape]
@@ -151,7 +151,7 @@ def draw_scene(
             for base, change in zip(COLOURS[colour], shade, strict=True)
         )
         radius = SIZES[size] * scale
-        items.append(Item(noun.shape, colour, size, *place, radius, rgb, fill))
+        items.append(Item(noun.shape, colour, size, x, y, radius, rgb, fill))
     return SceneSpec(tuple(items), tuple(rng.integers(232, 256, 3).tolist()), world)
 
 
@@ -192,7 +192,8 @@ def draw_example(
     if varied:
         statement = vary(world, statement, held_out)
     scene = draw_scene(world, statement, rng, held_out)
-    wanted, captions = int(rng.integers(2, 5)), []
+    wanted = int(rng.integers(2, 5))
+    captions: list[str] = []
     while len(captions) < wanted:
         caption = draw_wording(statement, rng).text()
         if caption not in captions:
@@ -206,7 +207,8 @@ class SceneSource:
     A record depends on (world, split, seed, index) alone, so any worker makes the same one.
     """
 
-    files = origins = ("scenes",)
+    files: tuple[str, ...] = ("scenes",)
+    origins = files
     name_first = False
     remote = False
 

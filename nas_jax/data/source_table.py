@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nas_jax.data.annotations import NOTHING, Annotations
 from nas_jax.data.negative_fields import Files
-from nas_jax.data.records import NegativeCaption, Record, source_of
+from nas_jax.data.records import NegativeCaption, Record, Region, source_of
 from nas_jax.data.regions import placed, read_regions
 from nas_jax.data.sources import Report, image_id_of
 from nas_jax.storage.paths import is_bucket
@@ -43,8 +43,31 @@ class Strings:
     def digest(self) -> str:
         """16 hexadecimal digits that change with any string and with their order."""
         return hashlib.blake2b(
-            self._bytes, digest_size=8, salt=hashlib.blake2b(self._ends, digest_size=8).digest()
+            self._bytes,
+            digest_size=8,
+            salt=hashlib.blake2b(self._ends.data, digest_size=8).digest(),
         ).hexdigest()
+
+
+class Kept(NamedTuple):
+    """What there is beside the captions of a record."""
+
+    negative_captions: tuple[NegativeCaption, ...] = ()
+    negative_images: tuple[Any, ...] = ()  # where they are
+    group: str = ""
+    regions: tuple[Region, ...] = ()
+
+
+_NOTHING = Kept()
+
+
+class _Added(NamedTuple):
+    """The kept entries, in lists that grow."""
+
+    keys: list[str]
+    files: list[int]
+    captions: list[str]  # json
+    kept: list[str]  # json of `Kept`, "" for nothing
 
 
 class SourceTable:
@@ -56,35 +79,35 @@ class SourceTable:
         self.files = self.origins = files
         self.remote = any(map(is_bucket, files))
         self.report = Report()
-        self._keys: list[str] | Strings = []
-        self._captions: list[str] | Strings = []
-        self._annotations: list[str] | Strings = []  # "" for nothing; empty where no record has any
-        self._file: list[int] | np.ndarray = []
+        self._added = _Added([], [], [], [])
 
     def _add(
         self, key: str, file: int, captions: list[str], annotations: Annotations = NOTHING
     ) -> None:
-        self._keys.append(key)
-        self._file.append(file)
-        self._captions.append(json.dumps(captions))
+        self._added.keys.append(key)
+        self._added.files.append(file)
+        self._added.captions.append(json.dumps(captions))
         regions, wrong = placed(annotations.regions, None)
         for one in wrong:
             self.report.drop("unusable box", f"{key} in {self.files[file]}: {one}")
-        annotations = annotations._replace(regions=tuple(regions))
-        self._annotations.append(json.dumps(annotations) if any(annotations) else "")
+        captioned, images, group, _ = annotations
+        kept = Kept(captioned, images, group, tuple(regions))
+        self._added.kept.append(json.dumps(kept) if any(kept) else "")
 
     def _close(self, expected: str) -> None:
         """Packs the lists. Raises DataError where nothing is left."""
-        if not len(self._keys):
+        keys, files, captions, kept = self._added
+        if not keys:
             raise DataError(
                 f"no usable pairs in {_some(self.files)}"
                 + (f": {self.report.line()}" if self.report else ""),
                 expected,
                 "check data.train, data.val and data.holdout",
             )
-        self._keys, self._captions = Strings(self._keys), Strings(self._captions)
-        self._annotations = Strings(self._annotations) if any(self._annotations) else []
-        self._file = np.asarray(self._file, np.int32)
+        self._keys, self._captions = Strings(keys), Strings(captions)
+        self._kept = Strings(kept if any(kept) else ())  # empty where no record has any
+        self._file = np.asarray(files, np.int32)
+        del self._added
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -107,12 +130,12 @@ class SourceTable:
         """All captions as written in the file, without those that cleaning leaves empty."""
         return tuple(json.loads(self._captions[index]))
 
-    def annotations(self, index: int) -> Annotations:
+    def annotations(self, index: int) -> Kept:
         """What the file says of the picture beside its captions."""
-        if not self._annotations or not (found := self._annotations[index]):
-            return NOTHING
+        if not self._kept or not (found := self._kept[index]):
+            return _NOTHING
         captions, images, group, regions = json.loads(found)
-        return Annotations(
+        return Kept(
             tuple(NegativeCaption(*one) for one in captions),
             tuple(images),
             group,
@@ -133,10 +156,16 @@ class SourceTable:
             raise IndexError(f"entry {index} of {len(self)}")
         key, found = self.key(index), self.annotations(index)
         record = Record(key, self._image(index), self.captions(index), image_id_of(key))
-        if found is NOTHING:
+        if found is _NOTHING:
             return record
         images = Files(partial(self._other_image, index), found.negative_images)
-        return replace(record, **found._replace(negative_images=images)._asdict())
+        return replace(
+            record,
+            negative_captions=found.negative_captions,
+            negative_images=images,
+            group=found.group,
+            regions=found.regions,
+        )
 
     def _image(self, index: int) -> bytes:
         raise NotImplementedError

@@ -38,7 +38,7 @@ def held_out(key: str, share: float) -> bool:
 class Report(dict[str, int]):
     """What was dropped when a source was opened: reason -> how many; `examples` has one of each."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.examples: dict[str, str] = {}
 
@@ -79,8 +79,14 @@ class Source(Protocol):
     report: Report  # what opening dropped
     files: tuple[str, ...]  # what is read
     origins: tuple[str, ...]  # what the pictures came in first; the same but for prepared folders
-    name_first: bool  # the first caption names the picture, the others may fit other pictures too
-    remote: bool  # pictures come from a bucket, so that reading one is mostly waiting
+
+    @property
+    def name_first(self) -> bool:
+        """The first caption names the picture, the others may fit other pictures too."""
+
+    @property
+    def remote(self) -> bool:
+        """Pictures come from a bucket, so that reading one is mostly waiting."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...

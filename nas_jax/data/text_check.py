@@ -154,7 +154,7 @@ def caption_report(source: Corpus, tokenizer: TextTokenizer, config: DataConfig)
 class _Comparison:
     """Which captions that differ as written have equal tokens. Keeps a few bytes of each."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.written: set[int] = set()
         self.example = ("", "")
         self._first: dict[int, str] = {}  # by tokens

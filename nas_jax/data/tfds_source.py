@@ -95,6 +95,7 @@ class _Parts:
     version: str  # name, config, version and size of the data set
     folder: str  # where it lies
     name: str
+    split: str
     image: str  # names of the features, as they are nested
     captions: tuple[str, ...]
     key: str  # "" = keys are positions
@@ -130,10 +131,11 @@ class TfdsSource:
     name_first: ClassVar[bool] = False
     remote: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._opened: _Parts | None = None
         parts = self._parts
-        self.files = self.origins = (parts.folder,)
+        self.files: tuple[str, ...] = (parts.folder,)
+        self.origins: tuple[str, ...] = self.files
         self._kept: np.ndarray | None = None
         self._length = len(parts.data)
         if self.split.holdout:
@@ -222,16 +224,12 @@ class TfdsSource:
     def identity(self) -> str:
         """Of the data set's name, version and size, the split and the kept records."""
         kept = b"" if self._kept is None else self._kept.tobytes()
-        text = f"{self._parts.version} {self._split_name} {self._length} "
+        text = f"{self._parts.version} {self._parts.split} {self._length} "
         return hashlib.blake2b(text.encode() + kept, digest_size=8).hexdigest()
-
-    @property
-    def _split_name(self) -> str:
-        return _ENTRY.fullmatch(self.entry)["split"] or "train"
 
     def _key(self, position: int, example: dict) -> str:
         if not self._parts.key:
-            return f"{self._parts.name}/{self._split_name}/{position}"
+            return f"{self._parts.name}/{self._parts.split}/{position}"
         value = example[self._parts.key]
         name = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         return f"{self._parts.name}/{name}"
@@ -307,12 +305,13 @@ def stored_picture(value: Any) -> bytes | np.ndarray:
 def _open(entry: str, captions_field: str) -> _Parts:
     opened = open_split(entry)
     builder, features = opened.builder, opened.builder.info.features
-    captions = captions_field or CAPTION_FEATURES.get(builder.name, "")
-    captions = _caption_feature(features, entry, captions, asked=bool(captions_field))
+    named = captions_field or CAPTION_FEATURES.get(builder.name, "")
+    captions = _caption_feature(features, entry, named, asked=bool(captions_field))
     key = next((feature for feature in KEY_FEATURES if feature in features), "")
     version = f"{builder.info.full_name} {int(builder.info.dataset_size)}"
     folder = str(builder.data_dir)
-    return _Parts(opened.data, version, folder, builder.name, opened.image, captions, key)
+    names = builder.name, opened.name
+    return _Parts(opened.data, version, folder, *names, opened.image, captions, key)
 
 
 def _builder(name: str) -> Any:
@@ -421,7 +420,9 @@ def _images(features: Any, entry: str) -> tuple[str, dict]:
             "use another set",
         )
 
-    class EncodedImage(tfds.decode.SkipDecoding):
+    encoded: Any = tfds.decode.SkipDecoding
+
+    class EncodedImage(encoded):
         """Also for pictures in sequences, like masks of objects."""
 
         def decode_batch_example_np(self, example: Any) -> Any:

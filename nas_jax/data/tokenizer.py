@@ -187,7 +187,7 @@ class TextTokenizer:
         }
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(Tokenizer.from_str(state.pop("tokenizer")), **state)
+        TextTokenizer.__init__(self, Tokenizer.from_str(state.pop("tokenizer")), **state)
 
 
 def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
@@ -225,7 +225,8 @@ def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
     try:
         if (folder / _SETTINGS).is_file():
             settings = json.loads((folder / _SETTINGS).read_bytes())
-        words = None if settings.get("whole_words") is None else frozenset(settings["whole_words"])
+        named = settings.get("whole_words")
+        whole_words = None if named is None else frozenset(named)
         tokenizer = (
             Tokenizer.from_buffer(whole.read_bytes())
             if whole.is_file()
@@ -239,7 +240,7 @@ def load_tokenizer(spec: str, add_sep: bool | None = None) -> TextTokenizer:
             f"tokenizer in {spec!r}: {_one_line(error)}", "undamaged files", "copy them again"
         ) from error
     add_sep = bool(settings.get("add_sep") if add_sep is None else add_sep)
-    return TextTokenizer(tokenizer, add_sep, words, cased)
+    return TextTokenizer(tokenizer, add_sep, whole_words, cased)
 
 
 def _keeps_capitals(tokenizer: Tokenizer) -> bool:
@@ -379,7 +380,9 @@ def _normalised(
     written: Mapping[str, int], normalizer: normalizers.Normalizer
 ) -> Mapping[str, int]:
     """Words as the tokenizer splits them, each so often, without those of too many letters."""
-    split, counts, long = pre_tokenizers.BertPreTokenizer(), Counter(), Counter()
+    split = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    long: Counter[str] = Counter()
     for text, count in written.items():
         for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text)):
             (counts if len(word) <= MAX_LETTERS else long)[word] += count
@@ -393,7 +396,7 @@ def _normalised(
     return counts
 
 
-def _lines(counts: dict[str, int], words_a_line: int = 256) -> Iterable[str]:
+def _lines(counts: Mapping[str, int], words_a_line: int = 256) -> Iterable[str]:
     """Each word as often as counted, in few long lines."""
     for word, count in sorted(counts.items()):
         for start in range(0, count, words_a_line):

@@ -18,7 +18,6 @@ from nas_jax.data.prepare.folder import (
     finished_units,
     locked_prepared,
     read_overlaps,
-    read_unit_file,
     write_durably,
 )
 from nas_jax.data.prepare.inputs import list_inputs, open_tfds, plan, stat_inputs
@@ -96,8 +95,7 @@ def check_overlap(
         ends = tuple(image_range or manifest["options"].get("image_range", ()))
         name, id_, rows = _open_other(other, out, Options(image_range=ends), workers, console)
         before = read_overlaps(out).get(name)
-        same = before and before["id"] == id_ and before["max_distance"] == max_distance
-        if same and (not leave_out or before["left_out"] == before["records"]):
+        if before and _answers(before, id_, max_distance, leave_out):
             console.say(f"{out} was compared with {name} already: {_overlap_text(before)}")
             return manifest
         matches = find_overlap(all_pictures(rows()), all_pictures(iter_about(out)), max_distance)
@@ -108,9 +106,10 @@ def check_overlap(
         console.say(_matches_text(matches, name))
         standing = _standing(out, manifest, {match.train_key for match in matches})
         if leave_out and standing:
+            units = finished_units(out, count)
             Path(out, MANIFEST).unlink()
             for number, keys in standing.items():
-                _leave_out(out, number, keys, name)
+                _leave_out(out, number, units[number], keys, name)
         # An interrupted call may have left out some, which stand in no shard any more.
         left = len(_left_out(out, count, name))
         kinds = Counter(match.kind for match in matches)
@@ -197,6 +196,12 @@ def _about_of(
 # --------------------------------------------------------------------------------- what is left out
 
 
+def _answers(before: dict[str, Any], id_: str, max_distance: int, leave_out: bool) -> bool:
+    """Whether an earlier comparison was the same, and left out what is to be left out."""
+    same = before["id"] == id_ and before["max_distance"] == max_distance
+    return same and (not leave_out or before["left_out"] == before["records"])
+
+
 def _standing(out: Path, manifest: dict[str, Any], keys: set[str]) -> dict[int, Counter[str]]:
     """Shard -> which of the keys it holds, and how often; only shards that hold some."""
     found = {
@@ -219,11 +224,13 @@ def _left_out(out: Path, count: int, name: str) -> list[str]:
     return found
 
 
-def _leave_out(out: Path, number: int, keys: Container[str], name: str) -> None:
+def _leave_out(
+    out: Path, number: int, unit: dict[str, Any], keys: Container[str], name: str
+) -> None:
     """Writes a shard anew without the records of these keys, which it counts as losses, and without
-    negative pictures of these names.
+    negative pictures of these names. unit: what its unit left.
     """
-    unit, reason = read_unit_file(out, number), overlap_reason(name)
+    reason = overlap_reason(name)
     tally, losses = Tally(), list(unit["losses"])
     negatives = list(unit.get("negatives_left_out", ()))
     with NewShard(out, number) as shard:

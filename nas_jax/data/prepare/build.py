@@ -127,11 +127,11 @@ def finish_units(
         with contextlib.suppress(TooMuchLost), contextlib.closing(console):
             run_units(todo, out, options, workers, store, progress)
     if progress.too_much or not progress.seen:
-        made = [
+        done = [
             unit for unit in (read_unit_file(out, number) for number in range(len(units))) if unit
         ]
-        if lost := by_reason(loss for unit in made for loss in unit["losses"]):
-            console.say(loss_table(lost, sum(unit["images_in"] for unit in made)))
+        if lost := by_reason(loss for unit in done for loss in unit["losses"]):
+            console.say(loss_table(lost, sum(unit["images_in"] for unit in done)))
         raise DataError(
             f"{progress.lost} of {progress.seen} images lost",
             f"at most a share of {max_lost:g} (--max-lost)"

@@ -130,9 +130,12 @@ def finished_units(out: Path, count: int) -> list[dict[str, Any]]:
 
     Raises DataError where one is not finished or its shard is not as long as it was.
     """
-    units = [read_unit_file(out, number) for number in range(count)]
-    if None in units:
-        raise damaged(out / pairs_name(units.index(None)), "missing, or not as it was written")
+    units = []
+    for number in range(count):
+        unit = read_unit_file(out, number)
+        if unit is None:
+            raise damaged(out / pairs_name(number), "missing, or not as it was written")
+        units.append(unit)
     return units
 
 

@@ -105,7 +105,7 @@ def plan(
             yield from _plan_remote(kind, path, image_root, strip)
             continue
         stat = os.stat(path)
-        base = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        base: dict[str, Any] = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         root = image_root or os.path.dirname(path) or "."
         if kind == "webdataset":
             yield Unit(kind, **base)
@@ -145,7 +145,7 @@ def plan(
 def _plan_remote(kind: str, path: str, root: str, strip: str) -> Iterator[Unit]:
     """One unit: it is fetched once."""
     size, changed = stat_remote(path)
-    base = {"path": path, "size": size, "mtime_ns": changed}
+    base: dict[str, Any] = {"path": path, "size": size, "mtime_ns": changed}
     if kind == "webdataset":
         yield Unit(kind, **base)
     else:

@@ -106,9 +106,9 @@ def mended_annotations(found: Annotations) -> Annotations:
     if not any(found):
         return NOTHING
     texts = [one._replace(text=mend(one.text), of=mend(one.of)) for one in found.negative_captions]
-    kept = dict.fromkeys(one for one in texts if usable_captions([one.text], clean=True))
+    usable = (one for one in texts if usable_captions([one.text], clean=True))
+    kept = tuple(dict.fromkeys(usable))
     regions = tuple(one._replace(phrase=mend(one.phrase)) for one in found.regions)
-    kept = tuple(kept)
     return found._replace(negative_captions=kept, group=mend(found.group), regions=regions)
 
 

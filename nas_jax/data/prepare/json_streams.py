@@ -21,7 +21,7 @@ DECODER = json.JSONDecoder(strict=False)  # control characters in a text are men
 
 _CHUNK = 1 << 20  # bytes read at once from a list
 _MAX_ENTRY = 64 << 20  # bytes of one entry of a list; more is no list
-_SPACE = re.compile(r"[\s,]*")
+_BEGIN = re.compile(r"[^\s,]")  # of an entry, or the end of the list
 
 
 def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
@@ -33,7 +33,8 @@ def stream_array(path: str) -> Iterator[tuple[int, int, Any]]:
         offset = len(codecs.BOM_UTF8) if mark == codecs.BOM_UTF8 else 0
         text, position, number, ended = decode(mark[offset:]), 0, -1, False
         while True:
-            stop = _SPACE.match(text, position).end()
+            found = _BEGIN.search(text, position)
+            stop = found.start() if found else len(text)
             offset, position = offset + _bytes(text[position:stop]), stop
             if position < len(text) and number < 0:
                 offset, position, number = offset + 1, position + 1, 0

@@ -59,8 +59,8 @@ def read_picture(
         return Loss("missing file", name, path, "", len(texts))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return Loss("unreadable file", name, path, str(error), len(texts))
-    annotations = with_images(mended_annotations(annotations), pictures)
-    return InputPair(name, data, captions, len(texts), mended, path, *annotations)
+    found, lost = with_images(mended_annotations(annotations), pictures)
+    return InputPair(name, data, captions, len(texts), mended, path, found, lost)
 
 
 def with_images(annotations: Annotations, pictures: Pictures) -> tuple[Annotations, int]:
@@ -72,8 +72,10 @@ def with_images(annotations: Annotations, pictures: Pictures) -> tuple[Annotatio
         data, path = bytes_and_path(one)
         # what cannot be read is counted; ValueError: a NUL in the path
         with contextlib.suppress(OSError, ValueError):
-            if data is not None or path:
-                images.append(pictures.read(path) if data is None else data)
+            if data is not None:
+                images.append(data)
+            elif path:
+                images.append(pictures.read(path))
     lost = len(annotations.negative_images) - len(images)
     return annotations._replace(negative_images=tuple(images)), lost
 

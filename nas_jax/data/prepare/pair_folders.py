@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from nas_jax.data.annotations import read_sample
 from nas_jax.data.picture_paths import Pictures
@@ -48,10 +49,21 @@ def is_pair(parts: dict[str, str]) -> bool:
     return picture_of(parts) is not None and any(suffix in parts for suffix in TEXT_SUFFIXES)
 
 
-def pictures_in(folder: str) -> dict[str, dict[str, str]]:
+class PairFiles(NamedTuple):
+    """The files of one picture, by name."""
+
+    picture: str
+    parts: dict[str, str]  # suffix -> file, the picture too
+
+
+def pictures_in(folder: str) -> dict[str, PairFiles]:
     """`parts_of` a folder, of what has a picture."""
     parts = parts_of(os.listdir(folder))
-    return {key: found for key, found in parts.items() if picture_of(found)}
+    return {
+        key: PairFiles(picture, found)
+        for key, found in parts.items()
+        if (picture := picture_of(found))
+    }
 
 
 def read_pair_folder(unit: Unit) -> Iterator[InputPair | Loss]:
@@ -60,35 +72,37 @@ def read_pair_folder(unit: Unit) -> Iterator[InputPair | Loss]:
         yield _read_pair(unit.path, key, found[key])
 
 
-def _read_pair(folder: str, key: str, parts: dict[str, str], group: str = "") -> InputPair | Loss:
+def _read_pair(folder: str, key: str, files: PairFiles, group: str = "") -> InputPair | Loss:
     """group: the name of the folder in `folder` that the files lie in, if they lie in one."""
     name, place = printable(os.path.join(group, key)), Path(folder, group)
     try:
-        texts, damaged, annotations = read_sample(parts, lambda name: (place / name).read_bytes())
-        image = (place / picture_of(parts)).read_bytes()
+        texts, damaged, annotations = read_sample(
+            files.parts, lambda name: (place / name).read_bytes()
+        )
+        image = (place / files.picture).read_bytes()
     except OSError as error:
         return Loss("unreadable file", name, folder, str(error))
     captions, mended = mended_captions(texts)
     if not captions:
         return Loss("damaged json" if damaged else "no caption", name, folder, "", len(texts))
     annotations = annotations._replace(group=group or annotations.group)
-    annotations = with_images(mended_annotations(annotations), Pictures(str(place)))
-    return InputPair(name, image, captions, len(texts), mended, folder, *annotations)
+    found, lost = with_images(mended_annotations(annotations), Pictures(str(place)))
+    return InputPair(name, image, captions, len(texts), mended, folder, found, lost)
 
 
 # ------------------------------------------------------------------------------------------- groups
 
 
-def groups_in(folder: str) -> list[tuple[str, str, dict[str, str]]]:
-    """(group, key, parts) of each picture in the folders of a folder, sorted.
+def groups_in(folder: str) -> list[tuple[str, str, PairFiles]]:
+    """(group, key, files) of each picture in the folders of a folder, sorted.
 
     Raises DataError where there is none.
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     found = [
-        (name, key, parts)
+        (name, key, files)
         for name in names
-        for key, parts in sorted(pictures_in(os.path.join(folder, name)).items())
+        for key, files in sorted(pictures_in(os.path.join(folder, name)).items())
     ]
     if not found:
         raise DataError(
@@ -101,5 +115,5 @@ def groups_in(folder: str) -> list[tuple[str, str, dict[str, str]]]:
 
 def read_groups(unit: Unit) -> Iterator[InputPair | Loss]:
     """The pictures of a unit; its start and end count what `groups_in` gives."""
-    for group, key, parts in groups_in(unit.path)[unit.start : unit.end]:
-        yield _read_pair(unit.path, key, parts, group)
+    for group, key, files in groups_in(unit.path)[unit.start : unit.end]:
+        yield _read_pair(unit.path, key, files, group)

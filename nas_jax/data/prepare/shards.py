@@ -76,14 +76,12 @@ class NewShard:
 class Tally:
     """Statistics of the records of one unit, as counts that can be added up."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.records = self.captions = self.bytes = 0
-        self.words, self.widths, self.heights, self.formats = (
-            Counter(),
-            Counter(),
-            Counter(),
-            Counter(),
-        )
+        self.words: Counter[int] = Counter()
+        self.widths: Counter[int] = Counter()
+        self.heights: Counter[int] = Counter()
+        self.formats: Counter[str] = Counter()
         self.longest: tuple[int, str, str] = (0, "", "")
         self.negatives: Counter[str] = Counter()  # what there is of given negatives
         self.regions: Counter[str] = Counter()

@@ -27,9 +27,12 @@ _MAGIC = (
 class StoredAs(Protocol):
     """What of `units.Options` decides how a picture is stored."""
 
-    short_side: int
-    quality: int
-    image_range: tuple[float, ...]
+    @property
+    def short_side(self) -> int: ...
+    @property
+    def quality(self) -> int: ...
+    @property
+    def image_range(self) -> tuple[float, ...]: ...
 
 
 def decoded(image: bytes, options: StoredAs) -> tuple[np.ndarray, bytes]:

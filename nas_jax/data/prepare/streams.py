@@ -16,12 +16,11 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 from nas_jax.utils.errors import DataError
 
 _CHUNK = 1 << 20  # bytes that are read at once
-_PACKED: tuple[tuple[bytes, Callable[[str], BinaryIO]], ...] = (
+_PACKED: tuple[tuple[bytes, Callable[[str], io.BufferedIOBase]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
     (b"\xfd7zXZ\0", lzma.open),
@@ -41,18 +40,18 @@ def is_packed(path: str) -> bool:
         return _opener(file.read(6)) is not None
 
 
-def _opener(head: bytes) -> Callable[[str], BinaryIO] | None:
+def _opener(head: bytes) -> Callable[[str], io.BufferedIOBase] | None:
     return next((opener for magic, opener in _PACKED if head.startswith(magic)), None)
 
 
-def open_bytes(path: str) -> BinaryIO:
+def open_bytes(path: str) -> io.BufferedIOBase:
     """The file, unpacked as it is read. Raises OSError; reading raises what `unpacking` names."""
     with open(path, "rb") as file:
         opener = _opener(file.read(6))
     return opener(path) if opener else open(path, "rb")
 
 
-def open_text(path: str, start: int = 0) -> BinaryIO:
+def open_text(path: str, start: int = 0) -> io.BufferedIOBase:
     """The bytes of a text as UTF-8, from the plain byte `start` on.
 
     Raises OSError, and DataError for UTF-16 without a mark of its order.
@@ -80,7 +79,7 @@ def open_text(path: str, start: int = 0) -> BinaryIO:
 class _AsUtf8(io.RawIOBase):
     """A text in a wider encoding, as UTF-8; what cannot be read is U+FFFD."""
 
-    def __init__(self, file: BinaryIO, encoding: str):
+    def __init__(self, file: io.BufferedIOBase, encoding: str):
         self._file, self._rest = file, b""
         self._decode = codecs.getincrementaldecoder(encoding)("replace").decode
 

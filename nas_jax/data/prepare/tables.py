@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from nas_jax.data.list_fields import CAPTION_FIELDS, IMAGE_FIELDS, url_advice
 from nas_jax.data.prepare.streams import open_text, unpacking
@@ -113,7 +114,7 @@ def stream_table(
 class _Lines:
     """The lines of a text, and how far they were read."""
 
-    def __init__(self, file: BinaryIO, start: int):
+    def __init__(self, file: io.BufferedIOBase, start: int):
         self._file, self.place = file, start
 
     def __iter__(self) -> Iterator[str]:
@@ -141,7 +142,7 @@ def _uneven(path: str, number: int, what: str, count: int, delimiter: str) -> Da
 
 
 def _token_rows(
-    path: str, file: BinaryIO, start: int, end: int | None
+    path: str, file: io.BufferedIOBase, start: int, end: int | None
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     place = start
     for number, line in enumerate(file, start=1):

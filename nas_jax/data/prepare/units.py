@@ -93,17 +93,17 @@ def prepare_unit(
             if isinstance(item, InputPair):
                 captions_in, mended = captions_in + item.captions_in, mended + item.mended
                 lost_negatives += item.negatives_lost
-                name = item.key
-                item, broken, faults = _row(item, options)
+                row, broken, faults = _row(item, options)
                 lost_negatives += broken
-                wrong += (f"{name}: {fault}" for fault in faults)
+                wrong += (f"{item.key}: {fault}" for fault in faults)
             else:
                 captions_in += item.captions
-            if isinstance(item, Loss):
-                losses.append(item)
+                row = item
+            if isinstance(row, Loss):
+                losses.append(row)
             else:
-                shard.write(*item)
-                tally.add(*item)
+                shard.write(*row)
+                tally.add(*row)
             tick(images_in, len(losses))
         counts = {
             "images_in": images_in,
@@ -147,7 +147,6 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int, list[str]]
     image_HxWx3, data = stored_form(image_HxWx3, data, options)
     height, width = image_HxWx3.shape[:2]
     found = pair.annotations
-    annotations = found.negative_captions, len(negatives), found.group
     about = About(
         pair.key,
         image_id_of(pair.key),
@@ -155,7 +154,9 @@ def _row(pair: InputPair, options: Options) -> tuple[Row | Loss, int, list[str]]
         width,
         height,
         *hashes,
-        *annotations,
+        found.negative_captions,
+        len(negatives),
+        found.group,
         tuple(negative_hashes),
     )
     regions = scaled(regions, size, (width, height))

@@ -61,15 +61,15 @@ def _plain_entries(content: dict[str, Any]) -> tuple[Entry, ...]:
     values: Sequence[Any] = list(content.values())
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    elif all(texts_of(value) for value in values):
-        return tuple((name, tuple(texts_of(value))) for name, value in content.items())
-    found = [(image_of(value), captions_of(value)) for value in values]
-    if not all(image and texts is not None for image, texts in found):
-        return ()
-    return tuple(
-        Entry(image, (*texts, *expressions_of(value)), annotations_of(value, texts))
-        for value, (image, texts) in zip(values, found, strict=True)
-    )
+    elif all(captions := [texts_of(value) or [] for value in values]):
+        return tuple(Entry(name, tuple(of)) for name, of in zip(content, captions, strict=True))
+    entries = []
+    for value in values:
+        image, texts = image_of(value), captions_of(value)
+        if not image or texts is None:
+            return ()
+        entries.append(Entry(image, (*texts, *expressions_of(value)), annotations_of(value, texts)))
+    return tuple(entries)
 
 
 def _coco_entries(path: str, images: list, annotations: list) -> tuple[Entry, ...]:
@@ -98,7 +98,7 @@ def _coco_entries(path: str, images: list, annotations: list) -> tuple[Entry, ..
         for image in images
     ]
     # An empty path stands for captions of a picture that the file does not name.
-    return (*named, *(("", (name, *texts)) for name, texts in lost.items()))
+    return (*named, *(Entry("", (name, *texts)) for name, texts in lost.items()))
 
 
 def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[Entry, ...]:
@@ -110,7 +110,7 @@ def _karpathy_entries(path: str, images: list, splits: Sequence[str]) -> tuple[E
             "pass --split train,restval to train on COCO; for --against prepare the file first",
         )
     return tuple(
-        (
+        Entry(
             os.path.join(image.get("filepath", ""), image["filename"]),
             tuple(sentence["raw"] for sentence in image["sentences"]),
         )
