@@ -38,7 +38,7 @@ def itm_loss(groups: dict[str, MatchRows], weights: dict[str, float] | None = No
     """Mean cross-entropy over the valid rows of all groups.
 
     `weights` takes groups out of that common mean and adds each one's own mean times its weight
-    (the second form of FGITM). A mean over no valid row is 0.
+    (`method.itm.form=weighted`, which is ours). A mean over no valid row is 0.
     """
     weights = weights or {}
 

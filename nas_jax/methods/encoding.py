@@ -1,5 +1,6 @@
-"""Both towers on a batch, with all captions in one call of the text encoder; and further captions
-and pictures.
+"""Runs both encoders on a batch: all captions in one call of the text encoder.
+
+Negative captions and second pictures have functions of their own.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Pictures and texts are compared token by token: each patch looks for its best word and each word for
 its best patch. So a dual encoder learns which words belong to which places, and its features can
 still be computed beforehand.
+
+Source: the loss as reports of the paper give it, with padding left out. Not checked against the
+paper: which tokens are kept (`share`), the optimizer. DeCLIP's code (Sense-GVT/DeCLIP) keeps the 16
+best tokens of one side and does not mask padding.
 """
 
 from __future__ import annotations

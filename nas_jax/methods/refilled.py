@@ -1,5 +1,5 @@
 """What VL-Match and ViLTA share: ALBEF with a language model that is trained beside it and writes
-negative captions for the matching loss (`methods/refill.py`), once it can.
+negative captions for the matching loss (`methods/refill.py`) from `nta.start_epoch` on.
 """
 
 from __future__ import annotations

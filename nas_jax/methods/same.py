@@ -1,4 +1,7 @@
-"""Pairs of a batch that are as right as the own one: false negatives, told by the config."""
+"""Pairs of a batch that are as right as the own one, so that they are no negatives.
+
+`method.itc.same` says which count: those with the same image id, caption, or synonyms.
+"""
 
 from __future__ import annotations
 

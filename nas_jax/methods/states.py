@@ -1,4 +1,4 @@
-"""Entries of ALBEF's state that a checkpoint has, or lacks."""
+"""Entries of ALBEF's state from a checkpoint: what it has is taken, what it lacks is made."""
 
 from __future__ import annotations
 
