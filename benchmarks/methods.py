@@ -338,10 +338,8 @@ def _made(known: Sequence[Record]) -> list[str]:
     made = [counted(one) for one in known]
     made += [program for one in known for program in one["programs"].values()]
     names = ("hardware", "date", "code", "versions")
-    texts = {
-        name: ", ".join(sorted({part for one in made for part in one[name].split(", ")}))
-        for name in names
-    }
+    texts = {name: ", ".join(sorted({one[name] for one in made})) for name in names}
+    texts["versions"] = ", ".join(sorted({x for one in made for x in one["versions"].split(", ")}))
     return [
         f"{texts['date']}; counted and compiled on: {texts['hardware']}; {texts['versions']}; code "
         f"{texts['code']}. The record of each method, with its config, is beside this page."
