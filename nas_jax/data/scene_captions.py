@@ -38,13 +38,16 @@ class Noun:
             and self.fill in (None, item.fill)
         )
 
-    def head(self, article: str) -> str:
-        """The word for the number; article where there is none."""
-        return article if self.number is None else NUMBERS[self.number]
+    @property
+    def counted(self) -> int:
+        """The number. Raises ValueError where the noun names none."""
+        if self.number is None:
+            raise ValueError(f"no number of {self.shape}")
+        return self.number
 
     def text(self, article: str) -> str:
         """The words; article is used where there is no number."""
-        head = self.head(article)
+        head = article if self.number is None else NUMBERS[self.number]
         plural = self.number is not None and self.number > 1
         shape = self.shape + ("es" if self.shape.endswith("s") else "s") if plural else self.shape
         return " ".join(word for word in (head, self.size, self.fill, self.colour, shape) if word)

@@ -47,7 +47,7 @@ def _with_noun(statement: Statement, index: int, **changes) -> Statement:
 
 def _deny(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
     last = statement.nouns[-1]
-    return _with_noun(statement, len(statement.nouns) - 1, number=1 - (last.number or 0))
+    return _with_noun(statement, len(statement.nouns) - 1, number=1 - last.counted)
 
 
 def _recount(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
@@ -89,7 +89,7 @@ def _refill(world: World, statement: Statement, rng: np.random.Generator) -> Sta
 
 
 def _turn(world: World, statement: Statement, rng: np.random.Generator) -> Statement:
-    return replace(statement, relation=statement.relation and INVERSE[statement.relation])
+    return replace(statement, relation=INVERSE[statement.relation or "none"])
 
 
 def _exchange_nouns(world: World, statement: Statement, rng: np.random.Generator) -> Statement:

@@ -184,7 +184,7 @@ def draw_question(world: World, rng: np.random.Generator, held_out: bool) -> Pos
         whole = draw_statement(world, "count", rng, held_out)
         noun = choose(rng, whole.nouns)
         plural = replace(noun, number=2).text("").removeprefix(NUMBERS[2] + " ")
-        text, answer = f"what number of {plural} is there", noun.head("a")
+        text, answer = f"what number of {plural} is there", NUMBERS[noun.counted]
         return _question(draw_scene(world, whole, rng, held_out), text, answer)
     whole = draw_statement(world, "existence", rng, held_out)
     whole = replace(whole, nouns=(*whole.nouns[:2], replace(whole.nouns[2], number=1)))

@@ -58,7 +58,7 @@ class Pictures:
     size: int | None  # pixels; None: as they are
     fit: str
     names: bool = False  # the names that the annotations have
-    value_range: Range | tuple[()] = ()  # of deep pictures, see `decode`
+    value_range: Range = ()  # of deep pictures, see `decode`
     _known: dict[Any, str] = field(default_factory=dict)
 
     def path(self, unread: Unread, index: int) -> str:

@@ -33,6 +33,7 @@ IIW = "IIW-400/data.jsonl"
 IIW_PARTS = ("DOCCI_Test", "IIW-400", "DCI_Test")  # in LoTLIP's order
 FIRST = {"share4v_sam_10k.json": 10_000}  # entries of a file of ShareGPT4V; of others 1,000
 CHUNK = 2**20  # characters read at a time
+_BEGIN = re.compile(r"[^\s,]")  # of an entry, or the end of the array
 
 
 def _dci(path: Path) -> Entries:
@@ -81,7 +82,8 @@ def first_entries(path: Path, count: int) -> Iterator[Any]:
                 raise DataError(f"{path} is no array", "[{...}, ...]", "check which file it is")
             at = 1
             while found < count:
-                at = next(re.compile(r"[\s,]*").finditer(text, at)).end()
+                begin = _BEGIN.search(text, at)
+                at = begin.start() if begin else len(text)
                 if text.startswith("]", at):
                     return
                 try:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nas_jax.data import scene_sets
-from nas_jax.data.scene_captions import holds, parse
+from nas_jax.data.scene_captions import Noun, Statement, holds, parse
 from nas_jax.data.scene_pictures import COLOURS, CORNERS, FILLS, Item, SceneSpec, label, render
 from nas_jax.data.scene_sets import Counts, foil_categories, scene_eval_set, scene_eval_sets
 from nas_jax.data.scenes import SceneSource, draw_wording
@@ -64,6 +64,15 @@ def test_the_small_world_is_that_of_older_runs():
         for image in one.images:
             kept.update(image.tobytes())
     assert kept.hexdigest() == "9fb82097e9b9b959cdcb633234ef566c"
+
+
+def test_an_edit_of_what_a_caption_does_not_say_is_an_error():
+    plain = Statement((Noun("square"),))
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="no number of square"):
+        scene_sets._deny(WORLDS["small"], plain, rng)
+    with pytest.raises(KeyError):
+        scene_sets._turn(WORLDS["small"], plain, rng)
 
 
 def test_each_word_has_a_look_and_is_trained(world):

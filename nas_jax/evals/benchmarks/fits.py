@@ -32,9 +32,7 @@ FITS = {
 """Name -> what the protocol says of it."""
 
 
-def original(
-    files: Pictures, picture: PictureRef, value_range: Range | tuple[()] = ()
-) -> np.ndarray:
+def original(files: Pictures, picture: PictureRef, value_range: Range = ()) -> np.ndarray:
     """A picture as a benchmark shows it, uint8 (H, W, 3): upright, cut to its box. value_range: see
     `decode`.
 

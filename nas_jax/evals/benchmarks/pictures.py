@@ -211,7 +211,7 @@ class Gallery(Sequence):
         `failures`: index -> why it cannot be shown.
         """
         self._files, self._pictures, self._size = files, list(pictures), size
-        self._range = (value_range[0], value_range[1]) if value_range else ()
+        self._range = value_range
         self._cache: dict[int, np.ndarray] = {}
         self.failures: dict[int, Unusable] = {}
         room = CACHE_BYTES // (size * size * 3)
