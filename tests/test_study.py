@@ -272,6 +272,15 @@ def test_jobs_run_side_by_side_and_a_failure_is_told_and_ends_nothing(tmp_path):
     assert failed == ["large-albef-0"] and "exit code 1 | no room" in said[0]
 
 
+def test_a_run_whose_data_is_at_fault_stops_those_that_wait(tmp_path):
+    planned = jobs(PRESET, 1)
+    done, said, failed = run_all(
+        tmp_path, shell("import sys; print('no shards'); sys.exit(3)"), planned, places=(None,)
+    )
+    assert not done and failed == [planned[0].name]
+    assert said == [f"{planned[0].name} failed: exit code 3 | no shards"]
+
+
 def test_at_the_end_of_the_time_runs_are_stopped_and_may_save(tmp_path):
     began = time.monotonic()
     done, _, failed = run_all(tmp_path, shell(SAVES), jobs(PRESET, 1), seconds=2.0)

@@ -18,7 +18,7 @@ from benchmarks.checkout import ROOT
 from benchmarks.study.plan import Job, method_of, resolved, same_run
 from nas_jax.inspect.negatives_measure import SCORE
 from nas_jax.train.workdir import CONFIG
-from nas_jax.utils.errors import ConfigError
+from nas_jax.utils.errors import ConfigError, DataError
 
 SAVING_SECONDS = 120  # that a stopped run has for its checkpoint
 LOG_LINES = 3  # of a failed run that are shown
@@ -84,7 +84,10 @@ def set_aside(workdir: Path, job: Job) -> Path | None:
 
 
 class Running:
-    """Runs the commands of jobs, one at each place, until all are done or the time is up."""
+    """Runs the commands of jobs, one at each place, until all are done or the time is up.
+
+    A run that fails ends no other, unless its data is at fault: then all stop.
+    """
 
     def __init__(
         self,
@@ -157,6 +160,8 @@ class Running:
             if code:
                 last = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
                 self._lost(job, " | ".join([f"exit code {code}", *last]))
+                if code == DataError.exit_code:  # the runs that wait would read the same data
+                    self._stop.set()
                 return
         with self._lock:
             self.finished(job, place)
