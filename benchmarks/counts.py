@@ -1,11 +1,11 @@
-"""How simple the code is to read, in four counts.
+"""How simple the code is to read, in five counts.
 
     python -m benchmarks.counts
 
 Prints one line each: the files from main.py to the formula of ITC, following imports; the largest
-file of models/ and methods/; in the rooms that hold papers (models, losses, negatives, methods) the
-share of functions with seven or more arguments (self apart), and the longest function. Exits 1
-where one is above its limit.
+file of models/ and methods/, and the largest that holds a method; in the rooms that hold papers
+(models, losses, negatives, methods) the share of functions with seven or more arguments (self
+apart), and the longest function. Exits 1 where one is above its limit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FORMULA = "nas_jax/losses/itc.py"
+METHODS = "nas_jax/methods/__init__.py"  # their table is its first dict
 PAPER_ROOMS = ("models", "losses", "negatives", "methods")
 MANY_ARGUMENTS = 7
 
@@ -67,6 +68,19 @@ def path_to_formula() -> list[Path]:
     raise ValueError(f"no chain of imports from main.py to {FORMULA}")
 
 
+def method_files() -> list[Path]:
+    """The files of the methods in METHODS."""
+    tree = ast.parse((ROOT / METHODS).read_text())
+    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign)]
+    table = next(one for one in tables if isinstance(one, ast.Dict) and one.keys)
+    classes = {value.id for value in table.values if isinstance(value, ast.Name)}
+    return [
+        (ROOT / node.module.replace(".", "/")).with_suffix(".py")
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and {one.name for one in node.names} & classes
+    ]
+
+
 def functions(rooms: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
     """(file:name, arguments without self, lines) of every function in some rooms."""
     for room in rooms:
@@ -89,6 +103,7 @@ def counts() -> list[Count]:
         for path in (ROOT / "nas_jax" / room).glob("*.py")
     }
     largest = max(sizes, key=sizes.get)
+    method = max(method_files(), key=lambda path: sizes[_named(path)])
     found = list(functions(PAPER_ROOMS))
     many = [name for name, arguments, _ in found if arguments >= MANY_ARGUMENTS]
     share = 100 * len(many) / len(found)
@@ -96,6 +111,7 @@ def counts() -> list[Count]:
     return [
         Count("files to the formula", len(chain), 5, " > ".join(_named(p) for p in chain)),
         Count("lines of the largest file", sizes[largest], 300, largest),
+        Count("lines of the longest method", sizes[_named(method)], 250, _named(method)),
         Count("% of functions with 7 arguments", share, 1.5, ", ".join(many)),
         Count("lines of the longest function", longest[2], 50, longest[0]),
     ]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import counts
+from nas_jax.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 _BASE = {"typing", "utils"}
@@ -151,6 +154,12 @@ def test_a_right_import_passes(room, source):
 
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:" + "|".join(("home", "root", "work", "Users")) + r")/")
 TEXT_FILES = {".py", ".md", ".toml", ".txt", ".cfg", ".yaml", ".yml", ".json", ".sh"}
+
+
+def test_the_code_is_as_simple_to_read_as_it_promises():
+    found = {one.what: one for one in counts.counts()}
+    assert [one for one in found.values() if one.value > one.limit] == []
+    assert len(counts.method_files()) == len({cls.__module__ for cls in METHODS.values()}) > 15
 
 
 def test_no_path_of_one_machine():

@@ -159,9 +159,8 @@ class Nas(Albef):
         if (fields := saved.entry("dictionary")) is None:
             saved.say("these weights have no dictionary: it starts anew")
             return state
-        dictionary = resized(fields, self.config.dictionary.codes)
-        past_start = jnp.int32(1)  # it does not start from data
-        return state | {"dictionary": replace(dictionary, step=past_start)}
+        dictionary = replace(resized(fields, self.config.dictionary.codes), step=jnp.int32(1))
+        return state | {"dictionary": dictionary}  # past step 0, at which it starts from data
 
     # ------------------------------------------------------------------------------- NVA and NTA
 
@@ -217,8 +216,7 @@ class Fgitm(Itm):
         if seen.stage.nva:
             inputs = seen.params, seen.student, seen.extra, seen.batch, seen.draw
             made = method.negative_images(*inputs)
-            epoch = method.setting.epoch(seen.step)
-            valid_B = rows_on(config.nva, epoch, made.valid_B, seen.draw)
+            valid_B = rows_on(config.nva, method.setting.epoch(seen.step), made.valid_B, seen.draw)
             negatives = ImageNegatives(
                 made.tokens_BxTxD[:, None], valid_B[:, None], ("nva",), (made.replacement,)
             )
