@@ -232,14 +232,17 @@ def counted(record: Record) -> Mapping[str, Any] | None:
 
 
 def predicted(record: Record, topology: str) -> dict[str, Any] | None:
-    """The figures of the whole model on chips, on the line through the two shallow ones."""
+    """The figures of the whole model on chips, on the line through the two shallow ones, and
+    `rest_seconds`, on the same line at no layers.
+    """
     start = f"{topology}, {PAIRS} pairs a chip, "
     programs = [one for key, one in record["programs"].items() if key.startswith(start)]
     if len(programs) != 2:
         return None
     layers = tuple(record["fields"]["model"][name] for name in LAYERS)
-    whole = extrapolate(*programs, layers)
-    return {name: whole[name] for name in (*FIGURES, "devices", "capacity_bytes")}
+    whole, rest = extrapolate(*programs, layers), extrapolate(*programs, (0,) * len(layers))
+    found = {name: whole[name] for name in (*FIGURES, "devices", "capacity_bytes")}
+    return found | {"rest_seconds": rest["predicted_seconds"]}
 
 
 def program_name(run: RunConfig, topology: str) -> str:
@@ -306,8 +309,8 @@ def _predictions(known: Sequence[Record], base: Record | None, topology: str) ->
         return []
     other = found.get(BASELINE)
     first = next(iter(found.values()))
-    head = ("method", "predicted ms a step", "times ALBEF", "arguments", "temporaries",
-            f"both, of {first['capacity_bytes'] / GIB:.0f} GiB")  # fmt: skip
+    head = ("method", "predicted ms a step", "times ALBEF", "not in layers", "arguments",
+            "temporaries", f"both, of {first['capacity_bytes'] / GIB:.0f} GiB")  # fmt: skip
     rows = []
     for name, one in found.items():
         memory = [one[f"{part}_bytes"] / GIB for part in ("arguments", "temporaries")]
@@ -316,6 +319,7 @@ def _predictions(known: Sequence[Record], base: Record | None, topology: str) ->
                 f"`{name}`",
                 f"{1e3 * one['predicted_seconds']:.1f}",
                 _ratio(one, other, "predicted_seconds"),
+                f"{1e3 * one['rest_seconds']:.1f} ms",
                 *(f"{size:.2f} GiB" for size in memory),
                 f"{sum(memory):.2f} GiB",
             )
@@ -324,7 +328,10 @@ def _predictions(known: Sequence[Record], base: Record | None, topology: str) ->
         f"**Predicted** for {topology} ({first['devices']} chips), {PAIRS} pairs a chip, in the "
         "precision of the recipe, nothing recomputed unless it says so: the compiler's cycle "
         "estimates and memory of two shallow models, extrapolated to all layers; without the time "
-        "of collectives ([scaling](../scaling.md)). No TPU was used."
+        "of collectives ([scaling](../scaling.md)). No TPU was used. *Not in layers*: embeddings, "
+        "heads, losses and AdamW's part of them. It is much where the loss compares tokens of all "
+        f"pairs of the batch ({PAIRS * first['devices']:,} here; the count above has {PAIRS}, and "
+        "hardly shows it)."
     )
     return [text, "", *markdown(head, rows)]
 

@@ -132,13 +132,14 @@ def test_predictions_are_on_the_line_through_two_shallow_models_and_called_so():
     assert list(pair)[0] == "v5e:16x16, 32 pairs a chip, 2 + 1 + 1 layers"
     whole = methods.predicted(record("albef", 1.0, programs=pair), "v5e:16x16")
     assert whole["predicted_seconds"] == pytest.approx(0.065)
+    assert whole["rest_seconds"] == pytest.approx(0.005)
     assert whole["temporaries_bytes"] == whole["arguments_bytes"] == 6 * 2**30
     one = record("albef", 1.0, programs=dict([*pair.items()][:1]))
     assert methods.predicted(one, "v5e:16x16") is None
     assert methods.predicted(record("albef", 1.0, programs=pair), "v5p:4x4x4") is None
     text = methods.page_text([record("albef", 1.0, programs=pair), record("tcl", 2.0)], [])
     assert "**Predicted** for v5e:16x16 (256 chips)" in text and "predicted ms a step" in text
-    row = "| `albef` | 65.0 | 1.00 | 6.00 GiB | 6.00 GiB | 12.00 GiB |"
+    row = "| `albef` | 65.0 | 1.00 | 5.0 ms | 6.00 GiB | 6.00 GiB | 12.00 GiB |"
     assert row in text and text.count("| `tcl`") == 1
     pair = {name: one | {"versions": "jax 1, libtpu 2"} for name, one in pair.items()}
     text = methods.page_text([record("albef", 1.0, programs=pair)], [])
