@@ -216,13 +216,14 @@ def test_few_images_are_judged_at_the_end_with_the_table(tmp_path, capsys):
 
 
 WAITS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from nas_jax.data.prepare import __main__ as command, workers
 tick = workers.Progress.tick
 def waits(self, number, *counts):
     tick(self, number, *counts)
     if number == 1:
-        time.sleep(600)
+        time.sleep(60)
 workers.Progress.tick = waits
 sys.exit(command.main(sys.argv[1:]))
 """
