@@ -208,4 +208,4 @@ def test_what_was_compiled_for_chips_is_kept_program_by_program(tmp_path, monkey
     assert "2 + 1 + 1 layers compiled before" in capsys.readouterr().out
     assert seen == [(2, 128, 4), (4, 128, 4), (4, 128, 4)]
     text = (tmp_path / "methods.md").read_text()
-    assert "| `albef` | 120.0 | 1.00 | 1.00 GiB | 12.00 GiB | 13.00 GiB |" in text
+    assert "| `albef` | 120.0 | 1.00 | 0.0 ms | 1.00 GiB | 12.00 GiB | 13.00 GiB |" in text
