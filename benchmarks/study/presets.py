@@ -118,6 +118,7 @@ EMOJI = Preset(
         "val/foils/itm/gender": "gender",
         "val/foils/itm/number": "number",
         "val/foils/itm/noun-verb-other": "noun, verb, other",
+        "val/foils/itc/number": "ITC, number",
         "val/quads/itm/group": "quads, group",
         "val/retrieval/itc/text_to_image_r@1": "ITC, text to image R@1",
         "val/retrieval/itm/text_to_image_r@1": "ITM, text to image R@1",
